@@ -1,0 +1,1 @@
+"""loadtest: drive a Triton endpoint and tell honestly what it holds. Imports neither torch nor the other rooms."""

@@ -1,0 +1,79 @@
+"""The errors that a user can meet, and the exit code that each carries.
+
+Every room has an `errors.py` that hangs its own classes below these five::
+
+    LatheError                 never raised itself
+    ├── UsageError       2     a wrong option, recipe, plan or scenario
+    ├── Refused          3     a gate or a threshold said no, or a run that proves nothing
+    ├── BadInput         4     a file, model, data set or repository that cannot be used
+    ├── MachineError     5     the machine or the server: port taken, disk full, server absent or dying
+    └── Stopped          143   SIGTERM asked the command to end
+
+Of these rooms only this module and `commandline.py` know Click.
+"""
+
+from typing import IO, Any
+
+import click
+
+
+class LatheError(click.ClickException):
+    """A failure with one clear line and the way out.
+
+    Args:
+        what: what is wrong, one line, no trailing full stop needed.
+        where: the file, layer, model or address that it was found at; empty when `what` says it all.
+        fix: what the user can do next, as an instruction.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        place = f"{where}: " if where else ""
+        way_out = f"\n  fix: {fix}" if fix else ""
+        super().__init__(f"{place}{what}{way_out}")
+
+    def document(self) -> dict[str, Any]:
+        """Return the value of `error` in a `--json` document."""
+        return {
+            "kind": type(self).__name__,
+            "what": self.what,
+            "where": self.where,
+            "fix": self.fix,
+            "exit": self.exit_code,
+        }
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message to standard error, where Click would print its own."""
+        click.echo(f"error: {self.format_message()}", file=file, err=file is None)
+
+
+class UsageError(LatheError):
+    """A wrong option, recipe, plan or scenario."""
+
+    exit_code = 2
+
+
+class Refused(LatheError):
+    """A gate or threshold said no, or the run is invalid."""
+
+    exit_code = 3
+
+
+class BadInput(LatheError):
+    """A file, model, data set or repository cannot be used as it is."""
+
+    exit_code = 4
+
+
+class MachineError(LatheError):
+    """The machine or the server failed: port taken, disk full, server absent, dying or answering nonsense."""
+
+    exit_code = 5
+
+
+class Stopped(LatheError):
+    """SIGTERM asked this command to end."""
+
+    exit_code = 143

@@ -1,0 +1,122 @@
+"""TensorSpec: the one statement of what goes into a model and what comes out.
+
+The export, the Triton config, warm-up requests and load payloads are all derived from it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.errors import BadInput
+
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+
+TRITON_DTYPES = {
+    "bool": "BOOL",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+    "object": "BYTES",
+}
+NUMPY_DTYPES = {triton: numpy for numpy, triton in TRITON_DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A named dimension with the range of sizes that it takes (`minimum` ≤ `typical` ≤ `maximum`, all ≥ 1)."""
+
+    name: str
+    minimum: int
+    typical: int
+    maximum: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.typical <= self.maximum:
+            raise BadInput(
+                f"dim {self.name!r} needs 1 <= minimum <= typical <= maximum, "
+                f"got {self.minimum}, {self.typical}, {self.maximum}"
+            )
+
+
+BATCH = Dim("batch", 1, 8, 64)
+"""The usual first dimension of a batched tensor. A `Dim` named `batch` that stands first is the batch axis."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype and dims of one input or output.
+
+    Args:
+        name: as the model's forward argument or the exported graph calls it.
+        dtype: a numpy name, such as `float32` or `int64`.
+        dims: each an int or a `Dim`; the batch axis, when there is one, is a `Dim` named `batch` in the first place.
+        values: for an input, the inclusive range that generated values are drawn from; None means [0, 1).
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int | Dim, ...]
+    values: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in TRITON_DTYPES:
+            raise BadInput(
+                f"tensor {self.name!r} has the dtype {self.dtype!r}", fix=f"use one of {', '.join(TRITON_DTYPES)}"
+            )
+        object.__setattr__(self, "dims", tuple(self.dims))
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first dim is the batch axis."""
+        return bool(self.dims) and isinstance(self.dims[0], Dim) and self.dims[0].name == "batch"
+
+    def shape(self, batch: int | None = None, size: str = "typical") -> tuple[int, ...]:
+        """Return a concrete shape: `size` (minimum, typical, maximum) for every `Dim`, `batch` for the batch axis."""
+        dims = [getattr(dim, size) if isinstance(dim, Dim) else dim for dim in self.dims]
+        if self.batched and batch is not None:
+            dims[0] = batch
+        return tuple(dims)
+
+    def generate(self, rng: np.random.Generator, batch: int | None = None, size: str = "typical") -> Array:
+        """Return random values in range, of `self.shape(batch, size)`."""
+        shape = self.shape(batch, size)
+        if self.dtype == "object":
+            return np.array([b"lathe"] * int(np.prod(shape)), dtype=object).reshape(shape)
+        if self.dtype == "bool":
+            return rng.integers(0, 2, shape).astype(bool)
+        low, high = self.values or (0, 1)
+        if np.issubdtype(np.dtype(self.dtype), np.integer):
+            return rng.integers(int(low), int(high), shape, endpoint=True).astype(self.dtype)
+        return rng.uniform(low, high, shape).astype(self.dtype)
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form, as `lineage.json` holds it."""
+        dims = [
+            {"name": dim.name, "min": dim.minimum, "typical": dim.typical, "max": dim.maximum}
+            if isinstance(dim, Dim)
+            else dim
+            for dim in self.dims
+        ]
+        return {"name": self.name, "dtype": self.dtype, "dims": dims, "values": self.values}
+
+    @staticmethod
+    def from_document(document: Mapping[str, Any]) -> "TensorSpec":
+        """Return the spec that `document()` described."""
+        dims = tuple(
+            Dim(dim["name"], dim["min"], dim["typical"], dim["max"]) if isinstance(dim, dict) else int(dim)
+            for dim in document["dims"]
+        )
+        values = document.get("values")
+        return TensorSpec(document["name"], document["dtype"], dims, tuple(values) if values else None)

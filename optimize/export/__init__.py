@@ -1,0 +1,1 @@
+"""The way from a torch module to an ONNX file."""

@@ -1,0 +1,163 @@
+"""Predictors: named arrays in, named arrays out, from a torch module, an ONNX file or a Triton endpoint."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from torch import nn
+
+from loadtest.client import connect
+from loadtest.errors import LatheError, UsageError
+from loadtest.tensors import Array, Arrays
+from optimize.errors import BadGraph, BadModel
+
+
+class Predictor(Protocol):
+    """A context manager that answers `predict(arrays)`; every array has the batch axis first."""
+
+    name: str
+
+    def predict(self, inputs: Arrays) -> dict[str, Array]:
+        """Return the outputs by name for one batch."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def forward(module: nn.Module, inputs: Mapping[str, torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Call `module` with its inputs by name and return its outputs under the workload's names.
+
+    Raises:
+        BadModel: the model does not take these inputs, or returns something else than the declared tensors.
+    """
+    try:
+        returned = module(**inputs)
+    except LatheError:
+        raise
+    except Exception as error:
+        message = (str(error).strip().splitlines() or [""])[0]
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in inputs.items())
+        raise BadModel(
+            f"does not take its inputs ({shapes}): {type(error).__name__}: {message}",
+            where=type(module).__name__,
+            fix="let the workload's inputs name the arguments of forward, with the dtypes and shapes that it takes",
+        ) from error
+    return _named(returned, names, type(module).__name__)
+
+
+def _named(returned: Any, names: Sequence[str], where: str) -> dict[str, torch.Tensor]:
+    fix = "name every returned tensor in the workload's outputs, or wrap the model in a module that returns only those"
+    if isinstance(returned, torch.Tensor):
+        returned = (returned,)
+    if isinstance(returned, Mapping):
+        if set(returned) != set(names):
+            raise BadModel(
+                f"returns a dict with {sorted(map(str, returned))}, outputs says {list(names)}", where=where, fix=fix
+            )
+        returned = tuple(returned[name] for name in names)
+    if not isinstance(returned, tuple | list) or not all(isinstance(item, torch.Tensor) for item in returned):
+        raise BadModel(f"returns {type(returned).__name__}, not tensors", where=where, fix=fix)
+    if len(returned) != len(names):
+        raise BadModel(
+            f"returns {len(returned)} unnamed tensors, outputs names {len(names)}: {', '.join(names)}",
+            where=where,
+            fix=fix,
+        )
+    return dict(zip(names, returned, strict=True))
+
+
+class TorchPredictor:
+    """A torch module on the CPU, in evaluation mode."""
+
+    def __init__(self, module: nn.Module, outputs: Sequence[str]) -> None:
+        self.name = "torch"
+        self._module, self._outputs = module.eval(), outputs
+
+    def predict(self, inputs: Arrays) -> dict[str, Array]:
+        """Return the module's outputs for one batch."""
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        with torch.inference_mode():
+            outputs = forward(self._module, tensors, self._outputs)
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing is held open."""
+
+
+class OnnxPredictor:
+    """An ONNX file in ONNX Runtime.
+
+    Args:
+        path: the file; external data beside it is found.
+        device: `cpu` or `cuda`. ONNX Runtime falls back to the CPU in silence when it finds no GPU; that is an error here.
+        cores: intra-op threads; 0 lets ONNX Runtime take every core.
+    """
+
+    def __init__(self, path: Path, device: str = "cpu", cores: int = 0) -> None:
+        import onnxruntime
+
+        self.name = "onnx"
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = cores
+        options.log_severity_level = 3
+        wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+        except Exception as error:
+            message = (str(error).strip().splitlines() or [""])[0]
+            raise BadGraph(f"ONNX Runtime cannot load it: {message}", where=str(path), fix="export it again") from error
+        if wanted not in self.session.get_providers():
+            raise BadGraph(f"ONNX Runtime has no {wanted} here", where=str(path), fix='use device = "cpu", or a GPU machine')
+        self._outputs = [output.name for output in self.session.get_outputs()]
+
+    def predict(self, inputs: Arrays) -> dict[str, Array]:
+        """Return the graph's outputs for one batch."""
+        try:
+            values = self.session.run(self._outputs, dict(inputs))
+        except Exception as error:
+            message = (str(error).strip().splitlines() or [""])[0]
+            raise BadGraph(f"ONNX Runtime cannot run it: {message}", where="model.onnx") from error
+        return dict(zip(self._outputs, values, strict=True))
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Let the session go."""
+        del self.session
+
+
+class EndpointPredictor:
+    """A model behind a Triton endpoint: `grpc://HOST:PORT/MODEL[/VERSION]`, or the same with `http`."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        model, _, self._version = parts.path.strip("/").partition("/")
+        if parts.scheme not in ("grpc", "http") or not parts.netloc or not model:
+            raise UsageError(f"{url!r} is not an endpoint", fix="write grpc://HOST:PORT/MODEL[/VERSION], or http://…")
+        self.name, self._model = "endpoint", model
+        self._client = connect(f"{parts.scheme}://{parts.netloc}")
+
+    def predict(self, inputs: Arrays) -> dict[str, Array]:
+        """Return what the server answers for one batch."""
+        return self._client.infer(self._model, inputs, version=self._version)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        self._client.__exit__(kind, error, trace)

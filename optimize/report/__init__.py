@@ -1,0 +1,1 @@
+"""The proof page and the tables, written from run documents."""

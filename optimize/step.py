@@ -1,0 +1,144 @@
+"""Step: the contract of a compression method, and the one table of methods.
+
+A method is one file: a frozen config whose type picks the function, and the function. It joins by a row in `METHODS`.
+The files in the table import torch and onnx only inside their functions, so that `--help` stays light.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from optimize.distill import logits
+from optimize.errors import BadWorkload, NoEffect
+from optimize.export import onnx as export_onnx
+from optimize.prune import channels
+from optimize.quantize import dynamic, static
+from optimize.workload import Workload
+from serve.target import Target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Subject = Any
+"""An `nn.Module` before export, the `Path` of an ONNX file after."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may use beside its subject.
+
+    Args:
+        workload: the user's model, data and metric.
+        trained: the trained model as the user brought it: the teacher. Not to be changed.
+        target: where the result will run.
+        seed: seeds every random choice.
+        scratch: an empty folder of this step's own.
+        progress: called with a line of text, or with a text and a fraction in [0, 1].
+    """
+
+    workload: Workload
+    trained: "nn.Module"
+    target: Target
+    seed: int
+    scratch: Path
+    progress: Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Args:
+        name: `family.method`, as recipes spell it.
+        stage: what the method works on: the torch model, the ONNX graph, or the way from one to the other.
+        promises: what the recipe's result owes because of this method: `smaller`, `faster`, both or neither.
+        needs: fields of the workload that must be there.
+        apply: `apply(config, subject, context)`; gets a private copy and returns the new subject.
+        matches: `matches(subject)` lists what the method could change, for the message when it changed nothing.
+    """
+
+    name: str
+    stage: Literal["torch", "export", "graph"]
+    promises: frozenset[str]
+    needs: tuple[str, ...]
+    apply: Callable[[Any, Subject, Context], Subject]
+    matches: Callable[[Subject], list[str]]
+
+
+METHODS: Mapping[type, Method] = {
+    channels.Channels: Method(
+        "prune.channels", "torch", frozenset({"smaller", "faster"}), (), channels.apply, channels.matches
+    ),
+    logits.Logits: Method("distill.logits", "torch", frozenset(), ("training",), logits.apply, logits.matches),
+    export_onnx.Onnx: Method("export.onnx", "export", frozenset(), (), export_onnx.apply, export_onnx.matches),
+    static.Static: Method(
+        "quantize.static", "graph", frozenset({"smaller", "faster"}), ("calibration",), static.apply, static.matches
+    ),
+    dynamic.Dynamic: Method(
+        "quantize.dynamic", "graph", frozenset({"smaller", "faster"}), (), dynamic.apply, dynamic.matches
+    ),
+}
+NAMES: Mapping[str, type] = {method.name: config for config, method in METHODS.items()}
+
+
+def check_needs(step: object, workload: Workload) -> None:
+    """Say before anything starts that the workload lacks what `step` needs.
+
+    Raises:
+        BadWorkload: naming the missing field.
+    """
+    method = METHODS[type(step)]
+    for need in method.needs:
+        if getattr(workload, need) is None:
+            raise BadWorkload(
+                f"{method.name} needs the workload's {need}",
+                where=workload.source or workload.name,
+                fix=f"give Workload a {need} function, or leave {method.name} out",
+            )
+
+
+def apply(step: object, subject: Subject, context: Context) -> Subject:
+    """Run one step: what it requires, the method on a private copy, what it must ensure.
+
+    Args:
+        step: a config whose type stands in `METHODS`.
+        subject: an `nn.Module` (torch and export stage) or the `Path` of an ONNX file (graph stage); left as it is.
+        context: see `Context`.
+
+    Returns:
+        The new module, or the path of the new ONNX file inside `context.scratch`.
+
+    Raises:
+        BadWorkload: the workload lacks what the method needs.
+        NoEffect: the method changed nothing.
+        BadModel, BadGraph: the result does not run, or lost its outputs' names, shapes or finiteness.
+    """
+    from optimize import ensure
+
+    method = METHODS[type(step)]
+    check_needs(step, context.workload)
+    private = ensure.copy(subject, context.scratch)
+    before = fingerprint(private)
+    result = method.apply(step, private, context)
+    if method.stage != "export" and fingerprint(result) == before:
+        raise NoEffect(
+            f"{method.name} changed nothing",
+            fix=f"it could match: {', '.join(method.matches(subject)) or 'nothing in this model'}",
+        )
+    ensure.still_works(result, context.workload, method.name)
+    return result
+
+
+def fingerprint(subject: Subject) -> str:
+    """Return a digest of a module's parameters and buffers, or of an ONNX file's bytes."""
+    data = hashlib.sha256()
+    if isinstance(subject, Path):
+        for file in sorted(subject.parent.glob(f"{subject.name}*")):
+            data.update(file.read_bytes())
+        return data.hexdigest()
+    for name, tensor in sorted(subject.state_dict().items()):
+        data.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        data.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return data.hexdigest()

@@ -1,0 +1,258 @@
+"""Workload: what the user brings, and how it is loaded from the user's file."""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loadtest.errors import LatheError
+from loadtest.tensors import Array, Arrays, Dim, TensorSpec
+from optimize.errors import BadData, BadWorkload
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+DATA = ("evaluation", "calibration", "training")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Named input arrays with the batch axis first, and whatever `loss` and `scores` need to judge the outputs.
+
+    `targets` is an array (one row a sample), a mapping of such arrays, or None.
+    """
+
+    inputs: Arrays
+    targets: Any = None
+
+
+Batches = Callable[[], Iterable[Batch]]
+
+
+def _mean(scores: Array) -> float:
+    return float(np.mean(scores))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A trained model with its data and its metric.
+
+    Args:
+        name: names the model in the repository: letters, digits, `_` and `-`.
+        model: the trained module, or a function that builds it and loads its weights. It is called with the inputs by
+            name and returns a tensor (one output), or a tuple or mapping with one tensor for each name in `outputs`.
+        inputs: one TensorSpec for each argument of the model's forward; the first dim of each is the batch axis.
+        outputs: names of the outputs, in the model's order.
+        evaluation: a function that returns the evaluation batches, the same ones in the same order at every call.
+        scores: called as `scores(outputs, targets, reference)` over the whole evaluation set in order; `outputs` and
+            `reference` (the trained model's outputs) are mappings of arrays, `targets` is concatenated likewise.
+            Returns one float for each judged sample under each score's name; the first score is the gated metric.
+        calibration: a function that returns batches for the ranges of static quantization, never evaluation samples.
+        training: a function that returns training batches; one call is one epoch.
+        loss: `loss(outputs, targets)` on torch tensors, returns a scalar; needed where a step trains with labels.
+        bounded: whether the metric lies in [0, 1], so that a budget may say `keep = 0.99`.
+        aggregate: turns an array of per-sample scores into the figure; the mean unless it says otherwise.
+    """
+
+    name: str
+    model: "nn.Module | Callable[[], nn.Module]"
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    evaluation: Batches
+    scores: Callable[[Arrays, Any, Arrays], Mapping[str, Array]]
+    calibration: Batches | None = None
+    training: Batches | None = None
+    loss: "Callable[[Mapping[str, torch.Tensor], Any], torch.Tensor] | None" = None
+    bounded: bool = False
+    aggregate: Callable[[Array], float] = _mean
+    source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.name.replace("_", "").replace("-", "").isalnum():
+            raise BadWorkload(f"the name {self.name!r} cannot name a model", fix="use letters, digits, '_' and '-'")
+        for what, names in (("inputs", [spec.name for spec in self.inputs]), ("outputs", list(self.outputs))):
+            if not names or len(set(names)) < len(names) or not all(names):
+                raise BadWorkload(
+                    f"{what} needs one distinct name for each tensor, got {names}",
+                    where=self.name,
+                    fix=f"name every tensor of the model in the workload's {what}",
+                )
+        for spec in self.inputs:
+            if not spec.batched:
+                raise BadWorkload(
+                    f"input {spec.name!r} has no batch axis",
+                    where=self.name,
+                    fix="start its dims with loadtest.tensors.BATCH",
+                )
+
+    def batches(self, kind: str) -> Iterator[Batch]:
+        """Yield the batches of `kind` (evaluation, calibration, training), each checked against the TensorSpecs."""
+        source: Batches | None = getattr(self, kind)
+        if source is None:
+            raise BadWorkload(f"the workload has no {kind} data", where=self.name, fix=f"give Workload a {kind} function")
+        count = 0
+        iterator = _guarded(lambda: iter(source()), f"{kind}()", self.source)
+        while (batch := _guarded(lambda: next(iterator, None), f"{kind}()", self.source)) is not None:
+            _check_batch(batch, self.inputs, f"{self.name}: {kind} batch {count}")
+            yield batch
+            count += 1
+        if not count:
+            raise BadData(f"{kind}() returned no batch", where=self.name)
+
+    def build(self) -> "nn.Module":
+        """Return the trained model in evaluation mode; a fresh one when `model` is a function."""
+        from torch import nn
+
+        model = self.model if isinstance(self.model, nn.Module) else _guarded(self.model, "model()", self.source)
+        if not isinstance(model, nn.Module):
+            raise BadWorkload(f"model is {type(model).__name__}, not a torch.nn.Module", where=self.name)
+        return model.eval()
+
+
+def load(source: str) -> Workload:
+    """Return the workload that `path/to/file.py:function` or `package.module:function` names.
+
+    Raises:
+        BadWorkload: no such file or function, or the user's code raised; the message names the user's own line.
+    """
+    place, _, name = source.rpartition(":")
+    if not place:
+        place, name = source, "workload"
+    if place.endswith(".py"):
+        module = _guarded(lambda: _import_file(Path(place)), place, place)
+    else:
+        module = _guarded(lambda: importlib.import_module(place), place, place)
+    made = getattr(module, name, None)
+    if made is None:
+        raise BadWorkload(
+            f"there is no {name!r} in it", where=place, fix="define a function that returns a Workload, and name it here"
+        )
+    workload = made if isinstance(made, Workload) else _guarded(made, f"{name}()", str(module.__file__))
+    if not isinstance(workload, Workload):
+        raise BadWorkload(f"{name}() returned {type(workload).__name__}, not a Workload", where=place)
+    return replace(workload, source=f"{place}:{name}")
+
+
+def file_of(source: str) -> Path | None:
+    """Return the Python file behind a workload source, or None when it cannot be found."""
+    place = source.rpartition(":")[0] or source
+    if place.endswith(".py"):
+        return Path(place)
+    module = sys.modules.get(place)
+    return Path(module.__file__) if module and module.__file__ else None
+
+
+def digest(workload: Workload) -> dict[str, str]:
+    """Return SHA-256 digests of what a result depends on: the workload's `code`, and its `data`.
+
+    The evaluation and calibration sets are read whole; of the training set, which may be endless or augmented,
+    only the first batch.
+    """
+    code = file_of(workload.source)
+    data = hashlib.sha256()
+    for kind in DATA:
+        if getattr(workload, kind) is not None:
+            for batch in workload.batches(kind):
+                _digest_into(data, dict(batch.inputs), batch.targets)
+                if kind == "training":
+                    break
+    return {
+        "code": hashlib.sha256(code.read_bytes()).hexdigest() if code else "",
+        "data": data.hexdigest(),
+    }
+
+
+def _digest_into(data: "hashlib._Hash", *values: Any) -> None:
+    for value in values:
+        if isinstance(value, Mapping):
+            for key in sorted(value):
+                data.update(str(key).encode())
+                _digest_into(data, value[key])
+        elif value is not None:
+            array = np.ascontiguousarray(value)
+            data.update(str((array.dtype, array.shape)).encode())
+            data.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
+
+
+def concatenate(parts: list[Any], what: str) -> Any:
+    """Join per-batch arrays, or mappings of arrays, along the batch axis; None stays None."""
+    if parts[0] is None:
+        return None
+    if isinstance(parts[0], Mapping):
+        return {key: concatenate([part[key] for part in parts], f"{what} {key!r}") for key in parts[0]}
+    arrays = [np.asarray(part) for part in parts]
+    if len({array.shape[1:] for array in arrays}) > 1:
+        raise BadData(f"{what} has another shape in each batch", fix="pad the evaluation batches to one length")
+    return np.concatenate(arrays)
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise BadWorkload("there is no such file", where=str(path), fix="give path/to/file.py:function")
+    # A plain name, so that classes defined in the file have a stable qualified name in every run.
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise BadWorkload("is not a Python file", where=str(path))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _guarded(call: Callable[[], Any], what: str, source: str) -> Any:
+    """Run the user's code; what it raises becomes one line that names the user's own file and line."""
+    try:
+        return call()
+    except (LatheError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        file = (source.rpartition(":")[0] if ".py:" in source else source) or what
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(Path(file).name)]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        if isinstance(error, SyntaxError) and error.lineno:
+            line = f", line {error.lineno}"
+        message = str(error).strip().splitlines() or [""]
+        raise BadWorkload(
+            f"{what} raised {type(error).__name__}: {message[0]}",
+            where=f"{file}{line}",
+            fix="run the file by itself to see the whole traceback, and mend it",
+        ) from error
+
+
+def _check_batch(batch: object, specs: tuple[TensorSpec, ...], where: str) -> None:
+    if not isinstance(batch, Batch):
+        raise BadData(f"is {type(batch).__name__}, not a Batch", where=where, fix="yield Batch(inputs, targets)")
+    names = {spec.name for spec in specs}
+    if set(batch.inputs) != names:
+        raise BadData(f"has the inputs {sorted(batch.inputs)}, the workload declares {sorted(names)}", where=where)
+    if len({len(array) for array in batch.inputs.values()}) != 1:
+        raise BadData("its inputs differ in batch size", where=where)
+    for spec in specs:
+        _check_array(batch.inputs[spec.name], spec, where)
+
+
+def _check_array(array: Array, spec: TensorSpec, where: str) -> None:
+    if str(array.dtype) != spec.dtype:
+        raise BadData(f"input {spec.name!r} is {array.dtype}, the workload declares {spec.dtype}", where=where)
+    wrong = len(array.shape) != len(spec.dims) or any(
+        not dim.minimum <= size <= dim.maximum if isinstance(dim, Dim) else dim != size
+        for size, dim in list(zip(array.shape, spec.dims, strict=False))[1:]
+    )
+    if wrong:
+        wanted = ", ".join(f"{d.name} {d.minimum}..{d.maximum}" if isinstance(d, Dim) else str(d) for d in spec.dims)
+        raise BadData(f"input {spec.name!r} has the shape {array.shape}, the workload declares ({wanted})", where=where)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        sample = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise BadData(
+            f"input {spec.name!r} has a NaN or infinite value in sample {sample}",
+            where=where,
+            fix="clean the data, or drop that sample",
+        )

@@ -1,0 +1,28 @@
+"""Target: the hardware and the runtime that a model is made for."""
+
+import os
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Target:
+    """Where a model will run.
+
+    Args:
+        device: `cpu` or `cuda`.
+        runtime: only `onnxruntime` so far.
+        cores: CPU cores that the server may use; the default is what this process may use.
+        batch: the batch sizes that matter; costs are measured at these, and the largest bounds the server's batches.
+    """
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    runtime: Literal["onnxruntime"] = "onnxruntime"
+    cores: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
+    batch: tuple[int, ...] = Field(default=(1, 32), min_length=1)
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form, as `lineage.json` and recipes hold it."""
+        return {"device": self.device, "runtime": self.runtime, "cores": self.cores, "batch": list(self.batch)}
