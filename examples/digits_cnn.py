@@ -103,7 +103,7 @@ def workload() -> Workload:
     )
 
 
-def train(epochs: int = 24) -> None:
+def train(epochs: int = 60) -> None:
     """Train the model from scratch and write its weights."""
     torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED)

@@ -1,0 +1,232 @@
+"""Bundle: a model on disk between commands. A folder with `bundle.json`, `weights.safetensors`, perhaps `model.onnx`.
+
+A pruned model is rebuilt from the user's own code: the workload's model function runs again, the structure record resizes
+what pruning changed, and the weights are loaded into it. Nothing is pickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from loadtest.commandline import document
+from optimize.errors import BadBundle
+from optimize.workload import Workload, file_of
+from optimize.workload import load as load_workload
+
+FORMAT = 1
+DESCRIPTION, WEIGHTS, GRAPH = "bundle.json", "weights.safetensors", "model.onnx"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A workload's model in some state of its treatment.
+
+    Args:
+        workload: what the user brought.
+        module: the torch model; after a graph step, the one that was exported.
+        graph: the ONNX file, None before the export.
+        lineage: one entry for each step so far, oldest first: the step's name, config, seed and measurements.
+        folder: where it was saved; None for one that only lives in memory.
+    """
+
+    workload: Workload
+    module: nn.Module
+    graph: Path | None = None
+    lineage: tuple[dict[str, Any], ...] = ()
+    folder: Path | None = None
+
+
+def save(bundle: Bundle, folder: Path, key: str = "") -> Bundle:
+    """Write `bundle` to `folder`, whole or not at all, in place of a bundle that is there.
+
+    Args:
+        bundle: its workload must have come from a file or module, which is what the bundle will name.
+        folder: must not exist, or hold a bundle or nothing.
+        key: an opaque text kept with it, by which a run knows its own steps again.
+
+    Raises:
+        BadBundle: `folder` is a file or holds something else than a bundle.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION).is_file()):
+        raise BadBundle("exists and is not a bundle", where=str(folder), fix="name another --output")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(folder) as temporary:
+        save_model(bundle.module, str(temporary / WEIGHTS))
+        if bundle.graph:
+            for file in bundle.graph.parent.glob(f"{bundle.graph.name}*"):
+                shutil.copyfile(file, temporary / file.name.replace(bundle.graph.name, GRAPH, 1))
+        description = document(
+            bundle_format=FORMAT,
+            workload=_describe_source(bundle.workload, folder),
+            structure=structure(bundle.module, bundle.workload.build()),
+            lineage=list(bundle.lineage),
+            key=key,
+            digests={file.name: digest(file) for file in sorted(temporary.iterdir())},
+        )
+        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2))
+    return replace(bundle, folder=folder, graph=folder / GRAPH if bundle.graph else None)
+
+
+def load(folder: Path, workload: Workload | None = None) -> Bundle:
+    """Read a bundle and check it: format, digests, and that the user's code still builds its model.
+
+    Args:
+        folder: as `save` left it.
+        workload: used in place of the one that the bundle names.
+
+    Raises:
+        BadBundle: incomplete, changed, of another format, or the user's code builds another model now.
+        BadWorkload: the workload that it names cannot be loaded.
+    """
+    description = describe(folder)
+    if workload is None:
+        workload = load_workload(_resolve_source(description["workload"]["source"], folder))
+    module = rebuild(workload.build(), description["structure"], str(folder))
+    try:
+        load_model(module, str(folder / WEIGHTS))
+    except (RuntimeError, SafetensorError) as error:
+        raise BadBundle(
+            f"its weights do not fit the model that {workload.source} builds",
+            where=str(folder),
+            fix="bring the workload file back to what it was, or make the bundle again",
+        ) from error
+    graph = folder / GRAPH
+    return Bundle(workload, module.eval(), graph if graph.is_file() else None, tuple(description["lineage"]), folder)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Return `bundle.json` after checking the format version and every digest, without running user code.
+
+    Raises:
+        BadBundle: no bundle, another format, or a file that is missing or was changed.
+    """
+    try:
+        description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BadBundle("is not a bundle", where=str(folder), fix="give a folder that optimize has written") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadBundle("its bundle.json is damaged", where=str(folder), fix="make the bundle again") from error
+    if not isinstance(description, dict) or description.get("bundle_format") != FORMAT:
+        raise BadBundle("is a bundle of another format", where=str(folder), fix="make it again with this version")
+    for name, wanted in description["digests"].items():
+        file = folder / name
+        if not file.is_file():
+            raise BadBundle(f"{name} is missing", where=str(folder), fix="make the bundle again")
+        if digest(file) != wanted:
+            raise BadBundle(f"{name} was changed after it was written", where=str(folder), fix="make the bundle again")
+    return description
+
+
+def structure(module: nn.Module, original: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return what differs in shape between two versions of one model.
+
+    For each submodule with a difference: `tensors`, the shape of each parameter or buffer that has another one, and
+    `attributes`, the whole numbers and tuples of them (such as `out_channels`) that have another value.
+    """
+    record = {}
+    for name, layer in module.named_modules():
+        other = original.get_submodule(name)
+        tensors = {
+            key: list(tensor.shape)
+            for key, tensor in _tensors(layer).items()
+            if tensor.shape != _tensors(other)[key].shape
+        }
+        attributes = {
+            key: value for key, value in vars(layer).items() if _is_size(value) and vars(other).get(key, value) != value
+        }
+        if tensors or attributes:
+            record[name] = {"tensors": tensors, "attributes": attributes}
+    return record
+
+
+def rebuild(module: nn.Module, record: dict[str, dict[str, Any]], where: str) -> nn.Module:
+    """Give a fresh model the shapes of `record`, in place; the values of resized tensors are not set.
+
+    Raises:
+        BadBundle: the model has no such submodule or tensor.
+    """
+    for name, change in record.items():
+        try:
+            layer = module.get_submodule(name)
+            for key, shape in change["tensors"].items():
+                old = _tensors(layer)[key]
+                fresh = torch.empty(shape, dtype=old.dtype)
+                setattr(layer, key, nn.Parameter(fresh) if isinstance(old, nn.Parameter) else fresh)
+        except (AttributeError, KeyError) as error:
+            raise BadBundle(
+                f"the workload's model has no {name!r} as the bundle knew it",
+                where=where,
+                fix="bring the workload file back to what it was, or make the bundle again",
+            ) from error
+        for key, value in change["attributes"].items():
+            setattr(layer, key, tuple(value) if isinstance(value, list) else value)
+    return module
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder` that takes its place at the end; on an error nothing has happened."""
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        temporary.chmod(0o755)
+        if folder.exists():
+            # Two renames: a kill between them leaves no bundle at all, never a mixture of two.
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            folder.rename(old / "old")
+            temporary.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _tensors(layer: nn.Module) -> dict[str, torch.Tensor]:
+    own = {**layer._parameters, **layer._buffers}
+    return {key: tensor for key, tensor in own.items() if tensor is not None}
+
+
+def _is_size(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_size(item) for item in value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _describe_source(workload: Workload, folder: Path) -> dict[str, str]:
+    place, _, name = workload.source.rpartition(":")
+    file = file_of(workload.source)
+    if place.endswith(".py"):
+        # Relative to the bundle, so that a tree with both can be moved.
+        place = os.path.relpath(Path(place).resolve(), folder.resolve())
+    return {"source": f"{place}:{name}", "digest": digest(file) if file and file.is_file() else ""}
+
+
+def _resolve_source(source: str, folder: Path) -> str:
+    place, _, name = source.rpartition(":")
+    if not place.endswith(".py"):
+        return source
+    path = (folder.resolve() / place).resolve()
+    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{name}"

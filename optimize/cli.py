@@ -1,0 +1,19 @@
+"""The command `optimize`: the list of its commands, nothing else."""
+
+import click
+
+from loadtest.commandline import CommandGroup, version
+from optimize.commands import compare, evaluate, method, run, show
+
+
+@click.group(cls=CommandGroup, context_settings={"max_content_width": 100})
+@click.version_option(version(), prog_name="lathe optimize")
+def main() -> None:
+    """Turn a trained PyTorch model into a smaller, faster one behind a Triton endpoint, with proof."""
+
+
+main.add_command(run.run)
+for family in method.FAMILIES:
+    main.add_command(method.command(family))
+for command in (evaluate.evaluate, compare.compare, show.show):
+    main.add_command(command)

@@ -1,0 +1,48 @@
+"""`optimize compare`: two models on the same samples, in pairs."""
+
+import click
+
+from loadtest.commandline import document, emit, json_option, reporting
+
+
+@click.command()
+@click.argument("first")
+@click.argument("second")
+@json_option
+def compare(first: str, second: str, as_json: bool) -> None:
+    """Compare SECOND with FIRST, each a bundle or a workload, sample by sample.
+
+    \b
+    Example:
+      optimize compare examples/digits_cnn.py:workload build/runs/digits_cnn/4-quantize.static
+    """
+    from optimize import evaluate as evaluation
+    from optimize import source as sources
+    from optimize.commands.evaluate import choose
+    from optimize.predict import TorchPredictor
+    from optimize.report import table
+
+    with reporting() as progress:
+        bundles = [sources.load(source) for source in (first, second)]
+        workload = bundles[0].workload
+        progress("evaluating the trained model", 0.0)
+        with TorchPredictor(workload.build(), workload.outputs) as trained:
+            reference, _ = evaluation.collect(trained, workload)
+        scores = []
+        for source, bundle in zip((first, second), bundles, strict=True):
+            progress(f"evaluating {source}", 0.3)
+            with choose(bundle, None, None) as predictor:
+                scores.append(evaluation.evaluate(predictor, workload, reference).scores[0])
+    difference = evaluation.compare(workload, scores[1], scores[0])
+    result = document(
+        first=scores[0].document(),
+        second=scores[1].document(),
+        difference=difference.value,
+        low=difference.low,
+        high=difference.high,
+        flipped=list(difference.flipped),
+    )
+    if as_json:
+        emit(result)
+    else:
+        table.difference(result, first, second)

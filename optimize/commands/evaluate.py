@@ -1,0 +1,70 @@
+"""`optimize evaluate`: the workload's own metric, on the torch model, the ONNX file or the endpoint."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from loadtest.commandline import document, emit, json_option, reporting
+
+if TYPE_CHECKING:
+    from optimize.bundle import Bundle
+    from optimize.predict import Predictor
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "--predictor",
+    "kind",
+    type=click.Choice(["torch", "onnx"]),
+    help="Which form of a bundle to judge.  [default: onnx where there is one]",
+)
+@click.option("--endpoint", help="Judge a served model: grpc://HOST:PORT/MODEL[/VERSION], or http://…")
+@json_option
+def evaluate(source: str, kind: str | None, endpoint: str | None, as_json: bool) -> None:
+    """Judge SOURCE, a bundle or a workload, or an endpoint that serves it, with the workload's own scores.
+
+    \b
+    Example:
+      optimize evaluate build/runs/digits_cnn/4-quantize.static
+      optimize evaluate examples/digits_cnn.py:workload --endpoint grpc://127.0.0.1:8001/digits_cnn
+    """
+    from optimize import evaluate as evaluation
+    from optimize import source as sources
+    from optimize.predict import TorchPredictor
+    from optimize.report import table
+
+    with reporting() as progress:
+        bundle = sources.load(source)
+        workload = bundle.workload
+        progress("evaluating the trained model", 0.0)
+        with TorchPredictor(workload.build(), workload.outputs) as trained:
+            reference, _ = evaluation.collect(trained, workload)
+        with choose(bundle, kind, endpoint) as predictor:
+            progress(f"evaluating {predictor.name}", 0.5)
+            quality = evaluation.evaluate(predictor, workload, reference)
+    result = document(predictor=predictor.name, source=endpoint or source, **quality.document())
+    if as_json:
+        emit(result)
+    else:
+        table.quality(result)
+
+
+def choose(bundle: "Bundle", kind: str | None, endpoint: str | None) -> "Predictor":
+    """Return the predictor that the options ask for.
+
+    Raises:
+        UsageError: both a form and an endpoint, or the ONNX form of a model that was not exported.
+    """
+    from loadtest.errors import UsageError
+    from optimize.predict import EndpointPredictor, OnnxPredictor, TorchPredictor
+
+    if endpoint and kind:
+        raise UsageError("--predictor and --endpoint exclude each other", fix="give one of them")
+    if endpoint:
+        return EndpointPredictor(endpoint)
+    if bundle.graph and kind != "torch":
+        return OnnxPredictor(bundle.graph)
+    if kind == "onnx":
+        raise UsageError("there is no ONNX file in it", fix="run optimize export first, and evaluate its bundle")
+    return TorchPredictor(bundle.module, bundle.workload.outputs)

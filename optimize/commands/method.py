@@ -1,0 +1,103 @@
+"""`optimize prune`, `distill`, `quantize` and `export`: one step alone, its options read from the method's config."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+from pydantic.fields import FieldInfo
+
+from loadtest.commandline import document, emit, json_option, reporting
+from optimize.step import METHODS, NAMES
+
+FAMILIES = tuple(dict.fromkeys(method.name.partition(".")[0] for method in METHODS.values()))
+BATCHES = "1,32"
+DEFAULTS = {"quantize": "dynamic"}
+"""The method of a family that asks least of the workload, where the family has several."""
+
+
+def command(family: str) -> click.Command:
+    """Return the command of one family of methods."""
+    names = [name.partition(".")[2] for name in NAMES if name.startswith(f"{family}.")]
+    default = DEFAULTS.get(family, names[0])
+
+    def call(
+        source: str, method: str, output: Path, seed: int, batch: str, device: str, as_json: bool, **values: Any
+    ) -> None:
+        given = {key: value for key, value in values.items() if value not in (None, ())}
+        _run(f"{family}.{method}", given, source, output, seed, _target(batch, device), as_json)
+
+    call.__doc__ = f"""Run one {family} step on SOURCE and save the result as a bundle.
+
+    SOURCE is a workload (path/to/file.py:function) or a bundle. Options that a method does not take are refused.
+
+    \b
+    Example:
+      optimize {family} examples/digits_cnn.py:workload --output build/{family}
+    """
+    decorated: Callable[..., None] = json_option(call)
+    for decorator in reversed([*_common(names, default), *_options(family)]):
+        decorated = decorator(decorated)
+    return click.command(family)(click.argument("source")(decorated))
+
+
+def _common(names: list[str], default: str) -> list[Callable[[Any], Any]]:
+    return [
+        click.option("--method", type=click.Choice(names), default=default, show_default=True, help="The method."),
+        click.option("--output", required=True, type=click.Path(path_type=Path), help="The bundle to write."),
+        click.option("--seed", default=0, show_default=True, help="Seeds every random choice."),
+        click.option("--batch", default=BATCHES, show_default=True, help="Batch sizes to measure at."),
+        click.option(
+            "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it will run."
+        ),
+    ]
+
+
+def _options(family: str) -> list[Callable[[Any], Any]]:
+    """Return one option for each field that some method of the family has."""
+    options: dict[str, Callable[[Any], Any]] = {}
+    for name, config in NAMES.items():
+        if name.startswith(f"{family}."):
+            for entry in fields(config):
+                options.setdefault(entry.name, _option(entry.name, get_type_hints(config)[entry.name], entry.default))
+    return list(options.values())
+
+
+def _option(name: str, hint: Any, default: Any) -> Callable[[Any], Any]:
+    information = default if isinstance(default, FieldInfo) else None
+    description = (information.description if information else "") or ""
+    value = information.default if information else default
+    flag = f"--{name.replace('_', '-')}"
+    text = f"{description}  [default: {value}]" if value not in ("", (), None) else description
+    if hint is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
+    if get_origin(hint) is Literal:
+        return click.option(flag, name, type=click.Choice(get_args(hint)), help=text)
+    if get_origin(hint) is tuple:
+        return click.option(flag, name, multiple=True, help=f"{text} May be given again.")
+    kind = next((kind for kind in (int, float) if hint is kind or kind in get_args(hint)), str)
+    return click.option(flag, name, type=kind, help=text)
+
+
+def _target(batch: str, device: str) -> Any:
+    from optimize.recipe import build
+    from serve.target import Target
+
+    sizes = [int(size) if size.strip().isdigit() else size for size in batch.split(",")]
+    return build(Target, {"device": device, "batch": sizes}, "--batch")
+
+
+def _run(
+    name: str, values: dict[str, Any], source: str, output: Path, seed: int, target: Any, as_json: bool
+) -> None:
+    from optimize import pipeline, recipe, source as sources
+    from optimize.report import table
+
+    step = recipe.build(NAMES[name], values, name)
+    with reporting() as progress:
+        element = pipeline.apply_one(step, sources.load(source), output, target, seed, progress)
+    if as_json:
+        emit(document(**element, bundle=str(output)))
+    else:
+        table.step(element, str(output))

@@ -1,0 +1,62 @@
+"""`optimize run`: a recipe from the trained model to the proven endpoint."""
+
+from pathlib import Path
+
+import click
+
+from loadtest.commandline import emit, json_option, reporting
+
+
+@click.command()
+@click.argument("source")
+@click.option("--recipe", "recipe_path", required=True, type=click.Path(path_type=Path), help="The recipe, a TOML file.")
+@click.option("--output", type=click.Path(path_type=Path), help="The run's folder.  [default: build/runs/NAME]")
+@click.option(
+    "--repository", type=click.Path(path_type=Path), help="Publish into this model repository, after proof on a server."
+)
+@click.option("--force", is_flag=True, help="Publish against the gates; the lineage says `forced` for ever.")
+@click.option("--strict", is_flag=True, help="Judge the worse end of the 95 % interval, not the value.")
+@json_option
+def run(
+    source: str,
+    recipe_path: Path,
+    output: Path | None,
+    repository: Path | None,
+    force: bool,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Run a recipe on SOURCE, a workload such as path/to/file.py:function.
+
+    A killed run resumes where it stopped. A gate that says no ends the run with exit code 3.
+
+    \b
+    Example:
+      optimize run examples/digits_cnn.py:workload --recipe examples/digits_cnn.toml \\
+        --repository build/model_repository
+    """
+    from optimize import pipeline, recipe, workload
+    from optimize.errors import GateRefused
+    from optimize.report import table
+
+    plan = recipe.load(recipe_path)
+    subject = workload.load(source)
+    try:
+        with reporting() as progress:
+            result = pipeline.run(
+                plan,
+                subject,
+                output=output,
+                repository=repository,
+                force=force,
+                strict=strict,
+                progress=progress,
+            )
+    except GateRefused as refusal:
+        if not as_json and refusal.partial:
+            table.run(refusal.partial)
+        raise
+    if as_json:
+        emit(result)
+    else:
+        table.run(result)

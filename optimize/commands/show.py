@@ -1,0 +1,27 @@
+"""`optimize show`: where a bundle comes from."""
+
+from pathlib import Path
+
+import click
+
+from loadtest.commandline import document, emit, json_option
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+def show(bundle: Path, as_json: bool) -> None:
+    """Print the lineage of BUNDLE: every step, its config and its measurements.
+
+    \b
+    Example:
+      optimize show build/runs/digits_cnn/4-quantize.static
+    """
+    from optimize.bundle import describe
+    from optimize.report import table
+
+    description = describe(bundle)
+    if as_json:
+        emit(document(**{key: value for key, value in description.items() if key not in ("format", "lathe")}))
+    else:
+        table.lineage(description)

@@ -1,0 +1,223 @@
+"""The last stretch of a run: serve the result with a real server, compare, load, and publish what was proven.
+
+Everything is tried on a private copy of what will be published, byte for byte, so that the user's repository only ever
+holds versions that passed (or that say `forced`).
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from threading import local
+from typing import Any
+
+import numpy as np
+
+from loadtest import drive, payload, report
+from loadtest.client import Client, connect
+from loadtest.tensors import Arrays, TensorSpec
+from optimize import gate
+from optimize.bundle import Bundle
+from optimize.evaluate import Quality, collect, compare, cut, judge
+from optimize.gate import Gate
+from optimize.pipeline import Progress, Trained
+from optimize.predict import EndpointPredictor, OnnxPredictor
+from optimize.recipe import Load, Recipe
+from optimize.workload import Workload
+from serve import install, model_config, server
+from serve import repository as repositories
+from serve.server import Endpoint
+
+EXACT = 1e-5
+MARGIN = 1.25
+"""The largest of a few hundred deviations understates the largest of the next few hundred; see ARCHITECTURE.md."""
+REQUESTS, THREADS, PAYLOADS = 256, 16, 16
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the endpoint showed: its quality and parity, the load test, all gates, and the version when published."""
+
+    endpoint: dict[str, Any]
+    load: dict[str, Any]
+    gates: list[Gate]
+    version: dict[str, Any] | None
+
+
+def check(repository: Path, workload: Workload) -> None:
+    """Say before anything starts that nothing could be published.
+
+    Raises:
+        BadRepository: the repository is a file, cannot be written, or the model's name is not usable.
+        NotInstalled: the server's environment is missing.
+    """
+    repositories.check(repository, workload.name)
+    install.environment()
+
+
+def prove(
+    made: Bundle,
+    trained: Trained,
+    quality: Quality,
+    recipe: Recipe,
+    folder: Path,
+    repository: Path,
+    gates: list[Gate],
+    force: bool,
+    progress: Progress,
+) -> Proof:
+    """Serve `made`, judge it at the endpoint, and publish it unless a gate says no.
+
+    Args:
+        made: the bundle to publish.
+        trained: what it is compared with.
+        quality: the bundle's own quality in ONNX Runtime.
+        recipe: budget, target and load.
+        folder: the run's folder; takes the load test's results.
+        repository: where it is published.
+        gates: what was judged so far; all of them passed, or `force` is set.
+        force: publish whatever the gates say.
+        progress: told what goes on.
+    """
+    workload, graph = made.workload, made.graph
+    assert graph is not None
+    specs = output_specs(workload, quality.outputs)
+    progress("serving the result", 0.0)
+    with repositories.stage(repository, workload.name, graph, workload.inputs, specs, recipe.target) as staged:
+        with server.running(staged.path, log=folder / "server.log") as endpoint:
+            served, parity, found = _compare(endpoint, made, trained, recipe, progress)
+            loaded = _load(endpoint, workload, recipe, folder, progress)
+        gates = [*gates, *found, *gate.load(recipe.budget, loaded)]
+        version = None
+        if force or all(entry.passed for entry in gates):
+            progress("publishing", 0.9)
+            version = _publish(staged, made, gates, parity)
+    return Proof({**served.document(), "parity": parity}, loaded, gates, version)
+
+
+def output_specs(workload: Workload, outputs: Arrays) -> list[TensorSpec]:
+    """Return TensorSpecs of the outputs, batch axis first; dims after it are those of the evaluation set."""
+    batch = workload.inputs[0].dims[0]
+    return [
+        TensorSpec(name, str(outputs[name].dtype), (batch, *outputs[name].shape[1:])) for name in workload.outputs
+    ]
+
+
+def _compare(
+    endpoint: Endpoint, made: Bundle, trained: Trained, recipe: Recipe, progress: Progress
+) -> tuple[Quality, dict[str, Any], list[Gate]]:
+    """Judge the endpoint with the workload's metric, and both lanes of parity with the bundle."""
+    workload = made.workload
+    assert made.graph is not None
+    largest = model_config.max_batch_size(workload.inputs, recipe.target)
+    progress("evaluating the endpoint", 0.2)
+    with (
+        OnnxPredictor(made.graph, cores=recipe.target.cores) as onnx,
+        EndpointPredictor(f"{endpoint.grpc}/{workload.name}") as predictor,
+    ):
+        answers, targets = collect(predictor, workload, largest)
+        wanted, _ = collect(onnx, workload, largest)
+        same = _lane("same batches", answers, wanted, EXACT)
+        progress("comparing under the server's batching", 0.6)
+        samples = list(islice(_samples(workload), REQUESTS))
+        alone = [onnx.predict(sample) for sample in samples]
+    batched = [_differences(answer, want) for answer, want in zip(_ask(endpoint, workload, samples), alone, strict=True)]
+    deviation = made.lineage[-1].get("deviation", 0.0)
+    tolerance = EXACT + MARGIN * deviation
+    mixed = _summary("batched by the server", np.array(batched), tolerance)
+    served = judge(workload, answers, targets, trained.reference)
+    difference = compare(workload, served.scores[0], trained.quality.scores[0])
+    gates = [
+        gate.parity(lane["lane"], lane["requests"], lane["mismatched"], lane["max_abs_diff"], lane["tolerance"])
+        for lane in (same, mixed)
+    ]
+    at_endpoint = gate.quality(recipe.budget, trained.quality.scores[0], served.scores[0], difference)
+    gates.append(Gate(f"{at_endpoint.name} at the endpoint", *list(at_endpoint.document().values())[1:]))
+    parity = {
+        "requests": same["requests"] + mixed["requests"],
+        "mismatched": same["mismatched"] + mixed["mismatched"],
+        "max_abs_diff": max(same["max_abs_diff"], mixed["max_abs_diff"]),
+        "tolerance": tolerance,
+        "deviation": deviation,
+        "lanes": [same, mixed],
+    }
+    return served, parity, gates
+
+
+def _lane(name: str, answers: Arrays, wanted: Arrays, tolerance: float) -> dict[str, Any]:
+    rows = [
+        np.abs(answers[key].astype(np.float64) - wanted[key]).reshape(len(wanted[key]), -1).max(axis=1) for key in wanted
+    ]
+    return _summary(name, np.max(rows, axis=0), tolerance)
+
+
+def _summary(name: str, differences: Any, tolerance: float) -> dict[str, Any]:
+    return {
+        "lane": name,
+        "requests": len(differences),
+        "mismatched": int((differences > tolerance).sum()),
+        "max_abs_diff": float(differences.max()),
+        "tolerance": tolerance,
+    }
+
+
+def _differences(answer: Arrays, wanted: Arrays) -> float:
+    return max(float(np.abs(answer[key].astype(np.float64) - wanted[key]).max()) for key in wanted)
+
+
+def _samples(workload: Workload) -> Iterator[Arrays]:
+    for batch in workload.batches("evaluation"):
+        yield from cut(batch.inputs, 1)
+
+
+def _ask(endpoint: Endpoint, workload: Workload, samples: list[Arrays]) -> list[Arrays]:
+    """Send every sample as a request of its own, many at a time, so that the server forms the batches."""
+    mine = local()
+    clients: list[Client] = []
+
+    def ask(sample: Arrays) -> Arrays:
+        if not hasattr(mine, "client"):
+            mine.client = connect(endpoint.grpc)
+            clients.append(mine.client)
+        answer: Arrays = mine.client.infer(workload.name, sample)
+        return answer
+
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(ask, samples))
+    finally:
+        for client in clients:
+            client.__exit__(None, None, None)
+
+
+def _load(endpoint: Endpoint, workload: Workload, recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
+    progress(f"load test, {recipe.load.duration:g} s", 0.0)
+    plan = _plan(endpoint, workload, recipe.load, recipe.seed)
+    results = folder / "load.jsonl"
+    drive.run(plan, payload.generate(workload.inputs, PAYLOADS, recipe.seed), results)
+    return report.summarize(results)
+
+
+def _plan(endpoint: Endpoint, workload: Workload, load: Load, seed: int) -> drive.Plan:
+    closed = load.concurrency if load.rate is None else None
+    return drive.Plan(
+        workload.name, endpoint.http, duration=load.duration, concurrency=closed, rate=load.rate, seed=seed, warmup=1.0
+    )
+
+
+def _publish(
+    staged: repositories.Staged, made: Bundle, gates: list[Gate], parity: dict[str, Any]
+) -> dict[str, Any]:
+    forced = not all(entry.passed for entry in gates)
+    lineage = {
+        "workload": made.workload.source,
+        "lineage": list(made.lineage),
+        "gates": [entry.document() for entry in gates],
+        "parity": parity,
+        "deviation": parity["deviation"],
+        "tolerance": parity["tolerance"],
+        "forced": forced,
+    }
+    version = repositories.publish(staged, lineage)
+    return {"model": version.model, "number": version.number, "digest": version.digest, "forced": forced}

@@ -1,0 +1,152 @@
+"""Gates: rules on quality, cost and parity that pass, or say no and what to do."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optimize.errors import BadRecipe, GateRefused
+from optimize.evaluate import Difference, Score
+from optimize.recipe import Budget
+from optimize.workload import Workload
+
+DEFAULT_KEEP = 0.99
+SLOWER = 0.97
+"""A promise of speed is broken when the whole interval of the alternating ratios lies below this."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One judgement: `measured` against `limit`, both as a person would read them, and advice when it did not pass."""
+
+    name: str
+    passed: bool
+    measured: str
+    limit: str
+    advice: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+
+def check_budget(budget: Budget, workload: Workload) -> None:
+    """Say before anything starts that the budget does not suit the metric.
+
+    Raises:
+        BadRecipe: a relative or missing budget for a metric that is not bounded in [0, 1].
+    """
+    if workload.bounded or budget.max_drop is not None:
+        return
+    raise BadRecipe(
+        "keep = … needs a metric in [0, 1]; this workload does not say that its metric is",
+        where=workload.name,
+        fix="set max_drop in [budget], or bounded=True in the Workload",
+    )
+
+
+def quality(budget: Budget, trained: Score, result: Score, difference: Difference, strict: bool = False) -> Gate:
+    """Judge what was lost of the first score, on its value or, `strict`, on the lower end of the paired interval.
+
+    Args:
+        budget: `max_drop` is absolute; `keep`, 0.99 when neither is given, is result over trained (MLPerf's rule).
+        trained: the score of the trained model.
+        result: the score that is judged.
+        difference: result minus trained, paired by sample.
+        strict: judge the end of the interval that is worse.
+    """
+    if budget.max_drop is not None:
+        allowed = budget.max_drop
+        limit = f"drop ≤ {allowed:g}"
+    else:
+        keep = DEFAULT_KEEP if budget.keep is None else budget.keep
+        allowed = (1 - keep) * trained.value
+        limit = f"≥ {keep:g} of {trained.value:.4f}"
+    judged = difference.low if strict else difference.value
+    # Sums of per-sample scores carry rounding; a drop of exactly the limit passes.
+    passed = -judged <= allowed + 1e-12
+    interval = f"{difference.value:+.4f}, 95 % interval [{difference.low:+.4f}, {difference.high:+.4f}]"
+    advice = "" if passed else _quality_advice(strict)
+    width = difference.high - difference.low
+    if width > allowed > 0:
+        needed = math.ceil(len(result.samples) * (width / allowed) ** 2)
+        advice = f"{advice}{'; ' if advice else ''}the interval is wider than the allowed loss: about {needed:,} samples decide"
+    return Gate(f"quality: {result.metric}", passed, f"{result.value:.4f} ({interval})", limit, advice)
+
+
+def _quality_advice(strict: bool) -> str:
+    advice = "prune less, distill longer, or exclude layers from quantization; a larger max_drop accepts the loss"
+    return f"{advice}; without --strict the value is judged" if strict else advice
+
+
+def size(budget: Budget, measured: int) -> list[Gate]:
+    """Judge the bytes of the result, when the budget names them."""
+    if budget.bytes is None:
+        return []
+    advice = "" if measured <= budget.bytes else "prune more, or quantize"
+    return [Gate("size", measured <= budget.bytes, f"{measured:,} bytes", f"≤ {budget.bytes:,} bytes", advice)]
+
+
+def smaller(ratio: float) -> Gate:
+    """Judge the promise of a smaller file: trained FP32 ONNX bytes over the result's."""
+    advice = "" if ratio > 1 else "the step added more than it saved: the model may be too small for it"
+    return Gate("promise: smaller", ratio > 1, f"{ratio:.2f}×", "> 1×", advice)
+
+
+def faster(batch: int, ratio: float, low: float, high: float) -> Gate:
+    """Judge the promise of speed at one batch size, from alternating ratios of throughput (result over trained)."""
+    passed = not high < SLOWER
+    advice = "" if passed else "quantize/dequantize outweighs what it saves at this batch size: raise it, or stay with FP32"
+    return Gate(
+        f"promise: faster at batch {batch}",
+        passed,
+        f"{ratio:.2f}× [{low:.2f}, {high:.2f}]",
+        f"interval not wholly below {SLOWER}×",
+        advice,
+    )
+
+
+def parity(name: str, requests: int, mismatched: int, largest: float, tolerance: float) -> Gate:
+    """Judge whether the endpoint answers what the bundle answers."""
+    advice = "" if not mismatched else "the server runs other bytes, another runtime or other inputs: compare its logs"
+    return Gate(
+        f"parity: {name}",
+        not mismatched,
+        f"{mismatched} of {requests} differ, largest difference {largest:.2g}",
+        f"≤ {tolerance:.2g}",
+        advice,
+    )
+
+
+def load(budget: Budget, report: dict[str, Any]) -> list[Gate]:
+    """Judge the load test: valid, nothing failed, and the 99th percentile when the budget names it."""
+    requests = report["requests"]
+    wrong = requests["failed"] + requests["dropped"] + requests["mismatched"]
+    why = report["why"] if isinstance(report["why"], str) else "; ".join(report["why"] or [])
+    gates = [
+        Gate(
+            "load: answered",
+            bool(report["valid"]) and not wrong,
+            f"{requests['done']:,} answered, {wrong} not" + ("" if report["valid"] else ", run invalid"),
+            "valid, all answered",
+            "" if report["valid"] and not wrong else why or "see the load report and the server's log",
+        )
+    ]
+    if budget.p99_ms is not None:
+        p99 = report["latency_ms"]["p99"]
+        passed = p99 is not None and p99 <= budget.p99_ms
+        advice = "" if passed else "lower the load, prune more, or give the target more cores"
+        gates.append(Gate("load: p99", passed, f"{p99:.1f} ms", f"≤ {budget.p99_ms:g} ms", advice))
+    return gates
+
+
+def stop(gates: Sequence[Gate], where: str) -> None:
+    """Raise when a gate did not pass.
+
+    Raises:
+        GateRefused: with every gate that said no in one line each.
+    """
+    refused = [gate for gate in gates if not gate.passed]
+    if refused:
+        lines = [f"{gate.name}: {gate.measured}, wanted {gate.limit}; {gate.advice}" for gate in refused]
+        raise GateRefused("; ".join(lines), where=where, fix="change the recipe as advised, or publish with --force")

@@ -1,0 +1,343 @@
+"""Pipeline: run a recipe from a trained model to a proven endpoint; resume where a killed run stopped.
+
+A run's folder holds one bundle for each step (`0-trained`, `1-prune.channels`, …), the recipe, the load test's results and
+the proof page. A bundle appears whole or not at all, so whatever is there may be used again.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loadtest.commandline import document, version
+from loadtest.tensors import Arrays
+from optimize import bundle as bundles
+from optimize import gate, measure
+from optimize import step as steps_of
+from optimize.bundle import Bundle
+from optimize.errors import BadRecipe, BadWorkload, GateRefused
+from optimize.evaluate import Quality, compare, evaluate
+from optimize.export.onnx import Onnx, export
+from optimize.export.verify import deviation
+from optimize.gate import Gate
+from optimize.measure import Cost, Speeds
+from optimize.predict import OnnxPredictor, TorchPredictor
+from optimize.recipe import Recipe, ordered
+from optimize.workload import Workload, digest
+from serve import model_config
+from serve.target import Target
+
+Progress = Callable[[str, float], None]
+TRAINED = "trained"
+
+
+def silent(_text: str, _fraction: float) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The trained model: its bundle with the FP32 ONNX (the baseline of every ratio), its quality and its cost."""
+
+    bundle: Bundle
+    quality: Quality
+    cost: Cost
+
+    @property
+    def reference(self) -> Arrays:
+        """The outputs that every score may compare with."""
+        return self.quality.outputs
+
+
+def run(
+    recipe: Recipe,
+    workload: Workload,
+    *,
+    output: Path | None = None,
+    repository: Path | None = None,
+    force: bool = False,
+    strict: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Run `recipe` on `workload` and return the `optimize run` document.
+
+    Args:
+        recipe: from `optimize.recipe.load`, or built in Python.
+        workload: from `optimize.workload.load`, so that the bundles can name its file.
+        output: the run's folder; `build/runs/NAME` unless given. Resumed when recipe, code and data are the same.
+        repository: where the result is published after it was proven on a real server; without it the run ends with
+            the bundle, and `endpoint`, `load` and `version` are None.
+        force: publish although a gate said no; the lineage says so for ever.
+        strict: judge the worse end of the paired interval, not the value.
+        progress: called with a text and the fraction of the current step.
+
+    Raises:
+        GateRefused: a gate said no and `force` is not set; its `partial` is the document so far.
+        BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.errors`.
+    """
+    from optimize import endpoint
+    from optimize.report import page
+
+    recipe = replace(recipe, steps=ordered(recipe.steps))
+    _check(recipe, workload)
+    folder = output or Path("build/runs") / workload.name
+    if repository is not None:
+        endpoint.check(repository, workload)
+    resumed = _prepare(folder, recipe, workload, progress)
+    trained = baseline(workload, folder / f"0-{TRAINED}", recipe, progress)
+    elements, last, quality = _steps(recipe, trained, folder, progress)
+    speeds = _speeds(trained.bundle, folder, elements, recipe, progress)
+    result = document(
+        workload=workload.name,
+        recipe=recipe.document(),
+        resumed=resumed,
+        trained=_measured(trained.quality, replace(trained.cost, **speeds.of(TRAINED))),
+        steps=elements,
+        result=_measured(quality, replace(_cost(last), **speeds.of(_folder_name(len(elements), elements[-1]["name"])))),
+        endpoint=None,
+        ratios=ratios(trained.bundle, last, speeds, _folder_name(len(elements), elements[-1]["name"])),
+        load=None,
+        bundle=str(last.folder),
+        version=None,
+    )
+    gates = _gates(recipe, trained, last, quality, speeds, elements, strict)
+    if repository is not None and (force or all(entry.passed for entry in gates)):
+        proof = endpoint.prove(last, trained, quality, recipe, folder, repository, gates, force, progress)
+        gates = proof.gates
+        result |= {"endpoint": proof.endpoint, "load": proof.load, "version": proof.version}
+    result["gates"] = [entry.document() for entry in gates]
+    result["report"] = str(page.write(result, folder))
+    (folder / "run.json").write_text(json.dumps(result, indent=2, default=str))
+    if not force:
+        _stop(gates, folder, result)
+    return result
+
+
+def apply_one(step: Any, source: Bundle, output: Path, target: Target, seed: int, progress: Progress) -> dict[str, Any]:
+    """Run one step on a bundle, save the result to `output`, and return its element of `steps[]`.
+
+    Raises:
+        BadRecipe: a torch step on a bundle that went through a graph step.
+        The errors of `optimize.step.apply`.
+    """
+    before = tuple(config for entry in source.lineage if (config := _config(entry)) is not None)
+    if ordered((*before, step))[-1] is not step:
+        raise BadRecipe(f"{steps_of.METHODS[type(step)].name} cannot follow what this bundle went through")
+    workload = source.workload
+    recipe = Recipe((step,), seed, target=target)
+    steps_of.check_needs(step, workload)
+    with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
+        trained = baseline(workload, Path(scratch) / TRAINED, recipe, progress)
+        made, quality, element = advance(step, source, trained, recipe, output, progress)
+        progress("measuring speed", 0.0)
+        paths = {TRAINED: _graph(trained.bundle), "result": _graph(made)}
+        speeds = measure.speed(paths, workload.inputs, target)
+        element |= _measured(quality, replace(_cost(made), **speeds.of("result")))
+        element["ratios"] = ratios(trained.bundle, made, speeds, "result")
+    return element
+
+
+def baseline(workload: Workload, folder: Path, recipe: Recipe, progress: Progress) -> Trained:
+    """Return the trained model with its FP32 ONNX in `folder`, made there unless a bundle is there already."""
+    made = _reusable(folder, workload)
+    if made is None:
+        progress("exporting the trained model", 0.0)
+        with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
+            module = workload.build()
+            graph = export(module, workload.inputs, workload.outputs, Path(scratch) / bundles.GRAPH)
+            made = bundles.save(Bundle(workload, module, graph), folder)
+    progress("evaluating the trained model", 0.5)
+    quality = evaluate(TorchPredictor(made.module, workload.outputs), workload)
+    return Trained(made, quality, _cost(made))
+
+
+def advance(
+    step: Any, source: Bundle, trained: Trained, recipe: Recipe, folder: Path, progress: Progress
+) -> tuple[Bundle, Quality, dict[str, Any]]:
+    """Apply one step to a bundle; return the bundle that it saved in `folder`, its quality, and its lineage entry."""
+    method = steps_of.METHODS[type(step)]
+    workload = source.workload
+    progress(method.name, 0.0)
+    with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
+        # The teacher is a model of its own: a step trains `source.module`, which may be the very same object.
+        context = steps_of.Context(workload, trained.bundle.module, recipe.target, recipe.seed, Path(scratch), progress)
+        torch.manual_seed(recipe.seed)
+        subject = _graph(source) if method.stage == "graph" else source.module
+        made = steps_of.apply(step, subject, context)
+        module = made if method.stage == "torch" else source.module
+        if method.stage == "torch":
+            graph = export(module, workload.inputs, workload.outputs, Path(scratch) / bundles.GRAPH)
+        else:
+            graph = made
+        progress(f"{method.name}: evaluating", 0.9)
+        predictor = TorchPredictor(module, workload.outputs) if method.stage == "torch" else OnnxPredictor(graph)
+        with predictor:
+            quality = evaluate(predictor, workload, trained.reference, _largest(workload, recipe.target))
+        entry = {
+            "name": method.name,
+            "config": {entry.name: getattr(step, entry.name) for entry in fields(step)},
+            "seed": recipe.seed,
+            "trained": trained.quality.document()["quality"],
+            **_measured(quality, _cost(Bundle(workload, module, graph))),
+        }
+        if method.stage != "torch":
+            entry["deviation"] = deviation(graph, workload, seed=recipe.seed)
+        saved = bundles.save(Bundle(workload, module, graph, (*source.lineage, entry)), folder)
+    return saved, quality, entry
+
+
+def ratios(trained: Bundle, result: Bundle, speeds: Speeds, name: str) -> dict[str, Any]:
+    """Return `{size, latency{}, throughput{}, interval{}}`, larger is better, against the trained FP32 ONNX."""
+    size = measure.file_bytes(_graph(trained)) / measure.file_bytes(_graph(result))
+    return {"size": size, **speeds.ratios(name, TRAINED)}
+
+
+def _check(recipe: Recipe, workload: Workload) -> None:
+    if not recipe.steps:
+        raise BadRecipe("has no steps")
+    if not workload.source:
+        raise BadWorkload(
+            "was not loaded from a file", where=workload.name, fix='use optimize.workload.load("path/to/file.py:function")'
+        )
+    for step in recipe.steps:
+        steps_of.check_needs(step, workload)
+    gate.check_budget(recipe.budget, workload)
+
+
+def _prepare(folder: Path, recipe: Recipe, workload: Workload, progress: Progress) -> bool:
+    """Keep the folder's bundles when they come from the same recipe, code and data; else clear it and say why."""
+    progress("reading the data", 0.0)
+    now = {
+        "recipe": hashlib.sha256(recipe.toml().encode()).hexdigest(),
+        **digest(workload),
+        "model": steps_of.fingerprint(workload.build()),
+        "lathe": version(),
+    }
+    state = folder / "digests.json"
+    before: dict[str, str] = {}
+    if state.is_file():
+        try:
+            before = json.loads(state.read_text())
+        except json.JSONDecodeError:
+            before = {"state": "damaged"}
+    if before == now:
+        return any(folder.glob("[1-9]*-*"))
+    if before:
+        changed = ", ".join(key for key in now if before.get(key) != now[key])
+        progress(f"starting anew in {folder}: changed since the last run: {changed}", 0.0)
+    elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise BadRecipe("exists and is not the folder of a run", where=str(folder), fix="name another --output")
+    for old in folder.glob("[0-9]*-*"):
+        shutil.rmtree(old)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.toml").write_text(recipe.toml())
+    state.write_text(json.dumps(now, indent=2))
+    return False
+
+
+def _steps(
+    recipe: Recipe, trained: Trained, folder: Path, progress: Progress
+) -> tuple[list[dict[str, Any]], Bundle, Quality]:
+    """Run the steps that have no bundle yet; return all elements, the last bundle and its quality."""
+    elements: list[dict[str, Any]] = []
+    current, quality = trained.bundle, trained.quality
+    for number, step in enumerate(recipe.steps, 1):
+        name = steps_of.METHODS[type(step)].name
+        place = folder / _folder_name(number, name)
+        made = _reusable(place, current.workload)
+        if made is None:
+            made, quality, _ = advance(step, current, trained, recipe, place, progress)
+        else:
+            progress(f"{name}: kept from the last run", 1.0)
+            if number == len(recipe.steps):
+                with OnnxPredictor(_graph(made)) as predictor:
+                    largest = _largest(made.workload, recipe.target)
+                    quality = evaluate(predictor, made.workload, trained.reference, largest)
+        elements.append(dict(made.lineage[-1]))
+        current = made
+    return elements, current, quality
+
+
+def _speeds(trained: Bundle, folder: Path, elements: list[dict[str, Any]], recipe: Recipe, progress: Progress) -> Speeds:
+    """Time every step's ONNX file against the trained one's in alternating runs, and add the figures to the elements."""
+    progress("measuring speed", 0.0)
+    names = [_folder_name(number, element["name"]) for number, element in enumerate(elements, 1)]
+    paths = {TRAINED: _graph(trained), **{name: folder / name / bundles.GRAPH for name in names}}
+    speeds = measure.speed(paths, trained.workload.inputs, recipe.target)
+    for name, element in zip(names, elements, strict=True):
+        cost = Cost.from_document(element["cost"])
+        element["cost"] = replace(cost, **speeds.of(name)).document()
+    return speeds
+
+
+def _gates(
+    recipe: Recipe,
+    trained: Trained,
+    last: Bundle,
+    quality: Quality,
+    speeds: Speeds,
+    elements: list[dict[str, Any]],
+    strict: bool,
+) -> list[Gate]:
+    workload = last.workload
+    first, result = trained.quality.scores[0], quality.scores[0]
+    difference = compare(workload, result, first)
+    gates = [gate.quality(recipe.budget, first, result, difference, strict)]
+    gates += gate.size(recipe.budget, measure.file_bytes(_graph(last)))
+    name = _folder_name(len(elements), elements[-1]["name"])
+    promises = set().union(*(steps_of.METHODS[type(step)].promises for step in recipe.steps))
+    reached = ratios(trained.bundle, last, speeds, name)
+    if "smaller" in promises:
+        gates.append(gate.smaller(reached["size"]))
+    if "faster" in promises:
+        for batch, (low, high) in reached["interval"].items():
+            gates.append(gate.faster(int(batch), reached["throughput"][batch], low, high))
+    return gates
+
+
+def _stop(gates: list[Gate], folder: Path, result: dict[str, Any]) -> None:
+    try:
+        gate.stop(gates, str(folder))
+    except GateRefused as refusal:
+        refusal.partial = result
+        raise
+
+
+def _measured(quality: Quality, cost: Cost) -> dict[str, Any]:
+    return {**quality.document(), "cost": cost.document()}
+
+
+def _cost(made: Bundle) -> Cost:
+    return Cost(
+        measure.file_bytes(_graph(made)),
+        measure.parameters(made.module),
+        measure.macs(made.module, made.workload.inputs),
+    )
+
+
+def _graph(made: Bundle) -> Path:
+    assert made.graph is not None, "every bundle that a step or the baseline saved has its ONNX file"
+    return made.graph
+
+
+def _largest(workload: Workload, target: Target) -> int:
+    return model_config.max_batch_size(workload.inputs, target)
+
+
+def _folder_name(number: int, name: str) -> str:
+    return f"{number}-{name}"
+
+
+def _reusable(folder: Path, workload: Workload) -> Bundle | None:
+    return bundles.load(folder, workload) if (folder / bundles.DESCRIPTION).is_file() else None
+
+
+def _config(entry: dict[str, Any]) -> Any:
+    config = steps_of.NAMES.get(entry["name"])
+    return None if config is None or config is Onnx else config(**entry["config"])

@@ -1,0 +1,128 @@
+"""Tables on the terminal, from the same documents that `--json` prints."""
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def _console() -> Console:
+    # A pipe or a file gets lines as long as they need to be.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def score(document: dict[str, Any]) -> str:
+    """Return `accuracy 0.9889 [0.9796, 0.9963]`."""
+    return f"{document['metric']} {document['value']:.4f} [{document['low']:.4f}, {document['high']:.4f}]"
+
+
+def run(document: dict[str, Any]) -> None:
+    """Print the proof of an `optimize run`: each model, the ratios, the gates, the endpoint and what was published."""
+    console = _console()
+    batches = list(document["trained"]["cost"]["latency_ms"])
+    table = Table(title=f"{document['workload']}: from the trained model to the endpoint", title_justify="left")
+    table.add_column("model", overflow="fold")
+    table.add_column(document["trained"]["quality"]["metric"])
+    table.add_column("bytes", justify="right")
+    table.add_column("parameters", justify="right")
+    table.add_column("MACs", justify="right")
+    for batch in batches:
+        table.add_column(f"ms at {batch}", justify="right")
+    table.add_row("trained", *_row(document["trained"], batches))
+    for element in document["steps"]:
+        table.add_row(element["name"], *_row(element, batches))
+    if document["endpoint"]:
+        quality = document["endpoint"]["quality"]
+        table.add_row("endpoint", _interval(quality), *[""] * (3 + len(batches)))
+    console.print(table)
+    _ratios(console, document["ratios"])
+    gates(console, document["gates"])
+    if document["load"]:
+        _load(console, document["load"])
+    if document["version"]:
+        version = document["version"]
+        forced = " (forced)" if version.get("forced") else ""
+        console.print(f"published: {version['model']} version {version['number']}{forced}")
+    console.print(f"bundle: {document['bundle']}", soft_wrap=True)
+    if document.get("report"):
+        console.print(f"proof page: {document['report']}", soft_wrap=True)
+
+
+def step(document: dict[str, Any], bundle: str) -> None:
+    """Print one element of `steps[]`."""
+    console = _console()
+    console.print(f"{document['name']}: {score(document['quality'])}, trained {score(document['trained'])}")
+    cost = document["cost"]
+    console.print(f"{cost['bytes']:,} bytes, {cost['parameters']:,} parameters, {cost['macs']:,} MACs a sample")
+    _ratios(console, document["ratios"])
+    console.print(f"bundle: {bundle}", soft_wrap=True)
+
+
+def quality(document: dict[str, Any]) -> None:
+    """Print what `optimize evaluate` found."""
+    console = _console()
+    console.print(f"{document['predictor']}: {score(document['quality'])} on {document['quality']['samples']:,} samples")
+    for also in document["also"]:
+        console.print(f"  {score(also)}")
+
+
+def difference(document: dict[str, Any], first: str, second: str) -> None:
+    """Print what `optimize compare` found."""
+    console = _console()
+    console.print(f"{score(document['first'])}  {first}", soft_wrap=True)
+    console.print(f"{score(document['second'])}  {second}", soft_wrap=True)
+    console.print(
+        f"difference {document['difference']:+.4f}, paired 95 % interval [{document['low']:+.4f}, {document['high']:+.4f}], "
+        f"{len(document['flipped'])} samples differ"
+    )
+
+
+def lineage(description: dict[str, Any]) -> None:
+    """Print what `optimize show` found."""
+    console = _console()
+    console.print(f"workload {description['workload']['source']}, written by lathe {description['lathe']}", soft_wrap=True)
+    if not description["lineage"]:
+        console.print("the trained model, untouched")
+    for number, entry in enumerate(description["lineage"], 1):
+        config = ", ".join(f"{key} = {value}" for key, value in entry["config"].items())
+        console.print(f"{number}. {entry['name']} ({config}), seed {entry['seed']}", soft_wrap=True)
+        console.print(f"   {score(entry['quality'])}; {entry['cost']['bytes']:,} bytes, {entry['cost']['macs']:,} MACs")
+
+
+def gates(console: Console, entries: list[dict[str, Any]]) -> None:
+    """Print one line for each gate."""
+    for entry in entries:
+        word = "[green]passed[/]" if entry["passed"] else "[red]NO    [/]"
+        console.print(f"{word} {entry['name']}: {entry['measured']}, wanted {entry['limit']}", soft_wrap=True)
+        if entry["advice"]:
+            console.print(f"       {entry['advice']}", soft_wrap=True)
+
+
+def _row(entry: dict[str, Any], batches: list[str]) -> list[str]:
+    cost = entry["cost"]
+    times = [f"{cost['latency_ms'][batch]:.3g}" if batch in cost["latency_ms"] else "" for batch in batches]
+    return [_interval(entry["quality"]), f"{cost['bytes']:,}", f"{cost['parameters']:,}", f"{cost['macs']:,}", *times]
+
+
+def _interval(document: dict[str, Any]) -> str:
+    return f"{document['value']:.4f} [{document['low']:.3f}, {document['high']:.3f}]"
+
+
+def _ratios(console: Console, ratios: dict[str, Any]) -> None:
+    speeds = []
+    for batch, ratio in ratios["throughput"].items():
+        low, high = ratios["interval"][batch]
+        speeds.append(f"{ratio:.2f}× the throughput at batch {batch} [{low:.2f}, {high:.2f}]")
+    line = ", ".join([f"{ratios['size']:.2f}× smaller", *speeds])
+    console.print(f"against the trained model's FP32 ONNX: {line}", soft_wrap=True)
+
+
+def _load(console: Console, load: dict[str, Any]) -> None:
+    latency, requests = load["latency_ms"], load["requests"]
+    state = "valid" if load["valid"] else "INVALID"
+    console.print(
+        f"load test ({state}): {requests['done']:,} requests, {load['rate']['achieved']:,.0f} per second, "
+        f"p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms",
+        soft_wrap=True,
+    )

@@ -1,0 +1,19 @@
+"""What a command may be given as SOURCE: a bundle or a workload."""
+
+from pathlib import Path
+
+from optimize import bundle as bundles
+from optimize import workload as workloads
+from optimize.bundle import Bundle
+
+
+def load(source: str) -> Bundle:
+    """Return the bundle in the folder `source`, or one in memory of the trained model of the workload `source`.
+
+    Raises:
+        BadBundle, BadWorkload: neither the one nor the other.
+    """
+    if Path(source).is_dir():
+        return bundles.load(Path(source))
+    workload = workloads.load(source)
+    return Bundle(workload, workload.build())
