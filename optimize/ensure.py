@@ -1,0 +1,58 @@
+"""Ensure: what every step owes after it ran, and the private copy that it gets to work on."""
+
+import copy as copying
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loadtest.tensors import Array
+from optimize.errors import BadGraph, BadModel
+from optimize.predict import OnnxPredictor, TorchPredictor
+from optimize.workload import Workload
+
+
+def copy(subject: Any, scratch: Path) -> Any:
+    """Return a deep copy of a module, or a copy in `scratch` of an ONNX file and of the weights beside it."""
+    if not isinstance(subject, Path):
+        return copying.deepcopy(subject)
+    for file in sorted(subject.parent.glob(f"{subject.name}*")):
+        shutil.copyfile(file, scratch / file.name)
+    return scratch / subject.name
+
+
+def still_works(subject: Any, workload: Workload, name: str) -> None:
+    """Run the first evaluation batch, whole and its first sample alone, through what the step `name` returned.
+
+    Raises:
+        BadModel: the module does not run, or its outputs are not those that the workload's own model has.
+        BadGraph: the same of an ONNX file.
+    """
+    batch = next(iter(workload.batches("evaluation"))).inputs
+    refused = BadGraph if isinstance(subject, Path) else BadModel
+    reference = TorchPredictor(workload.build(), workload.outputs).predict(batch)
+    try:
+        with _predictor(subject, workload) as predictor:
+            together = predictor.predict(batch)
+            alone = predictor.predict({key: array[:1] for key, array in batch.items()})
+    except (BadGraph, BadModel) as error:
+        raise type(error)(f"after {name}: {error.what}", where=error.where, fix=error.fix) from error
+    if set(together) != set(workload.outputs):
+        raise refused(f"after {name} it returns {sorted(together)}, the workload declares {list(workload.outputs)}")
+    for output, wanted in reference.items():
+        _check(output, together[output], wanted, refused, name)
+        _check(output, alone[output], wanted[:1], refused, name)
+
+
+def _predictor(subject: Any, workload: Workload) -> OnnxPredictor | TorchPredictor:
+    return OnnxPredictor(subject) if isinstance(subject, Path) else TorchPredictor(subject, workload.outputs)
+
+
+def _check(output: str, got: Array, wanted: Array, refused: type[BadGraph] | type[BadModel], name: str) -> None:
+    if got.shape != wanted.shape:
+        raise refused(
+            f"after {name}, output {output!r} has the shape {got.shape}, the trained model's has {wanted.shape}"
+        )
+    if got.dtype.kind == "f" and np.isfinite(wanted).all() and not np.isfinite(got).all():
+        raise refused(f"after {name}, output {output!r} has values that are NaN or infinite")

@@ -1,0 +1,264 @@
+"""Graph: what is done to an ONNX graph between the exporter or the quantizer and the file.
+
+Everything here leaves the graph's results, and the names of its inputs and outputs, as they are.
+"""
+
+import contextlib
+import fnmatch
+import io
+import itertools
+import logging
+import string
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loadtest.errors import LatheError
+from loadtest.tensors import Dim, TensorSpec
+from optimize.errors import BadGraph, NoEffect
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+LARGEST_FILE = 2_000_000_000
+"""Bytes of weights from which they go to a second file: a protobuf message cannot hold 2 GiB."""
+QUANTIZED = {
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "MatMulInteger",
+    "DynamicQuantizeLSTM",
+}
+PREFIX = "module."
+"""What the exporter's wrapper puts before the names of the user's own parameters."""
+
+
+def load(path: Path) -> "onnx_ir.Model":
+    """Return the graph in `path`.
+
+    Raises:
+        BadGraph: the file is missing, cut off or not ONNX.
+    """
+    import onnx_ir
+
+    try:
+        return onnx_ir.load(path)
+    except Exception as error:
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadGraph(
+            f"is not an ONNX file that can be read: {message}", where=str(path), fix="export it again"
+        ) from error
+
+
+def save(model: "onnx_ir.Model", path: Path) -> Path:
+    """Write the graph to `path`, its weights in `<name>.data` beside it only where one file cannot hold them."""
+    import onnx_ir
+
+    weights = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
+    )
+    onnx_ir.save(model, path, external_data=f"{path.name}.data" if weights >= LARGEST_FILE else None)
+    return path
+
+
+def clean(model: "onnx_ir.Model") -> None:
+    """Fold constants, drop what no result depends on, and what the exporter wrote for debugging, in place."""
+    import onnx_ir.passes.common as passes
+    from onnxscript import optimizer
+
+    # Recorded shapes of inner values go stale when a quantizer or a rewrite changes the graph, and cost bytes.
+    # Limits lifted: an LSTM's weights reach it through Slice and Concat, and no quantizer looks through those.
+    optimizer.fold_constants(model, input_size_limit=10**9, output_size_limit=10**9)
+    for step in (
+        passes.IdentityEliminationPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.ClearMetadataAndDocStringPass(),
+    ):
+        step(model)
+    for value in _inner(model.graph):
+        value.shape, value.type = None, None
+    model.producer_name = model.producer_version = None
+
+
+def name_nodes(graph: "onnx_ir.Graph") -> None:
+    """Name every node after the module that it came from and its operator: `encoder.layer.0.dense/MatMul`."""
+    taken: set[str] = set()
+    for node in graph:
+        base = f"{_module_of(node)}/{node.op_type}".lstrip("/")
+        name = next(name for name in _numbered(base) if name not in taken)
+        taken.add(name)
+        node.name = name
+
+
+def name_boundary(graph: "onnx_ir.Graph", inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Give the graph's inputs and outputs the user's names; an inner value that has one of them makes way."""
+    boundary = [*graph.inputs, *graph.outputs]
+    wanted = {*inputs, *outputs}
+    taken = {value.name for value in _values(graph)} | wanted
+    for value in _values(graph):
+        if not any(value is other for other in boundary):
+            name = (value.name or "v").removeprefix(PREFIX)
+            if name in wanted or (name != value.name and name in taken):
+                name = next(free for free in _numbered(name) if free not in taken)
+            taken.add(name)
+            value.name = name
+    for value, name in zip(boundary, [*inputs, *outputs], strict=True):
+        value.name = name
+
+
+def shape_boundary(
+    graph: "onnx_ir.Graph",
+    inputs: Sequence[TensorSpec],
+    outputs: Mapping[str, Sequence[int | str]],
+) -> None:
+    """Write the declared dims into the graph's inputs and the known ones into its outputs."""
+    import onnx_ir
+
+    for value, spec in zip(graph.inputs, inputs, strict=True):
+        dims = [dim.name if isinstance(dim, Dim) and dim.minimum < dim.maximum else _size(dim) for dim in spec.dims]
+        value.shape = onnx_ir.Shape(dims)
+    for value in graph.outputs:
+        value.shape = onnx_ir.Shape(outputs[str(value.name)])
+
+
+def _size(dim: int | Dim) -> int:
+    return dim.minimum if isinstance(dim, Dim) else dim
+
+
+def move(source: Path, destination: Path) -> Path:
+    """Rename an ONNX file; one with its weights in a second file is written anew, for it knows that file by name."""
+    beside = source.with_name(f"{source.name}.data")
+    if beside.exists():
+        save(load(source), destination)
+        source.unlink()
+        beside.unlink()
+        return destination
+    return source.replace(destination)
+
+
+def shorten_names(graph: "onnx_ir.Graph") -> None:
+    """Give inner values one- and two-letter names, and nodes none: in a small INT8 model names weigh as much as weights."""
+    boundary = {value.name for value in (*graph.inputs, *graph.outputs)}
+    names = (name for name in _short() if name not in boundary)
+    for value in _values(graph):
+        if value.name not in boundary:
+            value.name = next(names)
+    for node in graph:
+        node.name = None
+
+
+def _module_of(node: "onnx_ir.Node") -> str:
+    """Return the path of the module that a node came from, as far as the exporter left a trace of it."""
+    for value in node.inputs:
+        if value is not None and value.is_initializer() and (value.name or "").startswith(PREFIX):
+            return str(value.name).removeprefix(PREFIX).rpartition(".")[0]
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    paths = [scope.strip(" '\"[]") for scope in scopes.split(",")][:-1]
+    return paths[-1].removeprefix("module").removeprefix(".") if paths else ""
+
+
+def _values(graph: "onnx_ir.Graph") -> Iterator["onnx_ir.Value"]:
+    yield from graph.inputs
+    yield from list(graph.initializers.values())
+    for node in graph:
+        yield from (output for output in node.outputs if output.name)
+
+
+def _inner(graph: "onnx_ir.Graph") -> Iterator["onnx_ir.Value"]:
+    boundary = {*graph.inputs, *graph.outputs}
+    yield from (value for value in _values(graph) if value not in boundary)
+
+
+def _numbered(base: str) -> Iterator[str]:
+    yield base
+    yield from (f"{base}_{number}" for number in itertools.count(2))
+
+
+def _short() -> Iterator[str]:
+    for length in itertools.count(1):
+        yield from map("".join, itertools.product(string.ascii_letters, repeat=length))
+
+
+def operators(model: "onnx_ir.Model") -> set[str]:
+    """Return the types of the operators in the graph."""
+    return {node.op_type for node in model.graph}
+
+
+def names_of(model: "onnx_ir.Model", kinds: Sequence[str]) -> list[str]:
+    """Return the names of the nodes of these types that have a constant input."""
+    return [
+        str(node.name)
+        for node in model.graph
+        if node.op_type in kinds and any(value is not None and value.is_initializer() for value in node.inputs)
+    ]
+
+
+def excluded(model: "onnx_ir.Model", globs: Sequence[str]) -> list[str]:
+    """Return the names of the nodes that match one of the globs.
+
+    Raises:
+        NoEffect: a glob matches no node.
+    """
+    names = [node.name for node in model.graph if node.name]
+    for pattern in globs:
+        if not fnmatch.filter(names, pattern):
+            raise NoEffect(
+                f"exclude: no node matches {pattern!r}", fix=f"the nodes are: {', '.join(names) or 'without names'}"
+            )
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in globs)]
+
+
+def refuse_quantized(model: "onnx_ir.Model", path: Path) -> None:
+    """Refuse a graph that a quantizer has been at.
+
+    Raises:
+        BadGraph: naming the operator that shows it.
+    """
+    found = operators(model) & QUANTIZED
+    if found:
+        raise BadGraph(
+            f"is quantized already (it has {', '.join(sorted(found))})",
+            where=str(path),
+            fix="quantize the float export; a recipe may have one quantize step",
+        )
+
+
+def rewrite(path: Path, quantize: Callable[[str, str], object]) -> Path:
+    """Run a quantizer `quantize(source, destination)` on the file, strip what it wrote, and put it in the file's place."""
+    written = path.with_name(f".{path.name}")
+    try:
+        with quiet():
+            quantize(str(path), str(written))
+        model = load(written)
+        clean(model)
+        shorten_names(model.graph)
+        save(model, written)
+    except LatheError:
+        raise
+    except Exception as error:
+        message = (str(error).strip().splitlines() or [""])[0]
+        raise BadGraph(f"cannot be quantized: {type(error).__name__}: {message}", where=str(path)) from error
+    return move(written, path)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the progress lines, warnings and logs of exporters and quantizers; their result is checked itself."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,212 @@
+"""export.onnx: a torch module becomes one ONNX file with the workload's names and dynamic axes."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from loadtest.errors import LatheError
+from loadtest.tensors import Dim, TensorSpec
+from optimize.errors import BadGraph
+from optimize.export import graph
+
+if TYPE_CHECKING:
+    import onnx_ir
+    import torch
+    from torch import nn
+
+    from optimize.step import Context
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Onnx:
+    """Export to ONNX."""
+
+    # From 23 on attention is one operator, which no quantizer here knows; below 18 the exporter does not go.
+    opset: int = Field(default=20, ge=18, le=22, description="Version of the ONNX operator set that the file asks for.")
+
+
+def matches(subject: object) -> list[str]:
+    """Return nothing: an export takes the whole model."""
+    return []
+
+
+def apply(config: Onnx, module: "nn.Module", context: "Context") -> Path:
+    """Export the module into the step's scratch folder."""
+    workload = context.workload
+    return export(module, workload.inputs, workload.outputs, context.scratch / "model.onnx", config.opset)
+
+
+def export(
+    module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence[str], destination: Path, opset: int = 20
+) -> Path:
+    """Write `module` to `destination` as ONNX, checked against the module itself at several sizes.
+
+    The exporters differ in what they can follow, so they are tried in turn until one yields a graph that is valid,
+    answers as the module does and has no frozen axis.
+
+    Args:
+        module: takes `inputs` by name and returns one tensor for each of `outputs`, as `optimize.predict.forward` says.
+        inputs: every `Dim` with room between its minimum and maximum becomes a dynamic axis of that name.
+        outputs: names of the graph's outputs.
+        destination: the file to write; weights of 2 GB and more go to `<name>.data` beside it.
+        opset: version of the ONNX operator set.
+
+    Returns:
+        `destination`.
+
+    Raises:
+        BadModel: the module does not take these inputs or does not return these outputs.
+        BadGraph: no exporter can follow the module, or an axis stays frozen; names the axis.
+    """
+    from optimize.export import verify
+
+    module = module.eval()
+    shapes = verify.output_dims(module, inputs, outputs)
+    temporary = destination.with_name(f".{destination.name}")
+    failures: list[BadGraph] = []
+    for exporter in (_dynamo, _strict_dynamo, _legacy):
+        try:
+            model = _captured(exporter, module, inputs, outputs, opset)
+            graph.name_nodes(model.graph)
+            graph.clean(model)
+            graph.name_boundary(model.graph, [spec.name for spec in inputs], outputs)
+            graph.shape_boundary(model.graph, inputs, shapes)
+            graph.save(model, temporary)
+            verify.check(temporary, module, inputs, outputs)
+        except BadGraph as failure:
+            failures.append(failure)
+            temporary.unlink(missing_ok=True)
+            continue
+        return graph.move(temporary, destination)
+    # A frozen axis found by running a graph says more than an exporter that gave up.
+    raise next((failure for failure in failures if "frozen" in failure.what), failures[0])
+
+
+def _captured(
+    exporter: Callable[..., "onnx_ir.Model"],
+    module: "nn.Module",
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    opset: int,
+) -> "onnx_ir.Model":
+    """Run one exporter in silence; whatever it raises becomes one BadGraph."""
+    try:
+        with graph.quiet():
+            model = exporter(_wrapped(module, inputs, outputs), inputs, len(outputs), opset)
+    except LatheError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise BadGraph(
+            f"cannot be exported: {type(error).__name__}: {_reason(error) or (lines or [''])[0]}",
+            where=type(module).__name__,
+            fix="keep data-dependent Python (int(), .item(), if on a tensor) out of forward",
+        ) from error
+    if (found := model.graph.opset_imports.get("")) != opset:
+        raise BadGraph(f"the exporter wrote opset {found} where {opset} was asked for", fix="ask for another opset")
+    return model
+
+
+def _reason(error: BaseException) -> str:
+    """Return the line of a torch.export failure that says what went wrong, from the innermost cause."""
+    cause: BaseException | None = error
+    while cause is not None and cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip(" -") for line in str(cause).splitlines() if line.strip()]
+    telling = [line for line in lines if "constraint" in line.lower() or "specializ" in line.lower()]
+    return (telling or lines or [""])[0]
+
+
+def _wrapped(module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> "nn.Module":
+    from torch import nn
+
+    from optimize.predict import forward
+
+    class Wrapper(nn.Module):
+        """Takes the inputs in order and returns a tuple in the order of the outputs, which is all that ONNX knows."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *args: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
+            named = {spec.name: tensor for spec, tensor in zip(inputs, args, strict=True)}
+            return tuple(forward(self.module, named, outputs).values())
+
+    return Wrapper().eval()
+
+
+def _dynamo(wrapper: "nn.Module", inputs: Sequence[TensorSpec], outputs: int, opset: int) -> "onnx_ir.Model":
+    return _export_program(wrapper, inputs, outputs, opset, strict=False)
+
+
+def _strict_dynamo(wrapper: "nn.Module", inputs: Sequence[TensorSpec], outputs: int, opset: int) -> "onnx_ir.Model":
+    # Follows int(x.shape[0]), which the other one turns into a constant.
+    return _export_program(wrapper, inputs, outputs, opset, strict=True)
+
+
+def _export_program(
+    wrapper: "nn.Module", inputs: Sequence[TensorSpec], outputs: int, opset: int, *, strict: bool
+) -> "onnx_ir.Model":
+    import torch
+
+    dims = {
+        dim.name: torch.export.Dim(dim.name, min=dim.minimum, max=dim.maximum)
+        for spec in inputs
+        for dim in spec.dims
+        if isinstance(dim, Dim) and dim.minimum < dim.maximum
+    }
+    dynamic = tuple(
+        {axis: dims[dim.name] for axis, dim in enumerate(spec.dims) if isinstance(dim, Dim) and dim.name in dims}
+        for spec in inputs
+    )
+    program = torch.export.export(wrapper, _examples(inputs), dynamic_shapes=(dynamic,), strict=strict)
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=opset,
+        input_names=[f"input_{index}" for index in range(len(inputs))],
+        output_names=[f"output_{index}" for index in range(outputs)],
+        verbose=False,
+    )
+    if exported is None:
+        raise BadGraph("the exporter returned nothing")
+    return exported.model
+
+
+def _legacy(wrapper: "nn.Module", inputs: Sequence[TensorSpec], outputs: int, opset: int) -> "onnx_ir.Model":
+    """Trace instead of following the code; the tracer ends at opset 20."""
+    import onnx
+    import onnx_ir
+    import torch
+
+    names = [f"input_{index}" for index in range(len(inputs))]
+    file = io.BytesIO()
+    torch.onnx.export(
+        wrapper,
+        _examples(inputs),
+        file,
+        dynamo=False,
+        opset_version=min(opset, 20),
+        input_names=names,
+        output_names=[f"output_{index}" for index in range(outputs)],
+        dynamic_axes={
+            name: {axis: dim.name for axis, dim in enumerate(spec.dims) if isinstance(dim, Dim)}
+            for name, spec in zip(names, inputs, strict=True)
+        },
+    )
+    return onnx_ir.from_proto(onnx.version_converter.convert_version(onnx.load_from_string(file.getvalue()), opset))
+
+
+def _examples(inputs: Sequence[TensorSpec]) -> "tuple[torch.Tensor, ...]":
+    """Return example inputs whose sizes differ from each other and, where possible, from 1: exporters take 1 for fixed."""
+    import torch
+
+    from optimize.export import verify
+
+    arrays = verify.generate(inputs, verify.sizes_to_try(inputs)[1])
+    return tuple(torch.from_numpy(arrays[spec.name]) for spec in inputs)

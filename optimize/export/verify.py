@@ -1,0 +1,238 @@
+"""Verify: does an exported graph answer as its module does, at every size that the workload declares?"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadtest.tensors import Array, Arrays, Dim, TensorSpec
+from optimize.errors import BadGraph, BadModel, BadWorkload
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TOLERANCE = 1e-3
+"""Largest difference between graph and module, as a share of the output's largest value (at least 1)."""
+
+Fault = Callable[[Mapping[str, int]], str]
+
+
+def dims_of(inputs: Sequence[TensorSpec]) -> dict[str, Dim]:
+    """Return the dims that may change size, by name.
+
+    Raises:
+        BadWorkload: one name stands for two ranges.
+    """
+    dims: dict[str, Dim] = {}
+    for dim in (dim for spec in inputs for dim in spec.dims if isinstance(dim, Dim)):
+        if dims.setdefault(dim.name, dim) != dim:
+            raise BadWorkload(
+                f"the dim {dim.name!r} has two different ranges", fix="give equal dims one range, others another name"
+            )
+    return {name: dim for name, dim in dims.items() if dim.minimum < dim.maximum}
+
+
+def sizes_to_try(inputs: Sequence[TensorSpec]) -> list[dict[str, int]]:
+    """Return three sets of sizes: the smallest, an odd and typical one, and a larger one; in each all dims differ."""
+    dims = dims_of(inputs)
+    smallest = {name: dim.minimum for name, dim in dims.items()}
+    middle = {name: 3 if name == "batch" else dim.typical for name, dim in dims.items()}
+    larger = {name: 2 * dim.typical + 1 for name, dim in dims.items()}
+    return [smallest, _apart(middle, dims), _apart(larger, dims)]
+
+
+def _apart(wanted: Mapping[str, int], dims: Mapping[str, Dim]) -> dict[str, int]:
+    """Bring the sizes into range, where possible without two that are equal."""
+    sizes: dict[str, int] = {}
+    for name, dim in dims.items():
+        size = min(max(wanted[name], dim.minimum), dim.maximum)
+        free = (other for other in range(size, dim.minimum - 1, -1) if other not in sizes.values())
+        sizes[name] = next(free, size)
+    return sizes
+
+
+def generate(inputs: Sequence[TensorSpec], sizes: Mapping[str, int], seed: int = 0) -> dict[str, Array]:
+    """Return in-range random inputs by name, the dims named in `sizes` at those sizes, others at their minimum."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for spec in inputs:
+        dims = tuple(sizes.get(dim.name, dim.minimum) if isinstance(dim, Dim) else dim for dim in spec.dims)
+        arrays[spec.name] = replace(spec, dims=dims).generate(rng)
+    return arrays
+
+
+def output_dims(
+    module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence[str]
+) -> dict[str, tuple[int | str, ...]]:
+    """Return the dims of every output: an int where it is fixed, the name of the dim that it follows where not.
+
+    Raises:
+        BadModel: the module does not run at a declared size, or an output's first axis does not follow the batch.
+    """
+    from optimize.predict import TorchPredictor
+
+    predictor = TorchPredictor(module, outputs)
+    tried = sizes_to_try(inputs)
+    answers = [predictor.predict(generate(inputs, sizes)) for sizes in tried]
+    dims: dict[str, tuple[int | str, ...]] = {}
+    for name in outputs:
+        shapes = [answer[name].shape for answer in answers]
+        for shape, sizes in zip(shapes, tried, strict=True):
+            if not shape or shape[0] != sizes.get("batch", shape[0]):
+                raise BadModel(
+                    f"output {name!r} has the shape {shape} for a batch of {sizes['batch']}: its batch axis is frozen",
+                    where=type(module).__name__,
+                    fix="take the batch size from the input (x.shape[0]) and keep it as the first axis of every output",
+                )
+        if len({len(shape) for shape in shapes}) > 1:
+            raise BadModel(f"output {name!r} changes its number of axes with the sizes of the inputs")
+        dims[name] = tuple(
+            _dim(axis_sizes, tried, f"{name}_{axis}") for axis, axis_sizes in enumerate(zip(*shapes, strict=True))
+        )
+    return dims
+
+
+def _dim(sizes: tuple[int, ...], tried: Sequence[Mapping[str, int]], otherwise: str) -> int | str:
+    if len(set(sizes)) == 1:
+        return sizes[0]
+    return next((name for name in tried[0] if tuple(some[name] for some in tried) == sizes), otherwise)
+
+
+def check(path: Path, module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
+    """Check the file against the module: valid ONNX, the same names, equal answers at `sizes_to_try`.
+
+    Raises:
+        BadGraph: naming the axis that the export has frozen, or the output that differs.
+    """
+    import onnx
+
+    from optimize.predict import OnnxPredictor, TorchPredictor
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        raise BadGraph(f"the exported graph is not valid: {_first_line(error)}", where=type(module).__name__) from error
+    torch_side = TorchPredictor(module, outputs)
+    with OnnxPredictor(path) as onnx_side:
+        names = [value.name for value in onnx_side.session.get_outputs()]
+        if names != list(outputs):
+            raise BadGraph(f"the exported graph returns {names}, the workload declares {list(outputs)}")
+
+        def fault(sizes: Mapping[str, int]) -> str:
+            arrays = generate(inputs, sizes, seed=1)
+            try:
+                return _difference(onnx_side.predict(arrays), torch_side.predict(arrays))
+            except BadGraph as error:
+                return error.what
+
+        for sizes in sizes_to_try(inputs):
+            if found := fault(sizes):
+                raise BadGraph(
+                    _diagnosis(found, sizes, inputs, fault),
+                    where=type(module).__name__,
+                    fix="take sizes from the inputs (x.shape[0], or -1 in reshape), as tensors and not through int()",
+                )
+
+
+def _diagnosis(found: str, sizes: Mapping[str, int], inputs: Sequence[TensorSpec], fault: Fault) -> str:
+    """Say which axis the export has frozen, if changing one dim alone brings the fault about and another not."""
+    tried = sizes_to_try(inputs)
+    for name in dims_of(inputs):
+        variants = [{**sizes, name: other[name]} for other in tried]
+        faults = [bool(fault(variant)) for variant in variants]
+        if any(faults) and not all(faults):
+            good = variants[faults.index(False)][name]
+            axes = ", ".join(
+                f"{spec.name!r} (axis {axis})"
+                for spec in inputs
+                for axis, dim in enumerate(spec.dims)
+                if isinstance(dim, Dim) and dim.name == name
+            )
+            return (
+                f"the export has frozen the dim {name!r} of {axes}: it works at {good}, not at {sizes[name]}: {found}"
+            )
+    at = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    return f"the exported graph differs from the module at {at}: {found}"
+
+
+def _difference(got: Arrays, wanted: Arrays) -> str:
+    """Return what differs between two answers beyond rounding; empty when nothing does."""
+    for name, right in wanted.items():
+        left = got[name]
+        if left.shape != right.shape or left.dtype != right.dtype:
+            return f"output {name!r} is {left.dtype} {left.shape}, the module returns {right.dtype} {right.shape}"
+        if right.dtype.kind != "f":
+            if not np.array_equal(left, right):
+                return f"output {name!r} differs in {int((left != right).sum())} of {right.size} values"
+            continue
+        if not np.array_equal(np.isfinite(left), np.isfinite(right)):
+            return f"output {name!r} is NaN or infinite in other places than the module's"
+        largest = float(np.abs(np.where(np.isfinite(left), left - right, 0)).max(initial=0.0))
+        scale = max(1.0, float(np.abs(right[np.isfinite(right)]).max(initial=0.0)))
+        if largest > TOLERANCE * scale:
+            return f"output {name!r} differs by {largest:.2g}"
+    return ""
+
+
+def deviation(path: Path, batches: Sequence[Arrays], compositions: int = 20, seed: int = 0) -> float:
+    """Return how much a sample's output depends on its batch mates.
+
+    A graph that takes a range over the whole batch, as dynamic INT8 does, answers a sample differently in another
+    company. No tighter tolerance than this can hold for a server that batches requests.
+
+    Args:
+        path: the ONNX file.
+        batches: real inputs; all batches together give the samples.
+        compositions: how many random batches to draw, of 1 sample to as many as the largest given batch has.
+        seed: seeds the draw.
+
+    Returns:
+        The largest absolute difference between a sample's output in a drawn batch and its output alone.
+    """
+    from optimize.predict import OnnxPredictor
+
+    rng = np.random.default_rng(seed)
+    samples = [
+        {name: array[row : row + 1] for name, array in batch.items()} for batch in batches for row in _rows(batch)
+    ]
+    largest = max(len(_rows(batch)) for batch in batches)
+    worst = 0.0
+    alone: dict[int, dict[str, Array]] = {}
+    with OnnxPredictor(path) as predictor:
+        for _ in range(compositions):
+            chosen = _draw(rng, samples, largest)
+            together = predictor.predict(_stacked([samples[index] for index in chosen]))
+            for row, index in enumerate(chosen):
+                if index not in alone:
+                    alone[index] = predictor.predict(samples[index])
+                worst = max(
+                    worst, *(_distance(together[name][row], answer[0]) for name, answer in alone[index].items())
+                )
+    return worst
+
+
+def _draw(rng: np.random.Generator, samples: Sequence[Arrays], largest: int) -> list[int]:
+    """Return one random batch, as indices of samples that can be stacked."""
+    first = int(rng.integers(len(samples)))
+    shapes = {name: array.shape for name, array in samples[first].items()}
+    mates = [i for i, other in enumerate(samples) if {name: array.shape for name, array in other.items()} == shapes]
+    size = int(rng.integers(2, largest + 1)) if largest > 1 else 1
+    return [int(index) for index in rng.choice(mates, min(size, len(mates)), replace=False)]
+
+
+def _distance(left: Array, right: Array) -> float:
+    return float(np.abs(np.nan_to_num(left.astype(np.float64) - right.astype(np.float64))).max(initial=0.0))
+
+
+def _stacked(samples: Sequence[Arrays]) -> dict[str, Array]:
+    return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _rows(batch: Arrays) -> range:
+    return range(len(next(iter(batch.values()))))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,47 @@
+"""Calibration: the workload's calibration batches, read the way that ONNX Runtime's calibrators ask for them."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from loadtest.tensors import Array, Arrays
+from optimize.errors import BadData
+from optimize.workload import Workload
+
+if TYPE_CHECKING:
+    from onnxruntime.quantization import CalibrationDataReader
+
+FEWEST = 8
+"""Samples below which a range is an accident."""
+
+
+def samples(workload: Workload, limit: int) -> Iterator[dict[str, Array]]:
+    """Yield the inputs of the first `limit` calibration samples, in the workload's own batches.
+
+    Raises:
+        BadData: a value is not finite, or there are fewer samples than a range needs.
+    """
+    seen = 0
+    for batch in workload.batches("calibration"):
+        size = min(len(next(iter(batch.inputs.values()))), limit - seen)
+        if size <= 0:
+            return
+        yield {name: array[:size] for name, array in batch.inputs.items()}
+        seen += size
+    if seen < FEWEST:
+        raise BadData(
+            f"the workload has {seen} calibration samples, static quantization needs at least {FEWEST}",
+            where=f"{workload.name}: calibration",
+            fix="give more calibration samples, some hundreds are usual; or use quantize.dynamic, which needs none",
+        )
+
+
+def reader(batches: Iterator[Arrays]) -> "CalibrationDataReader":
+    """Return ONNX Runtime's reader over `batches`."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # the base class comes untyped
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(batches, None)
+            return None if batch is None else dict(batch)
+
+    return Reader()

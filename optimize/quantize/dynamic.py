@@ -1,0 +1,55 @@
+"""quantize.dynamic: INT8 weights; the range of an activation is taken from each batch as it comes, so no data is needed."""
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from optimize.export import graph
+
+if TYPE_CHECKING:
+    from optimize.step import Context
+
+# A dynamic convolution (ConvInteger) is slower than the float one on every CPU that was tried, so Conv is not here.
+# Gather is an embedding table.
+WEIGHTED = ("MatMul", "Gemm", "Gather", "LSTM")
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Dynamic:
+    """Dynamic INT8: weights int8, activations quantized batch by batch."""
+
+    per_channel: bool = Field(default=True, description="One scale for each output channel of a weight.")
+    reduce_range: bool = Field(
+        default=False, description="Weights of 7 bits, for CPUs without VNNI, whose 8-bit products overflow."
+    )
+    exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
+
+
+def matches(subject: Path) -> list[str]:
+    """List the nodes with weights that can be quantized."""
+    return graph.names_of(graph.load(subject), WEIGHTED)
+
+
+def apply(config: Dynamic, subject: Path, context: "Context") -> Path:
+    """Quantize the graph in place of its file."""
+    from onnx import TensorProto
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = graph.load(subject)
+    graph.refuse_quantized(model, subject)
+    # The quantizer makes MatMul and Add of a Gemm, under new names.
+    present = graph.operators(model) | {"MatMul"}
+    names = graph.excluded(model, config.exclude)
+    quantize = functools.partial(
+        quantize_dynamic,
+        op_types_to_quantize=[kind for kind in WEIGHTED if kind in present],
+        per_channel=config.per_channel,
+        reduce_range=config.reduce_range,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=[*names, *(f"{name}_MatMul" for name in names)],
+        extra_options={"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT},
+    )
+    return graph.rewrite(subject, quantize)
