@@ -41,9 +41,7 @@ def digits() -> tuple[Array, Array, Array, Array]:
     """Return training images, held-out images, training labels, held-out labels: 1,257 and 540 samples."""
     images, labels = load_digits(return_X_y=True)
     scaled = zoom(images.reshape(-1, 8, 8) / 16, (1, 3.5, 3.5), order=1).astype(np.float32)[:, None]
-    return tuple(
-        train_test_split(scaled, labels.astype(np.int64), test_size=540, random_state=SEED, stratify=labels)
-    )
+    return tuple(train_test_split(scaled, labels.astype(np.int64), test_size=540, random_state=SEED, stratify=labels))
 
 
 def shuffled(images: Array, labels: Array, rng: np.random.Generator) -> Iterator[Batch]:

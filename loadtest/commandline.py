@@ -10,12 +10,15 @@ import json
 import signal
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
+from rich.console import Console
 
 from loadtest.errors import BadInput, LatheError, MachineError, Stopped, UsageError
 
@@ -53,6 +56,36 @@ def _finite(value: Any) -> Any:
     return value
 
 
+@contextmanager
+def reporting() -> Iterator[Callable[[str, float], None]]:
+    """Yield a function `(text, fraction)` that shows on standard error what goes on.
+
+    On a terminal the current text stands beside a spinner and a finished one leaves a line with its seconds; elsewhere
+    every text is a plain line. The part of a text before its first colon names the stage.
+    """
+    console = Console(stderr=True, highlight=False)
+    state = {"stage": "", "begun": 0.0}
+
+    def finish() -> None:
+        if state["stage"] and console.is_terminal:
+            console.print(f"[green]done[/] {state['stage']} [dim]{time.monotonic() - float(state['begun']):.1f} s[/]")
+
+    with console.status("") if console.is_terminal else nullcontext() as status:
+
+        def report(text: str, fraction: float) -> None:
+            stage = text.partition(":")[0]
+            if stage != state["stage"]:
+                finish()
+                state.update(stage=stage, begun=time.monotonic())
+            if status is None:
+                console.print(text, markup=False, soft_wrap=True)
+            else:
+                status.update(f"{text} [dim]{fraction:.0%}[/]" if 0 < fraction < 1 else text)
+
+        yield report
+        finish()
+
+
 class CommandGroup(click.Group):
     """A Click group that ends with the exit codes of `loadtest.errors`, never with a traceback on the terminal."""
 
@@ -84,7 +117,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
 def _report(error: BaseException, as_json: bool) -> int:
     failure = _translate(error)
     if as_json:
-        emit(document(error=failure.document()))
+        emit({**document(**failure.partial), "error": failure.document()})
     failure.show()
     return failure.exit_code
 

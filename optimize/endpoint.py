@@ -13,6 +13,7 @@ from threading import local
 from typing import Any
 
 import numpy as np
+from serve.server import Endpoint
 
 from loadtest import drive, payload, report
 from loadtest.client import Client, connect
@@ -27,7 +28,6 @@ from optimize.recipe import Load, Recipe
 from optimize.workload import Workload
 from serve import install, model_config, server
 from serve import repository as repositories
-from serve.server import Endpoint
 
 EXACT = 1e-5
 MARGIN = 1.25
@@ -99,9 +99,7 @@ def prove(
 def output_specs(workload: Workload, outputs: Arrays) -> list[TensorSpec]:
     """Return TensorSpecs of the outputs, batch axis first; dims after it are those of the evaluation set."""
     batch = workload.inputs[0].dims[0]
-    return [
-        TensorSpec(name, str(outputs[name].dtype), (batch, *outputs[name].shape[1:])) for name in workload.outputs
-    ]
+    return [TensorSpec(name, str(outputs[name].dtype), (batch, *outputs[name].shape[1:])) for name in workload.outputs]
 
 
 def _compare(
@@ -110,7 +108,7 @@ def _compare(
     """Judge the endpoint with the workload's metric, and both lanes of parity with the bundle."""
     workload = made.workload
     assert made.graph is not None
-    largest = model_config.max_batch_size(workload.inputs, recipe.target)
+    largest = model_config.max_batch(workload.inputs, workload.inputs, recipe.target)
     progress("evaluating the endpoint", 0.2)
     with (
         OnnxPredictor(made.graph, cores=recipe.target.cores) as onnx,
@@ -122,7 +120,9 @@ def _compare(
         progress("comparing under the server's batching", 0.6)
         samples = list(islice(_samples(workload), REQUESTS))
         alone = [onnx.predict(sample) for sample in samples]
-    batched = [_differences(answer, want) for answer, want in zip(_ask(endpoint, workload, samples), alone, strict=True)]
+    batched = [
+        _differences(answer, want) for answer, want in zip(_ask(endpoint, workload, samples), alone, strict=True)
+    ]
     deviation = made.lineage[-1].get("deviation", 0.0)
     tolerance = EXACT + MARGIN * deviation
     mixed = _summary("batched by the server", np.array(batched), tolerance)
@@ -147,7 +147,8 @@ def _compare(
 
 def _lane(name: str, answers: Arrays, wanted: Arrays, tolerance: float) -> dict[str, Any]:
     rows = [
-        np.abs(answers[key].astype(np.float64) - wanted[key]).reshape(len(wanted[key]), -1).max(axis=1) for key in wanted
+        np.abs(answers[key].astype(np.float64) - wanted[key]).reshape(len(wanted[key]), -1).max(axis=1)
+        for key in wanted
     ]
     return _summary(name, np.max(rows, axis=0), tolerance)
 
@@ -188,7 +189,7 @@ def _ask(endpoint: Endpoint, workload: Workload, samples: list[Arrays]) -> list[
             return list(pool.map(ask, samples))
     finally:
         for client in clients:
-            client.__exit__(None, None, None)
+            client.close()
 
 
 def _load(endpoint: Endpoint, workload: Workload, recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -206,9 +207,7 @@ def _plan(endpoint: Endpoint, workload: Workload, load: Load, seed: int) -> driv
     )
 
 
-def _publish(
-    staged: repositories.Staged, made: Bundle, gates: list[Gate], parity: dict[str, Any]
-) -> dict[str, Any]:
+def _publish(staged: repositories.Staged, made: Bundle, gates: list[Gate], parity: dict[str, Any]) -> dict[str, Any]:
     forced = not all(entry.passed for entry in gates)
     lineage = {
         "workload": made.workload.source,

@@ -1,16 +1,16 @@
 """What can go wrong in the optimize room::
 
-    UsageError (2)
-    └── BadRecipe        a recipe with an unknown key, a wrong value or steps out of order
-    Refused (3)
-    └── GateRefused      a gate said no
-    BadInput (4)
-    ├── BadWorkload      the user's file raises, is missing, or lacks what a step needs
-    ├── BadModel         the model does not take its inputs, or returns something else than it declared
-    ├── BadData          a batch with a wrong name, dtype or shape, or with NaN
-    ├── BadBundle        a bundle that is incomplete, changed or of another format
-    ├── BadGraph         an ONNX file that cannot be loaded or run, or an export that cannot be mended
-    └── NoEffect         a step that found nothing to change
+UsageError (2)
+└── BadRecipe        a recipe with an unknown key, a wrong value or steps out of order
+Refused (3)
+└── GateRefused      a gate said no
+BadInput (4)
+├── BadWorkload      the user's file raises, is missing, or lacks what a step needs
+├── BadModel         the model does not take its inputs, or returns something else than it declared
+├── BadData          a batch with a wrong name, dtype or shape, or with NaN
+├── BadBundle        a bundle that is incomplete, changed or of another format
+├── BadGraph         an ONNX file that cannot be loaded or run, or an export that cannot be mended
+└── NoEffect         a step that found nothing to change
 """
 
 from loadtest.errors import BadInput, Refused, UsageError

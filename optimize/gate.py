@@ -96,7 +96,9 @@ def smaller(ratio: float) -> Gate:
 def faster(batch: int, ratio: float, low: float, high: float) -> Gate:
     """Judge the promise of speed at one batch size, from alternating ratios of throughput (result over trained)."""
     passed = not high < SLOWER
-    advice = "" if passed else "quantize/dequantize outweighs what it saves at this batch size: raise it, or stay with FP32"
+    advice = (
+        "" if passed else "quantize/dequantize outweighs what it saves at this batch size: raise it, or stay with FP32"
+    )
     return Gate(
         f"promise: faster at batch {batch}",
         passed,

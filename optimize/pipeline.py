@@ -5,6 +5,7 @@ the proof page. A bundle appears whole or not at all, so whatever is there may b
 """
 
 import hashlib
+import itertools
 import json
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from optimize import gate, measure
 from optimize import step as steps_of
 from optimize.bundle import Bundle
 from optimize.errors import BadRecipe, BadWorkload, GateRefused
-from optimize.evaluate import Quality, compare, evaluate
+from optimize.evaluate import Quality, compare, cut, evaluate
 from optimize.export.onnx import Onnx, export
 from optimize.export.verify import deviation
 from optimize.gate import Gate
@@ -35,6 +36,8 @@ from serve.target import Target
 
 Progress = Callable[[str, float], None]
 TRAINED = "trained"
+SAMPLES = 512
+"""So many evaluation samples are drawn from to measure how much an output depends on its batch mates."""
 
 
 def silent(_text: str, _fraction: float) -> None:
@@ -81,27 +84,29 @@ def run(
         GateRefused: a gate said no and `force` is not set; its `partial` is the document so far.
         BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.errors`.
     """
-    from optimize import endpoint
     from optimize.report import page
 
     recipe = replace(recipe, steps=ordered(recipe.steps))
     _check(recipe, workload)
     folder = output or Path("build/runs") / workload.name
     if repository is not None:
+        from optimize import endpoint
+
         endpoint.check(repository, workload)
     resumed = _prepare(folder, recipe, workload, progress)
     trained = baseline(workload, folder / f"0-{TRAINED}", recipe, progress)
     elements, last, quality = _steps(recipe, trained, folder, progress)
     speeds = _speeds(trained.bundle, folder, elements, recipe, progress)
+    final = _folder_name(len(elements), elements[-1]["name"])
     result = document(
         workload=workload.name,
         recipe=recipe.document(),
         resumed=resumed,
-        trained=_measured(trained.quality, replace(trained.cost, **speeds.of(TRAINED))),
+        trained=_measured(trained.quality, _timed(trained.cost, speeds, TRAINED)),
         steps=elements,
-        result=_measured(quality, replace(_cost(last), **speeds.of(_folder_name(len(elements), elements[-1]["name"])))),
+        result=_measured(quality, _timed(_cost(last), speeds, final)),
         endpoint=None,
-        ratios=ratios(trained.bundle, last, speeds, _folder_name(len(elements), elements[-1]["name"])),
+        ratios=ratios(trained.bundle, last, speeds, final),
         load=None,
         bundle=str(last.folder),
         version=None,
@@ -138,7 +143,7 @@ def apply_one(step: Any, source: Bundle, output: Path, target: Target, seed: int
         progress("measuring speed", 0.0)
         paths = {TRAINED: _graph(trained.bundle), "result": _graph(made)}
         speeds = measure.speed(paths, workload.inputs, target)
-        element |= _measured(quality, replace(_cost(made), **speeds.of("result")))
+        element |= _measured(quality, _timed(_cost(made), speeds, "result"))
         element["ratios"] = ratios(trained.bundle, made, speeds, "result")
     return element
 
@@ -187,15 +192,30 @@ def advance(
             **_measured(quality, _cost(Bundle(workload, module, graph))),
         }
         if method.stage != "torch":
-            entry["deviation"] = deviation(graph, workload, seed=recipe.seed)
+            entry["deviation"] = deviation(
+                graph, samples(workload, _largest(workload, recipe.target)), seed=recipe.seed
+            )
         saved = bundles.save(Bundle(workload, module, graph, (*source.lineage, entry)), folder)
     return saved, quality, entry
+
+
+def samples(workload: Workload, largest: int) -> list[Arrays]:
+    """Return the first evaluation inputs, at most `SAMPLES`, in batches of at most `largest`."""
+    pieces = (piece for batch in workload.batches("evaluation") for piece in cut(batch.inputs, largest))
+    return list(itertools.islice(pieces, -(-SAMPLES // largest)))
 
 
 def ratios(trained: Bundle, result: Bundle, speeds: Speeds, name: str) -> dict[str, Any]:
     """Return `{size, latency{}, throughput{}, interval{}}`, larger is better, against the trained FP32 ONNX."""
     size = measure.file_bytes(_graph(trained)) / measure.file_bytes(_graph(result))
-    return {"size": size, **speeds.ratios(name, TRAINED)}
+    reached = {str(batch): ratio for batch, ratio in speeds.ratios(name, TRAINED).items()}
+    values = {batch: ratio.value for batch, ratio in reached.items()}
+    return {
+        "size": size,
+        "latency": values,
+        "throughput": values,
+        "interval": {batch: [ratio.low, ratio.high] for batch, ratio in reached.items()},
+    }
 
 
 def _check(recipe: Recipe, workload: Workload) -> None:
@@ -203,7 +223,9 @@ def _check(recipe: Recipe, workload: Workload) -> None:
         raise BadRecipe("has no steps")
     if not workload.source:
         raise BadWorkload(
-            "was not loaded from a file", where=workload.name, fix='use optimize.workload.load("path/to/file.py:function")'
+            "was not loaded from a file",
+            where=workload.name,
+            fix='use optimize.workload.load("path/to/file.py:function")',
         )
     for step in recipe.steps:
         steps_of.check_needs(step, workload)
@@ -264,15 +286,20 @@ def _steps(
     return elements, current, quality
 
 
-def _speeds(trained: Bundle, folder: Path, elements: list[dict[str, Any]], recipe: Recipe, progress: Progress) -> Speeds:
+def _speeds(
+    trained: Bundle, folder: Path, elements: list[dict[str, Any]], recipe: Recipe, progress: Progress
+) -> Speeds:
     """Time every step's ONNX file against the trained one's in alternating runs, and add the figures to the elements."""
     progress("measuring speed", 0.0)
     names = [_folder_name(number, element["name"]) for number, element in enumerate(elements, 1)]
     paths = {TRAINED: _graph(trained), **{name: folder / name / bundles.GRAPH for name in names}}
     speeds = measure.speed(paths, trained.workload.inputs, recipe.target)
     for name, element in zip(names, elements, strict=True):
-        cost = Cost.from_document(element["cost"])
-        element["cost"] = replace(cost, **speeds.of(name)).document()
+        element["cost"] = {
+            **element["cost"],
+            "latency_ms": {str(batch): value for batch, value in speeds.latency_ms(name).items()},
+            "throughput": {str(batch): value for batch, value in speeds.throughput(name).items()},
+        }
     return speeds
 
 
@@ -318,7 +345,13 @@ def _cost(made: Bundle) -> Cost:
         measure.file_bytes(_graph(made)),
         measure.parameters(made.module),
         measure.macs(made.module, made.workload.inputs),
+        {},
+        {},
     )
+
+
+def _timed(cost: Cost, speeds: Speeds, name: str) -> Cost:
+    return replace(cost, latency_ms=speeds.latency_ms(name), throughput=speeds.throughput(name))
 
 
 def _graph(made: Bundle) -> Path:
@@ -327,7 +360,7 @@ def _graph(made: Bundle) -> Path:
 
 
 def _largest(workload: Workload, target: Target) -> int:
-    return model_config.max_batch_size(workload.inputs, target)
+    return model_config.max_batch(workload.inputs, workload.inputs, target)
 
 
 def _folder_name(number: int, name: str) -> str:

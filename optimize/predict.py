@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -116,7 +115,9 @@ class OnnxPredictor:
             message = (str(error).strip().splitlines() or [""])[0]
             raise BadGraph(f"ONNX Runtime cannot load it: {message}", where=str(path), fix="export it again") from error
         if wanted not in self.session.get_providers():
-            raise BadGraph(f"ONNX Runtime has no {wanted} here", where=str(path), fix='use device = "cpu", or a GPU machine')
+            raise BadGraph(
+                f"ONNX Runtime has no {wanted} here", where=str(path), fix='use device = "cpu", or a GPU machine'
+            )
         self._outputs = [output.name for output in self.session.get_outputs()]
 
     def predict(self, inputs: Arrays) -> dict[str, Array]:
@@ -156,8 +157,6 @@ class EndpointPredictor:
         """Return itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Close the connection."""
-        self._client.__exit__(kind, error, trace)
+        self._client.close()

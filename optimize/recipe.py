@@ -127,7 +127,9 @@ def ordered(steps: tuple[Any, ...], where: str = "recipe") -> tuple[Any, ...]:
     """
     stages = [STAGES.index(METHODS[type(step)].stage) for step in steps]
     if stages != sorted(stages) or stages.count(1) > 1:
-        right = [METHODS[type(step)].name for _, step in sorted(zip(stages, steps, strict=True), key=lambda pair: pair[0])]
+        right = [
+            METHODS[type(step)].name for _, step in sorted(zip(stages, steps, strict=True), key=lambda pair: pair[0])
+        ]
         raise BadRecipe(
             "the steps are out of order: torch steps, then one export, then graph steps",
             where=where,
@@ -178,4 +180,6 @@ def _meant(name: str, known: list[str]) -> str:
 
 def _plain(step: Any) -> dict[str, Any]:
     values = {entry.name: getattr(step, entry.name) for entry in fields(step)}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if value is not None}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if value is not None
+    }

@@ -98,7 +98,9 @@ class Workload:
         """Yield the batches of `kind` (evaluation, calibration, training), each checked against the TensorSpecs."""
         source: Batches | None = getattr(self, kind)
         if source is None:
-            raise BadWorkload(f"the workload has no {kind} data", where=self.name, fix=f"give Workload a {kind} function")
+            raise BadWorkload(
+                f"the workload has no {kind} data", where=self.name, fix=f"give Workload a {kind} function"
+            )
         count = 0
         iterator = _guarded(lambda: iter(source()), f"{kind}()", self.source)
         while (batch := _guarded(lambda: next(iterator, None), f"{kind}()", self.source)) is not None:
@@ -134,7 +136,9 @@ def load(source: str) -> Workload:
     made = getattr(module, name, None)
     if made is None:
         raise BadWorkload(
-            f"there is no {name!r} in it", where=place, fix="define a function that returns a Workload, and name it here"
+            f"there is no {name!r} in it",
+            where=place,
+            fix="define a function that returns a Workload, and name it here",
         )
     workload = made if isinstance(made, Workload) else _guarded(made, f"{name}()", str(module.__file__))
     if not isinstance(workload, Workload):
@@ -215,8 +219,9 @@ def _guarded(call: Callable[[], Any], what: str, source: str) -> Any:
         raise
     except Exception as error:
         file = (source.rpartition(":")[0] if ".py:" in source else source) or what
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(Path(file).name)]
-        line = f", line {frames[-1].lineno}" if frames else ""
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename.endswith(Path(file).name)]
+        line = f", line {lines[-1]}" if lines else ""
         if isinstance(error, SyntaxError) and error.lineno:
             line = f", line {error.lineno}"
         message = str(error).strip().splitlines() or [""]

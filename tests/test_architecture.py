@@ -59,7 +59,9 @@ def test_serve_and_loadtest_never_meet_onnx_at_import() -> None:
                 name.partition(".")[0]
                 for node in ast.parse(path.read_text()).body
                 if isinstance(node, ast.Import | ast.ImportFrom)
-                for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+                for name in (
+                    [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+                )
             }
             assert not top & {"onnx", "onnxruntime"}, path
 

@@ -88,10 +88,9 @@ def _target(batch: str, device: str) -> Any:
     return build(Target, {"device": device, "batch": sizes}, "--batch")
 
 
-def _run(
-    name: str, values: dict[str, Any], source: str, output: Path, seed: int, target: Any, as_json: bool
-) -> None:
-    from optimize import pipeline, recipe, source as sources
+def _run(name: str, values: dict[str, Any], source: str, output: Path, seed: int, target: Any, as_json: bool) -> None:
+    from optimize import pipeline, recipe
+    from optimize import source as sources
     from optimize.report import table
 
     step = recipe.build(NAMES[name], values, name)

@@ -9,7 +9,9 @@ from loadtest.commandline import emit, json_option, reporting
 
 @click.command()
 @click.argument("source")
-@click.option("--recipe", "recipe_path", required=True, type=click.Path(path_type=Path), help="The recipe, a TOML file.")
+@click.option(
+    "--recipe", "recipe_path", required=True, type=click.Path(path_type=Path), help="The recipe, a TOML file."
+)
 @click.option("--output", type=click.Path(path_type=Path), help="The run's folder.  [default: build/runs/NAME]")
 @click.option(
     "--repository", type=click.Path(path_type=Path), help="Publish into this model repository, after proof on a server."

@@ -63,9 +63,13 @@ def apply(config: Logits, module: "nn.Module", context: "Context") -> "nn.Module
     workload = context.workload
     output = config.output or workload.outputs[0]
     if output not in workload.outputs:
-        raise BadWorkload(f"distill.logits: there is no output {output!r}", fix=f"outputs: {', '.join(workload.outputs)}")
+        raise BadWorkload(
+            f"distill.logits: there is no output {output!r}", fix=f"outputs: {', '.join(workload.outputs)}"
+        )
     if config.label_weight and workload.loss is None:
-        raise BadWorkload("distill.logits: label_weight needs the workload's loss", fix="give a loss, or label_weight = 0")
+        raise BadWorkload(
+            "distill.logits: label_weight needs the workload's loss", fix="give a loss, or label_weight = 0"
+        )
     torch.manual_seed(context.seed)
     optimizer = torch.optim.AdamW(module.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -7,14 +7,13 @@ group is the norm of its weights (Li et al., "Pruning Filters for Efficient Conv
 """
 
 import copy
-from collections.abc import Iterable
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from optimize.errors import NoEffect
+from optimize.errors import BadModel, NoEffect
 
 if TYPE_CHECKING:
     import torch
@@ -52,10 +51,12 @@ def apply(config: Channels, module: "nn.Module", context: "Context") -> "nn.Modu
 
     Raises:
         NoEffect: no layer is left that may be pruned.
+        BadModel: the dependency graph cannot be built for this architecture.
     """
     import torch_pruning
 
     inputs = _example(context)
+    _check_traceable(module, inputs)
     names = matches(module)
     excluded = [name for name in names if any(fnmatch(name, pattern) for pattern in config.exclude)]
     fixed = [name for name in names if name not in excluded and not _prunable(module, name, inputs, context)]
@@ -89,6 +90,20 @@ def _example(context: "Context") -> "dict[str, torch.Tensor]":
     return {spec.name: torch.from_numpy(spec.generate(rng, batch=2)) for spec in context.workload.inputs}
 
 
+def _check_traceable(module: "nn.Module", inputs: "dict[str, torch.Tensor]") -> None:
+    import torch_pruning
+
+    try:
+        torch_pruning.DependencyGraph().build_dependency(copy.deepcopy(module), inputs, output_transform=_output_sum)
+    except Exception as error:
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadModel(
+            f"prune.channels cannot follow its dependencies: {message}",
+            where=type(module).__name__,
+            fix="leave prune.channels out of the recipe for this architecture",
+        ) from error
+
+
 def _prunable(module: "nn.Module", name: str, inputs: "dict[str, torch.Tensor]", context: "Context") -> bool:
     """Try on a copy whether the model still runs, with outputs of the same shape, without one channel of `name`."""
     import torch
@@ -112,8 +127,9 @@ def _prunable(module: "nn.Module", name: str, inputs: "dict[str, torch.Tensor]",
     return all(after[output].shape == before[output].shape for output in names)
 
 
-def _output_sum(outputs: Any) -> "torch.Tensor":
-    tensors: Iterable[Any] = outputs.values() if hasattr(outputs, "values") else outputs
-    if hasattr(outputs, "sum") and not isinstance(outputs, tuple | list):
-        return outputs.sum()  # type: ignore[no-any-return]
-    return sum(tensor.sum() for tensor in tensors)  # type: ignore[return-value]
+def _output_sum(returned: Any) -> "torch.Tensor":
+    """Give the dependency graph one scalar to trace back from, whatever the model returns."""
+    from torch import Tensor
+    from torch.utils._pytree import tree_leaves
+
+    return sum(leaf.float().sum() for leaf in tree_leaves(returned) if isinstance(leaf, Tensor))  # type: ignore[return-value]

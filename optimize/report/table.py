@@ -62,7 +62,9 @@ def step(document: dict[str, Any], bundle: str) -> None:
 def quality(document: dict[str, Any]) -> None:
     """Print what `optimize evaluate` found."""
     console = _console()
-    console.print(f"{document['predictor']}: {score(document['quality'])} on {document['quality']['samples']:,} samples")
+    console.print(
+        f"{document['predictor']}: {score(document['quality'])} on {document['quality']['samples']:,} samples"
+    )
     for also in document["also"]:
         console.print(f"  {score(also)}")
 
@@ -81,7 +83,9 @@ def difference(document: dict[str, Any], first: str, second: str) -> None:
 def lineage(description: dict[str, Any]) -> None:
     """Print what `optimize show` found."""
     console = _console()
-    console.print(f"workload {description['workload']['source']}, written by lathe {description['lathe']}", soft_wrap=True)
+    console.print(
+        f"workload {description['workload']['source']}, written by lathe {description['lathe']}", soft_wrap=True
+    )
     if not description["lineage"]:
         console.print("the trained model, untouched")
     for number, entry in enumerate(description["lineage"], 1):

@@ -1,0 +1,56 @@
+# `make` lists the targets. PYTHON picks the interpreter, TORCH_INDEX another package index for torch (a CPU-only build).
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+TORCH_INDEX ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := optimize serve loadtest tests examples benchmarks
+REPOSITORY := build/model_repository
+
+.DEFAULT_GOAL := help
+.PHONY: help machine server demo test check bench refresh-model-repository clean
+
+help: machine  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 34
+
+machine:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Python 3.11 or newer is missing; install it with: sudo apt-get install -y python3 python3-venv"; exit 1; fi
+	@if ! $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null; then \
+		echo "Python's venv module is missing; install it with: sudo apt-get install -y python3-venv"; exit 1; fi
+
+$(READY): pyproject.toml constraints.txt | machine
+	@$(PYTHON) -c 'import sys; sys.exit(sys.platform != "linux")' || { echo "lathe is tested on Linux only"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/pip install -c constraints.txt --index-url $(TORCH_INDEX) torch)
+	$(BIN)/pip install -c constraints.txt -e '.[all,examples,dev]'
+	@touch $@
+
+server: $(READY)
+	@$(BIN)/serve install
+
+demo: server  ## the main job on the digits workload, proven on a real server, into build/model_repository
+	$(BIN)/optimize run examples/digits_cnn.py:workload --recipe examples/digits_cnn.toml --repository $(REPOSITORY)
+	@echo "serve it:  $(BIN)/serve up $(REPOSITORY)"
+
+test: server  ## every test, the real server included
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+check: server  ## lint, types and the fast tests
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/pytest -m 'not slow'
+
+bench: server  ## both workloads, and the figures that README.md quotes
+	$(BIN)/python benchmarks/main_job.py
+
+refresh-model-repository: server  ## make the committed small model again
+	rm -rf build/runs/refresh && $(BIN)/optimize run examples/digits_cnn.py:workload \
+		--recipe examples/digits_cnn.toml --output build/runs/refresh --repository model_repository
+
+clean:  ## remove what was built; the environments stay
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache
