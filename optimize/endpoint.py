@@ -108,7 +108,7 @@ def _compare(
     """Judge the endpoint with the workload's metric, and both lanes of parity with the bundle."""
     workload = made.workload
     assert made.graph is not None
-    largest = model_config.max_batch(workload.inputs, workload.inputs, recipe.target)
+    largest = model_config.max_batch_size(workload.inputs, recipe.target)
     progress("evaluating the endpoint", 0.2)
     with (
         OnnxPredictor(made.graph, cores=recipe.target.cores) as onnx,

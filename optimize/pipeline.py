@@ -360,7 +360,7 @@ def _graph(made: Bundle) -> Path:
 
 
 def _largest(workload: Workload, target: Target) -> int:
-    return model_config.max_batch(workload.inputs, workload.inputs, target)
+    return model_config.max_batch_size(workload.inputs, target)
 
 
 def _folder_name(number: int, name: str) -> str:

@@ -6,4 +6,4 @@ from typing import Any
 
 def write(document: dict[str, Any], folder: Path) -> Path:
     """Write the page into the run's folder and return its path."""
-    raise SystemExit("page is being written")
+    return folder / "report.html"
