@@ -6,7 +6,12 @@ Every room has an `errors.py` that hangs its own classes below these five::
     ├── UsageError       2     a wrong option, recipe, plan or scenario
     ├── Refused          3     a gate or a threshold said no, or a run that proves nothing
     ├── BadInput         4     a file, model, data set or repository that cannot be used
+    │   ├── ModelMissing           the server does not have this model or version
+    │   └── RequestRejected        the server calls a request wrong, in its own words
     ├── MachineError     5     the machine or the server: port taken, disk full, server absent or dying
+    │   ├── ServerAbsent           nothing answers at the address, or it stopped answering
+    │   ├── ServerFault            the server says that it failed
+    │   └── ServerNonsense         what answers there is not what a Triton server says
     └── Stopped          143   SIGTERM asked the command to end
 
 Of these rooms only this module and `commandline.py` know Click.
@@ -30,6 +35,8 @@ class LatheError(click.ClickException):
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix
+        self.partial: dict[str, Any] = {}
+        """What was found before the failure; stands beside `error` in the `--json` document."""
         place = f"{where}: " if where else ""
         way_out = f"\n  fix: {fix}" if fix else ""
         super().__init__(f"{place}{what}{way_out}")
@@ -71,6 +78,26 @@ class MachineError(LatheError):
     """The machine or the server failed: port taken, disk full, server absent, dying or answering nonsense."""
 
     exit_code = 5
+
+
+class ModelMissing(BadInput):
+    """The server does not have this model or this version of it."""
+
+
+class RequestRejected(BadInput):
+    """The server calls a request wrong; `what` holds its own words."""
+
+
+class ServerAbsent(MachineError):
+    """Nothing answers at the address, or it stopped answering."""
+
+
+class ServerFault(MachineError):
+    """The server says that it failed; `what` holds its own words."""
+
+
+class ServerNonsense(MachineError):
+    """Something answers, but not what a Triton server says."""
 
 
 class Stopped(LatheError):

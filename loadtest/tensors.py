@@ -50,6 +50,9 @@ class Dim:
             )
 
 
+UNBOUNDED = 2**31 - 1
+"""The `maximum` of a `Dim` whose sizes nobody stated, as of a -1 in a server's metadata."""
+
 BATCH = Dim("batch", 1, 8, 64)
 """The usual first dimension of a batched tensor. A `Dim` named `batch` that stands first is the batch axis."""
 
@@ -93,7 +96,8 @@ class TensorSpec:
         """Return random values in range, of `self.shape(batch, size)`."""
         shape = self.shape(batch, size)
         if self.dtype == "object":
-            return np.array([b"lathe"] * int(np.prod(shape)), dtype=object).reshape(shape)
+            words = [b"%d" % number for number in rng.integers(0, 10**6, int(np.prod(shape)))]
+            return np.array(words, dtype=object).reshape(shape)
         if self.dtype == "bool":
             return rng.integers(0, 2, shape).astype(bool)
         low, high = self.values or (0, 1)

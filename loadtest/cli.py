@@ -1,0 +1,17 @@
+"""The list of the `loadtest` commands, nothing else."""
+
+import click
+
+from loadtest.commandline import CommandGroup, version
+from loadtest.commands.report import report
+from loadtest.commands.run import run
+
+
+@click.group(cls=CommandGroup)
+@click.version_option(version())
+def main() -> None:
+    """Drive a Triton endpoint and tell honestly what it holds."""
+
+
+main.add_command(run)
+main.add_command(report)

@@ -1,0 +1,361 @@
+"""Client: one Triton endpoint behind two protocols; every foreign exception is turned into ours here and nowhere else.
+
+For questions and single requests. The load itself is sent by `loadtest.senders`, because a general client costs more
+than many models do.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+from loadtest.errors import (
+    LatheError,
+    ModelMissing,
+    RequestRejected,
+    ServerAbsent,
+    ServerFault,
+    ServerNonsense,
+    UsageError,
+)
+from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES, UNBOUNDED, Array, Arrays, Dim, TensorSpec
+
+IS_IT_UP = "check that the server runs and that the URL has its address, scheme and port; `serve up` prints them"
+WHICH_PORT = "check that the URL names the server's own {scheme} port; the HTTP and the gRPC port differ"
+
+# What each gRPC status (and the HTTP status that Triton sends for it) says about who is at fault.
+_GRPC_ERRORS: dict[str, type[LatheError]] = {
+    "OK": ServerNonsense,
+    "CANCELLED": ServerAbsent,
+    "UNKNOWN": ServerNonsense,
+    "INVALID_ARGUMENT": RequestRejected,
+    "DEADLINE_EXCEEDED": ServerAbsent,
+    "NOT_FOUND": ModelMissing,
+    "ALREADY_EXISTS": RequestRejected,
+    "PERMISSION_DENIED": RequestRejected,
+    "RESOURCE_EXHAUSTED": ServerFault,
+    "FAILED_PRECONDITION": RequestRejected,
+    "ABORTED": ServerFault,
+    "OUT_OF_RANGE": RequestRejected,
+    "UNIMPLEMENTED": ServerNonsense,
+    "INTERNAL": ServerFault,
+    "UNAVAILABLE": ServerFault,
+    "DATA_LOSS": ServerNonsense,
+    "UNAUTHENTICATED": RequestRejected,
+}
+# gRPC's own library uses UNAVAILABLE as well; these words are its, never Triton's.
+_NO_CONNECTION = ("failed to connect", "connection", "socket closed", "resolv", "handshake", "goaway", "eof", "recvmsg")
+_NOT_GRPC = (
+    "http1",
+    "http2",
+    "http status",
+    "http header",
+    "settings frame",
+    "protocol error",
+    "wire type",
+    "deseriali",
+)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a Triton server counted for a model since it was loaded; the difference of two is what happened between.
+
+    Counts are requests, but `inference_count` (samples) and `execution_count` (runs of the model, one per batch).
+    Durations are nanoseconds summed over the successful requests.
+    """
+
+    success: int = 0
+    fail: int = 0
+    success_ns: int = 0
+    queue_ns: int = 0
+    compute_input_ns: int = 0
+    compute_infer_ns: int = 0
+    compute_output_ns: int = 0
+    inference_count: int = 0
+    execution_count: int = 0
+
+    def _combine(self, other: "Statistics", sign: int) -> "Statistics":
+        return Statistics(
+            **{field.name: getattr(self, field.name) + sign * getattr(other, field.name) for field in fields(self)}
+        )
+
+    def __sub__(self, other: "Statistics") -> "Statistics":
+        return self._combine(other, -1)
+
+    def __add__(self, other: "Statistics") -> "Statistics":
+        return self._combine(other, 1)
+
+
+def parse_url(url: str) -> tuple[str, str]:
+    """Split `grpc://HOST:PORT` or `http://HOST:PORT` into the scheme and `HOST:PORT`.
+
+    Raises:
+        UsageError: another scheme, no port, or something behind the port.
+    """
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme not in ("grpc", "http") or not parts.hostname or not port or parts.path.strip("/") or parts.query:
+        raise UsageError("not the address of a server", where=url, fix="write grpc://HOST:PORT or http://HOST:PORT")
+    return parts.scheme, parts.netloc
+
+
+def connect(url: str, timeout: float = 30.0) -> "Client":
+    """Return a client for the Triton server at `url`; use it in a `with` statement, from one thread.
+
+    Args:
+        url: `grpc://HOST:PORT` or `http://HOST:PORT`.
+        timeout: seconds that one request may take.
+
+    Raises:
+        ServerAbsent: nothing answers there.
+        ServerNonsense: what answers is not a Triton server.
+    """
+    client = Client(url, timeout)
+    try:
+        client.ready()
+    except LatheError:
+        client.close()
+        raise
+    return client
+
+
+class Client:
+    """A Triton server, asked over gRPC or HTTP. Not for use from several threads."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self.url, self.timeout = url, timeout
+        self._scheme, address = parse_url(url)
+        if self._scheme == "grpc":
+            import tritonclient.grpc as library
+
+            # The library obeys http_proxy of the environment even for a loopback address.
+            self._client = library.InferenceServerClient(address, channel_args=[("grpc.enable_http_proxy", 0)])
+            self._options: dict[str, Any] = {"client_timeout": timeout}
+        else:
+            import tritonclient.http as library
+
+            self._client = library.InferenceServerClient(
+                address, connection_timeout=min(timeout, 10), network_timeout=timeout
+            )
+            self._options = {}
+        self._library = library
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def ready(self, model: str = "", version: str = "") -> bool:
+        """Whether the server, or this model of it, takes requests."""
+        with translated(self.url):
+            if not model:
+                return bool(self._client.is_server_ready(**self._options))
+            return bool(self._client.is_model_ready(model, version, **self._options))
+
+    def models(self) -> list[str]:
+        """Return the names of the models that the server has ready, as NAME or NAME/VERSION."""
+        with translated(self.url):
+            index = self._json("get_model_repository_index")
+            entries = index.get("models", []) if isinstance(index, dict) else index
+            return [entry["name"] for entry in entries if entry.get("state") == "READY"]
+
+    def metadata(self, model: str, version: str = "") -> tuple[list[TensorSpec], list[TensorSpec]]:
+        """Return the specs of the model's inputs and outputs as the server states them.
+
+        The batch axis, where the model has one, is a `Dim` named `batch` up to the configured maximum. Another size
+        that the server leaves open (-1) is a `Dim` whose maximum is `UNBOUNDED`.
+
+        Raises:
+            ModelMissing: the server does not have it.
+        """
+        stated, config = self._describe(model, version)
+        with translated(self.url):
+            limit = int(config.get("max_batch_size", 0))
+            inputs = [_spec(tensor, limit) for tensor in stated["inputs"]]
+            return inputs, [_spec(tensor, limit) for tensor in stated["outputs"]]
+
+    def served_version(self, model: str, version: str = "") -> str:
+        """Return the version that answers a request for `version`; an empty one means the highest that is loaded."""
+        stated, _ = self._describe(model, version)
+        with translated(self.url):
+            return version or str(max(int(number) for number in stated["versions"]))
+
+    def server_version(self) -> str:
+        """Return the version of the server itself, as in `2.51.0`."""
+        with translated(self.url):
+            return str(self._json("get_server_metadata")["version"])
+
+    def statistics(self, model: str, version: str = "") -> Statistics:
+        """Return what the server has counted for the model, summed over its versions unless one is named."""
+        with self._naming(model, version), translated(self.url):
+            answer = self._json("get_inference_statistics", model, version)
+            return sum((_statistics(entry) for entry in answer["model_stats"]), Statistics())
+
+    def infer(self, model: str, inputs: Arrays, version: str = "") -> dict[str, Array]:
+        """Send one request with binary tensors and return the model's outputs.
+
+        Raises:
+            RequestRejected: the server calls the request wrong.
+            ModelMissing: the server does not have the model.
+            ServerAbsent: no answer in time, or no connection.
+        """
+        tensors = []
+        for name, array in inputs.items():
+            tensor = self._library.InferInput(name, list(array.shape), TRITON_DTYPES[array.dtype.name])
+            tensors.append(tensor.set_data_from_numpy(array))
+        with self._naming(model, version), translated(self.url):
+            result = self._client.infer(model, tensors, model_version=version, **self._options)
+            answer = result.get_response()
+            outputs = answer["outputs"] if self._scheme == "http" else answer.outputs
+            names = [output["name"] if self._scheme == "http" else output.name for output in outputs]
+            return {name: result.as_numpy(name) for name in names}
+
+    def _describe(self, model: str, version: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        with self._naming(model, version), translated(self.url):
+            stated = self._json("get_model_metadata", model, version)
+            config = self._json("get_model_config", model, version)
+            return stated, config.get("config", config)
+
+    def _json(self, question: str, *args: str) -> Any:
+        """Ask one of the library's questions and return the answer as JSON values."""
+        ask = getattr(self._client, question)
+        return ask(*args, as_json=True, **self._options) if self._scheme == "grpc" else ask(*args)
+
+    @contextmanager
+    def _naming(self, model: str, version: str) -> Iterator[None]:
+        """Make a `ModelMissing` say which model was asked for and which there are."""
+        try:
+            yield
+        except ModelMissing as error:
+            asked = f"{model}/{version}" if version else model
+            there = ", ".join(sorted(set(self.models()))) or "none"
+            raise ModelMissing(
+                f"the server does not have the model {asked!r} ready", where=self.url, fix=f"it has: {there}"
+            ) from error
+
+
+def _spec(tensor: dict[str, Any], max_batch: int) -> TensorSpec:
+    name, dtype = tensor["name"], tensor["datatype"]
+    if dtype not in NUMPY_DTYPES:
+        raise RequestRejected(
+            f"the tensor {name!r} has the type {dtype}", fix=f"types that can be sent: {', '.join(NUMPY_DTYPES)}"
+        )
+    dims: list[int | Dim] = []
+    for axis, size in enumerate(int(size) for size in tensor["shape"]):
+        if axis == 0 and max_batch > 0:
+            dims.append(Dim("batch", 1, min(8, max_batch), max_batch))
+        elif size < 0:
+            dims.append(Dim(f"{name}_{axis}", 1, 1, UNBOUNDED))
+        else:
+            dims.append(size)
+    return TensorSpec(name, NUMPY_DTYPES[dtype], tuple(dims))
+
+
+def _statistics(entry: dict[str, Any]) -> Statistics:
+    stats = entry["inference_stats"]
+
+    def read(key: str, part: str) -> int:
+        # The JSON form of the gRPC message leaves zeros out and writes long integers as strings.
+        return int(stats.get(key, {}).get(part, 0))
+
+    return Statistics(
+        success=read("success", "count"),
+        fail=read("fail", "count"),
+        success_ns=read("success", "ns"),
+        queue_ns=read("queue", "ns"),
+        compute_input_ns=read("compute_input", "ns"),
+        compute_infer_ns=read("compute_infer", "ns"),
+        compute_output_ns=read("compute_output", "ns"),
+        inference_count=int(entry.get("inference_count", 0)),
+        execution_count=int(entry.get("execution_count", 0)),
+    )
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turn whatever the client libraries raise inside the block into an error of ours that names `url`."""
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        yield
+    except LatheError:
+        raise
+    except InferenceServerException as error:
+        raise _from_status(url, str(error.status() or ""), str(error.message())) from error
+    except TimeoutError as error:
+        raise ServerAbsent("the server did not answer in time", where=url, fix=IS_IT_UP) from error
+    except OSError as error:
+        raise ServerAbsent(f"no connection: {error.strerror or error}", where=url, fix=IS_IT_UP) from error
+    except (MemoryError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # what a parser says about bytes that are no answer has no common class
+        raise _nonsense(url, f"{type(error).__name__}: {error}") from error
+
+
+def _from_status(url: str, status: str, message: str) -> LatheError:
+    message = " ".join(message.split())
+    code = status.removeprefix("StatusCode.")
+    if code.isdigit():
+        return _from_http(url, int(code), message)
+    words = message.lower()
+    if code not in _GRPC_ERRORS or (code in ("UNAVAILABLE", "INTERNAL") and any(word in words for word in _NOT_GRPC)):
+        return _nonsense(url, message)
+    kind = ModelMissing if _names_a_missing_model(message) else _GRPC_ERRORS[code]
+    if code == "UNAVAILABLE" and is_no_connection(message):
+        kind = ServerAbsent
+    if kind is ServerNonsense:
+        return _nonsense(url, message)
+    if kind is ServerAbsent:
+        text = "the server did not answer in time" if code == "DEADLINE_EXCEEDED" else f"no connection: {message}"
+        return ServerAbsent(text, where=url, fix=IS_IT_UP)
+    return _said(kind, url, message)
+
+
+def is_no_connection(message: str) -> bool:
+    """Whether the text of a gRPC UNAVAILABLE speaks of the connection, not of the model's queue."""
+    words = message.lower()
+    return any(word in words for word in _NO_CONNECTION)
+
+
+def _from_http(url: str, status: int, message: str) -> LatheError:
+    if 400 <= status < 500 and _names_a_missing_model(message):
+        return _said(ModelMissing, url, message)
+    if status == 404:
+        return _nonsense(url, message or "404")
+    return _said(RequestRejected if 400 <= status < 500 else ServerFault, url, message)
+
+
+def _names_a_missing_model(message: str) -> bool:
+    # Triton calls it 404 and NOT_FOUND in most answers, 400 and INVALID_ARGUMENT in that of the statistics.
+    words = message.lower()
+    return "unknown model" in words or ("model" in words and ("not found" in words or "not available" in words))
+
+
+def _said(kind: type[LatheError], url: str, message: str) -> LatheError:
+    fixes = {
+        RequestRejected: "compare names, shapes and dtypes with the model's metadata",
+        ServerFault: "look into the server's log",
+        ModelMissing: "check the model's name and version",
+        ServerAbsent: IS_IT_UP,
+    }
+    return kind(f"the server says: {message}", where=url, fix=fixes[kind])
+
+
+def _nonsense(url: str, message: str) -> ServerNonsense:
+    scheme = url.partition(":")[0]
+    return ServerNonsense(
+        f"what answers is not a Triton server ({message[:200]})", where=url, fix=WHICH_PORT.format(scheme=scheme)
+    )

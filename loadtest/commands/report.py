@@ -1,0 +1,31 @@
+"""`loadtest report`: read a result file again."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from loadtest.commandline import emit, json_option
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path), metavar="FILE.jsonl")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write one self-contained page.")
+@json_option
+def report(results: Path, html: Path | None, as_json: bool) -> None:
+    """Report on a result file of `loadtest run`; the server is not asked.
+
+    \b
+    Example:
+      loadtest report build/loads/digits.jsonl --html load.html
+    """
+    from loadtest import page
+    from loadtest.report import summarize, text
+
+    values = summarize(results)
+    if html:
+        page.write(results, html)
+    if as_json:
+        emit(values)
+    else:
+        Console().print(text(values))

@@ -1,0 +1,65 @@
+"""Eventloop: an asyncio loop that is punctual enough for a load generator and ends in order when it is told to."""
+
+import asyncio
+import select
+import selectors
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from loadtest.errors import Stopped
+
+
+class _FineSelector(selectors.EpollSelector):
+    """Waits with microseconds; epoll itself rounds every wait up to a whole millisecond, which would be all our lag."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is not None and timeout > 0:
+            select.select([self.fileno()], [], [], timeout)
+            timeout = 0
+        return super().select(timeout)
+
+
+def fine_loop() -> asyncio.AbstractEventLoop:
+    """Return a new event loop whose timers are exact to the microseconds that the machine allows."""
+    return asyncio.SelectorEventLoop(_FineSelector())
+
+
+def run(runner: asyncio.Runner, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work`.
+
+    Raises:
+        Stopped: a SIGTERM came meanwhile; `work` was cancelled and has cleaned up.
+        KeyboardInterrupt: likewise for Ctrl-C.
+    """
+    with _sigterm(runner.get_loop()) as was_stopped:
+        try:
+            runner.run(work)
+        except asyncio.CancelledError:
+            if was_stopped():
+                raise Stopped("stopped by SIGTERM") from None
+            raise
+
+
+@contextmanager
+def _sigterm(loop: asyncio.AbstractEventLoop) -> Iterator[Callable[[], bool]]:
+    # Raised inside a callback of the event loop, the exception of the command line's own handler would be swallowed.
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def cancel() -> None:
+        received.append(signal.SIGTERM)
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+
+    before = signal.getsignal(signal.SIGTERM)
+    loop.add_signal_handler(signal.SIGTERM, cancel)
+    try:
+        yield lambda: bool(received)
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, before)

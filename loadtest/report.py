@@ -1,0 +1,239 @@
+"""Report: readers of a result file. Nothing here touches a server."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loadtest.commandline import document
+from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Results, read
+from loadtest.statistics import milliseconds, percentile
+
+LARGEST_LAG_MS = 1.0
+LARGEST_LAG_SHARE = 0.1
+BUSIEST_CLIENT = 0.8
+
+
+def summarize(path: Path) -> dict[str, Any]:
+    """Return the JSON document of a load run.
+
+    Raises:
+        BadInput: `path` is not a result file.
+    """
+    return summary(read(path))
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """Return the JSON document of a load run that is already in memory.
+
+    Latency counts from the planned time and service time from the sending, over the requests that were answered right
+    or that timed out: leaving the timed-out ones away would make a failing server look fast.
+    """
+    header, end = results.header, results.end or {}
+    counted = results.of(OK, MISMATCH, TIMEOUT)
+    # A request that never found a connection has no sending time.
+    lag = (results.sent - results.planned)[~np.isnan(results.sent)]
+    values = document(
+        valid=False,
+        why="",
+        notes=[],
+        model=header["model"],
+        url=header["url"],
+        version=header.get("model_version", ""),
+        plan=header["plan"],
+        requests=_requests(results),
+        rate=_rate(results),
+        latency_ms=milliseconds((results.done - results.planned)[counted]),
+        service_ms=milliseconds((results.done - results.sent)[counted & ~np.isnan(results.sent)]),
+        lag_ms={"p99": percentile(lag, 99) * 1e3, "max": percentile(lag, 100) * 1e3},
+        client_cpu=end.get("client_cpu"),
+        server=_server(results),
+        errors=end.get("errors", []),
+        thresholds=[],
+    )
+    values["why"] = _why_invalid(values, results)
+    values["valid"] = not values["why"]
+    values["notes"] = _notes(values, end)
+    return values
+
+
+def _requests(results: Results) -> dict[str, int]:
+    return {
+        "planned": len(results.planned),
+        "sent": int((~np.isnan(results.sent)).sum()),
+        "done": int(results.of(OK).sum()),
+        "failed": int(results.of(ERROR, TIMEOUT).sum()),
+        "timed_out": int(results.of(TIMEOUT).sum()),
+        "dropped": int(results.of(DROPPED).sum()),
+        "mismatched": int(results.of(MISMATCH).sum()),
+    }
+
+
+def sending_time(results: Results) -> float:
+    """Return the seconds during which the run sent: the planned duration, or less when it was cut short."""
+    planned = float(results.header["plan"]["duration"])
+    if results.end is not None:
+        return min(planned, float(results.end["end"]))
+    done = results.done[~np.isnan(results.done)]
+    return min(planned, float(done.max())) if len(done) else planned
+
+
+def _rate(results: Results) -> dict[str, float]:
+    seconds = sending_time(results)
+    in_time = results.of(OK) & (results.done <= seconds)
+    achieved = float(in_time.sum()) / seconds
+    plan = results.header["plan"]
+    # A closed loop has no rate of its own: what it offered is what it sent.
+    offered = plan.get("rate") or float((~np.isnan(results.sent)).sum()) / seconds
+    return {"offered": offered, "achieved": achieved, "samples": achieved * plan.get("batch", 1)}
+
+
+def _server(results: Results) -> dict[str, Any] | None:
+    """Return what the server counted, per successful request, beside our own count of them."""
+    counts = (results.end or {}).get("server")
+    if not counts:
+        return None
+    ok = results.of(OK, MISMATCH)
+    values: dict[str, Any] = {key: counts[key] for key in ("success", "fail")}
+    values |= {"reconciled": counts["success"] == int(ok.sum()), "executions": counts["execution_count"]}
+    if not counts["success"]:
+        return values
+
+    def mean_ms(name: str) -> float:
+        return float(counts[name] / counts["success"] / 1e6)
+
+    parts = {f"{part}_ms": mean_ms(f"{part}_ns") for part in ("compute_input", "compute_infer", "compute_output")}
+    request = mean_ms("success_ns")
+    service = float((results.done - results.sent)[ok].mean()) * 1e3 if ok.any() else float("nan")
+    values |= {"request_ms": request, "queue_ms": mean_ms("queue_ns"), "compute_ms": sum(parts.values()), **parts}
+    values |= {"service_ms": service, "overhead": service / request - 1 if request else None}
+    executions = counts["execution_count"]
+    values["mean_batch"] = counts["inference_count"] / executions if executions else None
+    return values
+
+
+def _why_invalid(values: dict[str, Any], results: Results) -> str:
+    """Return why the run proves nothing, or an empty text; the first reason that holds is the root of the others."""
+    requests, end = values["requests"], results.end
+    if end is None:
+        return "the run was interrupted; the figures are those of the part before"
+    if end.get("gone"):
+        return f"the server stopped answering; the run ended early, after {end['end']:.1f} s"
+    if not requests["done"] and not requests["mismatched"]:
+        most = f": {end['errors'][0]['text']}" if end.get("errors") else ""
+        return f"not one of {requests['planned']} requests succeeded{most}"
+    if values["plan"].get("rate"):
+        limit = max(LARGEST_LAG_MS, LARGEST_LAG_SHARE * values["latency_ms"]["p50"])
+        if values["lag_ms"]["p99"] > limit:
+            return (
+                f"requests left late: lag p99 is {values['lag_ms']['p99']:.2f} ms, {limit:.2f} ms are allowed; "
+                "the load was not the planned one (a busy machine, or more requests in flight than the client keeps)"
+            )
+    elif (values["client_cpu"] or 0) > BUSIEST_CLIENT:
+        used = values["client_cpu"]
+        return f"the client was the limit: it used {used:.0%} of its core, {BUSIEST_CLIENT:.0%} are allowed"
+    return ""
+
+
+def _notes(values: dict[str, Any], end: dict[str, Any]) -> list[str]:
+    requests, server, notes = values["requests"], values["server"], []
+    if requests["dropped"]:
+        share = requests["dropped"] / requests["planned"]
+        notes.append(f"{requests['dropped']} requests ({share:.1%}) could not be sent; no latency counts them")
+    if server and not server["reconciled"]:
+        ours = requests["done"] + requests["mismatched"]
+        notes.append(
+            f"the server counted {server['success']} successes, the client {ours}: "
+            "others sent requests too, or answers were lost"
+        )
+    if end.get("server_error"):
+        notes.append(f"the server's own figures are missing: {end['server_error']}")
+    return notes
+
+
+def text(values: dict[str, Any]) -> RenderableType:
+    """Return the report for a terminal of 60 columns or more."""
+    parts: list[RenderableType] = [*_headline(values), Text(), _latency_table(values), Text(), _facts_table(values)]
+    if values["errors"]:
+        errors = Table("count", "error", title="errors", title_justify="left", box=None)
+        for error in values["errors"]:
+            errors.add_row(f"{error['count']:,}", Text(error["text"]))
+        parts += [Text(), errors]
+    return Group(*parts)
+
+
+def headline(values: dict[str, Any]) -> str:
+    """Return the first line of every report: whether the run counts, and what became of its requests."""
+    requests = values["requests"]
+    counts = [f"{requests['done']:,} of {requests['planned']:,} requests answered", f"{requests['failed']:,} failed"]
+    counts.append(f"{requests['dropped']:,} dropped")
+    if requests["mismatched"]:
+        counts.append(f"{requests['mismatched']:,} with wrong outputs")
+    return ("valid run: " if values["valid"] else "INVALID RUN: ") + ", ".join(counts)
+
+
+def _headline(values: dict[str, Any]) -> list[Text]:
+    lines = [Text(headline(values), style="bold green" if values["valid"] else "bold red")]
+    if values["why"]:
+        lines.append(Text(f"why: {values['why']}", style="red"))
+    lines += [Text(f"note: {note}", style="yellow") for note in values["notes"]]
+    return [*lines, Text(plan_line(values))]
+
+
+def plan_line(values: dict[str, Any]) -> str:
+    """Return the plan in one line."""
+    plan = values["plan"]
+    if plan.get("rate"):
+        load = f"open loop, {plan['rate']:g}/s {plan.get('arrival', '')}".rstrip()
+    else:
+        load = f"closed loop, {plan['concurrency']} in flight"
+    version = f" version {values['version']}" if values["version"] else ""
+    batch, duration = plan.get("batch", 1), plan["duration"]
+    return f"{values['model']}{version} at {values['url']}, {load}, batch {batch}, {duration:g} s"
+
+
+def _latency_table(values: dict[str, Any]) -> Table:
+    table = Table("ms", *(("mean", "p50", "p90", "p99", "p99.9", "max")), box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    keys = ("mean", "p50", "p90", "p99", "p999", "max")
+    for name, key in (("latency", "latency_ms"), ("service", "service_ms")):
+        table.add_row(name, *(number(values[key][at]) for at in keys))
+    return table
+
+
+def _facts_table(values: dict[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, fact in facts(values):
+        table.add_row(name, Text(fact))
+    return table
+
+
+def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the figures that stand beside the latencies, each as a name and a text."""
+    rate, server = values["rate"], values["server"]
+    rows = [("throughput", f"{rate['achieved']:,.1f} requests/s, {rate['samples']:,.1f} samples/s")]
+    if values["plan"].get("rate"):
+        rows.append(("offered", f"{rate['offered']:,.1f} requests/s"))
+        rows.append(("lag p99", f"{number(values['lag_ms']['p99'])} ms"))
+    if values["client_cpu"] is not None:
+        rows.append(("client CPU", f"{values['client_cpu']:.0%} of one core"))
+    if server and "request_ms" in server:
+        rows.append(("server", f"{number(server['queue_ms'])} ms queue + {number(server['compute_ms'])} ms compute"))
+        rows.append(("mean batch", f"{number(server['mean_batch'])} samples, {server['executions']:,} executions"))
+        rows.append(
+            ("server's count", f"{server['success']:,} ({'equal' if server['reconciled'] else 'NOT equal'} to ours)")
+        )
+        rows.append(("server's time", f"{number(server['request_ms'])} ms; ours {server['overhead']:+.1%}"))
+    return rows
+
+
+def number(value: float | None) -> str:
+    """Return a figure with three significant digits and without an exponent; a dash when there is none."""
+    if value is None or value != value:
+        return "-"
+    digits = max(0, 2 - int(np.floor(np.log10(abs(value))))) if value else 0
+    return f"{value:,.{digits}f}"

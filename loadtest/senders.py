@@ -1,0 +1,268 @@
+"""Senders: the hot path of the load, one per protocol. They put ready-made bytes on the wire and time the answer.
+
+Both have the same calls: `open`, `start`, `send`, `close`, and `finished`, which the driver sets and which they call
+with every flight that ended, well or badly. `send` never raises and never waits.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+from loadtest.client import is_no_connection
+from loadtest.results import ERROR, TIMEOUT, Flight
+
+Finished = Callable[[Flight], None]
+_LONGEST_TEXT = 300
+
+
+class Sender(Protocol):
+    """What the driver needs of a protocol."""
+
+    finished: Finished
+
+    async def open(self, connections: int) -> None:
+        """Connect, so that the first requests do not pay for it."""
+
+    def send(self, flight: Flight) -> None:
+        """Send a flight's payload; sets `sent`, later `done` and `verdict`, then calls `finished`."""
+
+    def start(self, zero: float) -> None:
+        """Take `zero` (the event loop's clock) as the start of the run."""
+
+    async def close(self) -> None:
+        """Drop all connections."""
+
+
+def _fail(flight: Flight, text: str, *, gone: bool = False, verdict: str = ERROR) -> None:
+    flight.verdict, flight.error, flight.gone = verdict, text[:_LONGEST_TEXT], gone
+
+
+class HttpSender:
+    """KServe V2 over HTTP/1.1 with kept-alive connections, one request at a time on each.
+
+    Args:
+        address: HOST:PORT.
+        wire: the complete requests, by payload number.
+        timeout: seconds until a request counts as timed out.
+    """
+
+    def __init__(self, address: str, wire: Sequence[bytes], timeout: float) -> None:
+        host, _, port = address.rpartition(":")
+        self.host, self.port = host.strip("[]"), int(port)
+        self.wire, self.timeout, self.zero = wire, timeout, 0.0
+        self.finished: Finished = lambda flight: None
+        self.idle: list[_Connection] = []
+        self.all: set[_Connection] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    async def open(self, connections: int) -> None:
+        """Open this many connections."""
+        self.loop = asyncio.get_running_loop()
+        try:
+            self.idle.extend(await asyncio.gather(*(self._connect() for _ in range(connections))))
+        except OSError:
+            # The requests themselves will meet the same and be counted.
+            return
+
+    def start(self, zero: float) -> None:
+        """Take `zero` as the start of the run."""
+        self.zero = zero
+
+    def send(self, flight: Flight) -> None:
+        """Send on an idle connection, or on a new one when all are busy."""
+        while self.idle:
+            connection = self.idle.pop()
+            if not connection.transport.is_closing():
+                connection.send(flight)
+                return
+        task = self.loop.create_task(self._send_on_new(flight))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def close(self) -> None:
+        """Drop all connections, and with them whatever is still in flight."""
+        for task in tuple(self._connecting):
+            task.cancel()
+        for connection in tuple(self.all):
+            connection.flight = None
+            connection.transport.abort()
+        await asyncio.sleep(0)
+
+    async def _connect(self) -> "_Connection":
+        _, connection = await self.loop.create_connection(lambda: _Connection(self), self.host, self.port)
+        return connection
+
+    async def _send_on_new(self, flight: Flight) -> None:
+        try:
+            connection = await asyncio.wait_for(self._connect(), self.timeout)
+        except OSError as error:
+            flight.done = self.loop.time() - self.zero
+            _fail(flight, f"no connection: {error.strerror or error}", gone=True)
+            self.finished(flight)
+        else:
+            connection.send(flight)
+
+
+class _Connection(asyncio.Protocol):
+    """One kept-alive connection: writes a request, gathers its answer, goes back to the idle ones."""
+
+    def __init__(self, sender: HttpSender) -> None:
+        self.sender = sender
+        self.flight: Flight | None = None
+        self.buffer = bytearray()
+        self.head = self.need = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.sender.all.add(self)
+
+    def send(self, flight: Flight) -> None:
+        loop = self.sender.loop
+        self.flight, self.need = flight, 0
+        self.buffer.clear()
+        self.timer = loop.call_later(self.sender.timeout, self._expire)
+        flight.sent = loop.time() - self.sender.zero
+        self.transport.write(self.sender.wire[flight.payload])
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        if self.flight is None:
+            self.transport.abort()  # an answer that nobody asked for; the connection cannot be trusted any more
+            return
+        if not self.need and not self._read_head():
+            return
+        if len(self.buffer) >= self.need:
+            self._answered(self.flight)
+
+    def _read_head(self) -> bool:
+        """Learn from the header how long the answer is; False while it is incomplete or when it makes no sense."""
+        if not b"HTTP/1.1 ".startswith(bytes(self.buffer[:9])):
+            self._end("the answer is not HTTP/1.1", ERROR)
+            return False
+        end = self.buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return False
+        fields = {
+            name.strip().lower(): value.strip()
+            for name, _, value in (line.partition(b":") for line in bytes(self.buffer[:end]).split(b"\r\n")[1:])
+        }
+        length = fields.get(b"content-length", b"")
+        if not length.isdigit():
+            self._end("the answer has no Content-Length", ERROR)
+            return False
+        self.keep = fields.get(b"connection", b"").lower() != b"close"
+        self.head = end + 4
+        self.need = self.head + int(length)
+        json_length = fields.get(b"inference-header-content-length", length)
+        self.json_end = self.head + int(json_length) if json_length.isdigit() else self.need
+        return True
+
+    def _answered(self, flight: Flight) -> None:
+        sender = self.sender
+        flight.done = sender.loop.time() - sender.zero
+        self.timer.cancel()
+        if self.buffer[9:12] != b"200":
+            text = bytes(self.buffer[self.head : self.need]).decode("utf-8", "replace")
+            _fail(flight, f"HTTP {bytes(self.buffer[9:12]).decode('latin-1')}: {text}")
+        elif b'"outputs"' not in self.buffer[self.head : self.json_end]:
+            _fail(flight, "HTTP 200 without outputs")
+        self.flight = None
+        if self.keep and len(self.buffer) == self.need:
+            sender.idle.append(self)
+        else:
+            self.transport.abort()
+        sender.finished(flight)
+
+    def _expire(self) -> None:
+        self._end("no answer in time", TIMEOUT)
+
+    def _end(self, text: str, verdict: str, gone: bool = False) -> None:
+        flight, self.flight = self.flight, None
+        self.transport.abort()
+        if flight is not None:
+            self.timer.cancel()
+            flight.done = self.sender.loop.time() - self.sender.zero
+            _fail(flight, text, gone=gone, verdict=verdict)
+            self.sender.finished(flight)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.sender.all.discard(self)
+        self._end("the connection was closed before the answer", ERROR, gone=True)
+
+
+class GrpcSender:
+    """`ModelInfer` calls with ready-made bytes on one channel.
+
+    Args:
+        address: HOST:PORT.
+        wire: the serialised requests, by payload number.
+        timeout: seconds until a request counts as timed out.
+    """
+
+    def __init__(self, address: str, wire: Sequence[bytes], timeout: float) -> None:
+        self.address, self.wire, self.timeout, self.zero = address, wire, timeout, 0.0
+        self.finished: Finished = lambda flight: None
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def open(self, connections: int) -> None:
+        """Open the channel; gRPC puts all calls on one connection, and more channels were seen to be slower."""
+        import grpc.aio
+        from tritonclient.grpc import service_pb2
+
+        self.loop = asyncio.get_running_loop()
+        self._error: type[Any] = grpc.aio.AioRpcError
+        self._parse = service_pb2.ModelInferResponse.FromString
+        options = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
+        self._channel = grpc.aio.insecure_channel(self.address, options=options)
+        # Without serializers the bytes pass as they are.
+        self._call = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+
+    def start(self, zero: float) -> None:
+        """Take `zero` as the start of the run."""
+        self.zero = zero
+
+    def send(self, flight: Flight) -> None:
+        """Start a call."""
+        task = self.loop.create_task(self._one(flight))
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def close(self) -> None:
+        """Close the channel, and with it whatever is still in flight."""
+        for task in tuple(self._calls):
+            task.cancel()
+        await self._channel.close()
+
+    async def _one(self, flight: Flight) -> None:
+        flight.sent = self.loop.time() - self.zero
+        try:
+            answer = await self._call(self.wire[flight.payload], timeout=self.timeout)
+        except self._error as error:
+            flight.done = self.loop.time() - self.zero
+            self._explain(flight, error.code().name, error.details() or "")
+        else:
+            flight.done = self.loop.time() - self.zero
+            self._check(flight, answer)
+        self.finished(flight)
+
+    def _explain(self, flight: Flight, code: str, details: str) -> None:
+        if code == "DEADLINE_EXCEEDED":
+            _fail(flight, "no answer in time", verdict=TIMEOUT)
+        else:
+            _fail(flight, f"{code}: {details}", gone=code == "UNAVAILABLE" and is_no_connection(details))
+
+    def _check(self, flight: Flight, answer: bytes) -> None:
+        from google.protobuf.message import DecodeError
+
+        try:
+            if not self._parse(answer).outputs:
+                _fail(flight, "an answer without outputs")
+        except DecodeError:
+            _fail(flight, "the answer is not a ModelInferResponse")
