@@ -1,9 +1,199 @@
 """The proof page: one self-contained HTML file written from an `optimize run` document."""
 
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from loadtest import report
+from optimize.report import figures
+
+NAME, LOAD_PAGE = "report.html", "load.html"
+TORCH_STEPS = ("prune.", "distill.")
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "onnx", "numpy")
+
 
 def write(document: dict[str, Any], folder: Path) -> Path:
-    """Write the page into the run's folder and return its path."""
-    return folder / "report.html"
+    """Write the page into the run's folder, whole or not at all, and return its path.
+
+    Args:
+        document: of `optimize run`; `endpoint`, `load` and `version` may be None. Its `environment`, when it has one,
+            is shown in place of this machine's.
+        folder: the run's folder. Its `digests.json` is shown and its `load.html` linked, when they are there.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full.
+    """
+    page = folder / NAME
+    temporary = folder / f".{NAME}.part"
+    try:
+        temporary.write_text(render(document, folder), encoding="utf-8")
+        temporary.replace(page)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return page
+
+
+def render(document: dict[str, Any], folder: Path) -> str:
+    """Return the page as HTML; arguments as for `write`."""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters.update(number=report.number, score="{:.4f}".format, change=_change, whole="{:,}".format)
+    load = document["load"]
+    machine = document.get("environment") or environment(document["recipe"]["target"]["device"])
+    return templates.get_template("page.html").render(
+        run=document,
+        verdict=verdict(document),
+        refused=[gate for gate in document["gates"] if not gate["passed"]],
+        loss=loss(document),
+        models=models(document),
+        batches=list(document["trained"]["cost"]["latency_ms"]),
+        places=places(document),
+        environment=machine,
+        digests=_digests(document, folder),
+        recipe=tomli_w.dumps(document["recipe"]),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        percentiles=figures.PERCENTILES,
+        load_lines=[report.headline(load), report.plan_line(load)] if load else [],
+        load_facts=report.facts(load) if load else [],
+        load_page=LOAD_PAGE if (folder / LOAD_PAGE).is_file() else "",
+        figures={
+            "journey": figures.journey(document),
+            "latency": figures.latency(document),
+            "load": figures.load(load) if load else "",
+        },
+        plotly=get_plotlyjs(),
+    )
+
+
+def verdict(document: dict[str, Any]) -> dict[str, str]:
+    """Return what became of the run: `state` (published, forced, refused, bundle), a `title` and a `text`."""
+    gates, version = document["gates"], document["version"]
+    refused = [gate["name"] for gate in gates if not gate["passed"]]
+    named = f"{'gate' if len(refused) == 1 else 'gates'} {', '.join(refused)}"
+    if version and version["forced"]:
+        title = f"FORCED: {version['model']} version {version['number']} is published against a refusal"
+        return {"state": "forced", "title": title, "text": f"Refused by {named}; its lineage says forced for ever."}
+    if version:
+        title = f"Published as {version['model']} version {version['number']}"
+        text = f"All {len(gates)} gates passed. The model was served by a real Triton server and tested under load there."
+        return {"state": "published", "title": title, "text": text}
+    if refused:
+        where = "after it was served" if document["endpoint"] else "before it was served"
+        text = f"{len(gates) - len(refused)} of {len(gates)} gates passed. Stopped {where}: nothing was published."
+        return {"state": "refused", "title": f"Refused by {named}", "text": text}
+    text = f"All {len(gates)} gates passed. Nothing was served or published: the run was not given a repository."
+    return {"state": "bundle", "title": f"Bundle of {document['workload']}, not published", "text": text}
+
+
+def loss(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the change of the gated metric: `value` at the `place` nearest to the user, and the `gate` that judged it."""
+    reached = document["endpoint"] or document["result"]
+    judged = [gate for gate in document["gates"] if gate["name"].startswith("quality: ")]
+    return {
+        "value": reached["quality"]["value"] - document["trained"]["quality"]["value"],
+        "place": "at the endpoint" if document["endpoint"] else "in ONNX Runtime",
+        "gate": judged[-1],
+    }
+
+
+def models(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the journey up to the endpoint: scores, cost, and ratios to the trained model's FP32 ONNX.
+
+    The last row has the ratios of the document, which were taken within each round of alternating runs; the rows between
+    have ratios of the medians.
+    """
+    trained, steps = document["trained"], document["steps"]
+    base = trained["cost"]
+    rows = [{"name": "trained model", "note": "FP32 ONNX of its own", "entry": trained, "size": None, "speed": {}}]
+    for step in steps:
+        cost = step["cost"]
+        speed = {batch: value / base["throughput"][batch] for batch, value in cost["throughput"].items()}
+        note = ", ".join(f"{key} {value}" for key, value in step["config"].items() if value is not None)
+        rows.append({"name": step["name"], "note": note, "entry": step, "size": base["bytes"] / cost["bytes"], "speed": speed})
+    rows[-1] |= {"size": document["ratios"]["size"], "speed": document["ratios"]["throughput"]}
+    return rows
+
+
+def places(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the same metric at each place that the model passed: name, what ran there, scores.
+
+    Each has `left` and `width`, in per cent, which draw the interval of the first score on one scale.
+    """
+    trained, endpoint = document["trained"], document["endpoint"]
+    torch = [step for step in document["steps"] if step["name"].startswith(TORCH_STEPS)]
+    found = [("PyTorch", "trained model", trained)]
+    found += [("PyTorch", f"after {step['name']}", step) for step in torch[-1:]]
+    found.append(("ONNX Runtime", f"after {document['steps'][-1]['name']}", document["result"]))
+    found += [("Triton endpoint", "the same file, served", endpoint)] if endpoint else []
+    low = min(entry["quality"]["low"] for *_, entry in found)
+    span = max(entry["quality"]["high"] for *_, entry in found) - low or 1.0
+
+    def at(value: float) -> float:
+        return 100 * (value - low) / span
+
+    return [
+        {
+            "name": name,
+            "subject": subject,
+            "scores": [entry["quality"], *entry["also"]],
+            "left": at(entry["quality"]["low"]),
+            "width": at(entry["quality"]["high"]) - at(entry["quality"]["low"]),
+            "middle": at(entry["quality"]["value"]),
+        }
+        for name, subject, entry in found
+    ]
+
+
+def environment(device: str = "cpu") -> dict[str, str]:
+    """Return what the figures of this machine depend on, by name: processor, cores, system and package versions."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = {"processor": _processor(), "cores usable": str(cores), "system": platform.platform(terse=True)}
+    if device == "cuda":
+        import torch
+
+        found["GPU"] = torch.cuda.get_device_name(0)
+    found["Python"] = platform.python_version()
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or platform.machine()
+
+
+def _digests(document: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Return what the run was made from, and of what was published, by name."""
+    found: dict[str, str] = {}
+    state = folder / "digests.json"
+    if state.is_file():
+        found |= json.loads(state.read_text(encoding="utf-8"))
+    if document["version"]:
+        found["published version"] = document["version"]["digest"]
+    return found
+
+
+def _change(value: float) -> str:
+    """Return a signed difference with a true minus sign."""
+    return f"{value:+.4f}".replace("-", "−")
