@@ -1,11 +1,11 @@
 """What can go wrong in the serve room::
 
-    BadInput (4)
-    └── BadRepository    the model repository, or a file in it, cannot be used
-    MachineError (5)
-    ├── NotInstalled     the server's own environment is missing or broken
-    ├── PortTaken        another program listens on a port that was asked for
-    └── ServerFailed     tritonserver died, refused a model, or did not become ready in time
+BadInput (4)
+└── BadRepository    the model repository, or a file in it, cannot be used
+MachineError (5)
+├── NotInstalled     the server's own environment is missing or broken
+├── PortTaken        another program listens on a port that was asked for
+└── ServerFailed     tritonserver died, refused a model, or did not become ready in time
 """
 
 from loadtest.errors import BadInput, MachineError

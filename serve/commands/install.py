@@ -1,0 +1,27 @@
+"""`serve install`."""
+
+from pathlib import Path
+
+import click
+
+from loadtest.commandline import document, emit, json_option
+
+
+@click.command()
+@click.option("--prefix", type=click.Path(path_type=Path), help="Folder of the environment (default: $LATHE_SERVER).")
+@click.option("--gpu", is_flag=True, help="Install onnxruntime with its CUDA provider.")
+@json_option
+def install(prefix: Path | None, gpu: bool, as_json: bool) -> None:
+    """Install the Triton server into an environment of its own; does nothing when it is there.
+
+    \b
+    Example:
+      serve install
+    """
+    import serve.install
+
+    place = serve.install.install(prefix, progress=lambda line: click.echo(line, err=True), gpu=gpu)
+    if as_json:
+        emit(document(prefix=place, gpu=serve.install.environment(place).gpu))
+    else:
+        click.echo(f"server ready to run: {place}")

@@ -1,0 +1,62 @@
+"""Questions and orders to a running server beyond inference: is it ready, and load or unload a model.
+
+Over HTTP with the standard library: a gRPC channel that found its port closed waits a second before it looks again.
+"""
+
+import http.client
+from urllib.parse import quote, urlsplit
+
+from serve.errors import ServerFailed
+
+ADMIN_KEY = "admin-key"
+"""The HTTP header that carries the secret; over gRPC it is `triton-grpc-protocol-admin-key`."""
+RESTRICTED = "model-repository,shared-memory,logging,trace"
+"""The protocols that answer only to the secret."""
+
+
+def is_ready(url: str, model: str = "") -> bool:
+    """Return whether the server at `url`, or one model of it, takes requests; False also if nothing answers."""
+    path = f"/v2/models/{quote(model)}/ready" if model else "/v2/health/ready"
+    try:
+        status, _ = _ask(url, "GET", path, {}, timeout=5)
+    except (OSError, http.client.HTTPException):
+        return False
+    return status == http.client.OK
+
+
+def load(url: str, secret: str, model: str, timeout: float = 120) -> None:
+    """Make the server load `model`, and wait for it, at most `timeout` seconds.
+
+    Raises:
+        ServerFailed: with the server's own words.
+    """
+    _order(url, secret, model, "load", timeout)
+
+
+def unload(url: str, secret: str, model: str, timeout: float = 120) -> None:
+    """Make the server unload `model`; it answers requests for it with an error from then on.
+
+    Raises:
+        ServerFailed: with the server's own words.
+    """
+    _order(url, secret, model, "unload", timeout)
+
+
+def _order(url: str, secret: str, model: str, verb: str, timeout: float) -> None:
+    path = f"/v2/repository/models/{quote(model)}/{verb}"
+    try:
+        status, body = _ask(url, "POST", path, {ADMIN_KEY: secret}, timeout)
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerFailed(f"cannot be asked to {verb} {model}: {error}", where=url) from error
+    if status != http.client.OK:
+        raise ServerFailed(f"does not {verb} {model}: {body.decode(errors='replace')}", where=url)
+
+
+def _ask(url: str, method: str, path: str, headers: dict[str, str], timeout: float) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout)
+    try:
+        connection.request(method, path, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()

@@ -1,0 +1,127 @@
+"""The Triton configuration of a model, derived from its TensorSpecs and Target, as Triton's own protobuf message.
+
+Nothing in it is ours: NVIDIA's native ONNX Runtime backend reads the same file.
+"""
+
+from collections.abc import Sequence
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import (
+    ModelConfig,
+    ModelInput,
+    ModelInstanceGroup,
+    ModelOutput,
+    ModelQueuePolicy,
+)
+
+from loadtest.errors import BadInput
+from loadtest.tensors import TRITON_DTYPES, Dim, TensorSpec
+from serve.errors import BadRepository
+from serve.target import Target
+
+LEAST_MAX_BATCH = 32
+"""Throughput still rises up to batches of about 32 on a CPU, also when nobody measures at that size."""
+
+
+def build(
+    model: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], target: Target, versions: Sequence[int]
+) -> ModelConfig:
+    """Return the configuration that serves `versions` of `model` on `target`.
+
+    Requests are batched by the server when the first dim of every input and output is the batch axis.
+
+    Raises:
+        BadInput: if there are no inputs or outputs, or only some of them are batched.
+    """
+    if not inputs or not outputs:
+        raise BadInput("a served model needs at least one input and one output")
+    batch = max_batch_size([*inputs, *outputs], target)
+    config = ModelConfig(name=model, backend="onnxruntime", max_batch_size=batch)
+    for spec in inputs:
+        config.input.append(_tensor(ModelInput(), spec, batch > 0))
+    for spec in outputs:
+        config.output.append(_tensor(ModelOutput(), spec, batch > 0))
+    config.version_policy.specific.versions.extend(versions)
+    kind = ModelInstanceGroup.KIND_GPU if target.device == "cuda" else ModelInstanceGroup.KIND_CPU
+    # One instance with all cores: on a CPU, instances × threads above the cores halves the throughput.
+    config.instance_group.add(name=model, count=1, kind=kind)
+    config.parameters["intra_op_thread_count"].string_value = str(target.cores)
+    # Threads that spin after a call take the cores from tritonserver's own threads and from other processes.
+    config.parameters["session.intra_op.allow_spinning"].string_value = "0"
+    if batch:
+        policy = config.dynamic_batching.default_queue_policy
+        # A queue without a bound turns an overload into latency without a bound.
+        policy.max_queue_size = 4 * batch
+        policy.timeout_action = ModelQueuePolicy.REJECT
+    for size in sorted({1, max(batch, 1)}):
+        _warm_up(config, inputs, size)
+    return config
+
+
+def max_batch_size(specs: Sequence[TensorSpec], target: Target) -> int:
+    """Return the largest batch that the server may form of tensors like `specs`; 0 when they have no batch axis.
+
+    Raises:
+        BadInput: if only some of them are batched.
+    """
+    axes = [spec.dims[0] for spec in specs if spec.batched]
+    if not axes:
+        return 0
+    lacking = [spec.name for spec in specs if not spec.batched]
+    if lacking:
+        raise BadInput(
+            f"only some tensors are batched; {', '.join(lacking)} lack the batch axis",
+            fix="give every input and output the batch axis, or none",
+        )
+    largest = min(axis.maximum for axis in axes if isinstance(axis, Dim))
+    return min(largest, max(LEAST_MAX_BATCH, *target.batch))
+
+
+def text(config: ModelConfig) -> str:
+    """Return the content of `config.pbtxt`."""
+    written: str = text_format.MessageToString(config)
+    # The text format leaves a zero out, and Triton would then choose a batch size itself.
+    return written if config.max_batch_size else f"{written}max_batch_size: 0\n"
+
+
+def parse(text: str, where: str = "config.pbtxt") -> ModelConfig:
+    """Return the message that `text` describes.
+
+    Raises:
+        BadRepository: if it is not a Triton model configuration.
+    """
+    try:
+        return text_format.Parse(text, ModelConfig())
+    except text_format.ParseError as error:
+        raise BadRepository(f"not a Triton model configuration: {error}", where=where) from None
+
+
+def _dims(spec: TensorSpec, batched: bool) -> list[int]:
+    return [-1 if isinstance(dim, Dim) else dim for dim in (spec.dims[1:] if batched else spec.dims)]
+
+
+def _tensor(tensor: ModelInput | ModelOutput, spec: TensorSpec, batched: bool) -> ModelInput | ModelOutput:
+    dims = _dims(spec, batched)
+    kind = TRITON_DTYPES[spec.dtype]
+    tensor.name = spec.name
+    tensor.data_type = f"TYPE_{'STRING' if kind == 'BYTES' else kind}"
+    tensor.dims.extend(dims or [1])
+    if not dims:
+        # Triton knows no tensor without dims: it carries one element, which the model sees without an axis.
+        tensor.reshape.SetInParent()
+    return tensor
+
+
+def _warm_up(config: ModelConfig, inputs: Sequence[TensorSpec], size: int) -> None:
+    """Add a warm-up request of `size` samples: the first real request must not pay for first-call work."""
+    sample = config.model_warmup.add(name=f"batch-{size}", batch_size=size)
+    for tensor, spec in zip(config.input, inputs, strict=True):
+        shape = spec.shape()[1:] if config.max_batch_size else spec.shape()
+        entry = sample.inputs[spec.name]
+        entry.data_type = tensor.data_type
+        entry.dims.extend(shape or (1,))
+        # Zero is a valid index, token and flag; random bytes of an integer input would be none of these.
+        if spec.dtype.startswith("float"):
+            entry.random_data = True
+        else:
+            entry.zero_data = True

@@ -1,0 +1,83 @@
+"""The probe: a small request to every model each second, which finds a dead backend process and has it replaced.
+
+The carried tritonserver never notices that a backend process has died: the model stays "ready" and every request to it
+fails. Unloading and loading the model starts a new process. (Servers from 26.01 on see it by themselves.)
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadtest.client import Client
+from loadtest.errors import LatheError, ModelMissing, ServerAbsent
+from loadtest.tensors import Arrays, TensorSpec
+from serve import control, repository
+from serve.errors import BadRepository
+
+if TYPE_CHECKING:
+    from serve.server import Endpoint
+
+PERIOD = 1.0  # seconds
+DEAD = "is not healthy"
+"""What the server's answer says when the model's backend process has died."""
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def watching(endpoint: "Endpoint", repository: Path) -> Iterator[None]:
+    """Probe all of the endpoint's models from a thread while the block lasts; what it heals is logged as a warning."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_watch, args=(endpoint, repository, stop), name="probe", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+
+
+def _watch(endpoint: "Endpoint", repository: Path, stop: threading.Event) -> None:
+    requests: dict[str, Arrays] = {}
+    with Client(endpoint.grpc, timeout=30) as client:
+        while not stop.wait(PERIOD):
+            for model in endpoint.models:
+                try:
+                    if model not in requests:
+                        requests[model] = _request(client, repository, model)
+                    client.infer(model, requests[model])
+                except ModelMissing:
+                    _heal(endpoint, model)
+                except LatheError as error:
+                    # Any other answer, a full queue for one, comes from a process that lives.
+                    if DEAD in error.what:
+                        _heal(endpoint, model)
+                    elif isinstance(error, ServerAbsent):
+                        log.info("probe: %s", error.what)
+
+
+def _request(client: Client, place: Path, model: str) -> Arrays:
+    """Return the smallest request of the model, by its lineage, or by what the server says where there is none."""
+    try:
+        lineage = repository.read_lineage(place, model)
+        specs = [TensorSpec.from_document(document) for document in lineage["inputs"]]
+    except BadRepository:
+        specs, _ = client.metadata(model)
+    rng = np.random.default_rng(0)
+    return {spec.name: spec.generate(rng, size="minimum") for spec in specs}
+
+
+def _heal(endpoint: "Endpoint", model: str) -> None:
+    try:
+        # Loading alone does nothing: to the server the model is loaded.
+        control.unload(endpoint.http, endpoint.secret, model)
+        control.load(endpoint.http, endpoint.secret, model)
+    except LatheError as error:
+        log.warning("the backend process of %s is dead and loading it again failed: %s", model, error.what)
+    else:
+        log.warning("the backend process of %s was dead; the model is loaded again", model)

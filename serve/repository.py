@@ -1,0 +1,381 @@
+"""The model repository: Triton's own tree, written so that a server never sees half of anything.
+
+A version is *staged* in a private folder beside the repository, itself a complete repository, and *published* by
+renames. To Triton's files we add `lineage.json` in the version folder: where the version came from, its TensorSpecs,
+Target and full configuration, and the digests of its files.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from loadtest.errors import UsageError
+from loadtest.tensors import TensorSpec
+from serve import model_config
+from serve.errors import BadRepository
+from serve.target import Target
+
+LINEAGE = "lineage.json"
+CONFIG = "config.pbtxt"
+MODEL_FILE = "model.onnx"
+_YOUNG = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A version that no server sees yet.
+
+    Args:
+        path: a complete Triton repository that holds only this version; gone when the `stage` block ends.
+        model: the model's name.
+        number: the version's number.
+        config: its configuration.
+        repository: where it will be published.
+        inputs: the specs of its inputs.
+        outputs: the specs of its outputs.
+        target: what it is made for.
+    """
+
+    path: Path
+    model: str
+    number: int
+    config: ModelConfig
+    repository: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    target: Target
+
+    @property
+    def folder(self) -> Path:
+        """The version's own folder inside `path`."""
+        return self.path / self.model / str(self.number)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published version; `digest` is a SHA-256 over the digests of its files, `path` its folder."""
+
+    model: str
+    number: int
+    digest: str
+    path: Path
+
+
+@contextmanager
+def stage(
+    repository: Path,
+    model: str,
+    onnx: Path,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    target: Target,
+) -> Iterator[Staged]:
+    """Lay out the next version of `model` in a private folder beside `repository`, removed at the end of the block.
+
+    Args:
+        repository: the model repository; made at the first publish if it does not exist.
+        model: the name to serve it under.
+        onnx: the model file; files with external data that it names are taken along.
+        inputs: the specs of the graph's inputs.
+        outputs: the specs of the graph's outputs.
+        target: what the configuration is derived for.
+
+    Raises:
+        UsageError: if the name cannot be a folder and a model name.
+        BadRepository: if `repository` is not a folder that can be written.
+    """
+    repository = repository.absolute()
+    check(repository, model)
+    _sweep(repository)
+    number = max(numbers(repository, model), default=0) + 1
+    config = model_config.build(model, inputs, outputs, target, [number])
+    with tempfile.TemporaryDirectory(prefix=_prefix(repository), dir=repository.parent) as at, _held(Path(at)):
+        staged = Staged(Path(at), model, number, config, repository, tuple(inputs), tuple(outputs), target)
+        staged.folder.mkdir(parents=True)
+        (staged.path / model / CONFIG).write_text(model_config.text(config))
+        _copy_model(onnx, staged.folder)
+        yield staged
+
+
+def check(repository: Path, model: str) -> None:
+    """Say at once that `model` could not be published to `repository`; makes the folder that the repository is in.
+
+    Raises:
+        UsageError: if the name cannot be a folder and a model name.
+        BadRepository: if `repository` is a file, cannot be written, or is a mount point.
+    """
+    _check_name(model)
+    _check_writable(repository.absolute())
+
+
+def publish(staged: Staged, lineage: dict[str, Any]) -> Version:
+    """Make a staged version the one that a server loads.
+
+    The first version arrives with its whole model folder by one rename. A later one arrives as a folder that the
+    present configuration does not mention, then one rename replaces the configuration; the version before stays.
+
+    Args:
+        staged: what `stage` gave.
+        lineage: what to keep in `lineage.json` beside the keys that are written here.
+
+    Raises:
+        BadRepository: if another command published this number meanwhile, or the repository cannot be written.
+    """
+    model, number = staged.model, staged.number
+    home = staged.repository / model
+    digests = _digests(staged.folder, staged.path / model / CONFIG)
+    record = {
+        **lineage,
+        "model": model,
+        "number": number,
+        "inputs": [spec.document() for spec in staged.inputs],
+        "outputs": [spec.document() for spec in staged.outputs],
+        "target": staged.target.document(),
+        "config": model_config.text(staged.config),
+        "digests": digests,
+    }
+    (staged.folder / LINEAGE).write_text(json.dumps(record, indent=2) + "\n")
+    _sync(staged.path)
+    try:
+        staged.repository.mkdir(parents=True, exist_ok=True)
+        if home.exists():
+            staged.folder.rename(home / str(number))
+            _sync_folder(home)
+            (staged.path / model / CONFIG).replace(home / CONFIG)
+            _sync_folder(home)
+        else:
+            (staged.path / model).rename(home)
+        _sync_folder(staged.repository)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise BadRepository(
+                f"version {number} was published by another command meanwhile", where=str(home), fix="run it again"
+            ) from None
+        raise
+    return Version(model, number, _total(digests), home / str(number))
+
+
+def models(repository: Path) -> list[str]:
+    """Return the names of the models in the repository, sorted.
+
+    Raises:
+        BadRepository: if it is not a folder, or holds no model.
+    """
+    if not repository.exists():
+        raise BadRepository("does not exist", where=str(repository), fix="publish a model to it with: optimize run")
+    if not repository.is_dir():
+        raise BadRepository("is a file, not a model repository", where=str(repository), fix="give the folder of models")
+    try:
+        names = sorted(path.name for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise BadRepository(f"cannot be read: {error.strerror}", where=str(repository)) from None
+    if not names:
+        raise BadRepository("holds no model", where=str(repository), fix="publish one to it with: optimize run")
+    for name in names:
+        if not (repository / name / CONFIG).is_file():
+            raise BadRepository(
+                f"has no {CONFIG}", where=str(repository / name), fix="write one, or move the folder away"
+            )
+    return names
+
+
+def numbers(repository: Path, model: str) -> list[int]:
+    """Return the numbers of all version folders of `model`, sorted; empty if there is no such model."""
+    home = repository / model
+    return sorted(int(path.name) for path in home.glob("[0-9]*") if path.name.isdigit()) if home.is_dir() else []
+
+
+def config(repository: Path, model: str) -> ModelConfig:
+    """Return the model's present configuration.
+
+    Raises:
+        BadRepository: if there is none, or it cannot be parsed.
+    """
+    path = repository / model / CONFIG
+    try:
+        return model_config.parse(path.read_text(), where=str(path))
+    except (OSError, UnicodeDecodeError):
+        raise BadRepository("cannot be read", where=str(path), fix="publish the model again") from None
+
+
+def live(repository: Path, model: str) -> list[int]:
+    """Return the numbers of the versions that a server loads by the present configuration, sorted."""
+    there = numbers(repository, model)
+    policy = config(repository, model).version_policy
+    if policy.HasField("specific"):
+        return sorted(set(policy.specific.versions) & set(there))
+    return there if policy.HasField("all") else there[-max(1, policy.latest.num_versions) :]
+
+
+def read_lineage(repository: Path, model: str, number: int | None = None) -> dict[str, Any]:
+    """Return the `lineage.json` of a version; of the highest live one unless `number` is given.
+
+    Raises:
+        BadRepository: if the version or its lineage is not there, or the file is not what `publish` writes.
+    """
+    if number is None:
+        number = max(live(repository, model), default=0)
+    path = repository / model / str(number) / LINEAGE
+    try:
+        lineage = json.loads(path.read_text())
+        if not isinstance(lineage, dict) or not isinstance(lineage["digests"], dict):
+            raise ValueError
+    except FileNotFoundError:
+        raise BadRepository("this version has no lineage", where=str(path), fix="publish it with optimize") from None
+    except (OSError, ValueError, KeyError):
+        raise BadRepository(
+            "is not a lineage that lathe wrote", where=str(path), fix="publish the model again"
+        ) from None
+    return lineage
+
+
+def verify(repository: Path) -> None:
+    """Compare every live version's files with the digests in its lineage; versions without one are taken as they are.
+
+    Raises:
+        BadRepository: for the first file that is missing or changed.
+    """
+    for model in models(repository):
+        for number in live(repository, model):
+            folder = repository / model / str(number)
+            if (folder / LINEAGE).exists():
+                _verify_version(folder, read_lineage(repository, model, number)["digests"])
+
+
+def _verify_version(folder: Path, digests: dict[str, str]) -> None:
+    for name, digest in digests.items():
+        path = folder.parent / CONFIG if name == CONFIG else folder / name
+        if not path.is_file():
+            raise BadRepository("is missing", where=str(path), fix="publish the model again")
+        if _sha256(path) != digest:
+            raise BadRepository(
+                "changed after it was published: its digest is not the one in the lineage",
+                where=str(path),
+                fix=f"publish the model again, or remove {folder / LINEAGE} to serve it unverified",
+            )
+
+
+def _check_name(model: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", model) or ".." in model:
+        raise UsageError(
+            f"the model name {model!r} cannot be a folder of the repository",
+            fix="use letters, digits, '_', '-' and '.', and begin with a letter, digit or '_'",
+        )
+
+
+def _check_writable(repository: Path) -> None:
+    if repository.exists() and not repository.is_dir():
+        raise BadRepository("is a file, not a model repository", where=str(repository), fix="give the folder of models")
+    try:
+        repository.parent.mkdir(parents=True, exist_ok=True)
+        here = repository if repository.exists() else repository.parent
+        if not (os.access(here, os.W_OK) and os.access(repository.parent, os.W_OK)):
+            raise PermissionError
+    except (PermissionError, FileExistsError, NotADirectoryError):
+        raise BadRepository(
+            "the repository and the folder it is in must be writable",
+            where=str(repository),
+            fix="check its permissions",
+        ) from None
+    if here.stat().st_dev != repository.parent.stat().st_dev:
+        raise BadRepository(
+            "is a mount point, so nothing can be renamed into it",
+            where=str(repository),
+            fix="use a folder inside it as the repository",
+        )
+
+
+def _prefix(repository: Path) -> str:
+    return f".{repository.name}.staged-"
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a lock on a staging folder; the kernel lets go of it when its holder dies, and `_sweep` notices."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sweep(repository: Path) -> None:
+    """Remove the staging folders of commands that were killed; a young one may not have its lock yet."""
+    for folder in repository.parent.glob(f"{_prefix(repository)}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _YOUNG:
+                with _held(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy_model(onnx: Path, folder: Path) -> None:
+    if not onnx.is_file():
+        raise BadRepository("there is no such model file", where=str(onnx), fix="export the model first")
+    shutil.copyfile(onnx, folder / MODEL_FILE)
+    for name in _external_files(onnx):
+        source, copy = onnx.parent / name, folder / name
+        if not copy.resolve().is_relative_to(folder.resolve()) or not source.is_file():
+            raise BadRepository(
+                f"its external data {name!r} is not a file beside it", where=str(onnx), fix="export it again"
+            )
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+
+
+def _external_files(onnx: Path) -> list[str]:
+    """Return the names of the files that hold the model's tensors outside of it; none if it is no ONNX file at all."""
+    # Imported here because only publishing needs it; `serve up` works without the package onnx.
+    from google.protobuf.message import DecodeError
+    from onnx import load
+    from onnx.external_data_helper import uses_external_data
+
+    try:
+        model = load(onnx, load_external_data=False)
+    except DecodeError:
+        return []
+    tensors = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
+    return sorted({entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"})
+
+
+def _digests(folder: Path, configuration: Path) -> dict[str, str]:
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: _sha256(path) for name, path in sorted({**files, CONFIG: configuration}.items())}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _total(digests: dict[str, str]) -> str:
+    return hashlib.sha256(
+        "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items())).encode()
+    ).hexdigest()
+
+
+def _sync(tree: Path) -> None:
+    """Make the tree's content durable, so that a rename never becomes so before what it makes visible."""
+    for path in (tree, *tree.rglob("*")):
+        _sync_folder(path)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,331 @@
+"""A real tritonserver over a model repository, on loopback, for as long as a `with` block lasts.
+
+The server is an old one with known holes (see the README), so nothing but inference and metadata is open: loading
+models, shared memory, logging and tracing need a secret made at each start. The secret stands on the server's command
+line, because tritonserver reads it nowhere else: whoever may list this machine's processes may read it.
+"""
+
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from loadtest.client import connect
+from loadtest.errors import MachineError
+from loadtest.tensors import Arrays, Dim, TensorSpec
+from serve import control
+from serve import repository as repositories
+from serve.errors import BadRepository, PortTaken, ServerFailed
+from serve.install import Environment, environment
+from serve.probe import watching
+
+HOST = "127.0.0.1"
+LAUNCH = Path(__file__).with_name("launch.py")
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel keeps it, not a place for files of ours
+SCHEMES = ("http", "grpc", "http")
+PORT_OPTIONS = ("--http-port", "--grpc-port", "--metrics-port")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server that is ready.
+
+    Args:
+        http: `http://127.0.0.1:PORT`.
+        grpc: `grpc://127.0.0.1:PORT`.
+        metrics: `http://127.0.0.1:PORT`; the figures are under `/metrics`.
+        pid: the process id of tritonserver.
+        log: what it prints.
+        models: the models that it serves.
+        secret: opens the restricted protocols (`serve.control`).
+    """
+
+    http: str
+    grpc: str
+    metrics: str
+    pid: int
+    log: Path
+    models: tuple[str, ...]
+    secret: str = field(repr=False)
+
+
+@contextmanager
+def running(
+    repository: Path,
+    *,
+    models: Sequence[str] | None = None,
+    http_port: int = 0,
+    grpc_port: int = 0,
+    metrics_port: int = 0,
+    log: Path | None = None,
+    probe: bool = False,
+    prefix: Path | None = None,
+    timeout: float = 120,
+    grace: float = 10,
+) -> Iterator[Endpoint]:
+    """Serve the repository until the block ends; then let requests in flight finish, and leave nothing behind.
+
+    The server also stops when this process dies, in whatever way, and when the *thread* that started it ends: the
+    kernel ties the two together. Start it from a thread that lives as long as the block.
+
+    Args:
+        repository: a Triton model repository; the digests of what `serve.repository` published are verified first.
+        models: which models to load; default all.
+        http_port: 0 picks a free one, as for the other two.
+        grpc_port: see `http_port`.
+        metrics_port: see `http_port`.
+        log: file for what the server prints; default a temporary one, which is kept only if the server fails.
+        probe: watch every model and load it again when its backend process has died (`serve.probe`).
+        prefix: the server's environment; default `serve.install.prefix()`.
+        timeout: seconds until all models must be ready.
+        grace: seconds that requests in flight get at the end; 0 ends the server at once.
+
+    Raises:
+        BadRepository: the repository cannot be read, or its files are not those that were published.
+        NotInstalled: the server's environment is missing.
+        PortTaken: a port that was asked for is in use; found before anything starts.
+        ServerFailed: the server died or refused a model, with its own reason.
+    """
+    place = environment(prefix)
+    repositories.verify(repository)
+    names = tuple(repositories.models(repository) if models is None else models)
+    for name in names:
+        _check_servable(repository, name)
+    ports = _ports((http_port, grpc_port, metrics_port))
+    with _log(log) as path, path.open("wb") as output:
+        secret, region = secrets.token_hex(32), f"lathe-{secrets.token_hex(8)}-"
+        command = _command(place, repository.absolute(), names, ports, secret, region, grace)
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), *command],
+            env=_variables(place),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C in the terminal is for us; the server is stopped in order
+        )
+        http, grpc, metrics = (f"{scheme}://{HOST}:{port}" for scheme, port in zip(SCHEMES, ports, strict=True))
+        endpoint = Endpoint(http, grpc, metrics, process.pid, path, names, secret)
+        try:
+            _await_ready(process, endpoint, timeout)
+            with watching(endpoint, repository) if probe else nullcontext():
+                yield endpoint
+        except MachineError as error:
+            if isinstance(error, ServerFailed) or process.poll() is None:
+                raise
+            # The client's error says that the server is gone; the server said why.
+            raise _death(endpoint, process.returncode) from error
+        finally:
+            _stop(process, grace, region)
+
+
+def wait(endpoint: Endpoint) -> NoReturn:
+    """Wait until the server dies by itself; called from the process that started it.
+
+    Raises:
+        ServerFailed: always, with the server's last reason.
+    """
+    end = os.waitid(os.P_PID, endpoint.pid, os.WEXITED | os.WNOWAIT)
+    if end is None:
+        raise ServerFailed("is not running", where=endpoint.http)
+    raise _death(endpoint, end.si_status if end.si_code == os.CLD_EXITED else -end.si_status)
+
+
+def dry_load(staged: repositories.Staged) -> None:
+    """Serve a staged version with a throw-away server and ask for the batches that it is warmed up with.
+
+    Raises:
+        ServerFailed: the server does not load it, or does not answer.
+        BadRepository: an answer lacks an output, has another shape than the specs say, or is not finite.
+    """
+    config = staged.config
+    with running(staged.path, grace=0) as endpoint, connect(endpoint.grpc) as client:
+        for sample in config.model_warmup:
+            rng = np.random.default_rng(0)
+            batch = sample.batch_size if config.max_batch_size else None
+            answer = client.infer(staged.model, {spec.name: spec.generate(rng, batch) for spec in staged.inputs})
+            for spec in staged.outputs:
+                _check_answer(staged, spec, answer, batch)
+
+
+def _check_answer(staged: repositories.Staged, spec: TensorSpec, answer: Arrays, batch: int | None) -> None:
+    where = f"{staged.model}, output {spec.name}"
+    if spec.name not in answer:
+        raise BadRepository("the server does not answer with it", where=where, fix="export the model again")
+    array = answer[spec.name]
+    dims = spec.dims or (1,)
+    wanted = [batch if axis == 0 and batch else dim for axis, dim in enumerate(dims)]
+    if spec.batched and len(dims) == 1:
+        wanted.append(1)
+    if len(wanted) != array.ndim or any(
+        have != want for have, want in zip(array.shape, wanted, strict=True) if not isinstance(want, Dim)
+    ):
+        raise BadRepository(
+            f"the served shape is {list(array.shape)}, the spec says {list(spec.shape(batch))}",
+            where=where,
+            fix="correct the workload's specs",
+        )
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise BadRepository("the served values are not finite", where=where, fix="look at the model's last step")
+
+
+def _check_servable(repository: Path, model: str) -> None:
+    config = repositories.config(repository, model)
+    where = str(repository / model)
+    if not (config.input and config.output):
+        raise BadRepository("its config.pbtxt must list inputs and outputs", where=where, fix="complete it")
+    if not repositories.live(repository, model):
+        raise BadRepository("has no version that its config.pbtxt serves", where=where, fix="publish the model again")
+
+
+def _ports(wanted: tuple[int, int, int]) -> tuple[int, ...]:
+    """Return the ports to use; all are held at once, so that they differ, and let go of right before the server starts.
+
+    Raises:
+        PortTaken: naming the option.
+    """
+    with ExitStack() as held:
+        taken = []
+        for option, port in zip(PORT_OPTIONS, wanted, strict=True):
+            listener = held.enter_context(socket.socket())
+            # As the server does: connections of a server that has just stopped do not hold the port.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((HOST, port))
+                listener.listen()
+            except (OSError, OverflowError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "there is no such port"
+                raise PortTaken(
+                    f"{option} {port} cannot be used: {reason}", fix=f"choose another {option}, or stop what uses it"
+                ) from None
+            taken.append(listener.getsockname()[1])
+    return tuple(taken)
+
+
+@contextmanager
+def _log(path: Path | None) -> Iterator[Path]:
+    """Yield the file for the server's output; a temporary one stays only where an error points at it."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path.absolute()
+        return
+    handle, name = tempfile.mkstemp(prefix="lathe-server-", suffix=".log")
+    os.close(handle)
+    try:
+        yield Path(name)
+    except ServerFailed:
+        raise
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    else:
+        Path(name).unlink(missing_ok=True)
+
+
+def _command(
+    place: Environment,
+    repository: Path,
+    models: Sequence[str],
+    ports: Sequence[int],
+    secret: str,
+    region: str,
+    grace: float,
+) -> list[str]:
+    restricted = f"{control.RESTRICTED}:{control.ADMIN_KEY}={secret}"
+    return [
+        str(place.tritonserver),
+        f"--model-repository={repository}",
+        f"--backend-directory={place.backends}",
+        f"--backend-config=python,shm-region-prefix-name={region}",
+        "--model-control-mode=explicit",
+        *(f"--load-model={model}" for model in models),
+        "--disable-auto-complete-config",  # every config is complete, and completing costs a process per model
+        *(f"--{kind}-address={HOST}" for kind in ("http", "grpc", "metrics")),
+        *(f"{option}={port}" for option, port in zip(PORT_OPTIONS, ports, strict=True)),
+        f"--http-restricted-api={restricted}",
+        f"--grpc-restricted-protocol={restricted}",
+        "--allow-gpu-metrics=false",
+        f"--exit-timeout-secs={max(1, round(grace))}",
+    ]
+
+
+def _variables(place: Environment) -> dict[str, str]:
+    """Return the server's environment variables: its own Python, and none of the caller's Python settings."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    libraries = [str(place.libdir), str(place.site_packages / "nvidia_pytriton.libs"), variables.get("LD_LIBRARY_PATH")]
+    return {
+        **variables,
+        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+        "PATH": f"{place.python.parent}:{variables.get('PATH', os.defpath)}",
+        "PYTHONPATH": str(place.site_packages),
+        "PYTHONNOUSERSITE": "1",
+    }
+
+
+def _await_ready(process: subprocess.Popen[bytes], endpoint: Endpoint, timeout: float) -> None:
+    end = time.monotonic() + timeout
+    waiting = ["", *endpoint.models]
+    while waiting:
+        if process.poll() is not None:
+            raise _death(endpoint, process.returncode)
+        if control.is_ready(endpoint.http, waiting[0]):
+            waiting.pop(0)
+        elif time.monotonic() > end:
+            what = f"the model {waiting[0]} is" if waiting[0] else "the server is"
+            raise ServerFailed(f"{what} not ready after {timeout:.0f} s", where=str(endpoint.log), fix="read this log")
+        else:
+            time.sleep(0.05)
+
+
+def _stop(process: subprocess.Popen[bytes], grace: float, region: str) -> None:
+    """End the server and all of its processes, and remove the shared memory that they may have left."""
+    try:
+        if grace:
+            process.terminate()
+            # Unloading takes tritonserver some seconds beyond its own timeout for requests in flight.
+            process.wait(grace + 5)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        # A second Ctrl-C comes here at once.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for path in SHARED_MEMORY.glob(f"{region}*"):
+            path.unlink(missing_ok=True)
+
+
+def _death(endpoint: Endpoint, code: int) -> ServerFailed:
+    """Return the error for a server that ended by itself; `code` is its exit code, negative for a signal."""
+    if code < 0:
+        what = f"tritonserver was killed by {signal.Signals(-code).name}"
+    else:
+        reason = _reason(endpoint.log.read_text(errors="replace"))
+        what = reason or f"tritonserver ended by itself with exit code {code}"
+    return ServerFailed(what, where=endpoint.http, fix=f"the server's log has more: {endpoint.log}")
+
+
+def _reason(log: str) -> str:
+    """Return Triton's own reason for ending as one line, without code locations; empty if its log has none."""
+    if failed := re.search(r'"failed to load \'([^\']+)\' version (\d+): (.*)"$', log, re.MULTILINE):
+        return f"model {failed[1]}, version {failed[2]}: {_plain(failed[3])}"
+    lines = re.findall(r'^(?:E\d{4} .*?\] "|error: )(.*?)"?$', log, re.MULTILINE)
+    # On a machine without a GPU every start logs this one as an error.
+    lines = [line for line in lines if "CudaDriverHelper" not in line]
+    return _plain(lines[0]) if lines else ""
+
+
+def _plain(text: str) -> str:
+    text = text.split("\\n\\nAt:")[0].replace("\\n", " ")
+    return re.sub(r"^(?:Internal: |Invalid argument - |TritonModelException: )+", "", text).strip()

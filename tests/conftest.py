@@ -1,0 +1,68 @@
+"""What several rooms' tests share: the installed server, and one tiny model behind a real endpoint."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadtest.tensors import BATCH, TensorSpec
+from serve import repository
+from serve.install import install
+from serve.server import Endpoint, running
+from serve.target import Target
+
+TINY = "tiny"
+TINY_WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
+TINY_INPUTS = (TensorSpec("x", "float32", (BATCH, 4)),)
+TINY_OUTPUTS = (TensorSpec("y", "float32", (BATCH, 3)),)
+
+
+def save_tiny(path: Path, weight: np.ndarray = TINY_WEIGHT) -> Path:
+    """Write the ONNX model y = x · weight with a free batch axis."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rows, columns = weight.shape
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "weight"], ["y"])],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", rows])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", columns])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server_prefix() -> Path:
+    """The server's environment, installed on a fresh machine."""
+    return install()
+
+
+@pytest.fixture(scope="session")
+def publish_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., repository.Version]:
+    """A function that publishes y = x · weight to a repository as its next version."""
+
+    def publish(place: Path, model: str = TINY, weight: np.ndarray = TINY_WEIGHT) -> repository.Version:
+        onnx = save_tiny(tmp_path_factory.mktemp("onnx") / "tiny.onnx", weight)
+        with repository.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
+            return repository.publish(staged, {"made_by": "a test"})
+
+    return publish
+
+
+@pytest.fixture(scope="session")
+def model_repository(tmp_path_factory: pytest.TempPathFactory, publish_tiny: Callable[..., repository.Version]) -> Path:
+    """A repository with the one model `tiny`: x [batch, 4] → y [batch, 3], float32, y = x · TINY_WEIGHT."""
+    place = tmp_path_factory.mktemp("served") / "model_repository"
+    publish_tiny(place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def endpoint(server_prefix: Path, model_repository: Path) -> Iterator[Endpoint]:
+    """A real server over `model_repository`, shared by all tests; a test that breaks a server starts its own."""
+    with running(model_repository) as endpoint:
+        yield endpoint
