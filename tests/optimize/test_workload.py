@@ -1,0 +1,104 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from optimize import workload as workloads
+from optimize.errors import BadData, BadWorkload
+from optimize.predict import TorchPredictor
+from optimize.workload import Batch, Workload
+
+UserFile = Callable[..., str]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("def workload", "import nothing_like_this\ndef workload"), "nothing_like_this"),
+        (("def workload", "1 / 0\ndef workload"), "ZeroDivisionError"),
+        (("    return Workload(", "    raise RuntimeError('no data today')\n    return Workload("), "no data today"),
+        (("    return Workload(", "    return 3\n    return Workload("), "not a Workload"),
+        (("def workload", "def other"), "no 'workload' in it"),
+        (('name="small"', 'name="a/b"'), "cannot name a model"),
+        (('outputs=("logits",)', "outputs=()"), "one distinct name"),
+        (('outputs=("logits",)', 'outputs=("",)'), "one distinct name"),
+        (("(BATCH, 1, 8, 8)", "(64, 1, 8, 8)"), "no batch axis"),
+        (("def workload", "def workload(:\n"), "SyntaxError"),
+    ],
+)
+def test_a_bad_file_is_one_line_with_the_place(user_file: UserFile, change: tuple[str, str], said: str) -> None:
+    with pytest.raises(BadWorkload) as error:
+        workloads.load(user_file(change))
+    assert said in error.value.what
+
+
+def test_the_users_own_line_is_named(user_file: UserFile) -> None:
+    source = user_file(("    return Workload(", "    raise RuntimeError('here')\n    return Workload("))
+    wanted = source.rpartition(":")[0]
+    with open(wanted) as file:
+        line = next(number for number, text in enumerate(file, 1) if "RuntimeError('here')" in text)
+    with pytest.raises(BadWorkload) as error:
+        workloads.load(source)
+    assert error.value.where == f"{wanted}, line {line}"
+
+
+def test_no_such_file_or_module() -> None:
+    for source in ("no/such/file.py:workload", "no_such_package.module:workload"):
+        with pytest.raises(BadWorkload):
+            workloads.load(source)
+
+
+def test_a_missing_weight_is_named(user_file: UserFile) -> None:
+    made = workloads.load(user_file(("    torch.manual_seed(0)", "    open('no-such-weights.safetensors')")))
+    with pytest.raises(BadWorkload, match="no-such-weights"):
+        made.build()
+
+
+def bad_batches(image: np.ndarray) -> dict[str, Batch | int]:
+    holed = image.copy()
+    holed[2, 0, 3, 3] = np.nan
+    return {
+        "NaN or infinite value in sample 2": Batch({"image": holed}),
+        "is float64": Batch({"image": image.astype(np.float64)}),
+        "has the shape": Batch({"image": image[:, :, :7]}),
+        "has the inputs": Batch({"picture": image}),
+        "not a Batch": 3,
+    }
+
+
+@pytest.mark.parametrize("said", bad_batches(np.zeros((4, 1, 8, 8), np.float32)))
+def test_bad_data_names_the_batch(small: Workload, said: str) -> None:
+    batch = bad_batches(np.zeros((4, 1, 8, 8), np.float32))[said]
+    broken = replace(small, evaluation=lambda: [batch])
+    with pytest.raises(BadData, match=said) as error:
+        list(broken.batches("evaluation"))
+    assert "evaluation batch 0" in error.value.where
+
+
+def test_data_that_raises_or_is_absent(small: Workload) -> None:
+    def broken() -> list[Batch]:
+        raise OSError("the disk went away")
+
+    with pytest.raises(BadWorkload, match="disk went away"):
+        list(replace(small, evaluation=broken).batches("evaluation"))
+    with pytest.raises(BadWorkload, match="no calibration data"):
+        list(replace(small, calibration=None).batches("calibration"))
+    with pytest.raises(BadData, match="no batch"):
+        list(replace(small, evaluation=lambda: []).batches("evaluation"))
+
+
+def test_digest_follows_code_and_data(small: Workload, user_file: UserFile) -> None:
+    before = workloads.digest(small)
+    assert before == workloads.digest(small)
+    other = replace(small, evaluation=lambda: list(small.batches("evaluation"))[1:])
+    assert workloads.digest(other)["data"] != before["data"]
+    edited = workloads.load(user_file(("lr=0.01", "lr=0.02")))
+    assert workloads.digest(edited)["code"] != before["code"]
+    assert workloads.digest(edited)["data"] == before["data"]
+
+
+def test_build_gives_the_trained_model(small: Workload) -> None:
+    batch = next(small.batches("evaluation"))
+    first, second = (TorchPredictor(small.build(), small.outputs).predict(batch.inputs) for _ in range(2))
+    assert np.array_equal(first["logits"], second["logits"])
