@@ -1,7 +1,7 @@
 """Figures of the proof page: Plotly charts drawn from an `optimize run` document.
 
-Backgrounds stay transparent, and the page's style sheet colours texts and grid lines, so that one chart suits a light and
-a dark page.
+Backgrounds stay transparent, and the page's style sheet colours texts and grid lines, so that one chart suits a light
+and a dark page.
 """
 
 from html import escape
@@ -10,120 +10,123 @@ from typing import Any
 from plotly import graph_objects
 from plotly.subplots import make_subplots
 
+from loadtest.report import number
+from optimize.gate import DEFAULT_KEEP
+
 TRAINED, STEP, RESULT = "#8a94a0", "#4b8fd4", "#d9822b"
 """The trained model, what lies between, and what is published; readable on white and on black."""
 PERCENTILES = {"p50": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "p999": "p99.9", "max": "max"}
+ROW, HEAD = 34, 70
+"""Pixels for one model, and for the titles and ticks around all."""
 Figure = Any
 
 
 def journey(document: dict[str, Any]) -> str:
-    """Return the chart of score (with its 95 % interval) above file size, from the trained model to the endpoint."""
+    """Return the chart of score, with its 95 % interval, and file size, from the trained model to the endpoint."""
     entries = [("trained", document["trained"]), *((step["name"], step) for step in document["steps"])]
     names, colours = [escape(name) for name, _ in entries], _colours(len(entries))
-    scored = [entry["quality"] for _, entry in entries]
+    scores = [entry["quality"] for _, entry in entries]
     sizes = [entry["cost"]["bytes"] for _, entry in entries]
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.55, 0.45])
     if document["endpoint"]:
+        # The endpoint serves the last file.
         names, colours = [*names, "endpoint"], [*colours, RESULT]
-        scored, sizes = [*scored, document["endpoint"]["quality"]], [*sizes, sizes[-1]]
-    values = [quality["value"] for quality in scored]
-    spread = {
-        "array": [quality["high"] - quality["value"] for quality in scored],
-        "arrayminus": [quality["value"] - quality["low"] for quality in scored],
-        "symmetric": False,
-        "color": STEP,
-        "thickness": 1.5,
-    }
-    figure.add_scatter(
-        x=names,
-        y=values,
-        error_y=spread,
-        mode="lines+markers",
-        line={"color": STEP, "width": 1, "dash": "dot"},
-        marker={"color": colours, "size": 10},
-        hovertemplate="%{x}: %{y:.4f}<extra></extra>",
-    )
+        scores, sizes = [*scores, document["endpoint"]["quality"]], [*sizes, sizes[-1]]
     scale, unit = _unit(max(sizes))
-    figure.add_bar(
-        x=names,
-        y=[size / scale for size in sizes],
-        marker={"color": colours},
-        texttemplate=f"%{{y:.3s}} {unit}" if scale == 1 else f"%{{y:,.3~r}} {unit}",
-        textposition="outside",
-        cliponaxis=False,
-        width=0.5,
-        hovertemplate=f"%{{x}}: %{{y:,.1f}} {unit}<extra></extra>",
-        row=2,
-        col=1,
-    )
-    floor = _floor(document)
-    if floor is not None:
-        figure.add_hline(y=floor, line={"color": RESULT, "width": 1, "dash": "dash"}, row=1, col=1)
-        label = {"text": "budget", "x": 1, "xref": "paper", "xanchor": "right", "y": floor, "yanchor": "bottom"}
-        figure.add_annotation(**label, showarrow=False, row=1, col=1)
-    figure.update_yaxes(title_text=escape(scored[0]["metric"]), row=1, col=1)
-    figure.update_yaxes(title_text=f"ONNX file, {unit}", range=[0, max(sizes) / scale * 1.18], row=2, col=1)
-    figure.update_xaxes(categoryorder="array", categoryarray=names)
-    return _html(figure, "figure-journey", 430)
+    figure = _panels([f"{escape(scores[0]['metric'])}, 95 % interval", f"ONNX file, {unit}"], columns=2)
+    # One trace for each model, because error bars take only one colour.
+    for name, colour, score in zip(names, colours, scores, strict=True):
+        figure.add_scatter(
+            x=[score["value"]],
+            y=[name],
+            error_x={
+                "array": [score["high"] - score["value"]],
+                "arrayminus": [score["value"] - score["low"]],
+                "color": colour,
+            },
+            mode="markers",
+            marker={"color": colour, "size": 11},
+            hovertemplate="%{y}: %{x:.4f}<extra></extra>",
+            row=1,
+            col=1,
+        )
+    _bars(figure, names, [size / scale for size in sizes], colours, unit, row=1, col=2)
+    low, high = min(score["low"] for score in scores), max(score["high"] for score in scores)
+    figure.update_xaxes(range=[low - (high - low) * 0.1, high + (high - low) * 0.1], row=1, col=1)
+    figure.add_vline(x=_floor(document), line={"color": RESULT, "width": 1.5, "dash": "dot"}, row=1, col=1)
+    return _html(figure, "figure-journey", HEAD + ROW * len(names))
 
 
 def latency(document: dict[str, Any]) -> str:
-    """Return the chart of milliseconds for one call in ONNX Runtime: a panel for each batch size, a bar for each step."""
+    """Return the chart of milliseconds for one call in ONNX Runtime: a panel for a batch size, a bar for a step."""
     entries = [("trained", document["trained"]), *((step["name"], step) for step in document["steps"])]
+    names, colours = [escape(name) for name, _ in entries], _colours(len(entries))
     batches = list(document["trained"]["cost"]["latency_ms"])
     columns = min(2, len(batches))
-    rows = -(-len(batches) // columns)
-    figure = make_subplots(
-        rows=rows,
-        cols=columns,
-        shared_yaxes=True,
-        horizontal_spacing=0.04,
-        subplot_titles=[f"batch {escape(batch)}" for batch in batches],
-    )
-    for number, batch in enumerate(batches):
-        place = {"row": number // columns + 1, "col": number % columns + 1}
-        times = [entry["cost"]["latency_ms"].get(batch) for _, entry in entries]
-        figure.add_bar(
-            y=[escape(name) for name, _ in entries],
-            x=times,
-            orientation="h",
-            marker={"color": _colours(len(entries))},
-            texttemplate="%{x:.3~r} ms",
-            textposition="outside",
-            cliponaxis=False,
-            width=0.6,
-            hovertemplate="%{y}: %{x:.4~r} ms<extra></extra>",
-            **place,
-        )
-        figure.update_xaxes(range=[0, max(time or 0 for time in times) * 1.3], ticksuffix=" ms", nticks=5, **place)
-    figure.update_yaxes(autorange="reversed", showgrid=False)
-    return _html(figure, "figure-latency", rows * (80 + 32 * len(entries)))
+    figure = _panels([f"batch {escape(batch)}, ms" for batch in batches], columns)
+    for index, batch in enumerate(batches):
+        times = [entry["cost"]["latency_ms"].get(batch, 0.0) for _, entry in entries]
+        _bars(figure, names, times, colours, "ms", row=index // columns + 1, col=index % columns + 1)
+    return _html(figure, "figure-latency", -(-len(batches) // columns) * (HEAD + ROW * len(names)))
 
 
 def load(report: dict[str, Any]) -> str:
     """Return the chart of the load test's percentiles: latency from the planned time, service from the sending."""
     figure = graph_objects.Figure()
-    series = (("latency, from the planned time", "latency_ms", RESULT), ("service, from the sending", "service_ms", STEP))
-    for name, key, colour in series:
+    for name, key, colour, dash in (("latency", "latency_ms", RESULT, "solid"), ("service", "service_ms", STEP, "dot")):
         figure.add_scatter(
             x=list(PERCENTILES.values()),
             y=[report[key][percentile] for percentile in PERCENTILES],
             name=name,
             mode="lines+markers",
-            line={"color": colour, "width": 2, "dash": "solid" if key == "latency_ms" else "dot"},
+            line={"color": colour, "width": 2, "dash": dash},
             marker={"size": 8},
-            hovertemplate="%{x}: %{y:.3~r} ms<extra></extra>",
+            hovertemplate=f"{name} %{{x}}: %{{y:.3~r}} ms<extra></extra>",
         )
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.15, "x": 0})
-    figure.update_yaxes(ticksuffix=" ms", rangemode="tozero")
+    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    figure.update_yaxes(title_text="ms", rangemode="tozero", nticks=6)
     return _html(figure, "figure-load", 300)
+
+
+def _panels(titles: list[str], columns: int) -> Figure:
+    """Return panels side by side whose rows are the models, the trained one at the top, named once at the left."""
+    rows = -(-len(titles) // columns)
+    figure = make_subplots(
+        rows=rows,
+        cols=columns,
+        shared_yaxes=True,
+        horizontal_spacing=0.06,
+        vertical_spacing=0.3 / rows,
+        subplot_titles=titles,
+    )
+    figure.update_annotations(font_size=12)
+    # Invisible ticks keep the names off the bars.
+    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="outside", ticklen=6, tickcolor="rgba(0,0,0,0)")
+    figure.update_xaxes(nticks=5)
+    return figure
+
+
+def _bars(figure: Figure, names: list[str], values: list[float], colours: list[str], unit: str, **place: int) -> None:
+    figure.add_bar(
+        x=values,
+        y=names,
+        orientation="h",
+        marker={"color": colours},
+        text=[number(value) for value in values],
+        textposition="outside",
+        cliponaxis=False,
+        width=0.55,
+        hovertemplate=f"%{{y}}: %{{text}} {unit}<extra></extra>",
+        **place,
+    )
+    # Room for the text behind the longest bar.
+    figure.update_xaxes(range=[0, max(values) * 1.25], **place)
 
 
 def _html(figure: Figure, name: str, height: int) -> str:
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 10, "r": 10, "t": 30, "b": 10},
+        margin={"l": 8, "r": 8, "t": 34, "b": 8},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 12},
@@ -139,15 +142,15 @@ def _html(figure: Figure, name: str, height: int) -> str:
 
 def _colours(count: int) -> list[str]:
     """Return one colour for each model of a run, the trained one first."""
-    return [TRAINED, *[STEP] * (count - 2), RESULT][:count]
+    return [TRAINED, *[STEP] * (count - 2), RESULT]
 
 
-def _floor(document: dict[str, Any]) -> float | None:
-    """Return the lowest score that the budget allows; None where the recipe leaves it to the default."""
+def _floor(document: dict[str, Any]) -> float:
+    """Return the lowest score that the budget allows."""
     budget, trained = document["recipe"]["budget"], document["trained"]["quality"]["value"]
     if "max_drop" in budget:
         return float(trained - budget["max_drop"])
-    return float(trained * budget["keep"]) if "keep" in budget else None
+    return float(trained * budget.get("keep", DEFAULT_KEEP))
 
 
 def _unit(size: int) -> tuple[int, str]:

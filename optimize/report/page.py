@@ -82,13 +82,16 @@ def verdict(document: dict[str, Any]) -> dict[str, str]:
     """Return what became of the run: `state` (published, forced, refused, bundle), a `title` and a `text`."""
     gates, version = document["gates"], document["version"]
     refused = [gate["name"] for gate in gates if not gate["passed"]]
-    named = f"{'gate' if len(refused) == 1 else 'gates'} {', '.join(refused)}"
+    quoted = ", ".join(f"“{name}”" for name in refused)
+    named = f"the {'gate' if len(refused) == 1 else 'gates'} {quoted}"
     if version and version["forced"]:
         title = f"FORCED: {version['model']} version {version['number']} is published against a refusal"
         return {"state": "forced", "title": title, "text": f"Refused by {named}; its lineage says forced for ever."}
     if version:
         title = f"Published as {version['model']} version {version['number']}"
-        text = f"All {len(gates)} gates passed. The model was served by a real Triton server and tested under load there."
+        text = (
+            f"All {len(gates)} gates passed. The model was served by a real Triton server and tested under load there."
+        )
         return {"state": "published", "title": title, "text": text}
     if refused:
         where = "after it was served" if document["endpoint"] else "before it was served"
@@ -99,7 +102,7 @@ def verdict(document: dict[str, Any]) -> dict[str, str]:
 
 
 def loss(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the change of the gated metric: `value` at the `place` nearest to the user, and the `gate` that judged it."""
+    """Return the change of the gated metric: `value` at the `place` nearest to the user, the `gate` that judged it."""
     reached = document["endpoint"] or document["result"]
     judged = [gate for gate in document["gates"] if gate["name"].startswith("quality: ")]
     return {
@@ -112,17 +115,16 @@ def loss(document: dict[str, Any]) -> dict[str, Any]:
 def models(document: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of the journey up to the endpoint: scores, cost, and ratios to the trained model's FP32 ONNX.
 
-    The last row has the ratios of the document, which were taken within each round of alternating runs; the rows between
-    have ratios of the medians.
+    The last row has the ratios of the document, which were taken within each round of alternating runs; the rows
+    between have ratios of the medians.
     """
     trained, steps = document["trained"], document["steps"]
     base = trained["cost"]
-    rows = [{"name": "trained model", "note": "FP32 ONNX of its own", "entry": trained, "size": None, "speed": {}}]
+    rows = [{"name": "trained model", "entry": trained, "size": None, "speed": {}}]
     for step in steps:
         cost = step["cost"]
         speed = {batch: value / base["throughput"][batch] for batch, value in cost["throughput"].items()}
-        note = ", ".join(f"{key} {value}" for key, value in step["config"].items() if value is not None)
-        rows.append({"name": step["name"], "note": note, "entry": step, "size": base["bytes"] / cost["bytes"], "speed": speed})
+        rows.append({"name": step["name"], "entry": step, "size": base["bytes"] / cost["bytes"], "speed": speed})
     rows[-1] |= {"size": document["ratios"]["size"], "speed": document["ratios"]["throughput"]}
     return rows
 
@@ -138,8 +140,8 @@ def places(document: dict[str, Any]) -> list[dict[str, Any]]:
     found += [("PyTorch", f"after {step['name']}", step) for step in torch[-1:]]
     found.append(("ONNX Runtime", f"after {document['steps'][-1]['name']}", document["result"]))
     found += [("Triton endpoint", "the same file, served", endpoint)] if endpoint else []
-    low = min(entry["quality"]["low"] for *_, entry in found)
-    span = max(entry["quality"]["high"] for *_, entry in found) - low or 1.0
+    low: float = min(entry["quality"]["low"] for *_, entry in found)
+    span: float = max(entry["quality"]["high"] for *_, entry in found) - low or 1.0
 
     def at(value: float) -> float:
         return 100 * (value - low) / span

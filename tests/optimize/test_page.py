@@ -1,0 +1,390 @@
+"""The proof page: what it shows, what it never does, and what a failing write leaves."""
+
+import errno
+import json
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimize.report import page
+
+BATCHES = ("1", "32")
+
+
+def scores(value: float, fidelity: float) -> dict[str, Any]:
+    quality = {"metric": "accuracy", "value": value, "low": value - 0.0111, "high": value + 0.0074, "samples": 540}
+    return {
+        "quality": quality,
+        "also": [{**quality, "metric": "fidelity", "value": fidelity, "low": fidelity - 0.01, "high": fidelity}],
+    }
+
+
+def cost(size: int, parameters: int, macs: int, latency: tuple[float, float]) -> dict[str, Any]:
+    times = dict(zip(BATCHES, latency, strict=True))
+    throughput = {batch: int(batch) * 1000 / time for batch, time in times.items()}
+    return {"bytes": size, "parameters": parameters, "macs": macs, "latency_ms": times, "throughput": throughput}
+
+
+def step(name: str, config: dict[str, Any], value: float, spent: dict[str, Any], **more: Any) -> dict[str, Any]:
+    trained = scores(0.9907, 1.0)["quality"]
+    return {
+        "name": name,
+        "config": config,
+        "seed": 7,
+        "trained": trained,
+        **scores(value, value),
+        "cost": spent,
+        **more,
+    }
+
+
+def gate(name: str, passed: bool = True, measured: str = "1", limit: str = "≤ 2", advice: str = "") -> dict[str, Any]:
+    return {"name": name, "passed": passed, "measured": measured, "limit": limit, "advice": advice}
+
+
+def lane(name: str, requests: int, largest: float, tolerance: float) -> dict[str, Any]:
+    return {"lane": name, "requests": requests, "mismatched": 0, "max_abs_diff": largest, "tolerance": tolerance}
+
+
+def load_report() -> dict[str, Any]:
+    points = {"mean": 3.21, "p50": 2.98, "p90": 4.31, "p95": 4.87, "p99": 7.65, "p999": 11.4, "max": 15.9}
+    server = {"success": 12470, "fail": 0, "reconciled": True, "executions": 3461, "request_ms": 3.02, "queue_ms": 1.24}
+    server |= {"compute_ms": 1.67, "service_ms": 3.19, "overhead": 0.056, "mean_batch": 3.6}
+    plan = {"duration": 5.0, "concurrency": 8, "rate": None, "batch": 1}
+    requests = {
+        "planned": 12470,
+        "sent": 12470,
+        "done": 12470,
+        "failed": 0,
+        "dropped": 0,
+        "mismatched": 0,
+        "timed_out": 0,
+    }
+    return {
+        "valid": True,
+        "why": "",
+        "notes": [],
+        "model": "digits_cnn",
+        "url": "http://127.0.0.1:8000",
+        "version": "3",
+        "plan": plan,
+        "requests": requests,
+        "rate": {"offered": 2494.0, "achieved": 2493.4, "samples": 2493.4},
+        "latency_ms": points,
+        "service_ms": {name: value - 0.02 for name, value in points.items()},
+        "lag_ms": {"p99": 0.03, "max": 0.2},
+        "client_cpu": 0.41,
+        "server": server,
+        "errors": [],
+        "thresholds": [],
+    }
+
+
+def published() -> dict[str, Any]:
+    pruned = cost(66_914, 63_562, 1_262_784, (0.131, 1.92))
+    healed = cost(66_930, 63_562, 1_262_784, (0.133, 1.94))
+    exported = cost(66_951, 63_562, 1_262_784, (0.130, 1.91))
+    final = cost(23_391, 63_562, 1_262_784, (0.118, 1.203))
+    quality = "0.9870 (-0.0037, 95 % interval [-0.0093, +0.0019])"
+    wide = "the interval is wider than the allowed loss: about 2,711 samples decide"
+    return {
+        "format": 1,
+        "lathe": "0.1.0",
+        "workload": "digits_cnn",
+        "recipe": {
+            "seed": 7,
+            "target": {"device": "cpu", "runtime": "onnxruntime", "cores": 2, "batch": [1, 32]},
+            "budget": {"max_drop": 0.005},
+            "load": {"duration": 5.0, "concurrency": 8},
+            "step": [{"use": "prune.channels", "ratio": 0.5}, {"use": "quantize.static"}],
+        },
+        "resumed": False,
+        "trained": {**scores(0.9907, 1.0), "cost": cost(489_213, 121_930, 4_872_192, (0.312, 6.57))},
+        "steps": [
+            step("prune.channels", {"ratio": 0.5, "exclude": []}, 0.6537, pruned),
+            step("distill.logits", {"epochs": 20, "learning_rate": 0.002, "teacher": None}, 0.9889, healed),
+            step("export.onnx", {}, 0.9891, exported, deviation=1.2e-6),
+            step("quantize.static", {"method": "minmax"}, 0.9870, final, deviation=0.0312),
+        ],
+        "result": {**scores(0.9870, 0.9944), "cost": final},
+        "endpoint": {
+            **scores(0.9852, 0.9926),
+            "parity": {
+                "requests": 796,
+                "mismatched": 0,
+                "max_abs_diff": 0.0307,
+                "tolerance": 0.039,
+                "deviation": 0.0312,
+                "lanes": [lane("same batches", 540, 0.0, 1e-5), lane("batched by the server", 256, 0.0307, 0.039)],
+            },
+        },
+        "ratios": {
+            "size": 489_213 / 23_391,
+            "latency": {"1": 2.644, "32": 5.461},
+            "throughput": {"1": 2.644, "32": 5.461},
+            "interval": {"1": [2.511, 2.732], "32": [5.327, 5.588]},
+        },
+        "load": load_report(),
+        "bundle": "build/runs/digits_cnn/4-quantize.static",
+        "version": {"model": "digits_cnn", "number": 3, "digest": "9f2c" * 16, "forced": False},
+        "gates": [
+            gate("quality: accuracy", measured=quality, limit="drop ≤ 0.005", advice=wide),
+            gate("promise: smaller", measured="20.91×", limit="> 1×"),
+            gate("promise: faster at batch 1", measured="2.64× [2.51, 2.73]", limit="interval not wholly below 0.97×"),
+            gate("promise: faster at batch 32", measured="5.46× [5.33, 5.59]", limit="interval not wholly below 0.97×"),
+            gate("parity: same batches", measured="0 of 540 differ, largest difference 0", limit="≤ 1e-05"),
+            gate(
+                "parity: batched by the server", measured="0 of 256 differ, largest difference 0.031", limit="≤ 0.039"
+            ),
+            gate("quality: accuracy at the endpoint", measured=quality, limit="drop ≤ 0.005", advice=wide),
+            gate("load: answered", measured="12,470 answered, 0 not", limit="valid, all answered"),
+        ],
+    }
+
+
+def bundle_only() -> dict[str, Any]:
+    document = published()
+    return {**document, "endpoint": None, "load": None, "version": None, "gates": document["gates"][:4]}
+
+
+def refused() -> dict[str, Any]:
+    document = bundle_only()
+    measured = "0.9648 (-0.0259, 95 % interval [-0.0407, -0.0130])"
+    document["gates"][0] = gate("quality: accuracy", False, measured, "drop ≤ 0.005", "prune less, or distill longer")
+    return document
+
+
+def forced() -> dict[str, Any]:
+    document = published()
+    document["gates"][6] = gate("quality: accuracy at the endpoint", False, "0.95", "drop ≤ 0.005", "prune less")
+    document["version"]["forced"] = True
+    return document
+
+
+SHAPES = {"published": published, "bundle": bundle_only, "refused": refused, "forced": forced}
+
+
+class Reader(HTMLParser):
+    """Takes a page apart: the text that a person sees, all addresses, the styles, and tags left open."""
+
+    EMPTY = ("meta", "br", "link", "img", "input")
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.addresses: list[str] = []
+        self.styles = ""
+        self.open: list[str] = []
+        self.feed(source)
+        self.text = " ".join("".join(self.texts).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+        if tag in ("td", "th", "tr", "p", "li", "br", "small", "h1", "div"):
+            self.texts.append(" ")
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "action", "data", "poster"):
+                self.addresses.append(value or "")
+            if name == "style":
+                self.styles += value or ""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            self.styles += data
+        elif not self.open or self.open[-1] != "script":
+            self.texts.append(data)
+
+
+def read(document: dict[str, Any], folder: Path) -> Reader:
+    return Reader(page.write(document, folder).read_text(encoding="utf-8"))
+
+
+def score_texts(entry: dict[str, Any]) -> Iterator[str]:
+    for score in [entry["quality"], *entry["also"]]:
+        yield f"{score['value']:.4f} [{score['low']:.4f}, {score['high']:.4f}]"
+        yield score["metric"]
+
+
+def cost_texts(entry: dict[str, Any]) -> Iterator[str]:
+    spent = entry["cost"]
+    yield from (f"{spent[key]:,}" for key in ("bytes", "parameters", "macs"))
+    yield from (f"{time:#.3g}" for time in spent["latency_ms"].values())
+    yield from (f"{rate:,.0f}" for rate in spent["throughput"].values())
+
+
+def model_texts(document: dict[str, Any]) -> Iterator[str]:
+    for entry in (document["trained"], *document["steps"], document["result"]):
+        yield from score_texts(entry)
+        yield from cost_texts(entry)
+    yield f"{document['ratios']['size']:.2f}×"
+    for batch in BATCHES:
+        low, high = document["ratios"]["interval"][batch]
+        yield f"{document['ratios']['throughput'][batch]:.2f}×"
+        yield f"[{low:.2f}, {high:.2f}]"
+    for number, entry in enumerate(document["steps"], 1):
+        config = ", ".join(f"{key} = {value}" for key, value in entry["config"].items() if value is not None)
+        deviation = f" {entry['deviation']:.2g}" if "deviation" in entry else ""
+        yield f"{number} {entry['name']} {config or 'no options'} {entry['seed']}{deviation}"
+
+
+def endpoint_texts(document: dict[str, Any]) -> Iterator[str]:
+    yield from score_texts(document["endpoint"])
+    for entry in document["endpoint"]["parity"]["lanes"]:
+        figures = f"{entry['max_abs_diff']:.2g} {entry['tolerance']:.2g}"
+        yield f"{entry['lane']} {entry['requests']} {entry['mismatched']} {figures}"
+    load = document["load"]
+    for key in ("latency_ms", "service_ms"):
+        yield " ".join(f"{value:#.3g}" for value in load[key].values())
+    yield f"{load['requests']['done']:,} of {load['requests']['planned']:,} requests answered"
+    yield f"{load['rate']['achieved']:,.1f} requests/s"
+    yield from (f"{name} {load['server'][f'{name}_ms']:#.3g} ms" for name in ("queue", "compute"))
+    yield f"{load['server']['mean_batch']:#.3g} samples"
+    yield f"{document['version']['model']} version {document['version']['number']}"
+    yield document["version"]["digest"]
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """Let no file grow beyond `limit` bytes, so that a longer write fails in the middle."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_every_figure_of_the_document_is_on_the_page(shape: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
+    document = shape()
+    shown = read(document, tmp_path)
+    expected = [document["lathe"], document["workload"], document["bundle"], *model_texts(document)]
+    expected += [entry[key] for entry in document["gates"] for key in ("name", "measured", "limit", "advice")]
+    expected += endpoint_texts(document) if document["endpoint"] else []
+    assert [text for text in expected if text not in shown.text] == []
+    assert not shown.open, "tags left open"
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_page_needs_no_network(shape: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
+    shown = read(shape(), tmp_path)
+    assert shown.addresses == []
+    assert "url(" not in shown.styles and "@import" not in shown.styles
+    assert "default-src 'none'" in (tmp_path / page.NAME).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("shape", "title"),
+    [
+        (published, "Published as digits_cnn version 3"),
+        (bundle_only, "Bundle of digits_cnn, not published"),
+        (refused, "Refused by the gate “quality: accuracy”"),
+        (forced, "FORCED: digits_cnn version 3 is published against a refusal"),
+    ],
+)
+def test_the_verdict_comes_first(shape: Callable[[], dict[str, Any]], title: str, tmp_path: Path) -> None:
+    text = read(shape(), tmp_path).text
+    assert text.index(title, text.index("proof of")) < text.index("smaller")
+
+
+def test_a_refusal_says_at_once_what_to_do(tmp_path: Path) -> None:
+    document = refused()
+    text = read(document, tmp_path).text
+    assert "3 of 4 gates passed" in text
+    measured = text.index(document["gates"][0]["measured"])
+    assert measured < text.index("prune less, or distill longer") < text.index("smaller")
+
+
+def test_an_invalid_load_test_says_so_and_bears_missing_figures(tmp_path: Path) -> None:
+    document = forced()
+    load = document["load"]
+    nothing = dict.fromkeys(load["latency_ms"], float("nan"))
+    load |= {"valid": False, "why": "the server stopped answering", "latency_ms": nothing, "service_ms": nothing}
+    load |= {"server": None, "client_cpu": None, "errors": [{"count": 1204, "text": "connection refused"}]}
+    text = read(document, tmp_path).text
+    assert "INVALID RUN" in text and "the server stopped answering" in text and "1,204 × connection refused" in text
+
+
+def test_the_torch_model_beside_the_endpoint_is_the_last_one_that_torch_made() -> None:
+    places = page.places(published())
+    subjects = ["trained model", "after distill.logits", "after quantize.static", "the same file, served"]
+    assert [place["subject"] for place in places] == subjects
+    assert [place["scores"][0]["value"] for place in places] == [0.9907, 0.9889, 0.9870, 0.9852]
+    for place in places:
+        assert -1e-9 <= place["left"] <= place["middle"] <= place["left"] + place["width"] <= 100 + 1e-9
+
+
+def test_a_run_that_only_quantized_compares_with_the_trained_model_alone(tmp_path: Path) -> None:
+    document = bundle_only()
+    document["steps"] = document["steps"][2:]
+    assert [place["subject"] for place in page.places(document)] == ["trained model", "after quantize.static"]
+    assert "One metric, two places" in read(document, tmp_path).text
+
+
+def test_ratios_between_are_against_the_trained_model() -> None:
+    document = published()
+    rows = page.models(document)
+    assert rows[1]["size"] == pytest.approx(489_213 / 66_914)
+    assert rows[1]["speed"]["32"] == pytest.approx(6.57 / 1.92)
+    assert rows[-1]["speed"] == document["ratios"]["throughput"]
+
+
+def test_the_loss_is_the_one_at_the_endpoint() -> None:
+    served = page.loss(published())
+    assert served["place"] == "at the endpoint"
+    assert served["value"] == pytest.approx(0.9852 - 0.9907)
+    assert served["gate"]["name"] == "quality: accuracy at the endpoint"
+    assert page.loss(bundle_only())["value"] == pytest.approx(0.9870 - 0.9907)
+
+
+def test_texts_are_escaped(tmp_path: Path) -> None:
+    bad = "<script>alert(1)</script>"
+    document = refused()
+    document |= {"workload": bad, "bundle": bad}
+    for entry in (document["trained"], *document["steps"], document["result"]):
+        entry["quality"] = {**entry["quality"], "metric": bad}
+    document["steps"][0]["config"] = {bad: bad}
+    document["gates"][0] |= {"name": f"quality: {bad}", "measured": bad, "limit": bad, "advice": bad}
+    document["recipe"]["step"][0]["use"] = bad
+    assert bad in read(document, tmp_path).text
+    assert bad not in (tmp_path / page.NAME).read_text(encoding="utf-8")
+
+
+def test_files_beside_the_page_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "digests.json").write_text(json.dumps({"recipe": "ab12" * 16, "data": "cd34" * 16}))
+    (tmp_path / page.LOAD_PAGE).write_text("<p>load</p>")
+    shown = read(published(), tmp_path)
+    assert shown.addresses == [page.LOAD_PAGE]
+    assert "recipe " + "ab12" * 16 in shown.text and "data " + "cd34" * 16 in shown.text
+
+
+def test_the_machine_of_the_document_stands_before_this_one(tmp_path: Path) -> None:
+    here = page.environment()
+    assert int(here["cores usable"]) >= 1 and here["processor"] and here["torch"]
+    assert f"processor {here['processor']}" in read(published(), tmp_path).text
+    there = read({**published(), "environment": {"processor": "Slide Rule 9000"}}, tmp_path).text
+    assert "processor Slide Rule 9000" in there and f"torch {here['torch']}" not in there
+
+
+def test_a_failing_write_leaves_the_old_page_whole(tmp_path: Path) -> None:
+    old = page.write(published(), tmp_path).read_bytes()
+    with full_disk(100_000), pytest.raises(OSError) as failure:
+        page.write(refused(), tmp_path)
+    assert failure.value.errno == errno.EFBIG
+    assert [file.name for file in tmp_path.iterdir()] == [page.NAME]
+    assert (tmp_path / page.NAME).read_bytes() == old
+
+
+def test_a_failing_first_write_leaves_nothing(tmp_path: Path) -> None:
+    with full_disk(100_000), pytest.raises(OSError):
+        page.write(published(), tmp_path)
+    assert not list(tmp_path.iterdir())
