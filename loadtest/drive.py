@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from loadtest import eventloop, payload, schedule
+from loadtest import eventloop, schedule, wire
+from loadtest.answers import Answers
 from loadtest.client import Client, Statistics, connect, parse_url
 from loadtest.commandline import version as lathe_version
 from loadtest.errors import BadInput, LatheError, ServerAbsent, UsageError
@@ -36,6 +37,7 @@ _FIRST_CONNECTIONS = 16
 _PATIENCE = 30.0
 _RETRY_PAUSE = 0.05
 _SETTLING = 2.0
+_MOST_REFERENCES = 64
 _ERROR_KINDS = 10
 
 
@@ -95,7 +97,13 @@ class Progress:
     warming: bool = False
 
 
-def run(plan: Plan, payloads: Sequence[Arrays], path: Path, progress: Callable[[Progress], None] | None = None) -> None:
+def run(
+    plan: Plan,
+    payloads: Sequence[Arrays],
+    path: Path,
+    progress: Callable[[Progress], None] | None = None,
+    tolerance: float | None = None,
+) -> None:
     """Send the load and write the result file `path` while it goes on.
 
     Args:
@@ -103,6 +111,8 @@ def run(plan: Plan, payloads: Sequence[Arrays], path: Path, progress: Callable[[
         payloads: the inputs of one request each; they are cycled through.
         path: the result file; an existing one is replaced once the server has answered.
         progress: called about ten times a second, from the same thread; it should be quick.
+        tolerance: the largest absolute difference between an output under load and the same request's output before the
+            run; None leaves the outputs unchecked.
 
     Raises:
         ServerAbsent: the server was not there when the run began. One that dies later ends the run early instead; the
@@ -118,8 +128,13 @@ def run(plan: Plan, payloads: Sequence[Arrays], path: Path, progress: Callable[[
     with connect(plan.url, max(plan.timeout, _PATIENCE)) as client:
         # A payload that the server refuses is the user's mistake; better one clear line than a run full of errors.
         client.infer(plan.model, payloads[0], plan.version)
+        answers = None
+        if tolerance is not None:
+            alone = [client.infer(plan.model, inputs, plan.version) for inputs in payloads[:_MOST_REFERENCES]]
+            answers = Answers(alone, tolerance)
         header = _header(plan, client, payloads)
-        sender = _sender(plan, payloads)
+        header["plan"]["tolerance"] = tolerance
+        sender = _sender(plan, payloads, answers)
         with asyncio.Runner(loop_factory=eventloop.fine_loop) as runner:
             try:
                 eventloop.run(runner, sender.open(plan.concurrency or _FIRST_CONNECTIONS))
@@ -154,7 +169,8 @@ def _measure(
         eventloop.run(runner, loop.run(tick))
         busy = (time.process_time() - cpu) / (time.monotonic() - wall)
         end: dict[str, Any] = {"end": loop.end, "client_cpu": busy, "gone": loop.gone}
-        end["errors"] = [{"text": text, "count": count} for text, count in loop.errors.most_common(_ERROR_KINDS)]
+        most = loop.errors.most_common(_ERROR_KINDS)
+        end["errors"] = [{"verdict": verdict, "text": text, "count": count} for (verdict, text), count in most]
         try:
             end["server"] = asdict(_settled(client, plan, loop.succeeded, before) - before)
         except LatheError as error:
@@ -182,13 +198,13 @@ def _header(plan: Plan, client: Client, payloads: Sequence[Arrays]) -> dict[str,
     }
 
 
-def _sender(plan: Plan, payloads: Sequence[Arrays]) -> Sender:
+def _sender(plan: Plan, payloads: Sequence[Arrays], answers: Answers | None) -> Sender:
     scheme, address = parse_url(plan.url)
     if scheme == "grpc":
-        calls = [payload.grpc_request(plan.model, inputs, plan.version) for inputs in payloads]
-        return GrpcSender(address, calls, plan.timeout)
-    requests = [payload.http_request(address, plan.model, inputs, plan.version) for inputs in payloads]
-    return HttpSender(address, requests, plan.timeout)
+        calls = [wire.grpc_request(plan.model, inputs, plan.version) for inputs in payloads]
+        return GrpcSender(address, calls, plan.timeout, answers)
+    requests = [wire.http_request(address, plan.model, inputs, plan.version) for inputs in payloads]
+    return HttpSender(address, requests, plan.timeout, answers)
 
 
 def _settled(client: Client, plan: Plan, expected: int = 0, since: Statistics | None = None) -> Statistics:
@@ -221,7 +237,7 @@ class _Loop:
         self.plan, self.sender, self.payloads, self.duration, self.record = plan, sender, payloads, duration, record
         self.count = self.in_flight = self.ended = self.succeeded = 0
         self.end, self.gone = 0.0, False
-        self.errors: Counter[str] = Counter()
+        self.errors: Counter[tuple[str, str]] = Counter()
         self.sending = True
         self._blocked = False
         self._failing_since: float | None = None
@@ -292,7 +308,7 @@ class _Loop:
         if flight.verdict == OK:
             self.succeeded += 1
         else:
-            self.errors[flight.error] += 1
+            self.errors[flight.verdict, flight.error] += 1
         self._watch(flight)
         if self.plan.rate is None:
             self._again(flight)

@@ -104,8 +104,11 @@ def _percentiles(results: Results) -> dict[str, str]:
     counted = results.of(OK, MISMATCH, TIMEOUT)
     latency = (results.done - results.planned)[counted]
     service = (results.done - results.sent)[counted & ~np.isnan(results.sent)]
+    lines = [(latency, "latency, from the planned time", BLUE)]
+    if results.header["plan"].get("rate"):
+        lines.insert(0, (service, "service, from the sending", GREY))
     traces = []
-    for values, name, color in ((service, "service (from sending)", GREY), (latency, "latency (from plan)", BLUE)):
+    for values, name, color in lines:
         percents, seconds = curve(values)
         line = _line(-np.log10(1 - percents / 100), seconds * 1e3, name, color)
         line.customdata, line.hovertemplate = percents, "%{y:.3g} ms at %{customdata:.3f} %"
@@ -120,8 +123,9 @@ def _percentiles(results: Results) -> dict[str, str]:
     }
     return _chart(
         "Latency by percentile",
-        "Latency counts from the moment a request was due, service time from the moment it left.",
+        "How long the slowest part of the requests took: at 99 %, one in a hundred took longer.",
         traces,
+        showlegend=True,
         xaxis=axis,
         yaxis={"title": "milliseconds"},
     )
@@ -139,7 +143,7 @@ def _latency_over_time(results: Results) -> dict[str, str]:
         f"By the time that requests were due, in windows of {number((edges[1] - edges[0]) * 1e3)} ms.",
         [_line(middles, [percentile(part, percent) for part in parts], name, color) for name, percent, color in rows],
         xaxis={"title": "seconds since the start"},
-        yaxis={"title": "milliseconds", "type": "log", "dtick": 1},
+        yaxis={"title": "milliseconds", "type": "log", "dtick": "D2", "minor": {"showgrid": False}},
     )
 
 

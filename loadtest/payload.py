@@ -1,4 +1,4 @@
-"""Payload: what the requests carry, made or read before the run and serialised once.
+"""Payload: what the requests carry, made or read before the run.
 
 Values come from the model's own TensorSpecs or from an .npz file of the user's; never one constant tensor, because
 caches and compressors along the way would make the server look faster than it is.
@@ -9,12 +9,11 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from loadtest.errors import BadInput, UsageError
-from loadtest.tensors import TRITON_DTYPES, UNBOUNDED, Array, Arrays, Dim, TensorSpec
+from loadtest.tensors import UNBOUNDED, Array, Arrays, Dim, TensorSpec
 
 
 def generate(specs: Sequence[TensorSpec], count: int, seed: int, batch: int = 1) -> list[Arrays]:
@@ -99,20 +98,27 @@ def _check_known(spec: TensorSpec) -> None:
         )
 
 
-def from_lineage(repository: Path, model: str, version: str) -> list[TensorSpec]:
-    """Return the inputs that `REPOSITORY/MODEL/VERSION/lineage.json` states, with typical sizes and value ranges.
+def from_lineage(repository: Path, model: str, version: str) -> tuple[list[TensorSpec], float | None]:
+    """Return what `REPOSITORY/MODEL/VERSION/lineage.json` states.
+
+    Returns:
+        The inputs with typical sizes and value ranges; and how much an output was seen to move with the batch that its
+        sample is in, None where that was not measured.
 
     Raises:
         BadInput: the file is missing or cannot be read.
     """
     path = repository / model / version / "lineage.json"
     try:
-        return [TensorSpec.from_document(document) for document in json.loads(path.read_text())["inputs"]]
+        lineage = json.loads(path.read_text())
+        deviation = lineage.get("deviation")
+        specs = [TensorSpec.from_document(document) for document in lineage["inputs"]]
+        return specs, None if deviation is None else float(deviation)
     except FileNotFoundError:
         raise BadInput(
             "there is no such file", where=str(path), fix="leave --repository away to use the server's own metadata"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"is not a lineage that can be read: {error!r}", where=str(path)) from error
 
 
@@ -148,7 +154,9 @@ def _read(path: Path, specs: Sequence[TensorSpec]) -> list[tuple[TensorSpec, Arr
     names = [spec.name for spec in specs]
     fix = f"write it with numpy.savez({path.name!r}, {', '.join(f'{name}=...' for name in names)})"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, because numpy leaves the file open when it turns out to be no archive.
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise BadInput("holds one array without a name", where=str(path), fix=fix)
             if set(file.files) != set(names):
@@ -191,48 +199,3 @@ def _checked(path: Path, spec: TensorSpec, array: Array) -> Array:
         bad = int(np.argwhere(~np.isfinite(array))[0][0])
         raise BadInput(f"has a value that is NaN or infinite in sample {bad}", where=place)
     return array
-
-
-def _raw(array: Array) -> bytes:
-    if array.dtype == object:
-        from tritonclient.utils import serialize_byte_tensor
-
-        packed = serialize_byte_tensor(array)
-        return bytes(packed.item()) if packed.size else b""
-    return np.ascontiguousarray(array).tobytes()
-
-
-def http_request(host: str, model: str, inputs: Arrays, version: str = "") -> bytes:
-    """Return the whole HTTP/1.1 request, from `POST` to the last byte of the last tensor."""
-    tensors = {name: _raw(array) for name, array in inputs.items()}
-    body: dict[str, Any] = {
-        "inputs": [
-            {
-                "name": name,
-                "shape": list(array.shape),
-                "datatype": TRITON_DTYPES[array.dtype.name],
-                "parameters": {"binary_data_size": len(tensors[name])},
-            }
-            for name, array in inputs.items()
-        ],
-        "parameters": {"binary_data_output": True},
-    }
-    header = json.dumps(body, separators=(",", ":")).encode()
-    length = len(header) + sum(map(len, tensors.values()))
-    path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "") + "/infer"
-    start = (
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/octet-stream\r\n"
-        f"Inference-Header-Content-Length: {len(header)}\r\nContent-Length: {length}\r\n\r\n"
-    )
-    return b"".join([start.encode(), header, *tensors.values()])
-
-
-def grpc_request(model: str, inputs: Arrays, version: str = "") -> bytes:
-    """Return the serialised `ModelInferRequest`."""
-    from tritonclient.grpc import service_pb2
-
-    request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
-    for name, array in inputs.items():
-        request.inputs.add(name=name, datatype=TRITON_DTYPES[array.dtype.name], shape=array.shape)
-        request.raw_input_contents.append(_raw(array))
-    return bytes(request.SerializeToString())

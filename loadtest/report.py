@@ -122,7 +122,10 @@ def _why_invalid(values: dict[str, Any], results: Results) -> str:
         return "the run was interrupted; the figures are those of the part before"
     if end.get("gone"):
         return f"the server stopped answering; the run ended early, after {end['end']:.1f} s"
-    if not requests["done"] and not requests["mismatched"]:
+    if requests["mismatched"]:
+        most = next((error["text"] for error in end["errors"] if error["verdict"] == MISMATCH), "")
+        return f"{requests['mismatched']} answers under load were not those of the idle server: {most}"
+    if not requests["done"]:
         most = f": {end['errors'][0]['text']}" if end.get("errors") else ""
         return f"not one of {requests['planned']} requests succeeded{most}"
     if values["plan"].get("rate"):
@@ -215,10 +218,13 @@ def _facts_table(values: dict[str, Any]) -> Table:
 def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the figures that stand beside the latencies, each as a name and a text."""
     rate, server = values["rate"], values["server"]
+    tolerance = values["plan"].get("tolerance")
     rows = [("throughput", f"{rate['achieved']:,.1f} requests/s, {rate['samples']:,.1f} samples/s")]
     if values["plan"].get("rate"):
         rows.append(("offered", f"{rate['offered']:,.1f} requests/s"))
         rows.append(("lag p99", f"{number(values['lag_ms']['p99'])} ms"))
+    checked = "not checked" if tolerance is None else f"checked, {tolerance:.2g} allowed"
+    rows.append(("outputs", checked))
     if values["client_cpu"] is not None:
         rows.append(("client CPU", f"{values['client_cpu']:.0%} of one core"))
     if server and "request_ms" in server:
@@ -227,7 +233,7 @@ def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             ("server's count", f"{server['success']:,} ({'equal' if server['reconciled'] else 'NOT equal'} to ours)")
         )
-        rows.append(("server's time", f"{number(server['request_ms'])} ms; ours {server['overhead']:+.1%}"))
+        rows.append(("server's time", f"{number(server['request_ms'])} ms a request, ours {server['overhead']:+.1%}"))
     return rows
 
 

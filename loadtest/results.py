@@ -141,7 +141,7 @@ def read(path: Path) -> Results:
                 try:
                     row = json.loads(line)
                     if header is None:
-                        header = _checked_header(row)
+                        header = _checked_header(path, row)
                     elif "end" in row:
                         end = row
                     else:
@@ -163,9 +163,9 @@ def read(path: Path) -> Results:
     return _sorted(header, end, columns)
 
 
-def _checked_header(row: Any) -> dict[str, Any]:
+def _checked_header(path: Path, row: Any) -> dict[str, Any]:
     if row["format"] != FORMAT:
-        raise BadInput(f"has the format {row['format']}; this version of lathe reads {FORMAT}")
+        raise BadInput(f"has the format {row['format']}; this version of lathe reads {FORMAT}", where=str(path))
     header: dict[str, Any] = {key: row[key] for key in ("plan", "model", "url")} | row
     return header
 

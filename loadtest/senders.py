@@ -8,8 +8,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
+from loadtest import wire
+from loadtest.answers import Answers
 from loadtest.client import is_no_connection
-from loadtest.results import ERROR, TIMEOUT, Flight
+from loadtest.results import ERROR, MISMATCH, TIMEOUT, Flight
+from loadtest.tensors import Array
 
 Finished = Callable[[Flight], None]
 _LONGEST_TEXT = 300
@@ -33,6 +36,17 @@ class Sender(Protocol):
         """Drop all connections."""
 
 
+def _check(answers: Answers | None, flight: Flight, raw: bytes, decode: Callable[[], dict[str, Array]]) -> None:
+    """Give the flight its verdict if its answer cannot be read or is not the right one."""
+    if answers is None:
+        return
+    try:
+        if text := answers.wrong(flight.payload, raw, decode):
+            _fail(flight, text, verdict=MISMATCH)
+    except (ValueError, KeyError, TypeError) as error:
+        _fail(flight, f"the answer cannot be read: {error!r}")
+
+
 def _fail(flight: Flight, text: str, *, gone: bool = False, verdict: str = ERROR) -> None:
     flight.verdict, flight.error, flight.gone = verdict, text[:_LONGEST_TEXT], gone
 
@@ -42,14 +56,15 @@ class HttpSender:
 
     Args:
         address: HOST:PORT.
-        wire: the complete requests, by payload number.
+        requests: the complete requests, by payload number.
         timeout: seconds until a request counts as timed out.
+        answers: what to compare the outputs with; None leaves them unchecked.
     """
 
-    def __init__(self, address: str, wire: Sequence[bytes], timeout: float) -> None:
+    def __init__(self, address: str, requests: Sequence[bytes], timeout: float, answers: Answers | None = None) -> None:
         host, _, port = address.rpartition(":")
         self.host, self.port = host.strip("[]"), int(port)
-        self.wire, self.timeout, self.zero = wire, timeout, 0.0
+        self.requests, self.timeout, self.answers, self.zero = requests, timeout, answers, 0.0
         self.finished: Finished = lambda flight: None
         self.idle: list[_Connection] = []
         self.all: set[_Connection] = set()
@@ -122,7 +137,7 @@ class _Connection(asyncio.Protocol):
         self.buffer.clear()
         self.timer = loop.call_later(self.sender.timeout, self._expire)
         flight.sent = loop.time() - self.sender.zero
-        self.transport.write(self.sender.wire[flight.payload])
+        self.transport.write(self.sender.requests[flight.payload])
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -166,6 +181,9 @@ class _Connection(asyncio.Protocol):
             _fail(flight, f"HTTP {bytes(self.buffer[9:12]).decode('latin-1')}: {text}")
         elif b'"outputs"' not in self.buffer[self.head : self.json_end]:
             _fail(flight, "HTTP 200 without outputs")
+        else:
+            head, raw = bytes(self.buffer[self.head : self.json_end]), bytes(self.buffer[self.json_end : self.need])
+            _check(sender.answers, flight, raw, lambda: wire.http_outputs(head, raw))
         self.flight = None
         if self.keep and len(self.buffer) == self.need:
             sender.idle.append(self)
@@ -195,12 +213,13 @@ class GrpcSender:
 
     Args:
         address: HOST:PORT.
-        wire: the serialised requests, by payload number.
+        requests: the serialised requests, by payload number.
         timeout: seconds until a request counts as timed out.
+        answers: what to compare the outputs with; None leaves them unchecked.
     """
 
-    def __init__(self, address: str, wire: Sequence[bytes], timeout: float) -> None:
-        self.address, self.wire, self.timeout, self.zero = address, wire, timeout, 0.0
+    def __init__(self, address: str, requests: Sequence[bytes], timeout: float, answers: Answers | None = None) -> None:
+        self.address, self.requests, self.timeout, self.answers, self.zero = address, requests, timeout, answers, 0.0
         self.finished: Finished = lambda flight: None
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -243,13 +262,13 @@ class GrpcSender:
     async def _one(self, flight: Flight) -> None:
         flight.sent = self.loop.time() - self.zero
         try:
-            answer = await self._call(self.wire[flight.payload], timeout=self.timeout)
+            answer = await self._call(self.requests[flight.payload], timeout=self.timeout)
         except self._error as error:
             flight.done = self.loop.time() - self.zero
             self._explain(flight, error.code().name, error.details() or "")
         else:
             flight.done = self.loop.time() - self.zero
-            self._check(flight, answer)
+            self._answered(flight, answer)
         self.finished(flight)
 
     def _explain(self, flight: Flight, code: str, details: str) -> None:
@@ -258,11 +277,16 @@ class GrpcSender:
         else:
             _fail(flight, f"{code}: {details}", gone=code == "UNAVAILABLE" and is_no_connection(details))
 
-    def _check(self, flight: Flight, answer: bytes) -> None:
+    def _answered(self, flight: Flight, answer: bytes) -> None:
         from google.protobuf.message import DecodeError
 
         try:
-            if not self._parse(answer).outputs:
-                _fail(flight, "an answer without outputs")
+            response = self._parse(answer)
         except DecodeError:
             _fail(flight, "the answer is not a ModelInferResponse")
+            return
+        if not response.outputs:
+            _fail(flight, "an answer without outputs")
+        else:
+            raw = b"".join(response.raw_output_contents)
+            _check(self.answers, flight, raw, lambda: wire.grpc_outputs(response))

@@ -61,10 +61,9 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
 @click.option("--batch", type=int, default=1, show_default=True, help="Samples per request.")
 @click.option("--version", default="", help="Version of the model.  [default: the server's choice]")
 @click.option("--data", type=click.Path(path_type=Path), metavar="FILE.npz", help="Samples to send.")
-@click.option(
-    "--repository", type=click.Path(path_type=Path), metavar="DIR", help="Take value ranges from its lineage."
-)
+@click.option("--repository", type=click.Path(path_type=Path), metavar="DIR", help="Take ranges, tolerance from it.")
 @click.option("--shape", "shapes", type=Shape(), multiple=True, metavar="NAME:D1,D2", help="Sizes of an input.")
+@click.option("--tolerance", type=float, help="Check the outputs; the largest difference allowed.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random values and arrival times.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="Where to keep the results.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write one self-contained page.")
@@ -87,10 +86,10 @@ def run(model: str, url: str, html: Path | None, output: Path | None, as_json: b
     for wanted in filter(None, (output, html)):
         if not wanted.parent.is_dir():
             raise BadInput("there is no such folder", where=str(wanted.parent), fix="create it, or write elsewhere")
-    payloads = _payloads(plan, options)
+    payloads, tolerance = _payloads(plan, options)
     path = output or _default_output(model)
     with _progress(plan, quiet=as_json) as show:
-        drive.run(plan, payloads, path, show)
+        drive.run(plan, payloads, path, show, tolerance)
     values = summarize(path) | {"results": str(path)}
     if html:
         page.write(path, html)
@@ -109,27 +108,29 @@ def _plan(model: str, url: str, options: dict[str, Any]) -> "Plan":
     return Plan(model, url, concurrency=concurrency, rate=rate, arrival=options["arrival"] or "constant", **taken)
 
 
-def _payloads(plan: "Plan", options: dict[str, Any]) -> "list[Arrays]":
-    """Return the requests: from --data, or from the specs of --repository or of the server."""
-    from loadtest import payload
+def _payloads(plan: "Plan", options: dict[str, Any]) -> "tuple[list[Arrays], float | None]":
+    """Return the requests and the tolerance for their answers, from --data, --repository or the server's metadata."""
+    from loadtest import answers, payload
     from loadtest.client import connect
 
     with connect(plan.url) as client:
         stated, _ = client.metadata(plan.model, plan.version)
         version = client.served_version(plan.model, plan.version)
-    if options["data"]:
-        return payload.load_npz(options["data"], stated, options["batch"])
-    specs = stated
+    specs, tolerance = stated, options["tolerance"]
     if options["repository"]:
-        specs = payload.from_lineage(options["repository"], plan.model, version)
+        specs, deviation = payload.from_lineage(options["repository"], plan.model, version)
+        if tolerance is None and deviation is not None:
+            tolerance = answers.tolerance(deviation)
         if {(spec.name, spec.dtype) for spec in specs} != {(spec.name, spec.dtype) for spec in stated}:
             raise BadInput(
                 "its inputs are not those of the model that the server has",
                 where=str(options["repository"] / plan.model / version / "lineage.json"),
                 fix="give the repository that the server serves",
             )
+    if options["data"]:
+        return payload.load_npz(options["data"], stated, options["batch"]), tolerance
     specs = payload.with_shapes(specs, dict(options["shapes"]))
-    return payload.generate(specs, PAYLOADS, plan.seed, options["batch"])
+    return payload.generate(specs, PAYLOADS, plan.seed, options["batch"]), tolerance
 
 
 def _default_output(model: str) -> Path:

@@ -1,0 +1,66 @@
+"""Answers: whether a server that is under load still answers right.
+
+The reference is what it answered to the same request when nothing else was going on. Batch mates may change a sample's
+outputs a little, so the caller says how much is allowed.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from loadtest.tensors import Array, Arrays
+
+EXACT = 1e-5
+MARGIN = 1.25
+"""The largest of a few measured deviations understates the largest of the thousands that a load test sees."""
+
+
+def tolerance(deviation: float) -> float:
+    """Return what to allow a model whose outputs were seen to move by `deviation` with their batch mates."""
+    return EXACT + MARGIN * deviation
+
+
+class Answers:
+    """Compares answers with their references.
+
+    Args:
+        references: the right outputs, by payload number; payloads beyond them are not checked.
+        tolerance: the largest absolute difference that a floating-point output may show; others must be equal.
+    """
+
+    def __init__(self, references: Sequence[Arrays], tolerance: float) -> None:
+        self.tolerance, self.checked = tolerance, 0
+        self._references = references
+        self._seen: dict[int, bytes] = {}
+
+    def wrong(self, payload: int, raw: bytes, decode: Callable[[], dict[str, Array]]) -> str:
+        """Return what is wrong with an answer, or an empty text.
+
+        Args:
+            payload: its number.
+            raw: the bytes of all outputs. Bytes that were right before need no decoding.
+            decode: makes the arrays.
+        """
+        if payload >= len(self._references):
+            return ""
+        self.checked += 1
+        if self._seen.get(payload) == raw:
+            return ""
+        outputs, reference = decode(), self._references[payload]
+        if outputs.keys() != reference.keys():
+            return f"the outputs are {', '.join(outputs)} instead of {', '.join(reference)}"
+        for name, array in outputs.items():
+            if text := self._differs(array, reference[name]):
+                return f"output {name} {text}"
+        self._seen[payload] = raw
+        return ""
+
+    def _differs(self, array: Array, reference: Array) -> str:
+        if array.shape != reference.shape or array.dtype != reference.dtype:
+            return f"is {array.dtype}{list(array.shape)} instead of {reference.dtype}{list(reference.shape)}"
+        if array.dtype.kind != "f":
+            return "" if np.array_equal(array, reference) else "has other values"
+        # NaN in the reference is the model's own affair and must be NaN again.
+        if np.allclose(array, reference, rtol=0, atol=self.tolerance, equal_nan=True):
+            return ""
+        return f"differs by more than {self.tolerance:g}"

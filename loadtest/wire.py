@@ -1,0 +1,89 @@
+"""Wire: requests as bytes, made once before the run, and answers back as arrays.
+
+KServe V2 with binary tensors, over HTTP and as gRPC messages.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, Arrays
+
+
+def http_request(host: str, model: str, inputs: Arrays, version: str = "") -> bytes:
+    """Return the whole HTTP/1.1 request, from `POST` to the last byte of the last tensor."""
+    tensors = {name: _raw(array) for name, array in inputs.items()}
+    body: dict[str, Any] = {
+        "inputs": [
+            {
+                "name": name,
+                "shape": list(array.shape),
+                "datatype": TRITON_DTYPES[array.dtype.name],
+                "parameters": {"binary_data_size": len(tensors[name])},
+            }
+            for name, array in inputs.items()
+        ],
+        "parameters": {"binary_data_output": True},
+    }
+    header = json.dumps(body, separators=(",", ":")).encode()
+    length = len(header) + sum(map(len, tensors.values()))
+    path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "") + "/infer"
+    start = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/octet-stream\r\n"
+        f"Inference-Header-Content-Length: {len(header)}\r\nContent-Length: {length}\r\n\r\n"
+    )
+    return b"".join([start.encode(), header, *tensors.values()])
+
+
+def http_outputs(header: bytes, raw: bytes) -> dict[str, Array]:
+    """Return the outputs of an answer from its JSON header and the bytes behind it.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not the answer of a V2 server.
+    """
+    outputs, at = {}, 0
+    for output in json.loads(header)["outputs"]:
+        size = output["parameters"]["binary_data_size"]
+        outputs[output["name"]] = _array(output["datatype"], output["shape"], raw[at : at + size])
+        at += size
+    return outputs
+
+
+def grpc_request(model: str, inputs: Arrays, version: str = "") -> bytes:
+    """Return the serialised `ModelInferRequest`."""
+    from tritonclient.grpc import service_pb2
+
+    request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
+    for name, array in inputs.items():
+        request.inputs.add(name=name, datatype=TRITON_DTYPES[array.dtype.name], shape=array.shape)
+        request.raw_input_contents.append(_raw(array))
+    return bytes(request.SerializeToString())
+
+
+def grpc_outputs(response: Any) -> dict[str, Array]:
+    """Return the outputs of a `ModelInferResponse`.
+
+    Raises:
+        ValueError, KeyError: it is not the answer of a V2 server.
+    """
+    pairs = zip(response.outputs, response.raw_output_contents, strict=True)
+    return {output.name: _array(output.datatype, list(output.shape), raw) for output, raw in pairs}
+
+
+def _raw(array: Array) -> bytes:
+    if array.dtype == object:
+        from tritonclient.utils import serialize_byte_tensor
+
+        packed = serialize_byte_tensor(array)
+        return bytes(packed.item()) if packed.size else b""
+    return np.ascontiguousarray(array).tobytes()
+
+
+def _array(datatype: str, shape: list[int], raw: bytes) -> Array:
+    if datatype == "BYTES":
+        from tritonclient.utils import deserialize_bytes_tensor
+
+        strings: Array = deserialize_bytes_tensor(raw)
+        return strings.reshape(shape)
+    return np.frombuffer(raw, NUMPY_DTYPES[datatype]).reshape(shape)

@@ -1,0 +1,172 @@
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import numpy as np
+import pytest
+
+from loadtest import client as client_module
+from loadtest.client import Statistics, connect, parse_url
+from loadtest.errors import (
+    BadInput,
+    LatheError,
+    MachineError,
+    ModelMissing,
+    RequestRejected,
+    ServerAbsent,
+    ServerFault,
+    ServerNonsense,
+    UsageError,
+)
+from loadtest.tensors import UNBOUNDED, Dim
+
+SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+
+@contextmanager
+def talker(answer: bytes) -> Iterator[int]:
+    """A port where every connection gets `answer` and is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@SCHEMES
+def test_a_model_is_described_asked_and_counted(stand_in, scheme: str) -> None:
+    with stand_in() as server, connect(server.url(scheme)) as client:
+        assert client.ready()
+        assert client.ready("double")
+        assert not client.ready("nope")
+        assert client.models() == ["double"]
+        [x], [y] = client.metadata("double")
+        assert (x.name, x.dtype, x.dims) == ("x", "float32", (Dim("batch", 1, 8, 8), 4))
+        assert y.name == "y"
+        assert client.served_version("double") == "1"
+        before = client.statistics("double")
+        np.testing.assert_array_equal(client.infer("double", {"x": X})["y"], 2 * X)
+        counted = client.statistics("double") - before
+        assert (counted.success, counted.inference_count) == (1, 1)
+        assert counted.success_ns > 0
+
+
+@SCHEMES
+def test_an_open_size_is_unbounded(stand_in, scheme: str) -> None:
+    with stand_in(size=-1) as server, connect(server.url(scheme)) as client:
+        [x], _ = client.metadata("double")
+        assert x.dims == (Dim("batch", 1, 8, 8), Dim("x_1", 1, 1, UNBOUNDED))
+
+
+@SCHEMES
+def test_an_unknown_model_is_named_beside_those_that_are_there(stand_in, scheme: str) -> None:
+    with stand_in() as server, connect(server.url(scheme)) as client:
+        for ask in (client.metadata, client.statistics, lambda name: client.infer(name, {"x": X})):
+            with pytest.raises(ModelMissing, match="'nope'") as caught:
+                ask("nope")
+            assert "double" in caught.value.fix
+
+
+REFUSALS = [
+    (400, grpc.StatusCode.INVALID_ARGUMENT, RequestRejected),
+    (500, grpc.StatusCode.INTERNAL, ServerFault),
+    (503, grpc.StatusCode.UNAVAILABLE, ServerFault),
+]
+
+
+@SCHEMES
+@pytest.mark.parametrize(("http", "code", "kind"), REFUSALS)
+def test_a_refusal_keeps_the_servers_words(stand_in, scheme: str, http: int, code, kind: type[LatheError]) -> None:
+    text = "Exceeds maximum queue size"
+    with (
+        stand_in(refuse=(http, code, text)) as server,
+        connect(server.url(scheme)) as client,
+        pytest.raises(kind, match=text),
+    ):
+        client.infer("double", {"x": X})
+
+
+@SCHEMES
+def test_no_server(scheme: str) -> None:
+    with pytest.raises(ServerAbsent) as caught:
+        connect(f"{scheme}://127.0.0.1:{free_port()}", timeout=5)
+    assert caught.value.exit_code == 5
+    assert caught.value.where.startswith(scheme)
+
+
+@SCHEMES
+@pytest.mark.parametrize(
+    "answer", [b"220 mail.example ESMTP\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", b""]
+)
+def test_something_else_listens(scheme: str, answer: bytes) -> None:
+    with (
+        talker(answer) as port,
+        pytest.raises(MachineError) as caught,
+        connect(f"{scheme}://127.0.0.1:{port}", timeout=5) as client,
+    ):
+        client.metadata("m")
+    assert isinstance(caught.value, ServerAbsent | ServerNonsense)
+
+
+def test_the_other_protocols_port(stand_in) -> None:
+    with stand_in() as server:
+        for url in (server.grpc.replace("grpc:", "http:"), server.http.replace("http:", "grpc:")):
+            with pytest.raises(MachineError) as caught:
+                connect(url, timeout=5)
+            assert "port" in caught.value.fix
+
+
+@SCHEMES
+def test_a_server_that_never_answers(stand_in, scheme: str) -> None:
+    with (
+        stand_in(hang=threading.Event()) as server,
+        connect(server.url(scheme), timeout=0.3) as client,
+        pytest.raises(ServerAbsent, match="in time"),
+    ):
+        client.infer("double", {"x": X})
+
+
+def test_every_grpc_status_has_an_error() -> None:
+    assert set(client_module._GRPC_ERRORS) == {code.name for code in grpc.StatusCode}
+
+
+@pytest.mark.parametrize("code", [code.name for code in grpc.StatusCode])
+def test_every_grpc_status_ends_with_4_or_5(code: str) -> None:
+    error = client_module._from_status("grpc://h:1", f"StatusCode.{code}", "text")
+    assert isinstance(error, BadInput | MachineError)
+    assert error.fix
+
+
+@pytest.mark.parametrize("url", ["", "h:1", "ftp://h:1", "http://h", "http://h:x", "http://h:1/m", "grpc://:1"])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(UsageError, match="address"):
+        parse_url(url)
+
+
+def test_addresses() -> None:
+    assert parse_url("grpc://localhost:8001") == ("grpc", "localhost:8001")
+    assert parse_url("http://[::1]:8000/") == ("http", "[::1]:8000")
+
+
+def test_statistics_subtract() -> None:
+    assert Statistics(success=5, queue_ns=7) - Statistics(success=2, queue_ns=3) == Statistics(success=3, queue_ns=4)

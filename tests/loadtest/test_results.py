@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadtest.errors import BadInput
+from loadtest.results import DROPPED, OK, TIMEOUT, Flight, Writer, read
+
+HEADER = {"plan": {"duration": 1.0}, "model": "m", "url": "grpc://127.0.0.1:1"}
+FLIGHTS = [
+    Flight(1, 0.5, 1, sent=0.51, done=0.6),
+    Flight(0, 0.0, 0, sent=0.01, done=0.9, verdict=TIMEOUT),
+    Flight(2, 0.75, 0, verdict=DROPPED),
+]
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    with Writer(tmp_path / "r.jsonl", HEADER) as writer:
+        for flight in FLIGHTS:
+            writer.add(flight)
+        writer.finish({"end": 1.0, "server": None})
+    return tmp_path / "r.jsonl"
+
+
+def test_what_was_written_is_read_in_planned_order(whole: Path) -> None:
+    results = read(whole)
+    assert results.planned.tolist() == [0, 0.5, 0.75]
+    np.testing.assert_array_equal(results.sent, [0.01, 0.51, np.nan])
+    np.testing.assert_array_equal(results.done, [0.9, 0.6, np.nan])
+    assert results.of(OK).tolist() == [False, True, False]
+    assert results.of(TIMEOUT, DROPPED).tolist() == [True, False, True]
+    assert results.end == {"end": 1.0, "server": None}
+
+
+def test_every_line_is_json_with_the_stated_keys(whole: Path) -> None:
+    first, *rows, last = [json.loads(line) for line in whole.read_text().splitlines()]
+    assert first["format"] == 1
+    assert {"plan", "model", "url"} <= set(first)
+    assert [set(row) for row in rows] == [{"n", "planned", "sent", "done", "verdict", "payload", "worker"}] * 3
+    assert rows[2]["sent"] is None
+    assert {"end", "server"} <= set(last)
+
+
+def test_lines_are_in_the_file_while_the_run_goes_on(tmp_path: Path) -> None:
+    with Writer(tmp_path / "r.jsonl", HEADER) as writer:
+        writer.add(FLIGHTS[0])
+        writer.flush()
+        results = read(tmp_path / "r.jsonl")
+        assert len(results.planned) == 1
+        assert results.end is None
+
+
+def test_half_a_line_at_the_end_is_ignored(whole: Path) -> None:
+    text = whole.read_text()
+    whole.write_text(text[: text.rindex('"dropped"')])
+    results = read(whole)
+    assert len(results.planned) == 2
+    assert results.end is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"hello\n", "line 1"),
+        (b'{"format": 99}\n', "format 99"),
+        (b'{"a": 1}\n', "line 1"),
+        (b"[]\n", "line 1"),
+        (b"\xff\xfe\x00", "not a result file"),
+        (json.dumps({"format": 1, **HEADER}).encode() + b'\n{"n":0}\n{}\n', "line 2"),
+        (
+            json.dumps({"format": 1, **HEADER}).encode() + b'\n{"n":0,"planned":0,"sent":0,"done":0,"verdict":"?"}\n',
+            "line 2",
+        ),
+    ],
+)
+def test_what_is_no_result_file_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "r.jsonl").write_bytes(content)
+    with pytest.raises(BadInput, match=message) as caught:
+        read(tmp_path / "r.jsonl")
+    assert "r.jsonl" in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such file"):
+        read(tmp_path / "none.jsonl")
+    with pytest.raises(BadInput, match="not a result file"):
+        read(tmp_path)
