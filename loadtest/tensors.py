@@ -98,10 +98,8 @@ class TensorSpec:
         if self.dtype == "object":
             words = [b"%d" % number for number in rng.integers(0, 10**6, int(np.prod(shape)))]
             return np.array(words, dtype=object).reshape(shape)
-        if self.dtype == "bool":
-            return rng.integers(0, 2, shape).astype(bool)
         low, high = self.values or (0, 1)
-        if np.issubdtype(np.dtype(self.dtype), np.integer):
+        if self.dtype == "bool" or np.issubdtype(np.dtype(self.dtype), np.integer):
             return rng.integers(int(low), int(high), shape, endpoint=True).astype(self.dtype)
         return rng.uniform(low, high, shape).astype(self.dtype)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from optimize.predict import OnnxPredictor
 
-BLOCK = 0.06
+BLOCK = 0.03
 """Seconds that one timed block aims at."""
 REST = 0.02
 """Seconds of sleep before a block: the threads of the session before spin for a while after their last call."""
@@ -120,7 +120,7 @@ def file_bytes(path: Path) -> int:
 
 
 def speed(
-    files: Mapping[str, Path], inputs: Sequence[TensorSpec], target: Target, *, rounds: int = 15, seconds: float = 15.0
+    files: Mapping[str, Path], inputs: Sequence[TensorSpec], target: Target, *, rounds: int = 25, seconds: float = 15.0
 ) -> Speeds:
     """Time ONNX files against each other, alternating in this process.
 

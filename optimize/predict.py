@@ -107,7 +107,8 @@ class OnnxPredictor:
         self.name = "onnx"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = cores
-        options.log_severity_level = 3
+        # Only what is fatal: every failure is raised as well, and an export that is tried in vain should not chatter.
+        options.log_severity_level = 4
         wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])

@@ -76,7 +76,6 @@ def clean(model: "onnx_ir.Model") -> None:
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.DeduplicateInitializersPass(),
         passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedFunctionsPass(),
         passes.RemoveUnusedOpsetsPass(),
         passes.ClearMetadataAndDocStringPass(),
     ):
@@ -96,8 +95,13 @@ def name_nodes(graph: "onnx_ir.Graph") -> None:
         node.name = name
 
 
-def name_boundary(graph: "onnx_ir.Graph", inputs: Sequence[str], outputs: Sequence[str]) -> None:
+def name_boundary(model: "onnx_ir.Model", inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Give the graph's inputs and outputs the user's names; an inner value that has one of them makes way."""
+    import onnx_ir.passes.common as passes
+
+    # A value that is returned twice, or is an input as well, gets a node of its own for each output.
+    passes.OutputFixPass()(model)
+    graph = model.graph
     boundary = [*graph.inputs, *graph.outputs]
     wanted = {*inputs, *outputs}
     taken = {value.name for value in _values(graph)} | wanted
@@ -143,7 +147,7 @@ def move(source: Path, destination: Path) -> Path:
 
 
 def shorten_names(graph: "onnx_ir.Graph") -> None:
-    """Give inner values one- and two-letter names, and nodes none: in a small INT8 model names weigh as much as weights."""
+    """Give inner values one-letter names, and nodes none: in a small INT8 model names weigh as much as weights."""
     boundary = {value.name for value in (*graph.inputs, *graph.outputs)}
     names = (name for name in _short() if name not in boundary)
     for value in _values(graph):
@@ -230,7 +234,7 @@ def refuse_quantized(model: "onnx_ir.Model", path: Path) -> None:
 
 
 def rewrite(path: Path, quantize: Callable[[str, str], object]) -> Path:
-    """Run a quantizer `quantize(source, destination)` on the file, strip what it wrote, and put it in the file's place."""
+    """Run a quantizer `quantize(source, destination)` on the file, and put what it wrote, stripped, in its place."""
     written = path.with_name(f".{path.name}")
     try:
         with quiet():

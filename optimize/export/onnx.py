@@ -1,6 +1,6 @@
 """export.onnx: a torch module becomes one ONNX file with the workload's names and dynamic axes."""
 
-import io
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from loadtest.errors import LatheError
 from loadtest.tensors import Dim, TensorSpec
 from optimize.errors import BadGraph
 from optimize.export import graph
@@ -73,7 +72,7 @@ def export(
             model = _captured(exporter, module, inputs, outputs, opset)
             graph.name_nodes(model.graph)
             graph.clean(model)
-            graph.name_boundary(model.graph, [spec.name for spec in inputs], outputs)
+            graph.name_boundary(model, [spec.name for spec in inputs], outputs)
             graph.shape_boundary(model.graph, inputs, shapes)
             graph.save(model, temporary)
             verify.check(temporary, module, inputs, outputs)
@@ -97,12 +96,10 @@ def _captured(
     try:
         with graph.quiet():
             model = exporter(_wrapped(module, inputs, outputs), inputs, len(outputs), opset)
-    except LatheError:
-        raise
+    # The module itself was tried at these sizes before, so whatever is raised here is the exporter's.
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise BadGraph(
-            f"cannot be exported: {type(error).__name__}: {_reason(error) or (lines or [''])[0]}",
+            f"cannot be exported: {_reason(error)}",
             where=type(module).__name__,
             fix="keep data-dependent Python (int(), .item(), if on a tensor) out of forward",
         ) from error
@@ -112,13 +109,12 @@ def _captured(
 
 
 def _reason(error: BaseException) -> str:
-    """Return the line of a torch.export failure that says what went wrong, from the innermost cause."""
-    cause: BaseException | None = error
-    while cause is not None and cause.__cause__ is not None:
-        cause = cause.__cause__
-    lines = [line.strip(" -") for line in str(cause).splitlines() if line.strip()]
-    telling = [line for line in lines if "constraint" in line.lower() or "specializ" in line.lower()]
-    return (telling or lines or [""])[0]
+    """Return the line of the innermost cause that says what went wrong; exporters wrap theirs in pages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "specialized" in line or "Could not" in line]
+    return f"{type(error).__name__}: {(telling or lines or [''])[0]}"
 
 
 def _wrapped(module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> "nn.Module":
@@ -181,29 +177,32 @@ def _export_program(
 def _legacy(wrapper: "nn.Module", inputs: Sequence[TensorSpec], outputs: int, opset: int) -> "onnx_ir.Model":
     """Trace instead of following the code; the tracer ends at opset 20."""
     import onnx
+    import onnx.version_converter
     import onnx_ir
     import torch
 
     names = [f"input_{index}" for index in range(len(inputs))]
-    file = io.BytesIO()
-    torch.onnx.export(
-        wrapper,
-        _examples(inputs),
-        file,
-        dynamo=False,
-        opset_version=min(opset, 20),
-        input_names=names,
-        output_names=[f"output_{index}" for index in range(outputs)],
-        dynamic_axes={
-            name: {axis: dim.name for axis, dim in enumerate(spec.dims) if isinstance(dim, Dim)}
-            for name, spec in zip(names, inputs, strict=True)
-        },
-    )
-    return onnx_ir.from_proto(onnx.version_converter.convert_version(onnx.load_from_string(file.getvalue()), opset))
+    with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
+        file = Path(folder, "model.onnx")
+        torch.onnx.export(
+            wrapper,
+            _examples(inputs),
+            file,
+            dynamo=False,
+            opset_version=min(opset, 20),
+            input_names=names,
+            output_names=[f"output_{index}" for index in range(outputs)],
+            dynamic_axes={
+                name: {axis: dim.name for axis, dim in enumerate(spec.dims) if isinstance(dim, Dim)}
+                for name, spec in zip(names, inputs, strict=True)
+            },
+        )
+        model = onnx.load(file)
+    return onnx_ir.from_proto(onnx.version_converter.convert_version(model, opset))
 
 
 def _examples(inputs: Sequence[TensorSpec]) -> "tuple[torch.Tensor, ...]":
-    """Return example inputs whose sizes differ from each other and, where possible, from 1: exporters take 1 for fixed."""
+    """Return example inputs whose sizes differ from each other and from 1, which exporters take for fixed."""
     import torch
 
     from optimize.export import verify

@@ -35,6 +35,25 @@ def samples(workload: Workload, limit: int) -> Iterator[dict[str, Array]]:
         )
 
 
+def singly(batches: Iterator[dict[str, Array]]) -> Iterator[dict[str, Array]]:
+    """Yield the samples one at a time: ONNX Runtime's histograms need every call to have the same shape.
+
+    Raises:
+        BadData: the samples differ in shape.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for batch in batches:
+        for row in range(len(next(iter(batch.values())))):
+            sample = {name: array[row : row + 1] for name, array in batch.items()}
+            for name, array in sample.items():
+                if shapes.setdefault(name, array.shape) != array.shape:
+                    raise BadData(
+                        f"calibration samples of {name!r} have the shapes {shapes[name][1:]} and {array.shape[1:]}",
+                        fix='pad them to one length, or use calibrator = "minmax"',
+                    )
+            yield sample
+
+
 def reader(batches: Iterator[Arrays]) -> "CalibrationDataReader":
     """Return ONNX Runtime's reader over `batches`."""
     from onnxruntime.quantization import CalibrationDataReader

@@ -1,4 +1,4 @@
-"""quantize.dynamic: INT8 weights; the range of an activation is taken from each batch as it comes, so no data is needed."""
+"""quantize.dynamic: INT8 weights, and activations whose range is taken from each batch as it comes: no data needed."""
 
 import functools
 from pathlib import Path

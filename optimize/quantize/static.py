@@ -1,6 +1,8 @@
 """quantize.static: INT8 weights and activations, the ranges of the activations fixed from calibration samples."""
 
 import functools
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +13,8 @@ from optimize.export import graph
 from optimize.quantize import calibrate
 
 if TYPE_CHECKING:
+    import onnx_ir
+
     from optimize.step import Context
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
@@ -33,6 +37,9 @@ BETWEEN = (
 """Operators that a convolutional net may have between those, and that ONNX Runtime runs in INT8."""
 SENSITIVE = ("Softmax", "LayerNormalization", "Attention")
 """Operators that mark a transformer, whose activations have outliers: what lies between its weights stays float."""
+
+NARROW_CHANNELS, NARROW_PRODUCTS = 3, 100
+"""Up to so many input channels, and with fewer products than this for a point, a convolution is faster in float."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -63,7 +70,12 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
     graph.refuse_quantized(model, subject)
     present = graph.operators(model)
     kinds = WEIGHTED if present & set(SENSITIVE) else (*WEIGHTED, *BETWEEN)
+    names = [*graph.excluded(model, config.exclude), *narrow_convolutions(model)]
+    names += pool_first(model, names)
+    graph.save(model, subject)
     batches = calibrate.samples(context.workload, config.samples)
+    if config.calibrator != "minmax":
+        batches = calibrate.singly(batches)
     quantize = functools.partial(
         quantize_static,
         calibration_data_reader=calibrate.reader(batches),
@@ -73,14 +85,60 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
         reduce_range=config.reduce_range,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        nodes_to_exclude=graph.excluded(model, config.exclude),
+        nodes_to_exclude=names,
         calibrate_method={
             "minmax": CalibrationMethod.MinMax,
             "entropy": CalibrationMethod.Entropy,
             "percentile": CalibrationMethod.Percentile,
         }[config.calibrator],
-        # The product of two activations (attention scores) keeps its precision, and so does what a MatMul returns:
-        # ONNX Runtime then runs MatMulIntegerToFloat.
-        extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
+        # The product of two activations (attention scores) keeps its precision, and so does what a dense layer returns:
+        # ONNX Runtime quantizes that itself where the next layer wants it so.
+        extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
     )
     return graph.rewrite(subject, quantize)
+
+
+def narrow_convolutions(model: "onnx_ir.Model") -> list[str]:
+    """Return the convolutions that are faster in float: over so few channels, with so few products for a point.
+
+    ONNX Runtime gathers the points of an INT8 convolution tap by tap, which for so few channels takes longer than the
+    multiplications.
+    """
+    found = []
+    for node in model.graph:
+        weight = node.inputs[1].const_value if node.op_type == "Conv" and node.inputs[1] is not None else None
+        if weight is not None:
+            outputs, channels, *kernel = weight.shape.numpy()
+            depthwise = channels == 1 and outputs > 1 and node.attributes.get_int("group", 1) > 1
+            if channels <= NARROW_CHANNELS and channels * math.prod(kernel) < NARROW_PRODUCTS and not depthwise:
+                found.append(str(node.name))
+    return found
+
+
+def pool_first(model: "onnx_ir.Model", floats: Sequence[str]) -> list[str]:
+    """Turn Conv → Relu → MaxPool into Conv → MaxPool → Relu where the Conv stays float; return the names of both.
+
+    The result is the same. But ONNX Runtime moves the quantization of a MaxPool's output to its input, which makes the
+    pooling of a float convolution's result INT8 in a slow layout; it does not move it over a Relu.
+    """
+    moved = []
+    for node in [node for node in model.graph if node.op_type == "Conv" and node.name in floats]:
+        relu = _only_user(node, "Relu")
+        pool = _only_user(relu, "MaxPool") if relu is not None else None
+        if relu is None or pool is None or pool.outputs[0].is_graph_output():
+            continue
+        users = list(pool.outputs[0].uses())
+        pool.replace_input_with(0, node.outputs[0])
+        relu.replace_input_with(0, pool.outputs[0])
+        for user, index in users:
+            user.replace_input_with(index, relu.outputs[0])
+        moved += [str(relu.name), str(pool.name)]
+    model.graph.sort()
+    return moved
+
+
+def _only_user(node: "onnx_ir.Node", kind: str) -> "onnx_ir.Node | None":
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1 or uses[0].node.op_type != kind or node.outputs[0].is_graph_output():
+        return None
+    return uses[0].node
