@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 from loadtest.report import number
 from optimize.gate import DEFAULT_KEEP
 
-TRAINED, STEP, RESULT = "#8a94a0", "#4b8fd4", "#d9822b"
+TRAINED, STEP, RESULT = "#94a3b8", "#3b82f6", "#d97706"
 """The trained model, what lies between, and what is published; readable on white and on black."""
 PERCENTILES = {"p50": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "p999": "p99.9", "max": "max"}
 ROW, HEAD = 34, 70
@@ -80,6 +80,7 @@ def load(report: dict[str, Any]) -> str:
             mode="lines+markers",
             line={"color": colour, "width": 2, "dash": dash},
             marker={"size": 8},
+            cliponaxis=False,
             hovertemplate=f"{name} %{{x}}: %{{y:.3~r}} ms<extra></extra>",
         )
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})

@@ -231,7 +231,9 @@ def model_texts(document: dict[str, Any]) -> Iterator[str]:
         yield f"{document['ratios']['throughput'][batch]:.2f}×"
         yield f"[{low:.2f}, {high:.2f}]"
     for number, entry in enumerate(document["steps"], 1):
-        config = ", ".join(f"{key} = {value}" for key, value in entry["config"].items() if value is not None)
+        config = ", ".join(
+            f"{key} = {json.dumps(value)}" for key, value in entry["config"].items() if value is not None
+        )
         deviation = f" {entry['deviation']:.2g}" if "deviation" in entry else ""
         yield f"{number} {entry['name']} {config or 'no options'} {entry['seed']}{deviation}"
 
@@ -294,6 +296,13 @@ def test_the_page_needs_no_network(shape: Callable[[], dict[str, Any]], tmp_path
 def test_the_verdict_comes_first(shape: Callable[[], dict[str, Any]], title: str, tmp_path: Path) -> None:
     text = read(shape(), tmp_path).text
     assert text.index(title, text.index("proof of")) < text.index("smaller")
+
+
+def test_a_ratio_that_may_be_one_says_so(tmp_path: Path) -> None:
+    document = published()
+    assert "not distinguishable" not in read(document, tmp_path).text
+    document["ratios"]["interval"]["1"] = [0.96, 1.14]
+    assert "[0.96, 1.14]: not distinguishable from 1×" in read(document, tmp_path).text
 
 
 def test_a_refusal_says_at_once_what_to_do(tmp_path: Path) -> None:
