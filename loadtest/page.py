@@ -97,7 +97,9 @@ def _chart(title: str, caption: str, traces: list[Any], height: int = 340, **lay
 def _line(x: Any, y: Any, name: str, color: str, **more: Any) -> Any:
     import plotly.graph_objects as go
 
-    return go.Scatter(x=x, y=y, name=name, mode="lines", line={"color": color, "width": 2, **more})
+    # A line through one point would not be seen.
+    mode = "lines" if len(x) > 5 else "lines+markers"
+    return go.Scatter(x=x, y=y, name=name, mode=mode, line={"color": color, "width": 2, **more})
 
 
 def _percentiles(results: Results) -> dict[str, str]:

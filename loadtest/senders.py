@@ -6,6 +6,7 @@ with every flight that ended, well or badly. `send` never raises and never waits
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Protocol, cast
 
 from loadtest import wire
@@ -157,19 +158,13 @@ class _Connection(asyncio.Protocol):
         end = self.buffer.find(b"\r\n\r\n")
         if end < 0:
             return False
-        fields = {
-            name.strip().lower(): value.strip()
-            for name, _, value in (line.partition(b":") for line in bytes(self.buffer[:end]).split(b"\r\n")[1:])
-        }
-        length = fields.get(b"content-length", b"")
-        if not length.isdigit():
+        head = _parse_head(bytes(self.buffer[:end]))
+        if head is None:
             self._end("the answer has no Content-Length", ERROR)
             return False
-        self.keep = fields.get(b"connection", b"").lower() != b"close"
+        self.keep, json_length, length = head
         self.head = end + 4
-        self.need = self.head + int(length)
-        json_length = fields.get(b"inference-header-content-length", length)
-        self.json_end = self.head + int(json_length) if json_length.isdigit() else self.need
+        self.json_end, self.need = self.head + json_length, self.head + length
         return True
 
     def _answered(self, flight: Flight) -> None:
@@ -206,6 +201,18 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.sender.all.discard(self)
         self._end("the connection was closed before the answer", ERROR, gone=True)
+
+
+@lru_cache(maxsize=256)  # a server's answers have few different headers; parsing them cost a third of our own time
+def _parse_head(head: bytes) -> tuple[bool, int, int] | None:
+    """Return whether the connection stays open, and the lengths of the JSON header and of the whole body."""
+    lines = (line.partition(b":") for line in head.split(b"\r\n")[1:])
+    fields = {name.strip().lower(): value.strip() for name, _, value in lines}
+    length = fields.get(b"content-length", b"")
+    json_length = fields.get(b"inference-header-content-length", length)
+    if not length.isdigit() or not json_length.isdigit():
+        return None
+    return fields.get(b"connection", b"").lower() != b"close", int(json_length), int(length)
 
 
 class GrpcSender:

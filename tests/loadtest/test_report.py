@@ -1,0 +1,164 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from loadtest import page
+from loadtest.report import headline, number, summarize, text
+from loadtest.results import DROPPED, ERROR, OK, TIMEOUT, Flight, Writer
+
+SERVER = {
+    "success": 90,
+    "fail": 0,
+    "success_ns": 90 * 8_000_000,
+    "queue_ns": 90 * 2_000_000,
+    "compute_input_ns": 90 * 500_000,
+    "compute_infer_ns": 90 * 5_000_000,
+    "compute_output_ns": 90 * 500_000,
+    "inference_count": 180,
+    "execution_count": 45,
+}
+END = {"end": 1.1, "client_cpu": 0.2, "gone": False, "errors": [{"verdict": ERROR, "text": "boom", "count": 2}]}
+
+
+def write(path: Path, flights: list[Flight], end: dict[str, Any] | None, **plan: Any) -> Path:
+    plan = {"duration": 1.0, "batch": 2, "tolerance": None, "rate": 100.0, "concurrency": None, **plan}
+    header = {"plan": plan, "model": "m", "model_version": "3", "url": "grpc://h:1", "versions": {}}
+    with Writer(path, header) as writer:
+        for flight in flights:
+            writer.add(flight)
+        if end is not None:
+            writer.finish(end)
+    return path
+
+
+def flights(lag: float = 0.0002, service: float = 0.009) -> list[Flight]:
+    """90 answered, 4 timed out, 2 failed, 4 dropped."""
+    times = [n / 100 for n in range(100)]
+    sent = [Flight(n, at, 0, at + lag, at + lag + service) for n, at in enumerate(times[:90])]
+    sent += [Flight(n, times[n], 0, times[n], times[n] + 0.5, TIMEOUT) for n in range(90, 94)]
+    sent += [Flight(n, times[n], 0, times[n], times[n] + 0.001, ERROR) for n in range(94, 96)]
+    return sent + [Flight(n, times[n], 0, verdict=DROPPED) for n in range(96, 100)]
+
+
+def test_the_document(tmp_path: Path) -> None:
+    document = summarize(write(tmp_path / "r", flights(), END | {"server": SERVER}))
+    assert document["valid"]
+    assert document["why"] == ""
+    assert document["requests"] == {
+        "planned": 100,
+        "sent": 96,
+        "done": 90,
+        "failed": 6,
+        "timed_out": 4,
+        "dropped": 4,
+        "mismatched": 0,
+    }
+    assert document["rate"] == {"offered": 100.0, "achieved": 90.0, "samples": 180.0}
+    assert document["latency_ms"]["p50"] == pytest.approx(9.2)
+    assert document["service_ms"]["p50"] == pytest.approx(9.0)
+    # 4 of the 94 requests that count timed out; an error's quick answer does not count.
+    assert document["latency_ms"]["p99"] == pytest.approx(500)
+    assert document["lag_ms"]["p99"] == pytest.approx(0.2)
+    server = document["server"]
+    assert server["reconciled"]
+    assert (server["queue_ms"], server["compute_ms"], server["request_ms"]) == (2, 6, 8)
+    assert server["mean_batch"] == 4
+    assert server["overhead"] == pytest.approx(9 / 8 - 1)
+
+
+def test_the_first_line_counts_what_was_not_sent(tmp_path: Path) -> None:
+    document = summarize(write(tmp_path / "r", flights(), END | {"server": SERVER}))
+    assert headline(document) == "valid run: 90 of 100 requests answered, 6 failed, 4 dropped"
+
+
+GOOD = flights()
+INVALID = {
+    "interrupted": (GOOD, None, {}, "interrupted"),
+    "server gone": (GOOD, END | {"gone": True}, {}, "stopped answering"),
+    "late": (flights(lag=0.002), END, {}, "lag p99 is 2.00 ms, 1.10 ms are allowed"),
+    "client busy": (GOOD, END | {"client_cpu": 0.9}, {"rate": None, "concurrency": 8}, "used 90% of its core"),
+    "nothing done": ([flight for flight in GOOD if flight.verdict != OK], END, {}, "not one of 10 requests"),
+    "nothing at all": ([], END | {"errors": []}, {}, "not one of 0 requests"),
+}
+
+
+@pytest.mark.parametrize(("rows", "end", "plan", "why"), INVALID.values(), ids=INVALID.keys())
+def test_a_run_that_proves_nothing_says_why(
+    rows: list[Flight], end: dict[str, Any] | None, plan: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "r", rows, end and {"server": SERVER} | end, **plan)
+    document = summarize(path)
+    assert not document["valid"]
+    assert why in document["why"]
+    assert headline(document).startswith("INVALID RUN")
+    assert why.split()[0] in on_terminal(document, 100)
+    page.write(path, tmp_path / "r.html")
+    assert "INVALID RUN" in (tmp_path / "r.html").read_text()
+
+
+def test_a_late_open_loop_is_allowed_a_tenth_of_the_median(tmp_path: Path) -> None:
+    assert summarize(write(tmp_path / "r", flights(lag=0.002, service=0.03), END))["valid"]
+
+
+def test_a_busy_client_is_no_fault_of_an_open_loop_that_is_punctual(tmp_path: Path) -> None:
+    assert summarize(write(tmp_path / "r", GOOD, END | {"client_cpu": 0.9}))["valid"]
+
+
+def test_requests_of_others_are_noted(tmp_path: Path) -> None:
+    document = summarize(write(tmp_path / "r", GOOD, END | {"server": SERVER | {"success": 95}}))
+    assert document["valid"]
+    assert not document["server"]["reconciled"]
+    assert any("95" in note for note in document["notes"])
+
+
+def on_terminal(document: dict[str, Any], width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(text(document))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_report_fits_a_narrow_terminal(tmp_path: Path) -> None:
+    shown = on_terminal(summarize(write(tmp_path / "r", flights(), END | {"server": SERVER})), 60)
+    assert all(len(line) <= 60 for line in shown.splitlines())
+    for wanted in ("9.20", "500", "90.0 requests/s", "2.00 ms queue", "boom"):
+        assert wanted in shown
+    assert "…" not in shown
+
+
+def test_the_page_needs_no_network(tmp_path: Path) -> None:
+    path = write(tmp_path / "r", flights(), END | {"server": SERVER})
+    page.write(path, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    outside_script = html[: html.index("<script>")] + html[html.index("</head>") :]
+    assert "http://" not in outside_script
+    assert "https://" not in outside_script
+    assert " src=" not in outside_script
+    for title in ("Latency by percentile", "Latency over time", "Throughput over time", "Where the time goes"):
+        assert title in outside_script
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_what_a_server_says_cannot_break_the_page(tmp_path: Path) -> None:
+    nasty = END | {"server": None, "errors": [{"verdict": ERROR, "text": "<script>alert(1)</script>", "count": 1}]}
+    page.write(write(tmp_path / "r", flights(), nasty), tmp_path / "page.html")
+    assert "<script>alert" not in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (0.01234, "0.0123"),
+        (1.5, "1.50"),
+        (99.96, "100.0"),
+        (1234.5, "1,234"),
+        (None, "-"),
+        (float("nan"), "-"),
+    ],
+)
+def test_numbers_have_three_digits(value: float | None, shown: str) -> None:
+    assert number(value) == shown
