@@ -221,7 +221,9 @@ def _pip(place: Path, gpu: bool) -> None:
 
 def _run(command: list[str], what: str, fix: str) -> None:
     """Run a program that is silent when all is well; its last words become the error."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    # With the caller's PYTHONPATH, pip would take the caller's packages for installed ones.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         words = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         reasons = [line for line in words if line.startswith("ERROR")] or words or [f"exit code {done.returncode}"]

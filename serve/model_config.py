@@ -31,7 +31,7 @@ def build(
     Requests are batched by the server when the first dim of every input and output is the batch axis.
 
     Raises:
-        BadInput: if there are no inputs or outputs, or only some of them are batched.
+        BadInput: if there are no inputs or outputs, only some are batched, or one is a single number without a batch.
     """
     if not inputs or not outputs:
         raise BadInput("a served model needs at least one input and one output")
@@ -105,9 +105,14 @@ def _tensor(tensor: ModelInput | ModelOutput, spec: TensorSpec, batched: bool) -
     kind = TRITON_DTYPES[spec.dtype]
     tensor.name = spec.name
     tensor.data_type = f"TYPE_{'STRING' if kind == 'BYTES' else kind}"
+    if not dims and not batched:
+        raise BadInput(
+            f"the tensor {spec.name!r} is a single number, which Triton does not serve without a batch axis",
+            fix="give it one dim of size 1, or the batch axis",
+        )
     tensor.dims.extend(dims or [1])
     if not dims:
-        # Triton knows no tensor without dims: it carries one element, which the model sees without an axis.
+        # Triton knows no sample without dims: it carries one element, which the model sees without an axis.
         tensor.reshape.SetInParent()
     return tensor
 

@@ -256,7 +256,7 @@ def _command(
         f"--http-restricted-api={restricted}",
         f"--grpc-restricted-protocol={restricted}",
         "--allow-gpu-metrics=false",
-        f"--exit-timeout-secs={max(1, round(grace))}",
+        f"--exit-timeout-secs={max(10, round(grace))}",
     ]
 
 
@@ -308,11 +308,12 @@ def _stop(process: subprocess.Popen[bytes], grace: float, region: str) -> None:
 
 def _death(endpoint: Endpoint, code: int) -> ServerFailed:
     """Return the error for a server that ended by itself; `code` is its exit code, negative for a signal."""
-    if code < 0:
+    log = endpoint.log.read_text(errors="replace")
+    # A server that gives up while starting may still crash on its way out.
+    if code < 0 and "error: creating server" not in log:
         what = f"tritonserver was killed by {signal.Signals(-code).name}"
     else:
-        reason = _reason(endpoint.log.read_text(errors="replace"))
-        what = reason or f"tritonserver ended by itself with exit code {code}"
+        what = _reason(log) or f"tritonserver ended by itself with exit code {code}"
     return ServerFailed(what, where=endpoint.http, fix=f"the server's log has more: {endpoint.log}")
 
 

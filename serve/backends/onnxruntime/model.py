@@ -13,7 +13,7 @@ Written as documented and not run by lathe's tests, for want of the hardware:
     KIND_GPU instances. Loading fails unless the session really runs on the CUDA provider.
 Refused when the model loads, because the answers would be wrong or the setting without effect:
     numpy 2, BF16, implicit state, decoupled responses, batch_input and batch_output, ragged batches, execution
-    accelerators, custom operator libraries, and inputs or outputs that the graph does not have.
+    accelerators, custom operator libraries, and inputs or outputs that are not the graph's in name, type and shape.
 Not done:
     completing an absent config.pbtxt.
 """
@@ -30,6 +30,22 @@ _GRAPH_LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+_DTYPES = {
+    "tensor(bool)": "TYPE_BOOL",
+    "tensor(uint8)": "TYPE_UINT8",
+    "tensor(uint16)": "TYPE_UINT16",
+    "tensor(uint32)": "TYPE_UINT32",
+    "tensor(uint64)": "TYPE_UINT64",
+    "tensor(int8)": "TYPE_INT8",
+    "tensor(int16)": "TYPE_INT16",
+    "tensor(int32)": "TYPE_INT32",
+    "tensor(int64)": "TYPE_INT64",
+    "tensor(float16)": "TYPE_FP16",
+    "tensor(float)": "TYPE_FP32",
+    "tensor(double)": "TYPE_FP64",
+    "tensor(string)": "TYPE_STRING",
+    "tensor(bfloat16)": "TYPE_BF16",
 }
 _SWITCHES = {"enable_mem_arena": "enable_cpu_mem_arena", "enable_mem_pattern": "enable_mem_pattern"}
 _THREADS = {"intra_op_thread_count": "intra_op_num_threads", "inter_op_thread_count": "inter_op_num_threads"}
@@ -62,7 +78,8 @@ def refusal(config, numpy_version):
 def public_text(error):
     """Return what a client may read of an exception: ONNX Runtime's own sentence, without paths or code."""
     text = str(error).split("Status Message:")[-1].strip() or type(error).__name__
-    return re.sub(r"\S*/\S+\s*", "", text.splitlines()[0]).removeprefix("[ONNXRuntimeError] : ").strip()
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text.splitlines()[0])
+    return re.sub(r"(?:Load model from )?\S*/\S+\s*", "", text).strip()
 
 
 def _session_options(config):
@@ -102,11 +119,24 @@ def _session(path, config, kind, device):
     return session
 
 
-def _unknown_names(config, session):
-    for kind, have in (("input", session.get_inputs()), ("output", session.get_outputs())):
-        unknown = {tensor["name"] for tensor in config[kind]} - {tensor.name for tensor in have}
-        if unknown:
-            raise pb.TritonModelException(f"{kind}s that model.onnx does not have: {', '.join(sorted(unknown))}")
+def mismatch(config, kind, tensors):
+    """Return how the `kind`s (input or output) in `config` differ from the graph's `tensors`, or None."""
+    have = {tensor.name: tensor for tensor in tensors}
+    for stated in config[kind]:
+        name = stated["name"]
+        if name not in have:
+            return f"config.pbtxt has the {kind} {name}, model.onnx has {', '.join(sorted(have))}"
+        dtype = _DTYPES.get(have[name].type, have[name].type)
+        if stated["data_type"] != dtype:
+            return f"the {kind} {name} is {stated['data_type']} in config.pbtxt and {dtype} in model.onnx"
+        dims = stated["reshape"].get("shape", []) if "reshape" in stated else stated["dims"]
+        dims = [-1] * (config["max_batch_size"] > 0) + [int(dim) for dim in dims]
+        shape = [dim if isinstance(dim, int) else -1 for dim in have[name].shape]
+        # A graph may leave an output's shape open, which shows as no dims at all.
+        fits = len(dims) == len(shape) and all(has in (-1, dim) for dim, has in zip(dims, shape, strict=True))
+        if not fits and (shape or kind == "input"):
+            return f"the {kind} {name} has the shape {dims} by config.pbtxt and {shape} in model.onnx (-1: any)"
+    return None
 
 
 def _to_text(array):
@@ -132,9 +162,12 @@ class TritonPythonModel:
             raise pb.TritonModelException(reason)
         path = Path(args["model_repository"]) / args["model_version"]
         path /= config.get("default_model_filename") or "model.onnx"
-        kind = args["model_instance_kind"].replace("KIND_", "")
-        self.session = _session(str(path), config, kind, int(args["model_instance_device_id"] or 0))
-        _unknown_names(config, self.session)
+        processor = args["model_instance_kind"].replace("KIND_", "")
+        self.session = _session(str(path), config, processor, int(args["model_instance_device_id"] or 0))
+        for kind, tensors in (("input", self.session.get_inputs()), ("output", self.session.get_outputs())):
+            reason = mismatch(config, kind, tensors)
+            if reason:
+                raise pb.TritonModelException(reason)
         self.batching = config["max_batch_size"] > 0
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]

@@ -1,0 +1,58 @@
+import logging
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadtest.client import connect
+from loadtest.errors import LatheError
+from serve import probe
+from serve.server import Endpoint, running
+from tests.conftest import TINY
+from tests.serve.test_server import eventually
+
+ONE = {"x": np.ones((1, 4), np.float32)}
+
+
+def backend_processes(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+def answers(url: str) -> bool:
+    try:
+        with connect(url) as client:
+            return client.infer(TINY, ONE)["y"].shape == (1, 3)
+    except LatheError:
+        return False
+
+
+def test_probe_replaces_a_killed_backend_process(
+    model_repository: Path, server_prefix: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), running(model_repository, probe=True, grace=0) as endpoint:
+        dead = backend_processes(endpoint.pid)
+        assert len(dead) == 1
+        os.kill(dead[0], signal.SIGKILL)
+        assert eventually(lambda: bool(caplog.messages))
+        assert "was dead; the model is loaded again" in caplog.text
+        assert answers(endpoint.grpc)
+        assert backend_processes(endpoint.pid) != dead
+
+
+def test_request_without_a_lineage_comes_from_the_server(endpoint: Endpoint, model_repository: Path, tmp_path) -> None:
+    with connect(endpoint.grpc) as client:
+        for place in (model_repository, tmp_path):
+            request = probe._request(client, place, TINY)
+            assert {name: (array.shape, array.dtype) for name, array in request.items()} == {"x": ((1, 4), np.float32)}
+            client.infer(TINY, request)
+
+
+def test_without_a_probe_it_stays_dead(model_repository: Path, server_prefix: Path) -> None:
+    with running(model_repository, grace=0) as endpoint:
+        assert answers(endpoint.grpc)
+        os.kill(backend_processes(endpoint.pid)[0], signal.SIGKILL)
+        assert eventually(lambda: not answers(endpoint.grpc))
