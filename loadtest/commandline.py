@@ -1,12 +1,13 @@
 """What all three commands share: exit codes, one line per failure, and `--json` that prints one document.
 
-A command of ours is a Click command below a `CommandGroup`. It prints its result with `emit`; everything that goes wrong
-travels up as an exception and is turned into an exit code here and nowhere else.
+A command of ours is a Click command below a `CommandGroup`. It prints its result with `emit`; everything that goes
+wrong travels up as an exception and is turned into an exit code here and nowhere else.
 """
 
 import errno
 import importlib.metadata
 import json
+import math
 import signal
 import sys
 import tempfile
@@ -51,7 +52,7 @@ def _finite(value: Any) -> Any:
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    if isinstance(value, float) and not (value - value == 0):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
@@ -64,19 +65,20 @@ def reporting() -> Iterator[Callable[[str, float], None]]:
     every text is a plain line. The part of a text before its first colon names the stage.
     """
     console = Console(stderr=True, highlight=False)
-    state = {"stage": "", "begun": 0.0}
+    current, begun = "", 0.0
 
     def finish() -> None:
-        if state["stage"] and console.is_terminal:
-            console.print(f"[green]done[/] {state['stage']} [dim]{time.monotonic() - float(state['begun']):.1f} s[/]")
+        if current and console.is_terminal:
+            console.print(f"[green]done[/] {current} [dim]{time.monotonic() - begun:.1f} s[/]")
 
     with console.status("") if console.is_terminal else nullcontext() as status:
 
         def report(text: str, fraction: float) -> None:
+            nonlocal current, begun
             stage = text.partition(":")[0]
-            if stage != state["stage"]:
+            if stage != current:
                 finish()
-                state.update(stage=stage, begun=time.monotonic())
+                current, begun = stage, time.monotonic()
             if status is None:
                 console.print(text, markup=False, soft_wrap=True)
             else:

@@ -39,6 +39,7 @@ def summary(results: Results) -> dict[str, Any]:
     values = document(
         valid=False,
         why="",
+        fix="",
         notes=[],
         model=header["model"],
         url=header["url"],
@@ -54,7 +55,7 @@ def summary(results: Results) -> dict[str, Any]:
         errors=end.get("errors", []),
         thresholds=[],
     )
-    values["why"] = _why_invalid(values, results)
+    values["why"], values["fix"] = _why_invalid(values, results)
     values["valid"] = not values["why"]
     values["notes"] = _notes(values, end)
     return values
@@ -115,30 +116,40 @@ def _server(results: Results) -> dict[str, Any] | None:
     return values
 
 
-def _why_invalid(values: dict[str, Any], results: Results) -> str:
-    """Return why the run proves nothing, or an empty text; the first reason that holds is the root of the others."""
+def _why_invalid(values: dict[str, Any], results: Results) -> tuple[str, str]:
+    """Return why the run proves nothing and what to do, or empty texts; the first reason is the root of the others."""
     requests, end = values["requests"], results.end
     if end is None:
-        return "the run was interrupted; the figures are those of the part before"
+        return "the run was interrupted; the figures are those of the part before", "let it run to its end"
     if end.get("gone"):
-        return f"the server stopped answering; the run ended early, after {end['end']:.1f} s"
+        return (
+            f"the server stopped answering; the run ended early, after {end['end']:.1f} s",
+            "look into the server's log",
+        )
     if requests["mismatched"]:
         most = next((error["text"] for error in end["errors"] if error["verdict"] == MISMATCH), "")
-        return f"{requests['mismatched']} answers under load were not those of the idle server: {most}"
+        why = f"{requests['mismatched']} answers under load were not those of the idle server: {most}"
+        return why, "find the cause, or allow the difference with --tolerance if the metric does"
     if not requests["done"]:
         most = f": {end['errors'][0]['text']}" if end.get("errors") else ""
-        return f"not one of {requests['planned']} requests succeeded{most}"
-    if values["plan"].get("rate"):
-        limit = max(LARGEST_LAG_MS, LARGEST_LAG_SHARE * values["latency_ms"]["p50"])
-        if values["lag_ms"]["p99"] > limit:
-            return (
-                f"requests left late: lag p99 is {values['lag_ms']['p99']:.2f} ms, {limit:.2f} ms are allowed; "
-                "the load was not the planned one (a busy machine, or more requests in flight than the client keeps)"
-            )
-    elif (values["client_cpu"] or 0) > BUSIEST_CLIENT:
-        used = values["client_cpu"]
-        return f"the client was the limit: it used {used:.0%} of its core, {BUSIEST_CLIENT:.0%} are allowed"
-    return ""
+        return f"not one of {requests['planned']} requests succeeded{most}", "look into the server's log, or send less"
+    return _why_not_the_planned_load(values) if values["plan"].get("rate") else _why_not_the_server(values)
+
+
+def _why_not_the_planned_load(values: dict[str, Any]) -> tuple[str, str]:
+    limit, lag = max(LARGEST_LAG_MS, LARGEST_LAG_SHARE * values["latency_ms"]["p50"]), values["lag_ms"]["p99"]
+    if lag <= limit:
+        return "", ""
+    why = f"requests left late: lag p99 is {lag:.2f} ms, {limit:.2f} ms are allowed; the load was not the planned one"
+    return why, "use a lower rate, or a client machine that has nothing else to do"
+
+
+def _why_not_the_server(values: dict[str, Any]) -> tuple[str, str]:
+    used = values["client_cpu"] or 0.0
+    if used <= BUSIEST_CLIENT:
+        return "", ""
+    why = f"the client was the limit: it used {used:.0%} of its core, {BUSIEST_CLIENT:.0%} are allowed"
+    return why, "use a larger batch or less concurrency; HTTP costs the client less than gRPC"
 
 
 def _notes(values: dict[str, Any], end: dict[str, Any]) -> list[str]:

@@ -148,7 +148,7 @@ def _finish(values: dict[str, Any], path: Path, as_json: bool) -> None:
     failure = None
     if not values["valid"]:
         gone = "stopped answering" in values["why"]
-        failure = (MachineError if gone else Refused)(values["why"], where=str(path))
+        failure = (MachineError if gone else Refused)(values["why"], where=str(path), fix=values["fix"])
         failure.partial = values
     if not as_json:
         Console().print(text(values))

@@ -93,6 +93,7 @@ def test_a_run_that_proves_nothing_says_why(
     document = summarize(path)
     assert not document["valid"]
     assert why in document["why"]
+    assert document["fix"]
     assert headline(document).startswith("INVALID RUN")
     assert why.split()[0] in on_terminal(document, 100)
     page.write(path, tmp_path / "r.html")
