@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadtest.client import Client
-from loadtest.errors import LatheError, ModelMissing, ServerAbsent
+from loadtest.errors import LatheError, ServerAbsent
 from loadtest.tensors import Arrays, TensorSpec
 from serve import control, repository
 from serve.errors import BadRepository
@@ -51,14 +51,13 @@ def _watch(endpoint: "Endpoint", repository: Path, stop: threading.Event) -> Non
                     if model not in requests:
                         requests[model] = _request(client, repository, model)
                     client.infer(model, requests[model])
-                except ModelMissing:
-                    _heal(endpoint, model)
+                except ServerAbsent as error:
+                    log.info("the probe of %s got no answer: %s", model, error.what)
                 except LatheError as error:
-                    # Any other answer, a full queue for one, comes from a process that lives.
-                    if DEAD in error.what:
+                    # Not ready is what an earlier attempt left that failed half-way. Any other answer, a full queue
+                    # for one, comes from a process that lives.
+                    if DEAD in error.what or not control.is_ready(endpoint.http, model):
                         _heal(endpoint, model)
-                    elif isinstance(error, ServerAbsent):
-                        log.info("probe: %s", error.what)
 
 
 def _request(client: Client, place: Path, model: str) -> Arrays:

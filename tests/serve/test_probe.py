@@ -9,7 +9,7 @@ import pytest
 
 from loadtest.client import connect
 from loadtest.errors import LatheError
-from serve import probe
+from serve import control, probe
 from serve.server import Endpoint, running
 from tests.conftest import TINY
 from tests.serve.test_server import eventually
@@ -41,6 +41,10 @@ def test_probe_replaces_a_killed_backend_process(
         assert "was dead; the model is loaded again" in caplog.text
         assert answers(endpoint.grpc)
         assert backend_processes(endpoint.pid) != dead
+        caplog.clear()
+        control.unload(endpoint.http, endpoint.secret, TINY)  # a replacement that failed half-way leaves this
+        assert eventually(lambda: bool(caplog.messages))
+        assert answers(endpoint.grpc)
 
 
 def test_request_without_a_lineage_comes_from_the_server(endpoint: Endpoint, model_repository: Path, tmp_path) -> None:
