@@ -56,6 +56,11 @@ def save(model: "onnx_ir.Model", path: Path) -> Path:
     """Write the graph to `path`, its weights in `<name>.data` beside it only where one file cannot hold them."""
     import onnx_ir
 
+    # Recorded shapes of inner values cost bytes, and go stale when a quantizer changes the graph: it then refuses it.
+    boundary = {*model.graph.inputs, *model.graph.outputs}
+    for value in _values(model.graph):
+        if value not in boundary:
+            value.shape, value.type = None, None
     weights = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
     )
@@ -68,20 +73,17 @@ def clean(model: "onnx_ir.Model") -> None:
     import onnx_ir.passes.common as passes
     from onnxscript import optimizer
 
-    # Recorded shapes of inner values go stale when a quantizer or a rewrite changes the graph, and cost bytes.
     # Limits lifted: an LSTM's weights reach it through Slice and Concat, and no quantizer looks through those.
     optimizer.fold_constants(model, input_size_limit=10**9, output_size_limit=10**9)
     for step in (
         passes.IdentityEliminationPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.DeduplicateInitializersPass(),
+        passes.DeduplicateInitializersPass(size_limit=10**9),
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedOpsetsPass(),
         passes.ClearMetadataAndDocStringPass(),
     ):
         step(model)
-    for value in _inner(model.graph):
-        value.shape, value.type = None, None
     model.producer_name = model.producer_version = None
 
 
@@ -174,11 +176,6 @@ def _values(graph: "onnx_ir.Graph") -> Iterator["onnx_ir.Value"]:
         yield from (output for output in node.outputs if output.name)
 
 
-def _inner(graph: "onnx_ir.Graph") -> Iterator["onnx_ir.Value"]:
-    boundary = {*graph.inputs, *graph.outputs}
-    yield from (value for value in _values(graph) if value not in boundary)
-
-
 def _numbered(base: str) -> Iterator[str]:
     yield base
     yield from (f"{base}_{number}" for number in itertools.count(2))
@@ -195,12 +192,13 @@ def operators(model: "onnx_ir.Model") -> set[str]:
 
 
 def names_of(model: "onnx_ir.Model", kinds: Sequence[str]) -> list[str]:
-    """Return the names of the nodes of these types that have a constant input."""
-    return [
-        str(node.name)
-        for node in model.graph
-        if node.op_type in kinds and any(value is not None and value.is_initializer() for value in node.inputs)
-    ]
+    """Return the names of the nodes of these types whose weight is a constant."""
+    found = []
+    for node in model.graph:
+        weight = node.inputs[0 if node.op_type == "Gather" else 1] if node.op_type in kinds else None
+        if weight is not None and weight.is_initializer():
+            found.append(str(node.name))
+    return found
 
 
 def excluded(model: "onnx_ir.Model", globs: Sequence[str]) -> list[str]:
@@ -230,6 +228,19 @@ def refuse_quantized(model: "onnx_ir.Model", path: Path) -> None:
             f"is quantized already (it has {', '.join(sorted(found))})",
             where=str(path),
             fix="quantize the float export; a recipe may have one quantize step",
+        )
+
+
+def refuse_idle(model: "onnx_ir.Model", kinds: Sequence[str], kept: Sequence[str]) -> None:
+    """Refuse to quantize where every weight is kept float: asked for nothing, a quantizer takes everything.
+
+    Raises:
+        NoEffect: listing what could have been quantized.
+    """
+    names = names_of(model, kinds)
+    if not set(names) - set(kept):
+        raise NoEffect(
+            "no weight is left to quantize", fix=f"it could match: {', '.join(names) or 'nothing in this model'}"
         )
 
 

@@ -10,6 +10,8 @@ from pydantic.dataclasses import dataclass
 from optimize.export import graph
 
 if TYPE_CHECKING:
+    import onnx_ir
+
     from optimize.step import Context
 
 # A dynamic convolution (ConvInteger) is slower than the float one on every CPU that was tried, so Conv is not here.
@@ -40,9 +42,12 @@ def apply(config: Dynamic, subject: Path, context: "Context") -> Path:
 
     model = graph.load(subject)
     graph.refuse_quantized(model, subject)
+    own_weights(model)
+    graph.save(model, subject)
     # The quantizer makes MatMul and Add of a Gemm, under new names.
     present = graph.operators(model) | {"MatMul"}
     names = graph.excluded(model, config.exclude)
+    graph.refuse_idle(model, WEIGHTED, names)
     quantize = functools.partial(
         quantize_dynamic,
         op_types_to_quantize=[kind for kind in WEIGHTED if kind in present],
@@ -53,3 +58,16 @@ def apply(config: Dynamic, subject: Path, context: "Context") -> Path:
         extra_options={"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT},
     )
     return graph.rewrite(subject, quantize)
+
+
+def own_weights(model: "onnx_ir.Model") -> None:
+    """Give every Gemm a weight of its own: the quantizer transposes a Gemm's weight in place, whoever else uses it."""
+    import onnx_ir
+
+    for node in model.graph:
+        weight = node.inputs[1] if node.op_type == "Gemm" else None
+        if weight is None or weight.const_value is None or len(list(weight.uses())) == 1:
+            continue
+        own = onnx_ir.Value(name=f"{weight.name}_of_{node.name}", const_value=weight.const_value)
+        model.graph.register_initializer(own)
+        node.replace_input_with(1, own)

@@ -71,6 +71,7 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
     present = graph.operators(model)
     kinds = WEIGHTED if present & set(SENSITIVE) else (*WEIGHTED, *BETWEEN)
     names = [*graph.excluded(model, config.exclude), *narrow_convolutions(model)]
+    graph.refuse_idle(model, WEIGHTED, names)
     names += pool_first(model, names)
     graph.save(model, subject)
     batches = calibrate.samples(context.workload, config.samples)
