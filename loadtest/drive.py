@@ -12,8 +12,10 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ _RETRY_PAUSE = 0.05
 _SETTLING = 2.0
 _MOST_REFERENCES = 64
 _ERROR_KINDS = 10
+_MOST_TEXTS = 1000
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def run(
         plan: the load.
         payloads: the inputs of one request each; they are cycled through.
         path: the result file; an existing one is replaced once the server has answered.
-        progress: called about ten times a second, from the same thread; it should be quick.
+        progress: called about ten times a second, from the thread that sends; it should be quick.
         tolerance: the largest absolute difference between an output under load and the same request's output before the
             run; None leaves the outputs unchecked.
 
@@ -121,10 +124,25 @@ def run(
         ModelMissing: the server does not have the model.
     """
     if not payloads:
-        raise BadInput("no payload to send")
+        raise BadInput("no payload to send", fix="give at least one request")
     if not path.parent.is_dir():
         raise BadInput("there is no such folder", where=str(path.parent), fix="create it, or write elsewhere")
-    show = progress or (lambda _: None)
+    work = partial(_drive, plan, payloads, path, progress or (lambda _: None), tolerance)
+    if not eventloop.is_running():
+        work()
+        return
+    # A notebook has an event loop of its own in this thread, and two cannot run in one.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
+
+
+def _drive(
+    plan: Plan,
+    payloads: Sequence[Arrays],
+    path: Path,
+    show: Callable[[Progress], None],
+    tolerance: float | None,
+) -> None:
     with connect(plan.url, max(plan.timeout, _PATIENCE)) as client:
         # A payload that the server refuses is the user's mistake; better one clear line than a run full of errors.
         client.infer(plan.model, payloads[0], plan.version)
@@ -308,7 +326,9 @@ class _Loop:
         if flight.verdict == OK:
             self.succeeded += 1
         else:
-            self.errors[flight.verdict, flight.error] += 1
+            # Texts with a number in them could be as many as the requests.
+            text = flight.error if len(self.errors) < _MOST_TEXTS else "other errors"
+            self.errors[flight.verdict, text] += 1
         self._watch(flight)
         if self.plan.rate is None:
             self._again(flight)

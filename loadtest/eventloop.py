@@ -27,6 +27,15 @@ def fine_loop() -> asyncio.AbstractEventLoop:
     return asyncio.SelectorEventLoop(_FineSelector())
 
 
+def is_running() -> bool:
+    """Whether this thread is already inside an event loop, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def run(runner: asyncio.Runner, work: Coroutine[Any, Any, None]) -> None:
     """Run `work`.
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from loadtest.commandline import document
 from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Results, read
-from loadtest.statistics import milliseconds, percentile
+from loadtest.statistics import Seconds, milliseconds, percentile
 
 LARGEST_LAG_MS = 1.0
 LARGEST_LAG_SHARE = 0.1
@@ -34,8 +34,7 @@ def summary(results: Results) -> dict[str, Any]:
     """
     header, end = results.header, results.end or {}
     counted = results.of(OK, MISMATCH, TIMEOUT)
-    # A request that never found a connection has no sending time.
-    lag = (results.sent - results.planned)[~np.isnan(results.sent)]
+    lag = _lag(results)
     values = document(
         valid=False,
         why="",
@@ -59,6 +58,13 @@ def summary(results: Results) -> dict[str, Any]:
     values["valid"] = not values["why"]
     values["notes"] = _notes(values, end)
     return values
+
+
+def _lag(results: Results) -> Seconds:
+    """Return how late the requests left; a dropped one is as late as the end of the run, and more."""
+    left = np.where(results.of(DROPPED), sending_time(results), results.sent)
+    # A request that never found a connection has no sending time.
+    return (left - results.planned)[~np.isnan(left)]
 
 
 def _requests(results: Results) -> dict[str, int]:

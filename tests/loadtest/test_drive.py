@@ -1,3 +1,4 @@
+import asyncio
 import json
 import math
 import signal
@@ -174,6 +175,16 @@ def test_a_server_that_dies_in_the_warm_up_is_absent(stand_in, tmp_path: Path, m
     monkeypatch.setattr(drive, "GIVE_UP", 0.3)
     with stand_in(die=10) as server, pytest.raises(ServerAbsent, match="warm-up"):
         run(server, "http", tmp_path, concurrency=2, warmup=60.0)
+
+
+@SCHEMES
+def test_a_notebook_has_an_event_loop_already(stand_in, scheme: str, tmp_path: Path) -> None:
+    async def cell() -> dict[str, Any]:
+        return run(server, scheme, tmp_path, concurrency=2)
+
+    with stand_in() as server:
+        document = asyncio.run(cell())
+    assert document["requests"]["done"] > 0
 
 
 def test_an_absent_server_leaves_an_older_file_alone(tmp_path: Path) -> None:

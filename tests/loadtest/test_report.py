@@ -35,8 +35,8 @@ def write(path: Path, flights: list[Flight], end: dict[str, Any] | None, **plan:
 
 
 def flights(lag: float = 0.0002, service: float = 0.009) -> list[Flight]:
-    """90 answered, 4 timed out, 2 failed, 4 dropped."""
-    times = [n / 100 for n in range(100)]
+    """90 answered, 4 timed out, 2 failed, 4 dropped: they were due as the run ended."""
+    times = [n / 100 for n in range(96)] + [1.0] * 4
     sent = [Flight(n, at, 0, at + lag, at + lag + service) for n, at in enumerate(times[:90])]
     sent += [Flight(n, times[n], 0, times[n], times[n] + 0.5, TIMEOUT) for n in range(90, 94)]
     sent += [Flight(n, times[n], 0, times[n], times[n] + 0.001, ERROR) for n in range(94, 96)]
@@ -106,6 +106,14 @@ def test_a_late_open_loop_is_allowed_a_tenth_of_the_median(tmp_path: Path) -> No
 
 def test_a_busy_client_is_no_fault_of_an_open_loop_that_is_punctual(tmp_path: Path) -> None:
     assert summarize(write(tmp_path / "r", GOOD, END | {"client_cpu": 0.9}))["valid"]
+
+
+def test_a_dropped_request_is_late_until_the_end(tmp_path: Path) -> None:
+    rows = [Flight(n, n / 100, 0, n / 100, n / 100 + 0.009) for n in range(98)]
+    rows += [Flight(n, 0.2, 0, verdict=DROPPED) for n in range(98, 100)]
+    document = summarize(write(tmp_path / "r", rows, END))
+    assert document["lag_ms"]["p99"] == pytest.approx(800)
+    assert "left late" in document["why"]
 
 
 def test_requests_of_others_are_noted(tmp_path: Path) -> None:
