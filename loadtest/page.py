@@ -49,12 +49,24 @@ def _render(results: Results, values: dict[str, Any]) -> str:
         headline=headline(values),
         plan_line=plan_line(values),
         facts=facts(values),
+        plan=_plan(values["plan"]),
         number=number,
         started=results.header.get("clock_start", ""),
         versions=results.header.get("versions", {}),
         charts=[chart for chart in _charts(results, values) if chart],
         plotly=get_plotlyjs(),
     )
+
+
+def _plan(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what of the plan applies, with units."""
+    units = {"duration": " s", "timeout": " s", "warmup": " s", "rate": " requests/s", "batch": " samples"}
+    only_open = {"arrival", "seed", "in_flight"}
+    return [
+        (name.replace("in_flight", "most in flight"), f"{value}{units.get(name, '')}")
+        for name, value in plan.items()
+        if value not in (None, "") and (plan.get("rate") or name not in only_open)
+    ]
 
 
 def _charts(results: Results, values: dict[str, Any]) -> list[dict[str, str] | None]:
@@ -102,6 +114,11 @@ def _line(x: Any, y: Any, name: str, color: str, **more: Any) -> Any:
     return go.Scatter(x=x, y=y, name=name, mode=mode, line={"color": color, "width": 2, **more})
 
 
+def _seconds(results: Results) -> dict[str, Any]:
+    """Return the time axis; one range for all charts, so that they can be read below each other."""
+    return {"title": "seconds since the start", "range": [0, float(np.nanmax(results.done))]}
+
+
 def _percentiles(results: Results) -> dict[str, str]:
     counted = results.of(OK, MISMATCH, TIMEOUT)
     latency = (results.done - results.planned)[counted]
@@ -139,13 +156,15 @@ def _latency_over_time(results: Results) -> dict[str, str]:
     edges = windows(float(planned.max()) + 1e-6, min(_MOST_WINDOWS, len(planned) // _FEWEST_PER_WINDOW))
     parts = [part for part in np.split(latency, np.searchsorted(planned, edges[1:-1]))]
     middles = (edges[:-1] + edges[1:]) / 2
+    # Plotly's own ticks between the powers of ten show their first digit only.
+    ticks = [step * 10.0**exponent for exponent in range(-3, 6) for step in (1, 2, 5)]
     rows = (("largest", 100.0, GREY), ("p99", 99.0, ORANGE), ("p50", 50.0, BLUE))
     return _chart(
         "Latency over time",
         f"By the time that requests were due, in windows of {number((edges[1] - edges[0]) * 1e3)} ms.",
         [_line(middles, [percentile(part, percent) for part in parts], name, color) for name, percent, color in rows],
-        xaxis={"title": "seconds since the start"},
-        yaxis={"title": "milliseconds", "type": "log", "dtick": "D2", "minor": {"showgrid": False}},
+        xaxis=_seconds(results),
+        yaxis={"title": "milliseconds", "type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]},
     )
 
 
@@ -167,7 +186,7 @@ def _throughput(results: Results, values: dict[str, Any]) -> dict[str, str]:
         "Throughput over time",
         f"In windows of {number((edges[1] - edges[0]) * 1e3)} ms.",
         traces,
-        xaxis={"title": "seconds since the start"},
+        xaxis=_seconds(results),
         yaxis={"title": "requests per second"},
         showlegend=True,
     )
