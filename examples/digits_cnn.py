@@ -31,7 +31,8 @@ class DigitsCNN(nn.Module):
         self.dense1, self.dense2 = nn.Linear(576, 64), nn.Linear(64, 10)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        x = functional.max_pool2d(self.conv1(image).relu(), 2)
+        # Pooling first leaves the ReLU a quarter of the work, and the outcome is the same.
+        x = functional.max_pool2d(self.conv1(image), 2).relu()
         x = functional.max_pool2d(self.conv2(x).relu(), 2)
         x = self.conv3(x).relu().flatten(1)
         return self.dense2(self.dense1(x).relu())

@@ -241,10 +241,16 @@ class Client:
             yield
         except ModelMissing as error:
             asked = f"{model}/{version}" if version else model
-            there = ", ".join(sorted(set(self.models()))) or "none"
             raise ModelMissing(
-                f"the server does not have the model {asked!r} ready", where=self.url, fix=f"it has: {there}"
+                f"the server does not have the model {asked!r} ready", where=self.url, fix=self._there()
             ) from error
+
+    def _there(self) -> str:
+        try:
+            return f"it has: {', '.join(sorted(set(self.models()))) or 'none'}"
+        except LatheError:
+            # A guarded server keeps its index to itself.
+            return "check the name and the version with who runs the server"
 
 
 def _spec(tensor: dict[str, Any], max_batch: int) -> TensorSpec:

@@ -4,6 +4,7 @@ A pruned model is rebuilt from the user's own code: the workload's model functio
 what pruning changed, and the weights are loaded into it. Nothing is pickled.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -63,7 +64,7 @@ def save(bundle: Bundle, folder: Path, key: str = "") -> Bundle:
         raise BadBundle("exists and is not a bundle", where=str(folder), fix="name another --output")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing(folder) as temporary:
-        save_model(bundle.module, str(temporary / WEIGHTS))
+        _save_weights(bundle.module, temporary / WEIGHTS)
         if bundle.graph:
             for file in bundle.graph.parent.glob(f"{bundle.graph.name}*"):
                 shutil.copyfile(file, temporary / file.name.replace(bundle.graph.name, GRAPH, 1))
@@ -202,6 +203,15 @@ def replacing(folder: Path) -> Iterator[Path]:
             temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_weights(module: nn.Module, path: Path) -> None:
+    try:
+        save_model(module, str(path))
+    except SafetensorError as error:
+        # The library gives the operating system's error as text only.
+        code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+        raise OSError(code, str(error), str(path)) from error
 
 
 def _tensors(layer: nn.Module) -> dict[str, torch.Tensor]:

@@ -20,10 +20,10 @@ from loadtest.client import Client, connect
 from loadtest.tensors import Arrays, TensorSpec
 from optimize import gate
 from optimize.bundle import Bundle
-from optimize.evaluate import Quality, collect, compare, cut, judge
+from optimize.evaluate import Quality, collect, compare, judge
 from optimize.gate import Gate
 from optimize.pipeline import Progress, Trained
-from optimize.predict import EndpointPredictor, OnnxPredictor
+from optimize.predict import EndpointPredictor, OnnxPredictor, cut
 from optimize.recipe import Load, Recipe
 from optimize.workload import Workload
 from serve import install, model_config, server

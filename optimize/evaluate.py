@@ -1,6 +1,6 @@
 """Quality: scores per sample, compared pairwise, with 95 % confidence intervals."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from loadtest.tensors import Array, Arrays
 from optimize.errors import BadData, BadModel, BadWorkload
-from optimize.predict import Predictor
+from optimize.predict import Predictor, cut
 from optimize.workload import Workload, concatenate
 
 RESAMPLES = 2000
@@ -92,13 +92,6 @@ def collect(predictor: Predictor, workload: Workload, largest: int | None = None
             _check_outputs(answer, workload, size, f"{predictor.name}, evaluation batch {number}")
             outputs.append({name: answer[name] for name in workload.outputs})
     return concatenate(outputs, "output"), concatenate(targets, "targets")
-
-
-def cut(inputs: Arrays, largest: int | None) -> Iterator[Arrays]:
-    """Yield `inputs` in pieces of at most `largest` samples."""
-    size = len(next(iter(inputs.values())))
-    for start in range(0, size, largest or size):
-        yield {name: array[start : start + (largest or size)] for name, array in inputs.items()}
 
 
 def judge(workload: Workload, outputs: Arrays, targets: Any, reference: Arrays) -> Quality:

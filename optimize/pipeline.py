@@ -23,12 +23,12 @@ from optimize import gate, measure
 from optimize import step as steps_of
 from optimize.bundle import Bundle
 from optimize.errors import BadRecipe, BadWorkload, GateRefused
-from optimize.evaluate import Quality, compare, cut, evaluate
+from optimize.evaluate import Quality, compare, evaluate
 from optimize.export.onnx import Onnx, export
 from optimize.export.verify import deviation
 from optimize.gate import Gate
 from optimize.measure import Cost, Speeds
-from optimize.predict import OnnxPredictor, TorchPredictor
+from optimize.predict import OnnxPredictor, TorchPredictor, cut
 from optimize.recipe import Recipe, ordered
 from optimize.workload import Workload, digest
 from serve import model_config

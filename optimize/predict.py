@@ -1,6 +1,7 @@
 """Predictors: named arrays in, named arrays out, from a torch module, an ONNX file or a Triton endpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
@@ -11,8 +12,15 @@ from torch import nn
 
 from loadtest.client import connect
 from loadtest.errors import LatheError, UsageError
-from loadtest.tensors import Array, Arrays
+from loadtest.tensors import Array, Arrays, Dim
 from optimize.errors import BadGraph, BadModel
+
+
+def cut(inputs: Arrays, largest: int | None) -> Iterator[Arrays]:
+    """Yield `inputs` in pieces of at most `largest` samples."""
+    size = len(next(iter(inputs.values()), ()))
+    for start in range(0, size, largest or max(size, 1)):
+        yield {name: array[start : start + (largest or size)] for name, array in inputs.items()}
 
 
 class Predictor(Protocol):
@@ -140,7 +148,10 @@ class OnnxPredictor:
 
 
 class EndpointPredictor:
-    """A model behind a Triton endpoint: `grpc://HOST:PORT/MODEL[/VERSION]`, or the same with `http`."""
+    """A model behind a Triton endpoint: `grpc://HOST:PORT/MODEL[/VERSION]`, or the same with `http`.
+
+    A batch that is larger than the server takes is sent in pieces.
+    """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -152,7 +163,14 @@ class EndpointPredictor:
 
     def predict(self, inputs: Arrays) -> dict[str, Array]:
         """Return what the server answers for one batch."""
-        return self._client.infer(self._model, inputs, version=self._version)
+        answers = [self._client.infer(self._model, piece, version=self._version) for piece in cut(inputs, self._largest)]
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+    @cached_property
+    def _largest(self) -> int | None:
+        inputs, _ = self._client.metadata(self._model, self._version)
+        limits = [spec.dims[0].maximum for spec in inputs if spec.batched and isinstance(spec.dims[0], Dim)]
+        return min(limits, default=None)
 
     def __enter__(self) -> Self:
         """Return itself."""

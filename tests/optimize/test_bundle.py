@@ -73,7 +73,7 @@ def test_the_workload_behind_it_changed(small: Workload, user_file: Callable[...
     made = load(user_file())
     folder = bundles.save(Bundle(made, made.build()), tmp_path / "bundle").folder
     assert folder
-    user_file(("nn.Linear(64, 10)", "nn.Linear(64, 10, bias=False)"))
+    user_file(("nn.Linear(768, 10)", "nn.Linear(768, 10, bias=False)"))
     with pytest.raises(BadBundle, match="do not fit"):
         bundles.load(folder)
     (tmp_path / "user.py").unlink()

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -69,6 +70,6 @@ def test_a_malformed_endpoint(url: str) -> None:
 
 
 def test_an_absent_endpoint() -> None:
-    with pytest.raises(LatheError) as error, EndpointPredictor("grpc://127.0.0.1:1/model") as predictor:
-        predictor.predict({})
+    with pytest.raises(LatheError) as error, EndpointPredictor("grpc://127.0.0.1:1/model") as absent:
+        absent.predict({"x": np.zeros((1, 2), np.float32)})
     assert error.value.exit_code == 5

@@ -93,7 +93,7 @@ def test_digest_follows_code_and_data(small: Workload, user_file: UserFile) -> N
     assert before == workloads.digest(small)
     other = replace(small, evaluation=lambda: list(small.batches("evaluation"))[1:])
     assert workloads.digest(other)["data"] != before["data"]
-    edited = workloads.load(user_file(("lr=0.01", "lr=0.02")))
+    edited = workloads.load(user_file(("lr=0.002", "lr=0.003")))
     assert workloads.digest(edited)["code"] != before["code"]
     assert workloads.digest(edited)["data"] == before["data"]
 
