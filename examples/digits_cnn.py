@@ -1,6 +1,7 @@
 """Handwritten digits: a small CNN, trained on scikit-learn's real digits scaled to 28 x 28.
 
-The trained weights stand beside this file as `digits_cnn.safetensors`; `python examples/digits_cnn.py` trains them again.
+The trained weights stand beside this file as `digits_cnn.safetensors`; `python examples/digits_cnn.py` trains them
+again in a minute or two.
 """
 
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ class DigitsCNN(nn.Module):
         self.dense1, self.dense2 = nn.Linear(576, 64), nn.Linear(64, 10)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the logits."""
         # Pooling first leaves the ReLU a quarter of the work, and the outcome is the same.
         x = functional.max_pool2d(self.conv1(image), 2).relu()
         x = functional.max_pool2d(self.conv2(x).relu(), 2)

@@ -1,7 +1,7 @@
 """Bundle: a model on disk between commands. A folder with `bundle.json`, `weights.safetensors`, perhaps `model.onnx`.
 
-A pruned model is rebuilt from the user's own code: the workload's model function runs again, the structure record resizes
-what pruning changed, and the weights are loaded into it. Nothing is pickled.
+A pruned model is rebuilt from the user's own code: the workload's model function runs again, the structure record
+resizes what pruning changed, and the weights are loaded into it. Nothing is pickled.
 """
 
 import errno

@@ -13,25 +13,23 @@ from threading import local
 from typing import Any
 
 import numpy as np
-from serve.server import Endpoint
 
-from loadtest import drive, payload, report
+from loadtest import answers as answers_of
+from loadtest import drive, page, payload, report
 from loadtest.client import Client, connect
 from loadtest.tensors import Arrays, TensorSpec
 from optimize import gate
+from optimize.baseline import Progress, Trained, graph_of
 from optimize.bundle import Bundle
 from optimize.evaluate import Quality, collect, compare, judge
 from optimize.gate import Gate
-from optimize.pipeline import Progress, Trained
 from optimize.predict import EndpointPredictor, OnnxPredictor, cut
 from optimize.recipe import Load, Recipe
 from optimize.workload import Workload
 from serve import install, model_config, server
 from serve import repository as repositories
+from serve.server import Endpoint
 
-EXACT = 1e-5
-MARGIN = 1.25
-"""The largest of a few hundred deviations understates the largest of the next few hundred; see ARCHITECTURE.md."""
 REQUESTS, THREADS, PAYLOADS = 256, 16, 16
 
 
@@ -80,14 +78,13 @@ def prove(
         force: publish whatever the gates say.
         progress: told what goes on.
     """
-    workload, graph = made.workload, made.graph
-    assert graph is not None
+    workload = made.workload
     specs = output_specs(workload, quality.outputs)
     progress("serving the result", 0.0)
-    with repositories.stage(repository, workload.name, graph, workload.inputs, specs, recipe.target) as staged:
+    with repositories.stage(repository, workload.name, graph_of(made), workload.inputs, specs, recipe.target) as staged:
         with server.running(staged.path, log=folder / "server.log") as endpoint:
             served, parity, found = _compare(endpoint, made, trained, recipe, progress)
-            loaded = _load(endpoint, workload, recipe, folder, progress)
+            loaded = _load(endpoint, workload, recipe, folder, parity["tolerance"], progress)
         gates = [*gates, *found, *gate.load(recipe.budget, loaded)]
         version = None
         if force or all(entry.passed for entry in gates):
@@ -107,16 +104,15 @@ def _compare(
 ) -> tuple[Quality, dict[str, Any], list[Gate]]:
     """Judge the endpoint with the workload's metric, and both lanes of parity with the bundle."""
     workload = made.workload
-    assert made.graph is not None
     largest = model_config.max_batch_size(workload.inputs, recipe.target)
     progress("evaluating the endpoint", 0.2)
     with (
-        OnnxPredictor(made.graph, cores=recipe.target.cores) as onnx,
+        OnnxPredictor(graph_of(made), cores=recipe.target.cores) as onnx,
         EndpointPredictor(f"{endpoint.grpc}/{workload.name}") as predictor,
     ):
         answers, targets = collect(predictor, workload, largest)
         wanted, _ = collect(onnx, workload, largest)
-        same = _lane("same batches", answers, wanted, EXACT)
+        same = _lane("same batches", answers, wanted, answers_of.EXACT)
         progress("comparing under the server's batching", 0.6)
         samples = list(islice(_samples(workload), REQUESTS))
         alone = [onnx.predict(sample) for sample in samples]
@@ -124,7 +120,7 @@ def _compare(
         _differences(answer, want) for answer, want in zip(_ask(endpoint, workload, samples), alone, strict=True)
     ]
     deviation = made.lineage[-1].get("deviation", 0.0)
-    tolerance = EXACT + MARGIN * deviation
+    tolerance = answers_of.tolerance(deviation)
     mixed = _summary("batched by the server", np.array(batched), tolerance)
     served = judge(workload, answers, targets, trained.reference)
     difference = compare(workload, served.scores[0], trained.quality.scores[0])
@@ -192,11 +188,14 @@ def _ask(endpoint: Endpoint, workload: Workload, samples: list[Arrays]) -> list[
             client.close()
 
 
-def _load(endpoint: Endpoint, workload: Workload, recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
+def _load(
+    endpoint: Endpoint, workload: Workload, recipe: Recipe, folder: Path, tolerance: float, progress: Progress
+) -> dict[str, Any]:
     progress(f"load test, {recipe.load.duration:g} s", 0.0)
     plan = _plan(endpoint, workload, recipe.load, recipe.seed)
     results = folder / "load.jsonl"
-    drive.run(plan, payload.generate(workload.inputs, PAYLOADS, recipe.seed), results)
+    drive.run(plan, payload.generate(workload.inputs, PAYLOADS, recipe.seed), results, tolerance=tolerance)
+    page.write(results, folder / "load.html")
     return report.summarize(results)
 
 

@@ -144,7 +144,8 @@ def bootstrap(pairs: Array, statistic: Callable[[Array], float], seed: int = 0) 
 def _score(workload: Workload, name: str, samples: Array) -> Score:
     if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
         raise BadWorkload(
-            f"scores() gave {name!r} the shape {samples.shape}{'' if samples.ndim != 1 else ' with NaN or nothing in it'}",
+            f"scores() gave {name!r} the shape {samples.shape}"
+            + (" with NaN or nothing in it" if samples.ndim == 1 else ""),
             where=workload.source or workload.name,
             fix="return one finite number for each sample",
         )

@@ -70,7 +70,8 @@ def quality(budget: Budget, trained: Score, result: Score, difference: Differenc
     width = difference.high - difference.low
     if width > allowed > 0:
         needed = math.ceil(len(result.samples) * (width / allowed) ** 2)
-        advice = f"{advice}{'; ' if advice else ''}the interval is wider than the allowed loss: about {needed:,} samples decide"
+        wide = f"the interval is wider than the allowed loss: about {needed:,} samples decide"
+        advice = f"{advice}; {wide}" if advice else wide
     return Gate(f"quality: {result.metric}", passed, f"{result.value:.4f} ({interval})", limit, advice)
 
 

@@ -116,7 +116,8 @@ def macs(module: "nn.Module", inputs: Sequence[TensorSpec]) -> int:
 
 def file_bytes(path: Path) -> int:
     """Return the bytes of an ONNX file and of the weights beside it."""
-    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*") if file.suffix in (".onnx", ".data"))
+    beside = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
 
 
 def speed(

@@ -1,7 +1,7 @@
 """Pipeline: run a recipe from a trained model to a proven endpoint; resume where a killed run stopped.
 
-A run's folder holds one bundle for each step (`0-trained`, `1-prune.channels`, …), the recipe, the load test's results and
-the proof page. A bundle appears whole or not at all, so whatever is there may be used again.
+A run's folder holds one bundle for each step (`0-trained`, `1-prune.channels`, …), the recipe, the load test's results
+and the proof page. A bundle appears whole or not at all, so whatever is there may be used again.
 """
 
 import hashlib
@@ -9,8 +9,7 @@ import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from loadtest.tensors import Arrays
 from optimize import bundle as bundles
 from optimize import gate, measure
 from optimize import step as steps_of
+from optimize.baseline import TRAINED, Progress, Trained, cost, establish, graph_of, reusable, silent
 from optimize.bundle import Bundle
 from optimize.errors import BadRecipe, BadWorkload, GateRefused
 from optimize.evaluate import Quality, compare, evaluate
@@ -34,28 +34,8 @@ from optimize.workload import Workload, digest
 from serve import model_config
 from serve.target import Target
 
-Progress = Callable[[str, float], None]
-TRAINED = "trained"
 SAMPLES = 512
 """So many evaluation samples are drawn from to measure how much an output depends on its batch mates."""
-
-
-def silent(_text: str, _fraction: float) -> None:
-    """Report nothing."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The trained model: its bundle with the FP32 ONNX (the baseline of every ratio), its quality and its cost."""
-
-    bundle: Bundle
-    quality: Quality
-    cost: Cost
-
-    @property
-    def reference(self) -> Arrays:
-        """The outputs that every score may compare with."""
-        return self.quality.outputs
 
 
 def run(
@@ -94,7 +74,7 @@ def run(
 
         endpoint.check(repository, workload)
     resumed = _prepare(folder, recipe, workload, progress)
-    trained = baseline(workload, folder / f"0-{TRAINED}", recipe, progress)
+    trained = establish(workload, folder / f"0-{TRAINED}", progress)
     elements, last, quality = _steps(recipe, trained, folder, progress)
     speeds = _speeds(trained.bundle, folder, elements, recipe, progress)
     final = _folder_name(len(elements), elements[-1]["name"])
@@ -104,7 +84,7 @@ def run(
         resumed=resumed,
         trained=_measured(trained.quality, _timed(trained.cost, speeds, TRAINED)),
         steps=elements,
-        result=_measured(quality, _timed(_cost(last), speeds, final)),
+        result=_measured(quality, _timed(cost(last), speeds, final)),
         endpoint=None,
         ratios=ratios(trained.bundle, last, speeds, final),
         load=None,
@@ -138,28 +118,14 @@ def apply_one(step: Any, source: Bundle, output: Path, target: Target, seed: int
     recipe = Recipe((step,), seed, target=target)
     steps_of.check_needs(step, workload)
     with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
-        trained = baseline(workload, Path(scratch) / TRAINED, recipe, progress)
+        trained = establish(workload, Path(scratch) / TRAINED, progress)
         made, quality, element = advance(step, source, trained, recipe, output, progress)
         progress("measuring speed", 0.0)
-        paths = {TRAINED: _graph(trained.bundle), "result": _graph(made)}
+        paths = {TRAINED: graph_of(trained.bundle), "result": graph_of(made)}
         speeds = measure.speed(paths, workload.inputs, target)
-        element |= _measured(quality, _timed(_cost(made), speeds, "result"))
+        element |= _measured(quality, _timed(cost(made), speeds, "result"))
         element["ratios"] = ratios(trained.bundle, made, speeds, "result")
     return element
-
-
-def baseline(workload: Workload, folder: Path, recipe: Recipe, progress: Progress) -> Trained:
-    """Return the trained model with its FP32 ONNX in `folder`, made there unless a bundle is there already."""
-    made = _reusable(folder, workload)
-    if made is None:
-        progress("exporting the trained model", 0.0)
-        with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
-            module = workload.build()
-            graph = export(module, workload.inputs, workload.outputs, Path(scratch) / bundles.GRAPH)
-            made = bundles.save(Bundle(workload, module, graph), folder)
-    progress("evaluating the trained model", 0.5)
-    quality = evaluate(TorchPredictor(made.module, workload.outputs), workload)
-    return Trained(made, quality, _cost(made))
 
 
 def advance(
@@ -173,7 +139,7 @@ def advance(
         # The teacher is a model of its own: a step trains `source.module`, which may be the very same object.
         context = steps_of.Context(workload, trained.bundle.module, recipe.target, recipe.seed, Path(scratch), progress)
         torch.manual_seed(recipe.seed)
-        subject = _graph(source) if method.stage == "graph" else source.module
+        subject = graph_of(source) if method.stage == "graph" else source.module
         made = steps_of.apply(step, subject, context)
         module = made if method.stage == "torch" else source.module
         if method.stage == "torch":
@@ -189,7 +155,7 @@ def advance(
             "config": {entry.name: getattr(step, entry.name) for entry in fields(step)},
             "seed": recipe.seed,
             "trained": trained.quality.document()["quality"],
-            **_measured(quality, _cost(Bundle(workload, module, graph))),
+            **_measured(quality, cost(Bundle(workload, module, graph))),
         }
         if method.stage != "torch":
             entry["deviation"] = deviation(
@@ -207,7 +173,7 @@ def samples(workload: Workload, largest: int) -> list[Arrays]:
 
 def ratios(trained: Bundle, result: Bundle, speeds: Speeds, name: str) -> dict[str, Any]:
     """Return `{size, latency{}, throughput{}, interval{}}`, larger is better, against the trained FP32 ONNX."""
-    size = measure.file_bytes(_graph(trained)) / measure.file_bytes(_graph(result))
+    size = measure.file_bytes(graph_of(trained)) / measure.file_bytes(graph_of(result))
     reached = {str(batch): ratio for batch, ratio in speeds.ratios(name, TRAINED).items()}
     values = {batch: ratio.value for batch, ratio in reached.items()}
     return {
@@ -272,13 +238,13 @@ def _steps(
     for number, step in enumerate(recipe.steps, 1):
         name = steps_of.METHODS[type(step)].name
         place = folder / _folder_name(number, name)
-        made = _reusable(place, current.workload)
+        made = reusable(place, current.workload)
         if made is None:
             made, quality, _ = advance(step, current, trained, recipe, place, progress)
         else:
             progress(f"{name}: kept from the last run", 1.0)
             if number == len(recipe.steps):
-                with OnnxPredictor(_graph(made)) as predictor:
+                with OnnxPredictor(graph_of(made)) as predictor:
                     largest = _largest(made.workload, recipe.target)
                     quality = evaluate(predictor, made.workload, trained.reference, largest)
         elements.append(dict(made.lineage[-1]))
@@ -289,10 +255,10 @@ def _steps(
 def _speeds(
     trained: Bundle, folder: Path, elements: list[dict[str, Any]], recipe: Recipe, progress: Progress
 ) -> Speeds:
-    """Time every step's ONNX file against the trained one's in alternating runs, and add the figures to the elements."""
+    """Time every step's ONNX file against the trained one's, alternating, and add the figures to the elements."""
     progress("measuring speed", 0.0)
     names = [_folder_name(number, element["name"]) for number, element in enumerate(elements, 1)]
-    paths = {TRAINED: _graph(trained), **{name: folder / name / bundles.GRAPH for name in names}}
+    paths = {TRAINED: graph_of(trained), **{name: folder / name / bundles.GRAPH for name in names}}
     speeds = measure.speed(paths, trained.workload.inputs, recipe.target)
     for name, element in zip(names, elements, strict=True):
         element["cost"] = {
@@ -316,7 +282,7 @@ def _gates(
     first, result = trained.quality.scores[0], quality.scores[0]
     difference = compare(workload, result, first)
     gates = [gate.quality(recipe.budget, first, result, difference, strict)]
-    gates += gate.size(recipe.budget, measure.file_bytes(_graph(last)))
+    gates += gate.size(recipe.budget, measure.file_bytes(graph_of(last)))
     name = _folder_name(len(elements), elements[-1]["name"])
     promises = set().union(*(steps_of.METHODS[type(step)].promises for step in recipe.steps))
     reached = ratios(trained.bundle, last, speeds, name)
@@ -340,23 +306,8 @@ def _measured(quality: Quality, cost: Cost) -> dict[str, Any]:
     return {**quality.document(), "cost": cost.document()}
 
 
-def _cost(made: Bundle) -> Cost:
-    return Cost(
-        measure.file_bytes(_graph(made)),
-        measure.parameters(made.module),
-        measure.macs(made.module, made.workload.inputs),
-        {},
-        {},
-    )
-
-
 def _timed(cost: Cost, speeds: Speeds, name: str) -> Cost:
     return replace(cost, latency_ms=speeds.latency_ms(name), throughput=speeds.throughput(name))
-
-
-def _graph(made: Bundle) -> Path:
-    assert made.graph is not None, "every bundle that a step or the baseline saved has its ONNX file"
-    return made.graph
 
 
 def _largest(workload: Workload, target: Target) -> int:
@@ -365,10 +316,6 @@ def _largest(workload: Workload, target: Target) -> int:
 
 def _folder_name(number: int, name: str) -> str:
     return f"{number}-{name}"
-
-
-def _reusable(folder: Path, workload: Workload) -> Bundle | None:
-    return bundles.load(folder, workload) if (folder / bundles.DESCRIPTION).is_file() else None
 
 
 def _config(entry: dict[str, Any]) -> Any:

@@ -163,7 +163,9 @@ class EndpointPredictor:
 
     def predict(self, inputs: Arrays) -> dict[str, Array]:
         """Return what the server answers for one batch."""
-        answers = [self._client.infer(self._model, piece, version=self._version) for piece in cut(inputs, self._largest)]
+        answers = [
+            self._client.infer(self._model, piece, version=self._version) for piece in cut(inputs, self._largest)
+        ]
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
     @cached_property

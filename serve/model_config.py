@@ -11,7 +11,6 @@ from tritonclient.grpc.model_config_pb2 import (
     ModelInput,
     ModelInstanceGroup,
     ModelOutput,
-    ModelQueuePolicy,
 )
 
 from loadtest.errors import BadInput
@@ -49,10 +48,9 @@ def build(
     # Threads that spin after a call take the cores from tritonserver's own threads and from other processes.
     config.parameters["session.intra_op.allow_spinning"].string_value = "0"
     if batch:
-        policy = config.dynamic_batching.default_queue_policy
-        # A queue without a bound turns an overload into latency without a bound.
-        policy.max_queue_size = 4 * batch
-        policy.timeout_action = ModelQueuePolicy.REJECT
+        # No queue limit: with max_queue_size the dynamic batcher of Triton 24.10 misses wake-ups, and a request in a
+        # few hundred then waits half a second (`benchmarks/queue_limit.py` shows it).
+        config.dynamic_batching.SetInParent()
     for size in sorted({1, max(batch, 1)}):
         _warm_up(config, inputs, size)
     return config

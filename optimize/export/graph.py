@@ -59,6 +59,7 @@ def save(model: "onnx_ir.Model", path: Path) -> Path:
     # Recorded shapes of inner values cost bytes, and go stale when a quantizer changes the graph: it then refuses it.
     boundary = {*model.graph.inputs, *model.graph.outputs}
     for value in _values(model.graph):
+        value.metadata_props.clear()
         if value not in boundary:
             value.shape, value.type = None, None
     weights = sum(
@@ -244,13 +245,22 @@ def refuse_idle(model: "onnx_ir.Model", kinds: Sequence[str], kept: Sequence[str
         )
 
 
-def rewrite(path: Path, quantize: Callable[[str, str], object]) -> Path:
-    """Run a quantizer `quantize(source, destination)` on the file, and put what it wrote, stripped, in its place."""
+def rewrite(
+    path: Path, quantize: Callable[[str, str], object], mend: Callable[["onnx_ir.Model"], None] | None = None
+) -> Path:
+    """Put what `quantize(source, destination)` writes, mended and stripped, in the place of the file.
+
+    Raises:
+        BadGraph: the quantizer failed.
+        Whatever the calibration data raises.
+    """
     written = path.with_name(f".{path.name}")
     try:
         with quiet():
             quantize(str(path), str(written))
         model = load(written)
+        if mend is not None:
+            mend(model)
         clean(model)
         shorten_names(model.graph)
         save(model, written)

@@ -96,7 +96,7 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
         # ONNX Runtime quantizes that itself where the next layer wants it so.
         extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
     )
-    return graph.rewrite(subject, quantize)
+    return graph.rewrite(subject, quantize, shield_float)
 
 
 def narrow_convolutions(model: "onnx_ir.Model") -> list[str]:
@@ -136,6 +136,27 @@ def pool_first(model: "onnx_ir.Model", floats: Sequence[str]) -> list[str]:
         moved += [str(relu.name), str(pool.name)]
     model.graph.sort()
     return moved
+
+
+def shield_float(model: "onnx_ir.Model") -> None:
+    """Put a Sum of one value after every layer that stays float between quantized ones.
+
+    ONNX Runtime quantizes the weight of such a layer by itself where its result is quantized next. It does not look
+    through a Sum, and removes none.
+    """
+    import onnx_ir
+
+    for node in list(model.graph):
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and node.inputs[1] is not None:
+            before = node.inputs[0].producer() if node.inputs[0] is not None else None
+            if before is None or before.op_type != "DequantizeLinear" or not node.inputs[1].is_initializer():
+                continue
+            users = list(node.outputs[0].uses())
+            shield = onnx_ir.node("Sum", [node.outputs[0]])
+            for user, index in users:
+                user.replace_input_with(index, shield.outputs[0])
+            if users:
+                model.graph.insert_after(node, shield)
 
 
 def _only_user(node: "onnx_ir.Node", kind: str) -> "onnx_ir.Node | None":

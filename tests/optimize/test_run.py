@@ -88,7 +88,9 @@ def test_the_result_is_smaller_and_the_endpoint_is_the_bundle(finished: dict[str
     assert document["endpoint"]["parity"]["mismatched"] == 0
 
 
-def test_what_was_published_serves_and_says_where_it_comes_from(finished: dict[str, object], optimize: Optimize) -> None:
+def test_what_was_published_serves_and_says_where_it_comes_from(
+    finished: dict[str, object], optimize: Optimize
+) -> None:
     place = Path(str(finished["place"]))
     lineage = json.loads((place / "repository" / "small" / "1" / "lineage.json").read_text())
     assert lineage["forced"] is False
@@ -122,9 +124,7 @@ def test_each_command_alone_on_the_bundles(finished: dict[str, object], optimize
     assert "out of order" in again.err
 
 
-def test_a_second_run_resumes_and_publishes_the_next_version(
-    finished: dict[str, object], optimize: Optimize
-) -> None:
+def test_a_second_run_resumes_and_publishes_the_next_version(finished: dict[str, object], optimize: Optimize) -> None:
     place = Path(str(finished["place"]))
     arguments = ("--recipe", place / "recipe.toml", "--output", place / "run", "--repository", place / "repository")
     ended = optimize("run", SOURCE, *arguments, "--json")
@@ -235,7 +235,9 @@ def test_a_relative_budget_for_an_unbounded_metric(
     assert "metric in [0, 1]" in ended.err
 
 
-def test_a_repository_that_is_a_file(recipe_file: Path, tmp_path: Path, optimize: Optimize, server_prefix: Path) -> None:
+def test_a_repository_that_is_a_file(
+    recipe_file: Path, tmp_path: Path, optimize: Optimize, server_prefix: Path
+) -> None:
     (tmp_path / "repository").write_text("not a folder")
     arguments = ("--recipe", recipe_file, "--output", tmp_path / "run", "--repository", tmp_path / "repository")
     ended = optimize("run", SOURCE, *arguments)

@@ -1,0 +1,73 @@
+"""Baseline: the trained model as the user brought it, exported to FP32 ONNX. All ratios and losses are against it."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtest.tensors import Arrays
+from optimize import bundle as bundles
+from optimize import measure
+from optimize.bundle import Bundle
+from optimize.evaluate import Quality, evaluate
+from optimize.export.onnx import export
+from optimize.measure import Cost
+from optimize.predict import TorchPredictor
+from optimize.workload import Workload
+
+Progress = Callable[[str, float], None]
+TRAINED = "trained"
+
+
+def silent(_text: str, _fraction: float) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The trained model: its bundle with the FP32 ONNX, its quality and its cost (speed not yet measured)."""
+
+    bundle: Bundle
+    quality: Quality
+    cost: Cost
+
+    @property
+    def reference(self) -> Arrays:
+        """The outputs that every score may compare with."""
+        return self.quality.outputs
+
+
+def establish(workload: Workload, folder: Path, progress: Progress = silent) -> Trained:
+    """Return the trained model with its FP32 ONNX in `folder`, made there unless a bundle is there already."""
+    made = reusable(folder, workload)
+    if made is None:
+        progress("exporting the trained model", 0.0)
+        with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
+            module = workload.build()
+            graph = export(module, workload.inputs, workload.outputs, Path(scratch) / bundles.GRAPH)
+            made = bundles.save(Bundle(workload, module, graph), folder)
+    progress("evaluating the trained model", 0.5)
+    quality = evaluate(TorchPredictor(made.module, workload.outputs), workload)
+    return Trained(made, quality, cost(made))
+
+
+def reusable(folder: Path, workload: Workload) -> Bundle | None:
+    """Return the bundle that an earlier run left in `folder`, or None when it left none."""
+    return bundles.load(folder, workload) if (folder / bundles.DESCRIPTION).is_file() else None
+
+
+def cost(made: Bundle) -> Cost:
+    """Return what can be counted of a bundle; the times are empty."""
+    return Cost(
+        measure.file_bytes(graph_of(made)),
+        measure.parameters(made.module),
+        measure.macs(made.module, made.workload.inputs),
+        {},
+        {},
+    )
+
+
+def graph_of(made: Bundle) -> Path:
+    """Return the ONNX file of a bundle that a step or the baseline saved; those always have one."""
+    assert made.graph is not None
+    return made.graph
