@@ -73,16 +73,17 @@ class SentenceEncoder(nn.Module):
 
 def build() -> SentenceEncoder:
     """Return the encoder with its published weights."""
+    folder = _package()
     from safetensors.torch import load_file
     from transformers import BertConfig, BertModel
 
-    config = BertConfig(**json.loads((_package() / "config.json").read_text()))
+    config = BertConfig(**json.loads((folder / "config.json").read_text()))
     # Eager attention is the same mathematics without the guards against fully masked rows, which cost time in ONNX.
     config._attn_implementation = "eager"
     bert = BertModel(config, add_pooling_layer=False)
-    weights = load_file(_package() / "model.safetensors")
-    wanted = bert.state_dict()
-    bert.load_state_dict({name: weights[name] for name in wanted if name in weights})
+    weights = load_file(folder / "model.safetensors")
+    # The pooler's weights are in the file too; all of ours must be.
+    bert.load_state_dict({name: weights[name] for name in bert.state_dict()})
     return SentenceEncoder(bert).eval()
 
 

@@ -1,0 +1,121 @@
+"""What every row of the table of methods owes. A new method is enrolled by being in the table."""
+
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from optimize import step
+from optimize.errors import BadWorkload, NoEffect
+from optimize.export.onnx import export
+from optimize.predict import OnnxPredictor, TorchPredictor
+from optimize.step import METHODS, Context
+from optimize.workload import Workload
+from serve.target import Target
+
+CONFIGS = pytest.mark.parametrize("kind", list(METHODS), ids=[method.name for method in METHODS.values()])
+
+
+def config(kind: type) -> Any:
+    """The defaults, but no longer training than it must be."""
+    names = {entry.name for entry in fields(kind)}
+    return kind(epochs=1) if "epochs" in names else kind()
+
+
+def context(workload: Workload, scratch: Path) -> Context:
+    return Context(workload, workload.build(), Target(cores=2), 0, scratch, lambda text, fraction: None)
+
+
+@pytest.fixture(scope="module")
+def exported(small: Workload, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(small.build(), small.inputs, small.outputs, tmp_path_factory.mktemp("exported") / "model.onnx")
+
+
+@pytest.fixture
+def subjects(small: Workload, exported: Path) -> Iterator[dict[str, Any]]:
+    yield {"torch": small.build(), "export": small.build(), "graph": exported}
+
+
+@CONFIGS
+def test_changes_a_copy_and_leaves_the_subject(
+    kind: type, small: Workload, subjects: dict[str, Any], tmp_path: Path
+) -> None:
+    method = METHODS[kind]
+    subject = subjects[method.stage]
+    before = step.fingerprint(subject)
+    torch.manual_seed(0)
+    result = step.apply(config(kind), subject, context(small, tmp_path))
+    assert step.fingerprint(subject) == before
+    assert step.fingerprint(result) != before
+    if isinstance(result, Path):
+        assert result.is_relative_to(tmp_path)
+
+
+@CONFIGS
+def test_the_result_takes_any_batch_and_keeps_names_and_shapes(
+    kind: type, small: Workload, subjects: dict[str, Any], tmp_path: Path
+) -> None:
+    result = step.apply(config(kind), subjects[METHODS[kind].stage], context(small, tmp_path))
+    predictor = OnnxPredictor(result) if isinstance(result, Path) else TorchPredictor(result, small.outputs)
+    batch = next(iter(small.batches("evaluation"))).inputs
+    with predictor:
+        for size in (1, 2, 7, 64):
+            outputs = predictor.predict({name: array[:size] for name, array in batch.items()})
+            assert {name: array.shape for name, array in outputs.items()} == {"logits": (size, 10)}
+
+
+@CONFIGS
+def test_the_same_seed_gives_the_same_result(
+    kind: type, small: Workload, subjects: dict[str, Any], tmp_path: Path
+) -> None:
+    made = []
+    for number in range(2):
+        scratch = tmp_path / str(number)
+        scratch.mkdir()
+        torch.manual_seed(0)
+        made.append(step.fingerprint(step.apply(config(kind), subjects[METHODS[kind].stage], context(small, scratch))))
+    assert made[0] == made[1]
+
+
+@CONFIGS
+def test_a_missing_need_is_said_before_anything_starts(
+    kind: type, small: Workload, subjects: dict[str, Any], tmp_path: Path
+) -> None:
+    for need in METHODS[kind].needs:
+        poor = replace(small, **{need: None})
+        with pytest.raises(BadWorkload, match=need):
+            step.apply(config(kind), subjects[METHODS[kind].stage], context(poor, tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind in METHODS if "exclude" in {entry.name for entry in fields(kind)}])
+def test_a_glob_that_excludes_everything_is_loud_and_lists_what_could_match(
+    kind: type, small: Workload, subjects: dict[str, Any], tmp_path: Path
+) -> None:
+    subject = subjects[METHODS[kind].stage]
+    names = METHODS[kind].matches(subject)
+    assert names
+    with pytest.raises(NoEffect) as raised:
+        step.apply(kind(exclude=("*",)), subject, context(small, tmp_path))
+    assert all(name in raised.value.fix for name in names)
+
+
+@CONFIGS
+def test_the_config_is_frozen_strict_and_explained(kind: type) -> None:
+    made = config(kind)
+    for entry in fields(kind):
+        assert getattr(entry.default, "description", None), f"{entry.name} has no description"
+        with pytest.raises(FrozenInstanceError):
+            setattr(made, entry.name, None)
+    with pytest.raises(ValidationError):
+        kind(no_such_option=1)
+
+
+@CONFIGS
+def test_promises_are_words_that_the_gates_know(kind: type) -> None:
+    assert METHODS[kind].promises <= {"smaller", "faster"}
+    assert METHODS[kind].name.count(".") == 1
