@@ -102,7 +102,7 @@ def _epoch(config: Logits, output: str, module: "nn.Module", optimizer: Any, con
         if config.label_weight and workload.loss is not None:
             value = value + config.label_weight * workload.loss(outputs, targets)
         optimizer.zero_grad()
-        value.backward()
+        torch.autograd.backward(value)
         optimizer.step()
         total, count = total + value.item(), count + 1
     return total / count

@@ -75,7 +75,8 @@ def difference(document: dict[str, Any], first: str, second: str) -> None:
     console.print(f"{score(document['first'])}  {first}", soft_wrap=True)
     console.print(f"{score(document['second'])}  {second}", soft_wrap=True)
     console.print(
-        f"difference {document['difference']:+.4f}, paired 95 % interval [{document['low']:+.4f}, {document['high']:+.4f}], "
+        f"difference {document['difference']:+.4f}, "
+        f"paired 95 % interval [{document['low']:+.4f}, {document['high']:+.4f}], "
         f"{len(document['flipped'])} samples differ"
     )
 

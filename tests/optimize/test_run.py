@@ -88,9 +88,7 @@ def test_the_result_is_smaller_and_the_endpoint_is_the_bundle(finished: dict[str
     assert document["endpoint"]["parity"]["mismatched"] == 0
 
 
-def test_what_was_published_serves_and_says_where_it_comes_from(
-    finished: dict[str, object], optimize: Optimize
-) -> None:
+def test_what_was_published_serves_and_says_whence(finished: dict[str, object], optimize: Optimize) -> None:
     place = Path(str(finished["place"]))
     lineage = json.loads((place / "repository" / "small" / "1" / "lineage.json").read_text())
     assert lineage["forced"] is False
@@ -166,7 +164,7 @@ def test_ctrl_c_ends_cleanly(recipe_file: Path, tmp_path: Path, sent: signal.Sig
             if line.startswith("prune.channels"):
                 break
         process.send_signal(sent)
-        out, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "Traceback" not in err
     assert all((folder / "bundle.json").is_file() for folder in output.glob("[0-9]-*"))

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,8 +37,8 @@ def test_a_bad_file_is_one_line_with_the_place(user_file: UserFile, change: tupl
 def test_the_users_own_line_is_named(user_file: UserFile) -> None:
     source = user_file(("    return Workload(", "    raise RuntimeError('here')\n    return Workload("))
     wanted = source.rpartition(":")[0]
-    with open(wanted) as file:
-        line = next(number for number, text in enumerate(file, 1) if "RuntimeError('here')" in text)
+    lines = Path(wanted).read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if "RuntimeError('here')" in text)
     with pytest.raises(BadWorkload) as error:
         workloads.load(source)
     assert error.value.where == f"{wanted}, line {line}"
