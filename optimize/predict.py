@@ -105,7 +105,7 @@ class OnnxPredictor:
 
     Args:
         path: the file; external data beside it is found.
-        device: `cpu` or `cuda`. ONNX Runtime falls back to the CPU in silence when it finds no GPU; here that is an error.
+        device: `cpu` or `cuda`. ONNX Runtime without a GPU falls back to the CPU in silence; here that is an error.
         cores: intra-op threads; 0 lets ONNX Runtime take every core.
     """
 
