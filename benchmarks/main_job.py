@@ -1,0 +1,190 @@
+"""The figures of the main job, for both workloads: `make bench`.
+
+Runs each recipe from the trained model to the endpoint, then drives sentence_embedding to saturation: served by Triton
+and in this process, alternating, with the same model, cores and mean batch. Writes build/bench/main_job.json.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from loadtest import drive, payload, report
+from optimize import bundle, endpoint, pipeline, recipe, workload
+from optimize.errors import GateRefused
+from optimize.predict import OnnxPredictor
+from optimize.workload import Workload
+from serve import repository, server
+from serve.server import Endpoint
+from serve.target import Target
+
+OUTPUT = Path("build/bench")
+EXAMPLES = ("digits_cnn", "sentence_embedding")
+PAIRS, SECONDS, SATURATED, MODERATE = 7, 5.0, 64, 8
+WANTED = {
+    "digits_cnn: times smaller": ("≥", 8.0),
+    "digits_cnn: throughput at batch 32": ("≥", 3.0),
+    "digits_cnn: accuracy lost": ("≤", 0.005),
+    "digits_cnn: endpoint answers that differ from the bundle": ("≤", 0),
+    "sentence_embedding: times smaller": ("≥", 3.8),
+    "sentence_embedding: throughput at batch 8": ("≥", 1.7),
+    "sentence_embedding: throughput at batch 32": ("≥", 1.9),
+    "sentence_embedding: hit@10 kept": ("≥", 0.99),
+    "sentence_embedding: fidelity": ("≥", 0.88),
+    "served over in-process, FP32": ("≥", 0.88),
+    "served over in-process, INT8": ("≥", 0.85),
+    "server's success count minus the client's": ("=", 0),
+    "client's mean service time over the server's, minus 1": ("in", 0.10),
+}
+
+
+def main_job(name: str) -> dict[str, Any]:
+    """Run one example's recipe; a refusal by a gate still has its figures."""
+    made = workload.load(f"examples/{name}.py:workload")
+    plan = recipe.load(Path(f"examples/{name}.toml"))
+    try:
+        return pipeline.run(plan, made, output=OUTPUT / name, repository=OUTPUT / "model_repository")
+    except GateRefused as refusal:
+        return refusal.partial
+
+
+def job_figures(name: str, run: dict[str, Any]) -> dict[str, float]:
+    """Return the figures of one run, by the names in `WANTED`."""
+    ratios = run["ratios"]
+    figures = {f"{name}: throughput at batch {batch}": value for batch, value in ratios["throughput"].items()}
+    figures[f"{name}: times smaller"] = ratios["size"]
+    trained, result = run["trained"]["quality"]["value"], run["result"]["quality"]["value"]
+    metric = run["result"]["quality"]["metric"]
+    figures[f"{name}: {metric} lost"] = trained - result
+    figures[f"{name}: {metric} kept"] = result / trained
+    figures |= {f"{name}: {score['metric']}": score["value"] for score in run["result"]["also"]}
+    if run["endpoint"]:
+        figures[f"{name}: endpoint answers that differ from the bundle"] = run["endpoint"]["parity"]["mismatched"]
+    return figures
+
+
+@contextmanager
+def serving(made: Workload, graphs: dict[str, Path], target: Target) -> Iterator[Endpoint]:
+    """Serve each ONNX file as a model of its own, probes off."""
+    place = OUTPUT / "saturation"
+    for name, graph in graphs.items():
+        with OnnxPredictor(graph) as onnx:
+            outputs = onnx.predict(payload.generate(made.inputs, 1, 0)[0])
+        specs = endpoint.output_specs(made, outputs)
+        with repository.stage(place, name, graph, made.inputs, specs, target) as staged:
+            repository.publish(staged, {})
+    with server.running(place, models=list(graphs)) as running:
+        yield running
+
+
+def drive_once(running: Endpoint, made: Workload, model: str, concurrency: int) -> dict[str, Any]:
+    """Return the load test's document for one closed loop."""
+    plan = drive.Plan(model, running.http, duration=SECONDS, concurrency=concurrency, seed=0, warmup=1.0)
+    results = OUTPUT / "load.jsonl"
+    drive.run(plan, payload.generate(made.inputs, 16, 0), results)
+    return report.summarize(results)
+
+
+def in_process(onnx: OnnxPredictor, made: Workload, batch: int) -> float:
+    """Return samples a second of back-to-back calls in this process."""
+    inputs = payload.generate(made.inputs, 1, 0, batch=batch)[0]
+    onnx.predict(inputs)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < SECONDS:
+        onnx.predict(inputs)
+        count += batch
+    return count / (time.perf_counter() - start)
+
+
+def saturation() -> dict[str, Any]:
+    """Return the served figures of sentence_embedding, FP32 and INT8, from alternating pairs."""
+    last = bundle.load(sorted((OUTPUT / "sentence_embedding").glob("[1-9]-*"))[-1])
+    made, target = last.workload, recipe.load(Path("examples/sentence_embedding.toml")).target
+    assert last.graph is not None
+    graphs = {"fp32": OUTPUT / "sentence_embedding" / "0-trained" / "model.onnx", "int8": last.graph}
+    pairs: dict[str, list[dict[str, float]]] = {name: [] for name in graphs}
+    local = {name: OnnxPredictor(graph, cores=target.cores) for name, graph in graphs.items()}
+    with serving(made, graphs, target) as running:
+        for _ in range(PAIRS):
+            for name in graphs:
+                load = drive_once(running, made, name, SATURATED)
+                mean = load["server"]["mean_batch"]
+                alone = in_process(local[name], made, round(mean))
+                served = load["rate"]["achieved"]
+                pairs[name].append({"served": served, "alone": alone, "ratio": served / alone, "mean_batch": mean})
+        moderate = drive_once(running, made, "int8", MODERATE)
+    return {"pairs": pairs, "moderate": moderate}
+
+
+def served_figures(found: dict[str, Any]) -> dict[str, float]:
+    """Return the figures of `saturation`, by the names in `WANTED`."""
+    figures = {
+        f"served over in-process, {name.upper()}": statistics.median(pair["ratio"] for pair in pairs)
+        for name, pairs in found["pairs"].items()
+    }
+    load = found["moderate"]
+    figures["server's success count minus the client's"] = load["server"]["success"] - load["requests"]["done"]
+    figures["client's mean service time over the server's, minus 1"] = load["server"]["overhead"]
+    return figures
+
+
+def reached(value: float, rule: tuple[str, float]) -> bool:
+    """Judge one figure."""
+    sign, limit = rule
+    return {"≥": value >= limit, "≤": value <= limit, "=": value == limit, "in": 0 <= value <= limit}[sign]
+
+
+def show(figures: dict[str, float], found: dict[str, Any]) -> None:
+    """Print every figure beside what was wanted, and the spread of the pairs."""
+    table = Table(title="main job", title_justify="left")
+    for title in ("figure", "measured", "wanted", ""):
+        table.add_column(title, justify="right" if title in ("measured", "wanted") else "left")
+    for name, (sign, limit) in WANTED.items():
+        value = figures.get(name)
+        wanted = f"0 to {limit:g}" if sign == "in" else f"{sign} {limit:g}"
+        verdict = "not measured" if value is None else "reached" if reached(value, (sign, limit)) else "MISSED"
+        table.add_row(name, "" if value is None else f"{value:.4g}", wanted, verdict)
+    console = Console(width=110)
+    console.print(table)
+    for name, pairs in found.get("pairs", {}).items():
+        ratios = [pair["ratio"] for pair in pairs]
+        low, middle, high = np.percentile(ratios, [25, 50, 75])
+        batch = statistics.median(pair["mean_batch"] for pair in pairs)
+        rates = {side: statistics.median(pair[side] for pair in pairs) for side in ("served", "alone")}
+        console.print(
+            f"{name}: served {rates['served']:.0f}, in process {rates['alone']:.0f} samples/s at mean batch {batch:.1f}; "
+            f"ratio {middle:.3f}, quartiles {low:.3f} to {high:.3f}, {len(ratios)} pairs"
+        )
+
+
+@click.command()
+@click.option("--served/--no-served", default=True, help="Also drive the server to saturation.")
+def main(served: bool) -> None:
+    """Run the main job on both examples and print the figures beside what was wanted."""
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    runs = {name: main_job(name) for name in EXAMPLES}
+    figures = {key: value for name, run in runs.items() for key, value in job_figures(name, run).items()}
+    found = saturation() if served else {}
+    if served:
+        figures |= served_figures(found)
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": Target().cores,
+        "date": time.strftime("%F"),
+    }
+    (OUTPUT / "main_job.json").write_text(
+        json.dumps({"machine": machine, "figures": figures, "served": found}, indent=2)
+    )
+    show(figures, found)
+
+
+if __name__ == "__main__":
+    main()
