@@ -21,6 +21,7 @@ from loadtest import drive, payload, report
 from optimize import bundle, endpoint, pipeline, recipe, workload
 from optimize.errors import GateRefused
 from optimize.predict import OnnxPredictor
+from optimize.report import page
 from optimize.workload import Workload
 from serve import repository, server
 from serve.server import Endpoint
@@ -160,8 +161,8 @@ def show(figures: dict[str, float], found: dict[str, Any]) -> None:
         batch = statistics.median(pair["mean_batch"] for pair in pairs)
         rates = {side: statistics.median(pair[side] for pair in pairs) for side in ("served", "alone")}
         console.print(
-            f"{name}: served {rates['served']:.0f}, in process {rates['alone']:.0f} samples/s at mean batch {batch:.1f}; "
-            f"ratio {middle:.3f}, quartiles {low:.3f} to {high:.3f}, {len(ratios)} pairs"
+            f"{name}: served {rates['served']:.0f}, in process {rates['alone']:.0f} samples/s "
+            f"at mean batch {batch:.1f}; ratio {middle:.3f}, quartiles {low:.3f} to {high:.3f}, {len(ratios)} pairs"
         )
 
 
@@ -175,11 +176,7 @@ def main(served: bool) -> None:
     found = saturation() if served else {}
     if served:
         figures |= served_figures(found)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": Target().cores,
-        "date": time.strftime("%F"),
-    }
+    machine = page.environment() | {"date": time.strftime("%F")}
     (OUTPUT / "main_job.json").write_text(
         json.dumps({"machine": machine, "figures": figures, "served": found}, indent=2)
     )
