@@ -64,9 +64,8 @@ def main(seconds: float, as_json: bool) -> None:
     if as_json:
         emit(found)
         return
-    click.echo(
-        f"size         {found['size']:.2f}x smaller ({found['bytes']['trained']:,} -> {found['bytes']['result']:,} bytes)"
-    )
+    sizes = found["bytes"]
+    click.echo(f"size         {found['size']:.2f}x smaller ({sizes['trained']:,} -> {sizes['result']:,} bytes)")
     for batch, ratio in found["throughput"].items():
         click.echo(
             f"batch {batch:>2} x 32 {ratio['value']:.2f}x the throughput of ORT FP32 "
