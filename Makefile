@@ -14,11 +14,18 @@ REPOSITORY := build/model_repository
 help: machine  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 34
 
+# tritonserver's backend process is linked against libpython, which Debian's Python itself does not need.
+LIBPYTHON = import os, sys, sysconfig as s; n = "libpython%d.%d.so.1.0" % sys.version_info[:2]; \
+	d = [s.get_config_var("LIBDIR"), s.get_config_var("LIBPL"), "/usr/lib/%s" % s.get_config_var("MULTIARCH"), "/usr/lib"]; \
+	any(os.path.exists(os.path.join(str(f), n)) for f in d) or print(n[:-7])
+
 machine:
-	@if [ -z "$(PYTHON)" ]; then \
-		echo "Python 3.11 or newer is missing; install it with: sudo apt-get install -y python3 python3-venv"; exit 1; fi
-	@if ! $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null; then \
-		echo "Python's venv module is missing; install it with: sudo apt-get install -y python3-venv"; exit 1; fi
+	@if [ -z "$(PYTHON)" ]; then missing="python3 python3-venv libpython3-dev"; else \
+		$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+			missing="$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"; \
+		missing="$$missing $$($(PYTHON) -c '$(LIBPYTHON)')"; fi; \
+	if [ -n "$$(echo $$missing)" ]; then \
+		echo "this machine lacks something; install it with: sudo apt-get install -y" $$missing; exit 1; fi
 
 $(READY): pyproject.toml constraints.txt | machine
 	@$(PYTHON) -c 'import sys; sys.exit(sys.platform != "linux")' || { echo "lathe is tested on Linux only"; exit 1; }
