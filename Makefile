@@ -56,7 +56,7 @@ bench: server  ## both workloads, and the figures that README.md quotes
 	$(BIN)/python benchmarks/main_job.py
 
 refresh-model-repository: server  ## make the committed small model again
-	rm -rf build/runs/refresh && $(BIN)/optimize run examples/digits_cnn.py:workload \
+	rm -rf build/runs/refresh model_repository/digits_cnn && $(BIN)/optimize run examples/digits_cnn.py:workload \
 		--recipe examples/digits_cnn.toml --output build/runs/refresh --repository model_repository
 
 clean:  ## remove what was built; the environments stay

@@ -90,12 +90,14 @@ def run(
         load=None,
         bundle=str(last.folder),
         version=None,
+        environment=page.environment(recipe.target.device),
     )
     gates = _gates(recipe, trained, last, quality, speeds, elements, strict)
     if repository is not None and (force or all(entry.passed for entry in gates)):
         proof = endpoint.prove(last, trained, quality, recipe, folder, repository, gates, force, progress)
         gates = proof.gates
         result |= {"endpoint": proof.endpoint, "load": proof.load, "version": proof.version}
+    result["places"] = _places(result)
     result["gates"] = [entry.document() for entry in gates]
     result["report"] = str(page.write(result, folder))
     (folder / "run.json").write_text(json.dumps(result, indent=2, default=str))
@@ -300,6 +302,16 @@ def _stop(gates: list[Gate], folder: Path, result: dict[str, Any]) -> None:
     except GateRefused as refusal:
         refusal.partial = result
         raise
+
+
+def _places(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the gated metric of the torch model that was exported, of the ONNX file, and of the endpoint if served."""
+    in_torch = [step for step in result["steps"] if steps_of.METHODS[steps_of.NAMES[step["name"]]].stage == "torch"]
+    return {
+        "torch": (in_torch or [result["trained"]])[-1]["quality"],
+        "onnx": result["result"]["quality"],
+        "endpoint": result["endpoint"] and result["endpoint"]["quality"],
+    }
 
 
 def _measured(quality: Quality, cost: Cost) -> dict[str, Any]:

@@ -3,8 +3,12 @@
 import sys
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+
+WIDE = 100
+"""Columns of a terminal from which on every figure has room."""
 
 
 def _console() -> Console:
@@ -20,22 +24,10 @@ def score(document: dict[str, Any]) -> str:
 def run(document: dict[str, Any]) -> None:
     """Print the proof of an `optimize run`: each model, the ratios, the gates, the endpoint and what was published."""
     console = _console()
-    batches = list(document["trained"]["cost"]["latency_ms"])
-    table = Table(title=f"{document['workload']}: from the trained model to the endpoint", title_justify="left")
-    table.add_column("model", overflow="fold")
-    table.add_column(document["trained"]["quality"]["metric"])
-    table.add_column("bytes", justify="right")
-    table.add_column("parameters", justify="right")
-    table.add_column("MACs", justify="right")
-    for batch in batches:
-        table.add_column(f"ms at {batch}", justify="right")
-    table.add_row("trained", *_row(document["trained"], batches))
-    for element in document["steps"]:
-        table.add_row(element["name"], *_row(element, batches))
-    if document["endpoint"]:
-        quality = document["endpoint"]["quality"]
-        table.add_row("endpoint", _interval(quality), *[""] * (3 + len(batches)))
-    console.print(table)
+    console.print(f"{document['workload']}: from the trained model to the endpoint")
+    _journey(console, document)
+    places = [f"{place} {found['value']:.4f}" for place, found in document["places"].items() if found]
+    console.print(f"{document['trained']['quality']['metric']} in {len(places)} places: {', '.join(places)}")
     _ratios(console, document["ratios"])
     gates(console, document["gates"])
     if document["load"]:
@@ -104,14 +96,28 @@ def gates(console: Console, entries: list[dict[str, Any]]) -> None:
             console.print(f"       {entry['advice']}", soft_wrap=True)
 
 
-def _row(entry: dict[str, Any], batches: list[str]) -> list[str]:
-    cost = entry["cost"]
-    times = [f"{cost['latency_ms'][batch]:.3g}" if batch in cost["latency_ms"] else "" for batch in batches]
-    return [_interval(entry["quality"]), f"{cost['bytes']:,}", f"{cost['parameters']:,}", f"{cost['macs']:,}", *times]
+def _journey(console: Console, document: dict[str, Any]) -> None:
+    """Print one row for each model; a narrow terminal gets fewer columns."""
+    batches = list(document["trained"]["cost"]["latency_ms"])
+    wide = console.width >= WIDE
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    table.add_column(document["trained"]["quality"]["metric"], no_wrap=True)
+    for title in ("bytes", *(("parameters", "MACs") if wide else ()), *(f"ms at {batch}" for batch in batches)):
+        table.add_column(title, justify="right", no_wrap=True)
+    rows = [("trained", document["trained"]), *((element["name"], element) for element in document["steps"])]
+    for name, entry in rows:
+        cost = entry["cost"]
+        counts = [f"{cost[key]:,}" for key in ("bytes", *(("parameters", "macs") if wide else ()))]
+        times = [f"{cost['latency_ms'][batch]:.3g}" for batch in batches]
+        table.add_row(name, _interval(entry["quality"], wide), *counts, *times)
+    if document["endpoint"]:
+        table.add_row("endpoint", _interval(document["endpoint"]["quality"], wide))
+    console.print(table)
 
 
-def _interval(document: dict[str, Any]) -> str:
-    return f"{document['value']:.4f} [{document['low']:.3f}, {document['high']:.3f}]"
+def _interval(document: dict[str, Any], wide: bool) -> str:
+    return f"{document['value']:.4f}" + (f" [{document['low']:.3f}, {document['high']:.3f}]" if wide else "")
 
 
 def _ratios(console: Console, ratios: dict[str, Any]) -> None:

@@ -86,6 +86,8 @@ def test_the_result_is_smaller_and_the_endpoint_is_the_bundle(finished: dict[str
     assert document["result"]["cost"]["parameters"] < document["trained"]["cost"]["parameters"]
     assert document["endpoint"]["quality"]["value"] == document["result"]["quality"]["value"]
     assert document["endpoint"]["parity"]["mismatched"] == 0
+    assert document["places"]["endpoint"] == document["endpoint"]["quality"]
+    assert document["places"]["torch"] == document["steps"][1]["quality"]
 
 
 def test_what_was_published_serves_and_says_whence(finished: dict[str, object], optimize: Optimize) -> None:
