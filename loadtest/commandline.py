@@ -6,6 +6,7 @@ wrong travels up as an exception and is turned into an exit code here and nowher
 
 import errno
 import importlib.metadata
+import io
 import json
 import math
 import signal
@@ -14,17 +15,20 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from types import FrameType
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 import click
 from rich.console import Console
 
-from loadtest.errors import BadInput, LatheError, MachineError, Stopped, UsageError
+from loadtest.errors import BadInput, Interrupted, LatheError, MachineError, Stopped, UsageError
 
 FORMAT = 1
-INTERRUPTED = 130
+_ROOMS = ("optimize", "serve", "loadtest")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout, nothing else.")
 
@@ -44,7 +48,22 @@ def document(**values: Any) -> dict[str, Any]:
 
 def emit(values: dict[str, Any]) -> None:
     """Print a document to standard output as JSON; NaN and infinity are not JSON and become null."""
-    click.echo(json.dumps(_finite(values), indent=2, default=str, allow_nan=False))
+    text = json.dumps(_finite(values), indent=2, default=str, allow_nan=False)
+    if isinstance(sys.stdout, _Aside):
+        sys.stdout.emitted = True
+        click.echo(text, file=sys.stdout.output)
+    else:
+        click.echo(text)
+
+
+class _Aside:
+    """Standard output while one JSON document is owed: what a user's code prints goes to standard error instead."""
+
+    def __init__(self, output: IO[str]) -> None:
+        self.output, self.emitted = output, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 def _finite(value: Any) -> Any:
@@ -96,54 +115,88 @@ class CommandGroup(click.Group):
     ) -> NoReturn:
         """Run the command that `args` (default: the process's own) names and exit."""
         args = list(sys.argv[1:] if args is None else args)
-        as_json = "--json" in args
         signal.signal(signal.SIGTERM, _stop)
-        try:
-            code = super().main(args, prog_name=prog_name, standalone_mode=False)
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("interrupted", err=True)
-            code = INTERRUPTED
-        except BaseException as error:
-            if isinstance(error, SystemExit):
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # A terminal that has no × is not worth a failure.
+                stream.reconfigure(errors="replace")
+        aside = _Aside(sys.stdout) if "--json" in args else None
+        with redirect_stdout(cast(IO[str], aside)) if aside else nullcontext():
+            try:
+                code = super().main(args, prog_name=prog_name, standalone_mode=False)
+            except SystemExit:
                 raise
-            code = _report(error, as_json)
+            except BaseException as error:
+                failure = _translate(error)
+                if aside and not aside.emitted:
+                    emit({**document(**failure.partial), "error": failure.document()})
+                failure.show()
+                code = failure.exit_code
         sys.exit(code if isinstance(code, int) else 0)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse to be called without a command."""
+        if not args:
+            raise UsageError("no command was given", fix=f"{ctx.command_path} --help lists them")
+        return super().parse_args(ctx, args)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which unwinds everything as Ctrl-C does: no `except Exception` on the way may swallow it."""
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
     # A second SIGTERM must not cut the clean-up that the first one started.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Stopped("stopped by SIGTERM")
-
-
-def _report(error: BaseException, as_json: bool) -> int:
-    failure = _translate(error)
-    if as_json:
-        emit({**document(**failure.partial), "error": failure.document()})
-    failure.show()
-    return failure.exit_code
+    raise _Terminated
 
 
 def _translate(error: BaseException) -> LatheError:
     """Turn any exception into one of ours; what nobody foresaw is a bug, its traceback kept in a named file."""
+    for link in _chain(error):
+        # Whatever a library or a clean-up made of it, the user's wish was the cause.
+        if isinstance(link, _Terminated):
+            return Stopped("stopped by SIGTERM", fix="run it again")
+        if isinstance(link, KeyboardInterrupt):
+            return Interrupted("interrupted", fix="run it again")
+    if isinstance(error, click.Abort) and error.__cause__ is not None:
+        error = error.__cause__  # Click makes this of an EOFError
     if isinstance(error, LatheError):
         return error
     if isinstance(error, click.ClickException):
         return UsageError(error.format_message(), fix="run the command with --help")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MachineError("the disk is full", where=str(error.filename or ""), fix="free some space and run it again")
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return BadInput("cannot be written or read", where=str(error.filename or ""), fix="check its permissions")
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        package = error.name.partition(".")[0]
-        return MachineError(f"the package {package} is not installed", fix="pip install 'lathe[all]'")
-    return LatheError(
-        f"a bug in lathe: {type(error).__name__}: {error}",
-        fix=f"please report it with the traceback in {_keep_traceback(error)}",
-    )
+    if isinstance(error, OSError) and (foreseen := _translate_os(error)):
+        return foreseen
+    if isinstance(error, MemoryError):
+        return MachineError("there is not enough memory", fix="use smaller batches or inputs")
+    if isinstance(error, ImportError) and (package := (error.name or "").partition(".")[0]) not in ("", *_ROOMS):
+        missing = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported: {error}"
+        return MachineError(f"the package {package} {missing}", fix="pip install 'lathe[optimize]'")
+    return LatheError(f"a bug in lathe: {type(error).__name__}: {error}", fix=_keep_traceback(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _translate_os(error: OSError) -> LatheError | None:
+    where, reason = str(error.filename or ""), error.strerror or str(error)
+    if error.errno in _FULL:
+        return MachineError("the disk is full", where=where, fix="free some space and run it again")
+    if error.errno in _EXHAUSTED:
+        return MachineError(f"the machine says: {reason}", where=where, fix="look after the machine and run it again")
+    if error.errno in _FORBIDDEN:
+        return BadInput("cannot be written or read", where=where, fix="check its permissions")
+    return BadInput(f"cannot be used: {reason}", where=where, fix="check the path") if where else None
 
 
 def _keep_traceback(error: BaseException) -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="lathe-traceback-", suffix=".txt", delete=False) as file:
-        file.writelines(traceback.format_exception(error))
-    return file.name
+    """Write the traceback to a file and return what to do with it."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="lathe-traceback-", suffix=".txt", delete=False) as file:
+            file.writelines(traceback.format_exception(error))
+    except OSError:
+        return f"please report it; it was raised at {traceback.extract_tb(error.__traceback__)[-1]}"
+    return f"please report it with the traceback in {file.name}"

@@ -34,7 +34,6 @@ TICK = 0.1
 GIVE_UP = 2.0
 """Seconds of nothing but broken connections after which the server counts as gone."""
 
-MOST_IN_FLIGHT = 1000
 _FIRST_CONNECTIONS = 16
 _PATIENCE = 30.0
 _RETRY_PAUSE = 0.05
@@ -72,18 +71,23 @@ class Plan:
     seed: int = 0
     timeout: float = 30.0
     warmup: float = 1.0
-    in_flight: int = MOST_IN_FLIGHT
+    in_flight: int = schedule.MOST_IN_FLIGHT
 
     def __post_init__(self) -> None:
         parse_url(self.url)
         if (self.concurrency is None) == (self.rate is None):
             raise UsageError("a plan has either a concurrency or a rate", fix="give one of the two")
-        positive = {"duration": self.duration, "timeout": self.timeout, "rate": self.rate, "in_flight": self.in_flight}
-        positive["concurrency"] = self.concurrency
-        for name, value in positive.items():
+        most: dict[str, float | None] = {"duration": None, "timeout": None, "in_flight": None}
+        most |= {"concurrency": schedule.MOST_IN_FLIGHT, "rate": schedule.FASTEST}
+        for name, limit in most.items():
+            value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"{name} is {value:g}", fix=f"give a {name} above 0")
-        if self.warmup < 0:
+            if value is not None and limit is not None and value > limit:
+                raise UsageError(f"{name} is {value:g}", fix=f"give a {name} of at most {limit:g}; split larger loads")
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}", fix="give 0 or a larger whole number")
+        if not 0 <= self.warmup < float("inf"):
             raise UsageError(f"warmup is {self.warmup:g}", fix="give 0 or more seconds")
         if self.arrival not in schedule.SHAPES:
             raise UsageError(f"no arrival is called {self.arrival!r}", fix=f"use one of {', '.join(schedule.SHAPES)}")

@@ -1,6 +1,6 @@
 """The errors that a user can meet, and the exit code that each carries.
 
-Every room has an `errors.py` that hangs its own classes below these five::
+Every room has an `errors.py` that hangs its own classes below these::
 
     LatheError                 never raised itself
     ├── UsageError       2     a wrong option, recipe, plan or scenario
@@ -12,6 +12,7 @@ Every room has an `errors.py` that hangs its own classes below these five::
     │   ├── ServerAbsent           nothing answers at the address, or it stopped answering
     │   ├── ServerFault            the server says that it failed
     │   └── ServerNonsense         what answers there is not what a Triton server says
+    ├── Interrupted      130   Ctrl-C
     └── Stopped          143   SIGTERM asked the command to end
 
 Of these rooms only this module and `commandline.py` know Click.
@@ -98,6 +99,16 @@ class ServerFault(MachineError):
 
 class ServerNonsense(MachineError):
     """Something answers, but not what a Triton server says."""
+
+
+class Interrupted(LatheError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print one word: nothing is wrong."""
+        click.echo(self.what, file=file, err=file is None)
 
 
 class Stopped(LatheError):

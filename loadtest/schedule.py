@@ -12,6 +12,11 @@ import numpy as np
 Shape = Callable[[float, float, int], Iterator[float]]
 _BLOCK = 1024
 
+FASTEST = 100_000.0
+"""Requests a second that may be asked for; beyond what one generator sends, a run would be a list of dropped ones."""
+MOST_IN_FLIGHT = 1000
+"""Requests in flight at once, at most."""
+
 
 def constant(rate: float, duration: float, seed: int = 0) -> Iterator[float]:
     """Yield equally spaced send times, `rate` per second, the first at 0."""

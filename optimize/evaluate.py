@@ -9,7 +9,7 @@ import numpy as np
 from loadtest.tensors import Array, Arrays
 from optimize.errors import BadData, BadModel, BadWorkload
 from optimize.predict import Predictor, cut
-from optimize.workload import Workload, concatenate
+from optimize.workload import Workload, concatenate, guarded
 
 RESAMPLES = 2000
 LEVEL = 95.0
@@ -100,14 +100,13 @@ def judge(workload: Workload, outputs: Arrays, targets: Any, reference: Arrays) 
     Raises:
         BadWorkload: the scores are not a mapping of finite one-dimensional arrays.
     """
-    try:
-        returned = workload.scores(outputs, targets, reference)
-    except Exception as error:
-        raise BadWorkload(
-            f"scores() raised {type(error).__name__}: {error}", where=workload.source or workload.name, fix="mend it"
-        ) from error
+    returned = guarded(lambda: workload.scores(outputs, targets, reference), "scores()", workload.source)
     if not isinstance(returned, Mapping) or not returned:
-        raise BadWorkload("scores() must return a mapping of arrays, the gated metric first", where=workload.name)
+        raise BadWorkload(
+            f"scores() must return a mapping of arrays, it returned {type(returned).__name__}",
+            where=workload.source or workload.name,
+            fix="return one array for each score, the gated metric first",
+        )
     return Quality(tuple(_score(workload, name, np.asarray(values)) for name, values in returned.items()), outputs)
 
 
@@ -142,24 +141,38 @@ def bootstrap(pairs: Array, statistic: Callable[[Array], float], seed: int = 0) 
 
 
 def _score(workload: Workload, name: str, samples: Array) -> Score:
-    if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
+    where = workload.source or workload.name
+    if samples.dtype.kind not in "biuf" or samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
         raise BadWorkload(
-            f"scores() gave {name!r} the shape {samples.shape}"
-            + (" with NaN or nothing in it" if samples.ndim == 1 else ""),
-            where=workload.source or workload.name,
+            f"scores() gave {name!r} the shape {samples.shape} and dtype {samples.dtype}"
+            + (", with NaN or nothing in it" if samples.ndim == 1 else ""),
+            where=where,
             fix="return one finite number for each sample",
         )
     samples = samples.astype(np.float64)
-    resampled = bootstrap(samples, workload.aggregate)
+    value, resampled = guarded(
+        lambda: (float(workload.aggregate(samples)), bootstrap(samples, workload.aggregate)), "aggregate()", where
+    )
+    if not np.isfinite([value, *resampled]).all():
+        raise BadWorkload(f"aggregate() of {name!r} is not finite", where=where, fix="return one finite number")
     low, high = np.percentile(resampled, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
-    return Score(name, samples, float(workload.aggregate(samples)), float(low), float(high))
+    return Score(name, samples, value, float(low), float(high))
 
 
 def _check_outputs(answer: Arrays, workload: Workload, size: int, where: str) -> None:
     for name in workload.outputs:
         if name not in answer:
-            raise BadModel(f"has no output {name!r}; it has {', '.join(answer)}", where=where)
+            fix = "name the outputs that the workload declares"
+            raise BadModel(f"has no output {name!r}; it has {', '.join(answer)}", where=where, fix=fix)
         if answer[name].ndim == 0 or len(answer[name]) != size:
-            raise BadModel(f"output {name!r} has the shape {answer[name].shape} for {size} samples", where=where)
+            raise BadModel(
+                f"output {name!r} has the shape {answer[name].shape} for {size} samples",
+                where=where,
+                fix="return one row for each sample",
+            )
         if answer[name].dtype.kind == "f" and not np.isfinite(answer[name]).all():
-            raise BadModel(f"output {name!r} has NaN or infinite values", where=where)
+            raise BadModel(
+                f"output {name!r} has NaN or infinite values",
+                where=where,
+                fix="look for NaN in the model's weights, and for a division or a logarithm of 0 in its forward",
+            )

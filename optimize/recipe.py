@@ -11,6 +11,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from loadtest.schedule import FASTEST, MOST_IN_FLIGHT
 from optimize.errors import BadRecipe
 from optimize.export.onnx import Onnx
 from optimize.step import METHODS, NAMES
@@ -40,9 +41,9 @@ class Budget:
 class Load:
     """The load test at the end of a run: closed loop with `concurrency`, or open loop at `rate` per second."""
 
-    duration: float = Field(default=5.0, gt=0, description="Seconds.")
-    concurrency: int = Field(default=8, ge=1)
-    rate: float | None = Field(default=None, gt=0)
+    duration: float = Field(default=5.0, gt=0, allow_inf_nan=False, description="Seconds.")
+    concurrency: int = Field(default=8, ge=1, le=MOST_IN_FLIGHT)
+    rate: float | None = Field(default=None, gt=0, le=FASTEST)
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,20 @@ def load(path: Path) -> Recipe:
         BadRecipe: no such file, not TOML, an unknown key, a wrong value, or steps out of order.
     """
     try:
-        text = path.read_text()
-    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
-        raise BadRecipe("there is no such recipe", where=str(path), fix="give the path of a TOML file") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRecipe("is not a text file", where=str(path), fix="give the path of a TOML file") from error
+    except OSError as error:
+        reason = "" if isinstance(error, FileNotFoundError | IsADirectoryError) else f": {error.strerror}"
+        raise BadRecipe(
+            f"there is no such recipe{reason}", where=str(path), fix="give the path of a TOML file"
+        ) from error
     try:
         return parse(tomllib.loads(text), str(path))
     except tomllib.TOMLDecodeError as error:
-        raise BadRecipe(f"is not TOML: {error}", where=str(path)) from error
+        raise BadRecipe(
+            f"is not TOML: {error}", where=str(path), fix="mend that line; text stands in quotes"
+        ) from error
 
 
 def parse(document: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -148,14 +156,18 @@ def build(config: type, values: object, where: str) -> Any:
         BadRecipe: an unknown key (with the one that was probably meant) or a wrong value.
     """
     if not isinstance(values, Mapping):
-        raise BadRecipe(f"is {values!r}, not a table", where=where)
+        raise BadRecipe(f"is {values!r}, not a table", where=where, fix="write it as a [table] with keys")
     _check_keys(values, [entry.name for entry in fields(config)], where)
     try:
         return TypeAdapter(config).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise BadRecipe(f"{name} = {first['input']!r}: {first['msg'].lower()}", where=where) from error
+        raise BadRecipe(
+            f"{name} = {first['input']!r} cannot be",
+            where=where,
+            fix=first["msg"].replace("Input", name, 1).replace("tuple", "list"),
+        ) from error
 
 
 def _step(table: object, where: str) -> Any:

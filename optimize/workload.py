@@ -79,6 +79,10 @@ class Workload:
     def __post_init__(self) -> None:
         if not self.name.replace("_", "").replace("-", "").isalnum():
             raise BadWorkload(f"the name {self.name!r} cannot name a model", fix="use letters, digits, '_' and '-'")
+        if isinstance(self.outputs, str):
+            raise BadWorkload(
+                f"outputs is the text {self.outputs!r}, not a tuple", where=self.name, fix=f"write ({self.outputs!r},)"
+            )
         for what, names in (("inputs", [spec.name for spec in self.inputs]), ("outputs", list(self.outputs))):
             if not names or len(set(names)) < len(names) or not all(names):
                 raise BadWorkload(
@@ -102,21 +106,25 @@ class Workload:
                 f"the workload has no {kind} data", where=self.name, fix=f"give Workload a {kind} function"
             )
         count = 0
-        iterator = _guarded(lambda: iter(source()), f"{kind}()", self.source)
-        while (batch := _guarded(lambda: next(iterator, None), f"{kind}()", self.source)) is not None:
+        iterator = guarded(lambda: iter(source()), f"{kind}()", self.source)
+        while (batch := guarded(lambda: next(iterator, None), f"{kind}()", self.source)) is not None:
             _check_batch(batch, self.inputs, f"{self.name}: {kind} batch {count}")
             yield batch
             count += 1
         if not count:
-            raise BadData(f"{kind}() returned no batch", where=self.name)
+            raise BadData(f"{kind}() returned no batch", where=self.name, fix="let it return its batches at every call")
 
     def build(self) -> "nn.Module":
         """Return the trained model in evaluation mode; a fresh one when `model` is a function."""
         from torch import nn
 
-        model = self.model if isinstance(self.model, nn.Module) else _guarded(self.model, "model()", self.source)
+        model = self.model if isinstance(self.model, nn.Module) else guarded(self.model, "model()", self.source)
         if not isinstance(model, nn.Module):
-            raise BadWorkload(f"model is {type(model).__name__}, not a torch.nn.Module", where=self.name)
+            raise BadWorkload(
+                f"model is {type(model).__name__}, not a torch.nn.Module",
+                where=self.name,
+                fix="give the trained module, or a function that returns it",
+            )
         return model.eval()
 
 
@@ -130,9 +138,9 @@ def load(source: str) -> Workload:
     if not place:
         place, name = source, "workload"
     if place.endswith(".py"):
-        module = _guarded(lambda: _import_file(Path(place)), place, place)
+        module = guarded(lambda: _import_file(Path(place)), place, place)
     else:
-        module = _guarded(lambda: importlib.import_module(place), place, place)
+        module = _import_module(place)
     made = getattr(module, name, None)
     if made is None:
         raise BadWorkload(
@@ -140,9 +148,12 @@ def load(source: str) -> Workload:
             where=place,
             fix="define a function that returns a Workload, and name it here",
         )
-    workload = made if isinstance(made, Workload) else _guarded(made, f"{name}()", str(module.__file__))
+    file = getattr(module, "__file__", None) or place
+    workload = made if isinstance(made, Workload) else guarded(made, f"{name}()", str(file))
     if not isinstance(workload, Workload):
-        raise BadWorkload(f"{name}() returned {type(workload).__name__}, not a Workload", where=place)
+        raise BadWorkload(
+            f"{name}() returned {type(workload).__name__}, not a Workload", where=place, fix="return a Workload"
+        )
     return replace(workload, source=f"{place}:{name}")
 
 
@@ -188,36 +199,78 @@ def _digest_into(data: "hashlib._Hash", *values: Any) -> None:
 
 
 def concatenate(parts: list[Any], what: str) -> Any:
-    """Join per-batch arrays, or mappings of arrays, along the batch axis; None stays None."""
-    if parts[0] is None:
+    """Join per-batch arrays, or mappings of arrays, along the batch axis; None stays None.
+
+    Raises:
+        BadData: the batches differ in kind, keys or shape.
+    """
+    same = "let every evaluation batch have the same kind of targets"
+    if any(isinstance(part, Mapping) for part in parts):
+        keys = parts[0].keys() if isinstance(parts[0], Mapping) else ()
+        if not all(isinstance(part, Mapping) and part.keys() == keys for part in parts):
+            raise BadData(f"{what} has other keys in some batch", fix=same)
+        return {key: concatenate([part[key] for part in parts], f"{what} {key!r}") for key in keys}
+    if all(part is None for part in parts):
         return None
-    if isinstance(parts[0], Mapping):
-        return {key: concatenate([part[key] for part in parts], f"{what} {key!r}") for key in parts[0]}
     arrays = [np.asarray(part) for part in parts]
     if len({array.shape[1:] for array in arrays}) > 1:
         raise BadData(f"{what} has another shape in each batch", fix="pad the evaluation batches to one length")
+    if any(part is None or not array.shape for part, array in zip(parts, arrays, strict=True)):
+        raise BadData(f"{what} is not an array in some batch", fix=same)
     return np.concatenate(arrays)
 
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise BadWorkload("there is no such file", where=str(path), fix="give path/to/file.py:function")
-    # A plain name, so that classes defined in the file have a stable qualified name in every run.
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name that is the same in every run, and that no other module has.
+    name = f"workload_of_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise BadWorkload("is not a Python file", where=str(path))
+        raise BadWorkload("is not a Python file", where=str(path), fix="give path/to/file.py:function")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickling look their module up by name; the file may import what lies beside it.
+    sys.modules[name] = module
+    _look_in(path.resolve().parent)
     spec.loader.exec_module(module)
     return module
 
 
-def _guarded(call: Callable[[], Any], what: str, source: str) -> Any:
-    """Run the user's code; what it raises becomes one line that names the user's own file and line."""
+def _import_module(place: str) -> ModuleType:
+    """Import `package.module`, from the working directory too, which a console script does not search."""
+    fix = "give path/to/file.py:function or package.module:function"
+    if Path(place).exists() and not Path(place).is_dir():
+        raise BadWorkload("is not a Python file", where=place, fix=fix)
+    if not all(part.isidentifier() for part in place.split(".")):
+        raise BadWorkload("there is no such file or module", where=place or "SOURCE", fix=fix)
+    _look_in(Path.cwd())
+    try:
+        module: ModuleType = guarded(lambda: importlib.import_module(place), place, place)
+    except BadWorkload as error:
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and f"{place}.".startswith(f"{cause.name}."):
+            raise BadWorkload("there is no such module", where=place, fix=fix) from cause
+        raise
+    return module
+
+
+def _look_in(folder: Path) -> None:
+    # Last, so that no file of the user's takes the place of a module that lathe needs.
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def guarded(call: Callable[[], Any], what: str, source: str) -> Any:
+    """Run the user's code; what it raises becomes one line that names the user's own file and line.
+
+    Raises:
+        BadWorkload: whatever the code raised, also when it wants the process to exit.
+    """
     try:
         return call()
     except (LatheError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         file = (source.rpartition(":")[0] if ".py:" in source else source) or what
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename.endswith(Path(file).name)]
@@ -235,25 +288,33 @@ def _guarded(call: Callable[[], Any], what: str, source: str) -> Any:
 def _check_batch(batch: object, specs: tuple[TensorSpec, ...], where: str) -> None:
     if not isinstance(batch, Batch):
         raise BadData(f"is {type(batch).__name__}, not a Batch", where=where, fix="yield Batch(inputs, targets)")
+    if not isinstance(batch.inputs, Mapping) or not all(isinstance(a, np.ndarray) for a in batch.inputs.values()):
+        raise BadData("its inputs are not a mapping of numpy arrays", where=where, fix="yield Batch({name: array}, …)")
     names = {spec.name for spec in specs}
+    fix = "let the data and the workload's TensorSpecs say the same"
     if set(batch.inputs) != names:
-        raise BadData(f"has the inputs {sorted(batch.inputs)}, the workload declares {sorted(names)}", where=where)
-    if len({len(array) for array in batch.inputs.values()}) != 1:
-        raise BadData("its inputs differ in batch size", where=where)
+        found = sorted(map(str, batch.inputs))
+        raise BadData(f"has the inputs {found}, the workload declares {sorted(names)}", where=where, fix=fix)
+    if len({array.shape[:1] for array in batch.inputs.values()}) != 1:
+        raise BadData("its inputs differ in batch size", where=where, fix="give every input one row for each sample")
     for spec in specs:
-        _check_array(batch.inputs[spec.name], spec, where)
+        _check_array(batch.inputs[spec.name], spec, where, fix)
 
 
-def _check_array(array: Array, spec: TensorSpec, where: str) -> None:
+def _check_array(array: Array, spec: TensorSpec, where: str, fix: str) -> None:
     if str(array.dtype) != spec.dtype:
-        raise BadData(f"input {spec.name!r} is {array.dtype}, the workload declares {spec.dtype}", where=where)
+        what = f"input {spec.name!r} is {array.dtype}, the workload declares {spec.dtype}"
+        raise BadData(what, where=where, fix=fix)
     wrong = len(array.shape) != len(spec.dims) or any(
         not dim.minimum <= size <= dim.maximum if isinstance(dim, Dim) else dim != size
         for size, dim in list(zip(array.shape, spec.dims, strict=False))[1:]
     )
     if wrong:
         wanted = ", ".join(f"{d.name} {d.minimum}..{d.maximum}" if isinstance(d, Dim) else str(d) for d in spec.dims)
-        raise BadData(f"input {spec.name!r} has the shape {array.shape}, the workload declares ({wanted})", where=where)
+        what = f"input {spec.name!r} has the shape {array.shape}, the workload declares ({wanted})"
+        raise BadData(what, where=where, fix=fix)
+    if not len(array):
+        raise BadData(f"input {spec.name!r} has no samples", where=where, fix="leave empty batches out")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         sample = int(np.argwhere(~np.isfinite(array))[0][0])
         raise BadData(

@@ -1,10 +1,13 @@
 """Target: the hardware and the runtime that a model is made for."""
 
 import os
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+LARGEST_BATCH, MOST_CORES = 65536, 1024
+"""Beyond these a number is a slip of the hand."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -20,8 +23,8 @@ class Target:
 
     device: Literal["cpu", "cuda"] = "cpu"
     runtime: Literal["onnxruntime"] = "onnxruntime"
-    cores: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
-    batch: tuple[int, ...] = Field(default=(1, 32), min_length=1)
+    cores: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=MOST_CORES)
+    batch: tuple[Annotated[int, Field(ge=1, le=LARGEST_BATCH)], ...] = Field(default=(1, 32), min_length=1)
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form, as `lineage.json` and recipes hold it."""

@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 
 from loadtest.commandline import emit, json_option
+from loadtest.errors import UsageError
 
 
 @click.command()
@@ -23,6 +24,8 @@ def report(results: Path, html: Path | None, as_json: bool) -> None:
     from loadtest.report import summarize, text
 
     values = summarize(results)
+    if html and html.exists() and html.samefile(results):
+        raise UsageError("--html would overwrite the results", fix="give another name")
     if html:
         page.write(results, html)
     if as_json:

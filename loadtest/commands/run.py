@@ -86,6 +86,10 @@ def run(model: str, url: str, html: Path | None, output: Path | None, as_json: b
     for wanted in filter(None, (output, html)):
         if not wanted.parent.is_dir():
             raise BadInput("there is no such folder", where=str(wanted.parent), fix="create it, or write elsewhere")
+        if wanted.is_dir():
+            raise BadInput("is a folder", where=str(wanted), fix="name a file in it")
+    if output and html and output.resolve() == html.resolve():
+        raise UsageError("--output and --html are the same file", fix="give two names")
     payloads, tolerance = _payloads(plan, options)
     path = output or _default_output(model)
     with _progress(plan, quiet=as_json) as show:
@@ -99,7 +103,9 @@ def run(model: str, url: str, html: Path | None, output: Path | None, as_json: b
 def _plan(model: str, url: str, options: dict[str, Any]) -> "Plan":
     from loadtest.drive import Plan
 
-    concurrency, rate = options["concurrency"], options["rate"]
+    concurrency, rate, tolerance = options["concurrency"], options["rate"], options["tolerance"]
+    if tolerance is not None and not 0 <= tolerance < float("inf"):
+        raise UsageError(f"--tolerance is {tolerance:g}", fix="give 0 or more")
     if options["arrival"] and rate is None:
         raise UsageError("--arrival needs --rate", fix="a closed loop sends when an answer comes back")
     if concurrency is None and rate is None:

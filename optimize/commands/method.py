@@ -46,7 +46,9 @@ def _common(names: list[str], default: str) -> list[Callable[[Any], Any]]:
     return [
         click.option("--method", type=click.Choice(names), default=default, show_default=True, help="The method."),
         click.option("--output", required=True, type=click.Path(path_type=Path), help="The bundle to write."),
-        click.option("--seed", default=0, show_default=True, help="Seeds every random choice."),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seeds every random choice."
+        ),
         click.option("--batch", default=BATCHES, show_default=True, help="Batch sizes to measure at."),
         click.option(
             "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it will run."
