@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtest.errors import LatheError
-from loadtest.tensors import Dim, TensorSpec
+from loadtest.tensors import Array, Dim, TensorSpec
 from optimize.errors import BadGraph, NoEffect
 
 if TYPE_CHECKING:
@@ -185,6 +185,13 @@ def _numbered(base: str) -> Iterator[str]:
 def _short() -> Iterator[str]:
     for length in itertools.count(1):
         yield from map("".join, itertools.product(string.ascii_letters, repeat=length))
+
+
+def constant(value: "onnx_ir.Value | None") -> Array:
+    """Return the array behind a constant value."""
+    if value is None or value.const_value is None:
+        raise ValueError("the value is not a constant")
+    return value.const_value.numpy()
 
 
 def operators(model: "onnx_ir.Model") -> set[str]:

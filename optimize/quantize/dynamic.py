@@ -1,4 +1,4 @@
-"""quantize.dynamic: INT8 weights, and activations whose range is taken from each batch as it comes: no data needed."""
+"""quantize.dynamic: INT8 weights, and activations whose range is taken from each batch as it comes."""
 
 import functools
 from pathlib import Path
@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize.export import graph
+from optimize.quantize import calibrate, smooth
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -27,6 +28,13 @@ class Dynamic:
     reduce_range: bool = Field(
         default=False, description="Weights of 7 bits, for CPUs without VNNI, whose 8-bit products overflow."
     )
+    smooth: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="How far outliers of activations move into the weights (SmoothQuant); 0 for none, else needs "
+        "calibration data.",
+    )
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
 
 
@@ -42,12 +50,15 @@ def apply(config: Dynamic, subject: Path, context: "Context") -> Path:
 
     model = graph.load(subject)
     graph.refuse_quantized(model, subject)
+    names = graph.excluded(model, config.exclude)
+    graph.refuse_idle(model, WEIGHTED, names)
+    if config.smooth:
+        smooth.smooth(subject, calibrate.samples(context.workload, smooth.SAMPLES), config.smooth)
+        model = graph.load(subject)
     own_weights(model)
     graph.save(model, subject)
     # The quantizer makes MatMul and Add of a Gemm, under new names.
     present = graph.operators(model) | {"MatMul"}
-    names = graph.excluded(model, config.exclude)
-    graph.refuse_idle(model, WEIGHTED, names)
     quantize = functools.partial(
         quantize_dynamic,
         op_types_to_quantize=[kind for kind in WEIGHTED if kind in present],

@@ -14,11 +14,12 @@ from torch import nn
 
 from loadtest.tensors import BATCH, Dim, TensorSpec
 from optimize import step
-from optimize.errors import BadData, BadGraph, NoEffect
+from optimize.errors import BadData, BadGraph, BadWorkload, NoEffect
 from optimize.export import graph
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor, TorchPredictor
 from optimize.quantize.dynamic import Dynamic
+from optimize.quantize.smooth import smooth
 from optimize.quantize.static import Static
 from optimize.workload import Batch, Workload
 from serve.target import Target
@@ -213,6 +214,46 @@ def test_dynamic_keeps_excluded_nodes_float(quantize: Quantize, tmp_path: Path) 
     path = quantize(Dynamic(exclude=(name,)), source, made)
     assert kernels(path, tmp_path).count("DynamicQuantizeMatMul") == 1
     assert path.stat().st_size > whole + 3 * 64 * 64
+
+
+class Outliers(nn.Module):
+    """A dense layer whose input has one channel a hundred times the others, as transformers have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Linear(64, 64), nn.Linear(64, 64, bias=False)
+        with torch.no_grad():
+            self.one.weight[7] *= 100
+            self.two.weight[:, 7] /= 100
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.two(self.one(input))
+
+
+@pytest.mark.parametrize("rank", [2, 3], ids=["Gemm", "MatMul"])
+def test_smoothing_takes_outliers_out_of_activations(rank: int, quantize: Quantize, tmp_path: Path) -> None:
+    spec = ROW if rank == 2 else TensorSpec("input", "float32", (BATCH, 3, 64))
+    made = workload(Outliers().eval(), spec)
+    plain = distance(quantize(Dynamic(), tmp_path / "model.onnx", made), made)
+    smoothed = quantize(Dynamic(smooth=0.5), tmp_path / "model.onnx", made)
+    assert distance(smoothed, made) < plain / 3
+    assert kernels(smoothed, tmp_path).count("DynamicQuantizeMatMul") == 2
+
+
+def test_smoothing_alone_changes_nothing_but_rounding(tmp_path: Path) -> None:
+    made = workload(Outliers().eval(), ROW)
+    path = export(made.build(), made.inputs, made.outputs, tmp_path / "model.onnx")
+    smooth(path, [batch.inputs for batch in made.batches("calibration")], 0.7)
+    assert distance(path, made) < 1e-5
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert "Mul" in graph.operators(graph.load(path))
+
+
+def test_smoothing_needs_calibration_data(quantize: Quantize, tmp_path: Path) -> None:
+    made = replace(workload(Outliers().eval(), ROW), calibration=None)
+    with pytest.raises(BadWorkload, match="no calibration data"):
+        quantize(Dynamic(smooth=0.5), tmp_path / "model.onnx", made)
 
 
 @pytest.mark.parametrize("config", [Static(), Dynamic()])
