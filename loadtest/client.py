@@ -95,11 +95,11 @@ def parse_url(url: str) -> tuple[str, str]:
     Raises:
         UsageError: another scheme, no port, or something behind the port.
     """
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        port = None
+        parts, port = urlsplit(""), None
     if parts.scheme not in ("grpc", "http") or not parts.hostname or not port or parts.path.strip("/") or parts.query:
         raise UsageError("not the address of a server", where=url, fix="write grpc://HOST:PORT or http://HOST:PORT")
     return parts.scheme, parts.netloc

@@ -9,6 +9,7 @@ import importlib.metadata
 import io
 import json
 import math
+import os
 import signal
 import sys
 import tempfile
@@ -107,6 +108,28 @@ def reporting() -> Iterator[Callable[[str, float], None]]:
         finish()
 
 
+@contextmanager
+def _one_document() -> Iterator[_Aside]:
+    """Keep everything but `emit` from standard output, also what libraries and child processes print."""
+    try:
+        number = sys.stdout.fileno()
+    except OSError:  # a notebook's or a test's stand-in, which has no descriptor
+        aside = _Aside(sys.stdout)
+        with redirect_stdout(cast(IO[str], aside)):
+            yield aside
+        return
+    sys.stdout.flush()
+    with os.fdopen(os.dup(number), "w", encoding="utf-8") as output:
+        os.dup2(2, number)
+        try:
+            aside = _Aside(output)
+            with redirect_stdout(cast(IO[str], aside)):
+                yield aside
+        finally:
+            output.flush()
+            os.dup2(output.fileno(), number)
+
+
 class CommandGroup(click.Group):
     """A Click group that ends with the exit codes of `loadtest.errors`, never with a traceback on the terminal."""
 
@@ -120,8 +143,7 @@ class CommandGroup(click.Group):
             if isinstance(stream, io.TextIOWrapper):
                 # A terminal that has no × is not worth a failure.
                 stream.reconfigure(errors="replace")
-        aside = _Aside(sys.stdout) if "--json" in args else None
-        with redirect_stdout(cast(IO[str], aside)) if aside else nullcontext():
+        with _one_document() if "--json" in args else nullcontext() as aside:
             try:
                 code = super().main(args, prog_name=prog_name, standalone_mode=False)
             except SystemExit:

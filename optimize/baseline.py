@@ -1,6 +1,6 @@
 """Baseline: the trained model as the user brought it, exported to FP32 ONNX. All ratios and losses are against it."""
 
-import tempfile
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +9,13 @@ from loadtest.tensors import Arrays
 from optimize import bundle as bundles
 from optimize import measure
 from optimize.bundle import Bundle
+from optimize.errors import BadBundle
 from optimize.evaluate import Quality, evaluate
 from optimize.export.onnx import export
 from optimize.measure import Cost
 from optimize.predict import TorchPredictor
 from optimize.workload import Workload
+from serve import scratch
 
 Progress = Callable[[str, float], None]
 TRAINED = "trained"
@@ -39,21 +41,27 @@ class Trained:
 
 def establish(workload: Workload, folder: Path, progress: Progress = silent) -> Trained:
     """Return the trained model with its FP32 ONNX in `folder`, made there unless a bundle is there already."""
-    made = reusable(folder, workload)
+    made = reusable(folder, workload, progress)
     if made is None:
         progress("exporting the trained model", 0.0)
-        with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
+        with scratch.folder() as place:
             module = workload.build()
-            graph = export(module, workload.inputs, workload.outputs, Path(scratch) / bundles.GRAPH)
+            graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH)
             made = bundles.save(Bundle(workload, module, graph), folder)
     progress("evaluating the trained model", 0.5)
     quality = evaluate(TorchPredictor(made.module, workload.outputs), workload)
     return Trained(made, quality, cost(made))
 
 
-def reusable(folder: Path, workload: Workload) -> Bundle | None:
-    """Return the bundle that an earlier run left in `folder`, or None when it left none."""
-    return bundles.load(folder, workload) if (folder / bundles.DESCRIPTION).is_file() else None
+def reusable(folder: Path, workload: Workload, progress: Progress = silent) -> Bundle | None:
+    """Return the bundle that an earlier run left in `folder`; what is no whole bundle is removed, and None returned."""
+    try:
+        return bundles.load(folder, workload)
+    except BadBundle as error:
+        if folder.exists():
+            progress(f"{folder.name} is made again: {error.what}", 0.0)
+            shutil.rmtree(folder)
+        return None
 
 
 def cost(made: Bundle) -> Cost:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from loadtest.commandline import document
 from optimize.errors import BadBundle
 from optimize.workload import Workload, file_of
 from optimize.workload import load as load_workload
+from serve import scratch
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS, GRAPH = "bundle.json", "weights.safetensors", "model.onnx"
@@ -60,6 +60,7 @@ def save(bundle: Bundle, folder: Path, key: str = "") -> Bundle:
     Raises:
         BadBundle: `folder` is a file or holds something else than a bundle.
     """
+    folder = folder.absolute()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION).is_file()):
         raise BadBundle("exists and is not a bundle", where=str(folder), fix="name another --output")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -115,12 +116,15 @@ def describe(folder: Path) -> dict[str, Any]:
     """
     try:
         description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise BadBundle("is not a bundle", where=str(folder), fix="give a folder that optimize has written") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadBundle("its bundle.json is damaged", where=str(folder), fix="make the bundle again") from error
     if not isinstance(description, dict) or description.get("bundle_format") != FORMAT:
         raise BadBundle("is a bundle of another format", where=str(folder), fix="make it again with this version")
+    kinds = {"workload": dict, "structure": dict, "lineage": list, "digests": dict}
+    if not all(isinstance(description.get(key), kind) for key, kind in kinds.items()):
+        raise BadBundle("its bundle.json is damaged", where=str(folder), fix="make the bundle again")
     for name, wanted in description["digests"].items():
         file = folder / name
         if not file.is_file():
@@ -185,8 +189,8 @@ def digest(file: Path) -> str:
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder` that takes its place at the end; on an error nothing has happened."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    prefix = f".{folder.name}.saving-"
+    with scratch.folder(folder.parent, prefix) as temporary:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -195,14 +199,11 @@ def replacing(folder: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         if folder.exists():
             # Two renames: a kill between them leaves no bundle at all, never a mixture of two.
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            folder.rename(old / "old")
-            temporary.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
+            with scratch.folder(folder.parent, prefix) as old:
+                folder.rename(old / "old")
+                temporary.rename(folder)
         else:
             temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _save_weights(module: nn.Module, path: Path) -> None:

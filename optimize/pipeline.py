@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import json
 import shutil
-import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from loadtest.commandline import document, version
+from loadtest.errors import UsageError
 from loadtest.tensors import Arrays
 from optimize import bundle as bundles
 from optimize import gate, measure
@@ -31,9 +31,10 @@ from optimize.measure import Cost, Speeds
 from optimize.predict import OnnxPredictor, TorchPredictor, cut
 from optimize.recipe import Recipe, ordered
 from optimize.workload import Workload, digest
-from serve import model_config
+from serve import model_config, scratch
 from serve.target import Target
 
+STATE = "digests.json"
 SAMPLES = 512
 """So many evaluation samples are drawn from to measure how much an output depends on its batch mates."""
 
@@ -64,8 +65,6 @@ def run(
         GateRefused: a gate said no and `force` is not set; its `partial` is the document so far.
         BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.errors`.
     """
-    from optimize.report import page
-
     recipe = replace(recipe, steps=ordered(recipe.steps))
     _check(recipe, workload)
     folder = output or Path("build/runs") / workload.name
@@ -73,6 +72,26 @@ def run(
         from optimize import endpoint
 
         endpoint.check(repository, workload)
+        if folder.resolve().is_relative_to(repository.resolve()):
+            raise UsageError("the run's folder lies in the repository", where=str(folder), fix="name another --output")
+    _check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with scratch.alone(folder):
+        return _run(recipe, workload, folder, repository, force, strict, progress)
+
+
+def _run(
+    recipe: Recipe,
+    workload: Workload,
+    folder: Path,
+    repository: Path | None,
+    force: bool,
+    strict: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Run in a folder that is this run's alone; arguments as for `run`."""
+    from optimize.report import page
+
     resumed = _prepare(folder, recipe, workload, progress)
     trained = establish(workload, folder / f"0-{TRAINED}", progress)
     elements, last, quality = _steps(recipe, trained, folder, progress)
@@ -94,13 +113,17 @@ def run(
     )
     gates = _gates(recipe, trained, last, quality, speeds, elements, strict)
     if repository is not None and (force or all(entry.passed for entry in gates)):
+        from optimize import endpoint
+
         proof = endpoint.prove(last, trained, quality, recipe, folder, repository, gates, force, progress)
         gates = proof.gates
         result |= {"endpoint": proof.endpoint, "load": proof.load, "version": proof.version}
     result["places"] = _places(result)
     result["gates"] = [entry.document() for entry in gates]
     result["report"] = str(page.write(result, folder))
-    (folder / "run.json").write_text(json.dumps(result, indent=2, default=str))
+    partial = folder / ".run.json"
+    partial.write_text(json.dumps(result, indent=2, default=str))
+    partial.replace(folder / "run.json")
     if not force:
         _stop(gates, folder, result)
     return result
@@ -119,8 +142,8 @@ def apply_one(step: Any, source: Bundle, output: Path, target: Target, seed: int
     workload = source.workload
     recipe = Recipe((step,), seed, target=target)
     steps_of.check_needs(step, workload)
-    with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
-        trained = establish(workload, Path(scratch) / TRAINED, progress)
+    with scratch.folder() as place:
+        trained = establish(workload, place / TRAINED, progress)
         made, quality, element = advance(step, source, trained, recipe, output, progress)
         progress("measuring speed", 0.0)
         paths = {TRAINED: graph_of(trained.bundle), "result": graph_of(made)}
@@ -137,15 +160,15 @@ def advance(
     method = steps_of.METHODS[type(step)]
     workload = source.workload
     progress(method.name, 0.0)
-    with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
+    with scratch.folder() as place:
         # The teacher is a model of its own: a step trains `source.module`, which may be the very same object.
-        context = steps_of.Context(workload, trained.bundle.module, recipe.target, recipe.seed, Path(scratch), progress)
+        context = steps_of.Context(workload, trained.bundle.module, recipe.target, recipe.seed, place, progress)
         torch.manual_seed(recipe.seed)
         subject = graph_of(source) if method.stage == "graph" else source.module
         made = steps_of.apply(step, subject, context)
         module = made if method.stage == "torch" else source.module
         if method.stage == "torch":
-            graph = export(module, workload.inputs, workload.outputs, Path(scratch) / bundles.GRAPH)
+            graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH)
         else:
             graph = made
         progress(f"{method.name}: evaluating", 0.9)
@@ -209,26 +232,37 @@ def _prepare(folder: Path, recipe: Recipe, workload: Workload, progress: Progres
         "model": steps_of.fingerprint(workload.build()),
         "lathe": version(),
     }
-    state = folder / "digests.json"
-    before: dict[str, str] = {}
-    if state.is_file():
-        try:
-            before = json.loads(state.read_text())
-        except json.JSONDecodeError:
-            before = {"state": "damaged"}
+    before = _digests(folder)
     if before == now:
         return any(folder.glob("[1-9]*-*"))
     if before:
         changed = ", ".join(key for key in now if before.get(key) != now[key])
         progress(f"starting anew in {folder}: changed since the last run: {changed}", 0.0)
-    elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise BadRecipe("exists and is not the folder of a run", where=str(folder), fix="name another --output")
+    state = folder / STATE
+    # First of all, so that the folder stays one of a run however far this gets.
+    state.write_text(json.dumps({"state": "unfinished"}))
     for old in folder.glob("[0-9]*-*"):
         shutil.rmtree(old)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.toml").write_text(recipe.toml())
     state.write_text(json.dumps(now, indent=2))
     return False
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds something else than a run."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / STATE).is_file()):
+        raise BadRecipe("exists and is not the folder of a run", where=str(folder), fix="name another --output")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Return what the folder's bundles were made from; empty for a new folder."""
+    try:
+        found = json.loads((folder / STATE).read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) and found else {"state": "damaged"}
 
 
 def _steps(
@@ -240,7 +274,7 @@ def _steps(
     for number, step in enumerate(recipe.steps, 1):
         name = steps_of.METHODS[type(step)].name
         place = folder / _folder_name(number, name)
-        made = reusable(place, current.workload)
+        made = reusable(place, current.workload, progress)
         if made is None:
             made, quality, _ = advance(step, current, trained, recipe, place, progress)
         else:

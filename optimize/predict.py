@@ -44,9 +44,9 @@ def forward(module: nn.Module, inputs: Mapping[str, torch.Tensor], names: Sequen
     """
     try:
         returned = module(**inputs)
-    except LatheError:
+    except (LatheError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # also a model that wants the process to exit
         message = (str(error).strip().splitlines() or [""])[0]
         shapes = ", ".join(f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in inputs.items())
         raise BadModel(
@@ -154,7 +154,10 @@ class EndpointPredictor:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            parts = urlsplit("")
         model, _, self._version = parts.path.strip("/").partition("/")
         if parts.scheme not in ("grpc", "http") or not parts.netloc or not model:
             raise UsageError(f"{url!r} is not an endpoint", fix="write grpc://HOST:PORT/MODEL[/VERSION], or http://…")

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -77,8 +78,10 @@ class Workload:
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if not self.name.replace("_", "").replace("-", "").isalnum():
-            raise BadWorkload(f"the name {self.name!r} cannot name a model", fix="use letters, digits, '_' and '-'")
+        if not isinstance(self.name, str) or not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", self.name):
+            raise BadWorkload(
+                f"the name {self.name!r} cannot name a model", fix="use up to 100 of A-Z, a-z, 0-9, '_' and '-'"
+            )
         if isinstance(self.outputs, str):
             raise BadWorkload(
                 f"outputs is the text {self.outputs!r}, not a tuple", where=self.name, fix=f"write ({self.outputs!r},)"

@@ -6,16 +6,13 @@ Target and full configuration, and the digests of its files.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +21,13 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from loadtest.errors import UsageError
 from loadtest.tensors import TensorSpec
-from serve import model_config
+from serve import model_config, scratch
 from serve.errors import BadRepository
 from serve.target import Target
 
 LINEAGE = "lineage.json"
 CONFIG = "config.pbtxt"
 MODEL_FILE = "model.onnx"
-_YOUNG = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -99,11 +95,10 @@ def stage(
     """
     repository = repository.absolute()
     check(repository, model)
-    _sweep(repository)
     number = max(numbers(repository, model), default=0) + 1
     config = model_config.build(model, inputs, outputs, target, [number])
-    with tempfile.TemporaryDirectory(prefix=_prefix(repository), dir=repository.parent) as at, _held(Path(at)):
-        staged = Staged(Path(at), model, number, config, repository, tuple(inputs), tuple(outputs), target)
+    with scratch.folder(repository.parent, f".{repository.name}.staged-") as at:
+        staged = Staged(at, model, number, config, repository, tuple(inputs), tuple(outputs), target)
         staged.folder.mkdir(parents=True)
         (staged.path / model / CONFIG).write_text(model_config.text(config))
         _copy_model(onnx, staged.folder)
@@ -296,30 +291,6 @@ def _check_writable(repository: Path) -> None:
             where=str(repository),
             fix="use a folder inside it as the repository",
         )
-
-
-def _prefix(repository: Path) -> str:
-    return f".{repository.name}.staged-"
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold a lock on a staging folder; the kernel lets go of it when its holder dies, and `_sweep` notices."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _sweep(repository: Path) -> None:
-    """Remove the staging folders of commands that were killed; a young one may not have its lock yet."""
-    for folder in repository.parent.glob(f"{_prefix(repository)}*"):
-        with suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _YOUNG:
-                with _held(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy_model(onnx: Path, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """export.onnx: a torch module becomes one ONNX file with the workload's names and dynamic axes."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from loadtest.tensors import Dim, TensorSpec
 from optimize.errors import BadGraph
 from optimize.export import graph
+from serve import scratch
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -182,8 +182,8 @@ def _legacy(wrapper: "nn.Module", inputs: Sequence[TensorSpec], outputs: int, op
     import torch
 
     names = [f"input_{index}" for index in range(len(inputs))]
-    with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
-        file = Path(folder, "model.onnx")
+    with scratch.folder() as folder:
+        file = folder / "model.onnx"
         torch.onnx.export(
             wrapper,
             _examples(inputs),
