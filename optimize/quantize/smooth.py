@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 SAMPLES = 128
 """Calibration samples that the activations' ranges are taken from."""
+OUTLIER = 4.0
+"""A layer is smoothed whose largest channel is so many times its median one: the others lose two bits to it."""
 SMALLEST = 1e-5
 """A channel that never leaves zero has no range; this stands for it."""
 
 
 def smooth(path: Path, batches: Iterable[Arrays], strength: float) -> None:
-    """Smooth every dense layer of the file, in place. The graph's results stay the same up to rounding.
+    """Smooth the file's dense layers whose input has outliers, in place; results stay the same up to rounding.
 
     Args:
         path: a float ONNX file.
@@ -33,16 +35,18 @@ def smooth(path: Path, batches: Iterable[Arrays], strength: float) -> None:
         strength: in (0, 1): how much of a channel's range moves into the weights.
 
     Raises:
-        NoEffect: the graph has no dense layer with a constant weight.
+        NoEffect: no activation before a dense layer has outliers.
     """
     import onnx_ir
 
-    layers = _layers(graph.load(path))
-    if not layers:
-        raise NoEffect("smooth: there is no MatMul or Gemm with a constant weight", fix="leave smooth out")
-    largest = _largest(path, list(layers), batches)
+    largest = _largest(path, batches)
+    uneven = {name for name, seen in largest.items() if seen.max() >= OUTLIER * max(np.median(seen), SMALLEST)}
+    if not uneven:
+        raise NoEffect("smooth: no activation before a dense layer has outliers", fix="leave smooth out")
     model = graph.load(path)
     for name, nodes in _layers(model).items():
+        if name not in uneven:
+            continue
         weights = np.max([np.abs(_by_input(node)).max(axis=1) for node in nodes], axis=0)
         scale = np.maximum(largest[name], SMALLEST) ** strength / np.maximum(weights, SMALLEST) ** (1 - strength)
         factor = _constant(model, f"{name}_smoothing", 1 / scale)
@@ -71,13 +75,14 @@ def _layers(model: "onnx_ir.Model") -> dict[str, list["onnx_ir.Node"]]:
     return layers
 
 
-def _largest(path: Path, names: list[str], batches: Iterable[Arrays]) -> dict[str, Array]:
-    """Return the largest magnitude of every channel of the named activations over `batches`."""
+def _largest(path: Path, batches: Iterable[Arrays]) -> dict[str, Array]:
+    """Return the largest magnitude of every channel over `batches`, by the name of the activation."""
     import onnx_ir
 
     from optimize.predict import OnnxPredictor
 
     model = graph.load(path)
+    names = list(_layers(model))
     for nodes in _layers(model).values():
         value = nodes[0].inputs[0]
         if value is not None and not value.is_graph_output() and not value.is_graph_input():

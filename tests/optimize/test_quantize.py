@@ -250,6 +250,11 @@ def test_smoothing_alone_changes_nothing_but_rounding(tmp_path: Path) -> None:
     assert "Mul" in graph.operators(graph.load(path))
 
 
+def test_smoothing_where_nothing_stands_out_is_loud(quantize: Quantize, tmp_path: Path) -> None:
+    with pytest.raises(NoEffect, match="no activation before a dense layer has outliers"):
+        quantize(Dynamic(smooth=0.5), tmp_path / "model.onnx", workload(Tied().eval(), ROW))
+
+
 def test_smoothing_needs_calibration_data(quantize: Quantize, tmp_path: Path) -> None:
     made = replace(workload(Outliers().eval(), ROW), calibration=None)
     with pytest.raises(BadWorkload, match="no calibration data"):
