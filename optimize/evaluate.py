@@ -107,7 +107,10 @@ def judge(workload: Workload, outputs: Arrays, targets: Any, reference: Arrays) 
             where=workload.source or workload.name,
             fix="return one array for each score, the gated metric first",
         )
-    return Quality(tuple(_score(workload, name, np.asarray(values)) for name, values in returned.items()), outputs)
+    scores = guarded(
+        lambda: {name: np.asarray(values) for name, values in returned.items()}, "scores()", workload.source
+    )
+    return Quality(tuple(_score(workload, name, samples) for name, samples in scores.items()), outputs)
 
 
 def evaluate(
@@ -125,7 +128,11 @@ def compare(workload: Workload, first: Score, second: Score) -> Difference:
         BadData: the two were taken over different numbers of samples.
     """
     if len(first.samples) != len(second.samples):
-        raise BadData(f"{len(first.samples)} and {len(second.samples)} samples cannot be paired", where=first.metric)
+        raise BadData(
+            f"{len(first.samples)} and {len(second.samples)} samples cannot be paired",
+            where=first.metric,
+            fix="let scores() judge the same samples at every call",
+        )
     pairs = np.stack([first.samples, second.samples])
     differences = bootstrap(pairs, lambda sample: workload.aggregate(sample[0]) - workload.aggregate(sample[1]))
     low, high = np.percentile(differences, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])

@@ -137,13 +137,14 @@ def apply_one(step: Any, source: Bundle, output: Path, target: Target, seed: int
         The errors of `optimize.step.apply`.
     """
     before = tuple(config for entry in source.lineage if (config := _config(entry)) is not None)
-    if ordered((*before, step))[-1] is not step:
-        raise BadRecipe(f"{steps_of.METHODS[type(step)].name} cannot follow what this bundle went through")
+    ordered((*before, step), str(source.folder))
     workload = source.workload
     recipe = Recipe((step,), seed, target=target)
     steps_of.check_needs(step, workload)
     with scratch.folder() as place:
         trained = establish(workload, place / TRAINED, progress)
+        if source.graph is None:
+            source = replace(source, graph=graph_of(trained.bundle))
         made, quality, element = advance(step, source, trained, recipe, output, progress)
         progress("measuring speed", 0.0)
         paths = {TRAINED: graph_of(trained.bundle), "result": graph_of(made)}

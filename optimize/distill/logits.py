@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from optimize.errors import BadModel, BadWorkload
+from optimize.errors import BadModel, BadWorkload, NoEffect
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from optimize.step import Context
+    from optimize.workload import Workload
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -29,7 +30,7 @@ class Logits:
     learning_rate: float = Field(default=1e-3, gt=0, description="Peak rate of AdamW; it falls along a cosine.")
     temperature: float = Field(default=4.0, gt=0, description="Softens both models' probabilities.")
     label_weight: float = Field(default=0.0, ge=0, le=1, description="Share of the workload's own loss on the labels.")
-    output: str = Field(default="", description="The output that holds the logits; the first one unless named.")
+    logits: str = Field(default="", description="The output that holds the logits; the first one unless named.")
 
 
 def matches(module: "nn.Module") -> list[str]:
@@ -61,7 +62,7 @@ def apply(config: Logits, module: "nn.Module", context: "Context") -> "nn.Module
     import torch
 
     workload = context.workload
-    output = config.output or workload.outputs[0]
+    output = config.logits or workload.outputs[0]
     if output not in workload.outputs:
         raise BadWorkload(
             f"distill.logits: there is no output {output!r}", fix=f"outputs: {', '.join(workload.outputs)}"
@@ -69,6 +70,10 @@ def apply(config: Logits, module: "nn.Module", context: "Context") -> "nn.Module
     if config.label_weight and workload.loss is None:
         raise BadWorkload(
             "distill.logits: label_weight needs the workload's loss", fix="give a loss, or label_weight = 0"
+        )
+    if not matches(module):
+        raise NoEffect(
+            "distill.logits: every parameter is frozen", where=workload.name, fix="set requires_grad on some of them"
         )
     torch.manual_seed(context.seed)
     optimizer = torch.optim.AdamW(module.parameters(), lr=config.learning_rate)
@@ -98,14 +103,36 @@ def _epoch(config: Logits, output: str, module: "nn.Module", optimizer: Any, con
         with torch.no_grad():
             teacher = forward(context.trained, inputs, workload.outputs)[output]
         outputs = forward(module, inputs, workload.outputs)
+        if not outputs[output].is_floating_point():
+            raise BadModel(
+                f"distill.logits: output {output!r} is {outputs[output].dtype}, which cannot be learnt",
+                where=workload.name,
+                fix="return the logits from the model, and name that output with `logits`",
+            )
         value = (1 - config.label_weight) * loss(outputs[output], teacher, config.temperature)
-        if config.label_weight and workload.loss is not None:
-            value = value + config.label_weight * workload.loss(outputs, targets)
+        if config.label_weight:
+            value = value + config.label_weight * _label_loss(workload, outputs, targets)
         optimizer.zero_grad()
         torch.autograd.backward(value)
         optimizer.step()
         total, count = total + value.item(), count + 1
     return total / count
+
+
+def _label_loss(workload: "Workload", outputs: "dict[str, torch.Tensor]", targets: Any) -> "torch.Tensor":
+    import torch
+
+    from optimize.workload import guarded
+
+    assert workload.loss is not None
+    given = workload.loss
+    value = guarded(lambda: given(outputs, targets), "loss()", workload.source)
+    if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
+        shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise BadWorkload(
+            f"loss() returned {shape}", where=workload.source, fix="return a scalar tensor made from the outputs"
+        )
+    return value.reshape(())
 
 
 def _tensors(context: "Context") -> Iterator[tuple[dict[str, Any], Any]]:
