@@ -5,13 +5,13 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from loadtest.commandline import emit, json_option
+from loadtest.commandline import PATH, emit, json_option
 from loadtest.errors import UsageError
 
 
 @click.command()
-@click.argument("results", type=click.Path(path_type=Path), metavar="FILE.jsonl")
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write one self-contained page.")
+@click.argument("results", type=PATH, metavar="FILE.jsonl")
+@click.option("--html", type=PATH, metavar="FILE", help="Also write one self-contained page.")
 @json_option
 def report(results: Path, html: Path | None, as_json: bool) -> None:
     """Report on a result file of `loadtest run`; the server is not asked.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.commandline import emit, json_option
+from loadtest.commandline import PATH, emit, json_option
 from loadtest.errors import BadInput, MachineError, Refused, UsageError
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
 @click.option("--arrival", help="With --rate: constant or poisson.  [default: constant]")
 @click.option("--batch", type=int, default=1, show_default=True, help="Samples per request.")
 @click.option("--version", default="", help="Version of the model.  [default: the server's choice]")
-@click.option("--data", type=click.Path(path_type=Path), metavar="FILE.npz", help="Samples to send.")
-@click.option("--repository", type=click.Path(path_type=Path), metavar="DIR", help="Take ranges, tolerance from it.")
+@click.option("--data", type=PATH, metavar="FILE.npz", help="Samples to send.")
+@click.option("--repository", type=PATH, metavar="DIR", help="Take ranges, tolerance from it.")
 @click.option("--shape", "shapes", type=Shape(), multiple=True, metavar="NAME:D1,D2", help="Sizes of an input.")
 @click.option("--tolerance", type=float, help="Check the outputs; the largest difference allowed.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random values and arrival times.")
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="Where to keep the results.")
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write one self-contained page.")
+@click.option("--output", type=PATH, metavar="FILE.jsonl", help="Where to keep the results.")
+@click.option("--html", type=PATH, metavar="FILE", help="Also write one self-contained page.")
 @click.option("--timeout", type=Duration(), default="30s", show_default=True, help="For one request.")
 @click.option("--warmup", type=Duration(), default="1s", show_default=True, help="Load before the run, not counted.")
 @json_option

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import click
 from pydantic.fields import FieldInfo
 
-from loadtest.commandline import document, emit, json_option, reporting
+from loadtest.commandline import PATH, document, emit, json_option, reporting
 from optimize.step import METHODS, NAMES
 
 FAMILIES = tuple(dict.fromkeys(method.name.partition(".")[0] for method in METHODS.values()))
@@ -45,7 +45,7 @@ def command(family: str) -> click.Command:
 def _common(names: list[str], default: str) -> list[Callable[[Any], Any]]:
     return [
         click.option("--method", type=click.Choice(names), default=default, show_default=True, help="The method."),
-        click.option("--output", required=True, type=click.Path(path_type=Path), help="The bundle to write."),
+        click.option("--output", required=True, type=PATH, help="The bundle to write."),
         click.option(
             "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seeds every random choice."
         ),

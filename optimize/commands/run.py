@@ -4,18 +4,14 @@ from pathlib import Path
 
 import click
 
-from loadtest.commandline import emit, json_option, reporting
+from loadtest.commandline import PATH, emit, json_option, reporting
 
 
 @click.command()
 @click.argument("source")
-@click.option(
-    "--recipe", "recipe_path", required=True, type=click.Path(path_type=Path), help="The recipe, a TOML file."
-)
-@click.option("--output", type=click.Path(path_type=Path), help="The run's folder.  [default: build/runs/NAME]")
-@click.option(
-    "--repository", type=click.Path(path_type=Path), help="Publish into this model repository, after proof on a server."
-)
+@click.option("--recipe", "recipe_path", required=True, type=PATH, help="The recipe, a TOML file.")
+@click.option("--output", type=PATH, help="The run's folder.  [default: build/runs/NAME]")
+@click.option("--repository", type=PATH, help="Publish into this model repository, after proof on a server.")
 @click.option("--force", is_flag=True, help="Publish against the gates; the lineage says `forced` for ever.")
 @click.option("--strict", is_flag=True, help="Judge the worse end of the 95 % interval, not the value.")
 @json_option

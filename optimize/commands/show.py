@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from loadtest.commandline import document, emit, json_option
+from loadtest.commandline import PATH, document, emit, json_option
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @json_option
 def show(bundle: Path, as_json: bool) -> None:
     """Print the lineage of BUNDLE: every step, its config and its measurements.

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from loadtest.commandline import document, emit, json_option
+from loadtest.commandline import PATH, document, emit, json_option
 
 
 @click.command()
-@click.option("--prefix", type=click.Path(path_type=Path), help="Folder of the environment (default: $LATHE_SERVER).")
+@click.option("--prefix", type=PATH, help="Folder of the environment (default: $LATHE_SERVER).")
 @click.option("--gpu", is_flag=True, help="Install onnxruntime with its CUDA provider.")
 @json_option
 def install(prefix: Path | None, gpu: bool, as_json: bool) -> None:

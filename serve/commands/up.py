@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loadtest.commandline import document, emit, json_option
+from loadtest.commandline import PATH, document, emit, json_option
 
 if TYPE_CHECKING:
     from serve.server import Endpoint
@@ -14,12 +14,12 @@ PORT = click.IntRange(0, 65535)
 
 
 @click.command()
-@click.argument("repository", type=click.Path(path_type=Path))
+@click.argument("repository", type=PATH)
 @click.option("--http-port", type=PORT, default=8000, show_default=True, help="0 picks a free one.")
 @click.option("--grpc-port", type=PORT, default=8001, show_default=True, help="0 picks a free one.")
 @click.option("--metrics-port", type=PORT, default=8002, show_default=True, help="0 picks a free one.")
 @click.option("--probe/--no-probe", default=True, help="Watch the models and replace dead backend processes.")
-@click.option("--log", type=click.Path(path_type=Path), help="File for the server's output, overwritten.")
+@click.option("--log", type=PATH, help="File for the server's output, overwritten.")
 @json_option
 def up(
     repository: Path,
