@@ -1,3 +1,9 @@
-from loadtest.cli import main
+from loadtest.entry import start
 
-main()
+
+def main() -> None:
+    start("loadtest")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,3 +1,9 @@
-from optimize.cli import main
+from loadtest.entry import start
 
-main()
+
+def main() -> None:
+    start("optimize")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,3 +1,9 @@
-from serve.cli import main
+from loadtest.entry import start
 
-main()
+
+def main() -> None:
+    start("serve")
+
+
+if __name__ == "__main__":
+    main()
