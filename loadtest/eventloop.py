@@ -48,7 +48,7 @@ def run(runner: asyncio.Runner, work: Coroutine[Any, Any, None]) -> None:
             runner.run(work)
         except asyncio.CancelledError:
             if was_stopped():
-                raise Stopped("stopped by SIGTERM") from None
+                raise Stopped("stopped by SIGTERM", fix="run it again") from None
             raise
 
 

@@ -168,7 +168,7 @@ def _read(path: Path, specs: Sequence[TensorSpec]) -> list[tuple[TensorSpec, Arr
                 )
             return [(spec, file[spec.name]) for spec in specs]
     except FileNotFoundError:
-        raise BadInput("there is no such file", where=str(path)) from None
+        raise BadInput("there is no such file", where=str(path), fix=fix) from None
     except (ValueError, EOFError, zipfile.BadZipFile, IsADirectoryError, KeyError) as error:
         why = "holds Python objects, which are never loaded" if "pickle" in str(error) else f"is no .npz file: {error}"
         raise BadInput(why, where=str(path), fix=fix) from error
@@ -197,5 +197,5 @@ def _checked(path: Path, spec: TensorSpec, array: Array) -> Array:
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int(np.argwhere(~np.isfinite(array))[0][0])
-        raise BadInput(f"has a value that is NaN or infinite in sample {bad}", where=place)
+        raise BadInput(f"has a value that is NaN or infinite in sample {bad}", where=place, fix="drop that sample")
     return array

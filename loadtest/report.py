@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtest.commandline import document
+from loadtest.errors import BadInput
 from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Results, read
 from loadtest.statistics import Seconds, milliseconds, percentile
 
@@ -23,7 +24,15 @@ def summarize(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: `path` is not a result file.
     """
-    return summary(read(path))
+    results = read(path)
+    try:
+        return summary(results)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(
+            f"its first or last line is not that of a result file: {error!r}",
+            where=str(path),
+            fix="give a file that `loadtest run` wrote",
+        ) from error
 
 
 def summary(results: Results) -> dict[str, Any]:

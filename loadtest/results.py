@@ -155,7 +155,7 @@ def read(path: Path) -> Results:
                         fix="give a file that `loadtest run` wrote",
                     ) from error
     except FileNotFoundError:
-        raise BadInput("there is no such file", where=str(path)) from None
+        raise BadInput("there is no such file", where=str(path), fix="give a file that `loadtest run` wrote") from None
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise BadInput("is not a result file", where=str(path), fix="give a file that `loadtest run` wrote") from error
     if header is None:

@@ -104,8 +104,9 @@ def running(
     for name in names:
         _check_servable(repository, name)
     ports = _ports((http_port, grpc_port, metrics_port))
+    _sweep_shared_memory()
     with _log(log) as path, path.open("wb") as output:
-        secret, region = secrets.token_hex(32), f"lathe-{secrets.token_hex(8)}-"
+        secret, region = secrets.token_hex(32), f"lathe-{os.getpid()}-{secrets.token_hex(8)}-"
         command = _command(place, repository.absolute(), names, ports, secret, region, grace)
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), *command],
@@ -304,6 +305,16 @@ def _stop(process: subprocess.Popen[bytes], grace: float, region: str) -> None:
         process.wait()
         for path in SHARED_MEMORY.glob(f"{region}*"):
             path.unlink(missing_ok=True)
+
+
+def _sweep_shared_memory() -> None:
+    """Remove the regions of servers whose command was killed before it could."""
+    for path in SHARED_MEMORY.glob("lathe-*"):
+        owner = re.match(r"lathe-(\d+)-[0-9a-f]{16}-", path.name)
+        with suppress(OSError):
+            # A server outlives its command by the time that it takes to stop.
+            if owner and not Path("/proc", owner[1]).exists() and time.time() - path.stat().st_mtime > 60:
+                path.unlink()
 
 
 def _death(endpoint: Endpoint, code: int) -> ServerFailed:
