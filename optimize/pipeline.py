@@ -5,7 +5,6 @@ and the proof page. A bundle appears whole or not at all, so whatever is there m
 """
 
 import hashlib
-import itertools
 import json
 import shutil
 from dataclasses import fields, replace
@@ -14,9 +13,9 @@ from typing import Any
 
 import torch
 
+from loadtest import payload
 from loadtest.commandline import document, version
 from loadtest.errors import UsageError
-from loadtest.tensors import Arrays
 from optimize import bundle as bundles
 from optimize import gate, measure
 from optimize import step as steps_of
@@ -184,17 +183,21 @@ def advance(
             **_measured(quality, cost(Bundle(workload, module, graph))),
         }
         if method.stage != "torch":
-            entry["deviation"] = deviation(
-                graph, samples(workload, _largest(workload, recipe.target)), seed=recipe.seed
-            )
+            entry["deviation"] = _deviation(graph, workload, recipe)
         saved = bundles.save(Bundle(workload, module, graph, (*source.lineage, entry)), folder)
     return saved, quality, entry
 
 
-def samples(workload: Workload, largest: int) -> list[Arrays]:
-    """Return the first evaluation inputs, at most `SAMPLES`, in batches of at most `largest`."""
-    pieces = (piece for batch in workload.batches("evaluation") for piece in cut(batch.inputs, largest))
-    return list(itertools.islice(pieces, -(-SAMPLES // largest)))
+def _deviation(graph: Path, workload: Workload, recipe: Recipe) -> float:
+    """Return how much an output depends on its batch mates, for evaluation samples and for generated ones.
+
+    A load test sends generated inputs, which deviate more than real ones.
+    """
+    largest = _largest(workload, recipe.target)
+    pieces = [piece for batch in workload.batches("evaluation") for piece in cut(batch.inputs, largest)]
+    spread = pieces[:: -(-len(pieces) * largest // SAMPLES)]
+    generated = payload.generate(workload.inputs, 2, recipe.seed, batch=largest)
+    return max(deviation(graph, inputs, seed=recipe.seed) for inputs in (spread, generated))
 
 
 def ratios(trained: Bundle, result: Bundle, speeds: Speeds, name: str) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def test_the_recipe_is_valid() -> None:
 def test_int8_keeps_size_speed_and_neighbours(
     example: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Among 250 pairs, and to a speed that a busy machine reaches; benchmarks/compression.py has the figures."""
+    """Among 250 pairs, and to a speed that a busy machine reaches; `make bench` has the figures."""
     pairs, others = example.docstring_pairs()
     monkeypatch.setattr(example, "docstring_pairs", lambda: (pairs[:250], others))
     made = example.workload()
