@@ -273,6 +273,14 @@ class _Loop:
         self.sender.finished = self._finished
         self._zero = self.loop.time()
         self.sender.start(self._zero)
+        try:
+            await self._send_and_wait(tick)
+        finally:
+            # When this was cancelled, a timer is still set, and the sender is about to be closed.
+            self.sending = False
+        self.end = self._now()
+
+    async def _send_and_wait(self, tick: Callable[[Progress], None]) -> None:
         if self.plan.rate is not None:
             self._due = schedule.SHAPES[self.plan.arrival](self.plan.rate, self.duration, self.plan.seed)
             self._next = next(self._due, None)
@@ -288,7 +296,6 @@ class _Loop:
             rest = self.duration - now if self.sending else TICK / 10
             await asyncio.sleep(max(0.0, min(TICK, rest)))
             tick(Progress(self._now(), self.ended, self.ended - self.succeeded, self.in_flight))
-        self.end = self._now()
 
     def _now(self) -> float:
         return self.loop.time() - self._zero
@@ -303,7 +310,7 @@ class _Loop:
 
     def _pump(self) -> None:
         """Send everything that is due, and come back when the next request is."""
-        while self._next is not None and self._next <= self._now():
+        while self.sending and self._next is not None and self._next <= self._now():
             if self.in_flight >= self._cap:
                 self._blocked = True
                 return  # `_finished` comes back here
