@@ -61,9 +61,7 @@ def save(bundle: Bundle, folder: Path, key: str = "") -> Bundle:
         BadBundle: `folder` is a file or holds something else than a bundle.
     """
     folder = folder.absolute()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION).is_file()):
-        raise BadBundle("exists and is not a bundle", where=str(folder), fix="name another --output")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    check(folder)
     with replacing(folder) as temporary:
         _save_weights(bundle.module, temporary / WEIGHTS)
         if bundle.graph:
@@ -79,6 +77,19 @@ def save(bundle: Bundle, folder: Path, key: str = "") -> Bundle:
         )
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2))
     return replace(bundle, folder=folder, graph=folder / GRAPH if bundle.graph else None)
+
+
+def check(folder: Path) -> None:
+    """Say before the work begins that no bundle could be saved to `folder`; makes the folder that it is in.
+
+    Raises:
+        BadBundle: it is a file, holds something else than a bundle, or cannot be written.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION).is_file()):
+        raise BadBundle("exists and is not a bundle", where=str(folder), fix="name another --output")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder.parent, os.W_OK):
+        raise BadBundle("its folder cannot be written", where=str(folder), fix="check permissions, or name another")
 
 
 def load(folder: Path, workload: Workload | None = None) -> Bundle:

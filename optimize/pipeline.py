@@ -137,6 +137,7 @@ def apply_one(step: Any, source: Bundle, output: Path, target: Target, seed: int
     """
     before = tuple(config for entry in source.lineage if (config := _config(entry)) is not None)
     ordered((*before, step), str(source.folder))
+    bundles.check(output.absolute())
     workload = source.workload
     recipe = Recipe((step,), seed, target=target)
     steps_of.check_needs(step, workload)

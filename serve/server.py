@@ -271,6 +271,7 @@ def _variables(place: Environment) -> dict[str, str]:
         "PATH": f"{place.python.parent}:{variables.get('PATH', os.defpath)}",
         "PYTHONPATH": str(place.site_packages),
         "PYTHONNOUSERSITE": "1",
+        "ORT_DISABLE_TELEMETRY": "1",  # it would report its use to its maker
     }
 
 

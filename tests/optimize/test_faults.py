@@ -260,3 +260,11 @@ def test_a_bad_loss(change: str, said: str, user_file: UserFile, optimize: Optim
     arguments = ("--epochs", 1, "--label-weight", 0.5, "--output", tmp_path / "made", "--json")
     one_error(optimize("distill", source, *arguments), 4, said)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_steps_output_is_checked_before_the_work(optimize: Optimize, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for output, said in ((tmp_path / "file", "is not a bundle"), (tmp_path / "file" / "made", "cannot be used")):
+        ended = optimize("distill", SOURCE, "--output", output, "--json")
+        one_error(ended, 4, said)
+        assert "exporting" not in ended.err
