@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -184,7 +184,8 @@ class _HttpServer(socketserver.ThreadingTCPServer):
         self.shutdown()
         self.server_close()
         for connection in tuple(self.open):
-            connection.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # its own thread may have closed it in this moment
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
