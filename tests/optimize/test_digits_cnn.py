@@ -1,0 +1,27 @@
+"""The digits example: real data, held out, and weights that reach what the README says."""
+
+import numpy as np
+
+from optimize import evaluate
+from optimize import workload as workloads
+from optimize.predict import TorchPredictor
+from optimize.workload import Workload
+
+
+def images(workload: Workload, kind: str) -> set[bytes]:
+    return {image.tobytes() for batch in workload.batches(kind) for image in batch.inputs["image"]}
+
+
+def test_the_committed_weights_reach_98_percent_on_held_out_digits() -> None:
+    digits = workloads.load("examples/digits_cnn.py:workload")
+    quality = evaluate.evaluate(TorchPredictor(digits.build(), digits.outputs), digits)
+    assert quality.scores[0].value >= 0.98
+    assert len(quality.scores[0].samples) == 540
+
+
+def test_calibration_and_evaluation_share_no_image() -> None:
+    digits = workloads.load("examples/digits_cnn.py:workload")
+    assert not images(digits, "evaluation") & images(digits, "calibration")
+    batch = next(digits.batches("training"))
+    assert batch.inputs["image"].shape == (64, 1, 28, 28)
+    assert np.isin(batch.targets, np.arange(10)).all()
