@@ -18,7 +18,8 @@ ONE = {"x": np.ones((1, 4), np.float32)}
 
 
 def backend_processes(pid: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    command = ["pgrep", "-P", str(pid), "-f", "triton_python_backend_stub"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
     return [int(line) for line in found.stdout.split()]
 
 
