@@ -1,5 +1,6 @@
 """Workload: what the user brings, and how it is loaded from the user's file."""
 
+import copy
 import hashlib
 import importlib
 import importlib.util
@@ -118,7 +119,7 @@ class Workload:
             raise BadData(f"{kind}() returned no batch", where=self.name, fix="let it return its batches at every call")
 
     def build(self) -> "nn.Module":
-        """Return the trained model in evaluation mode; a fresh one when `model` is a function."""
+        """Return the trained model in evaluation mode, a copy that may be changed."""
         from torch import nn
 
         model = self.model if isinstance(self.model, nn.Module) else guarded(self.model, "model()", self.source)
@@ -128,7 +129,8 @@ class Workload:
                 where=self.name,
                 fix="give the trained module, or a function that returns it",
             )
-        return model.eval()
+        # The user's function may return one and the same module at every call.
+        return copy.deepcopy(model).eval()
 
 
 def load(source: str) -> Workload:

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,11 @@ def test_an_interrupted_save_leaves_the_old_bundle(
     assert json.loads((folder / bundles.DESCRIPTION).read_text()) == before
     bundles.load(folder)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_model_that_the_user_holds_is_not_changed(small: Workload, pruned: Bundle, tmp_path: Path) -> None:
+    held = small.build()
+    for model in (held, lambda: held):
+        loaded = bundles.load(bundles.save(pruned, tmp_path / "bundle").folder or tmp_path, replace(small, model=model))
+        assert loaded.module.conv.out_channels == 8  # type: ignore[union-attr]
+        assert held.conv.out_channels == 16  # type: ignore[union-attr]
