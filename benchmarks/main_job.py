@@ -79,7 +79,7 @@ def serving(made: Workload, graphs: dict[str, Path], target: Target) -> Iterator
     for name, graph in graphs.items():
         with OnnxPredictor(graph) as onnx:
             outputs = onnx.predict(payload.generate(made.inputs, 1, 0)[0])
-        specs = endpoint.output_specs(made, outputs)
+        specs = endpoint.output_specs(made, graph, outputs)
         with repository.stage(place, name, graph, made.inputs, specs, target) as staged:
             repository.publish(staged, {})
     with server.running(place, models=list(graphs)) as running:

@@ -17,7 +17,7 @@ import numpy as np
 from loadtest import answers as answers_of
 from loadtest import drive, page, payload, report
 from loadtest.client import Client, connect
-from loadtest.tensors import Arrays, TensorSpec
+from loadtest.tensors import UNBOUNDED, Arrays, Dim, TensorSpec
 from optimize import gate
 from optimize.baseline import Progress, Trained, graph_of
 from optimize.bundle import Bundle
@@ -79,7 +79,7 @@ def prove(
         progress: told what goes on.
     """
     workload = made.workload
-    specs = output_specs(workload, quality.outputs)
+    specs = output_specs(workload, graph_of(made), quality.outputs)
     progress("serving the result", 0.0)
     with repositories.stage(repository, workload.name, graph_of(made), workload.inputs, specs, recipe.target) as staged:
         with server.running(staged.path, log=folder / "server.log") as endpoint:
@@ -93,10 +93,27 @@ def prove(
     return Proof({**served.document(), "parity": parity}, loaded, gates, version)
 
 
-def output_specs(workload: Workload, outputs: Arrays) -> list[TensorSpec]:
-    """Return TensorSpecs of the outputs, batch axis first; dims after it are those of the evaluation set."""
+def output_specs(workload: Workload, graph: Path, outputs: Arrays) -> list[TensorSpec]:
+    """Return TensorSpecs of the outputs, batch axis first.
+
+    Args:
+        workload: gives the ranges of the dims that an output shares with an input.
+        graph: the ONNX file; says which of an output's dims change size.
+        outputs: some answers of it, which have the dtypes and the typical sizes.
+    """
+    shared = {dim.name: dim for spec in workload.inputs for dim in spec.dims if isinstance(dim, Dim)}
+    with OnnxPredictor(graph) as onnx:
+        shapes = {output.name: output.shape for output in onnx.session.get_outputs()}
+
+    def dims(name: str) -> list[int | Dim]:
+        sizes = outputs[name].shape[1:]
+        return [
+            shared.get(stated, Dim(stated, 1, size, UNBOUNDED)) if isinstance(stated, str) else size
+            for stated, size in zip(shapes[name][1:], sizes, strict=True)
+        ]
+
     batch = workload.inputs[0].dims[0]
-    return [TensorSpec(name, str(outputs[name].dtype), (batch, *outputs[name].shape[1:])) for name in workload.outputs]
+    return [TensorSpec(name, str(outputs[name].dtype), (batch, *dims(name))) for name in workload.outputs]
 
 
 def _compare(
