@@ -6,7 +6,7 @@ holds versions that passed (or that say `forced`).
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from threading import local
@@ -146,7 +146,7 @@ def _compare(
         for lane in (same, mixed)
     ]
     at_endpoint = gate.quality(recipe.budget, trained.quality.scores[0], served.scores[0], difference)
-    gates.append(Gate(f"{at_endpoint.name} at the endpoint", *list(at_endpoint.document().values())[1:]))
+    gates.append(replace(at_endpoint, name=f"{at_endpoint.name} at the endpoint"))
     parity = {
         "requests": same["requests"] + mixed["requests"],
         "mismatched": same["mismatched"] + mixed["mismatched"],

@@ -23,7 +23,7 @@ Figure = Any
 
 def journey(document: dict[str, Any]) -> str:
     """Return the chart of score, with its 95 % interval, and file size, from the trained model to the endpoint."""
-    entries = [("trained", document["trained"]), *((step["name"], step) for step in document["steps"])]
+    entries = _models(document)
     names, colours = [escape(name) for name, _ in entries], _colours(len(entries))
     scores = [entry["quality"] for _, entry in entries]
     sizes = [entry["cost"]["bytes"] for _, entry in entries]
@@ -58,7 +58,7 @@ def journey(document: dict[str, Any]) -> str:
 
 def latency(document: dict[str, Any]) -> str:
     """Return the chart of milliseconds for one call in ONNX Runtime: a panel for a batch size, a bar for a step."""
-    entries = [("trained", document["trained"]), *((step["name"], step) for step in document["steps"])]
+    entries = _models(document)
     names, colours = [escape(name) for name, _ in entries], _colours(len(entries))
     batches = list(document["trained"]["cost"]["latency_ms"])
     columns = min(2, len(batches))
@@ -104,6 +104,12 @@ def _panels(titles: list[str], columns: int) -> Figure:
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="outside", ticklen=6, tickcolor="rgba(0,0,0,0)")
     figure.update_xaxes(nticks=5)
     return figure
+
+
+def _models(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the trained model and the steps under names that differ; a recipe may use one method twice."""
+    steps = [(f"{number} {step['name']}", step) for number, step in enumerate(document["steps"], 1)]
+    return [("trained", document["trained"]), *steps]
 
 
 def _bars(figure: Figure, names: list[str], values: list[float], colours: list[str], unit: str, **place: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from optimize.report import page
+from optimize.report import figures, page
 
 BATCHES = ("1", "32")
 
@@ -397,3 +397,12 @@ def test_a_failing_first_write_leaves_nothing(tmp_path: Path) -> None:
     with full_disk(100_000), pytest.raises(OSError):
         page.write(published(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_method_that_is_used_twice_has_a_row_for_each_use() -> None:
+    document = published()
+    document["steps"].insert(1, document["steps"][0])
+    for chart in (figures.journey(document), figures.latency(document)):
+        name = document["steps"][0]["name"]
+        assert f"1 {name}" in chart
+        assert f"2 {name}" in chart
