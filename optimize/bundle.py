@@ -9,24 +9,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from loadtest.commandline import document
 from optimize.errors import BadBundle
+from optimize.structure import rebuild, structure
 from optimize.workload import Workload, file_of
 from optimize.workload import load as load_workload
 from serve import scratch
 
-FORMAT = 1
+FORMAT = 2
 DESCRIPTION, WEIGHTS, GRAPH = "bundle.json", "weights.safetensors", "model.onnx"
 
 
@@ -70,7 +70,7 @@ def save(bundle: Bundle, folder: Path, key: str = "") -> Bundle:
         description = document(
             bundle_format=FORMAT,
             workload=_describe_source(bundle.workload, folder),
-            structure=structure(bundle.module, bundle.workload.build()),
+            structure=structure(bundle.module, bundle.workload.build(student_of(bundle.lineage))),
             lineage=list(bundle.lineage),
             key=key,
             digests={file.name: digest(file) for file in sorted(temporary.iterdir())},
@@ -106,7 +106,8 @@ def load(folder: Path, workload: Workload | None = None) -> Bundle:
     description = describe(folder)
     if workload is None:
         workload = load_workload(_resolve_source(description["workload"]["source"], folder))
-    module = rebuild(workload.build(), description["structure"], str(folder))
+    original = workload.build(student_of(description["lineage"]))
+    module = rebuild(original, description["structure"], str(folder))
     try:
         load_model(module, str(folder / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
@@ -145,50 +146,10 @@ def describe(folder: Path) -> dict[str, Any]:
     return description
 
 
-def structure(module: nn.Module, original: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return what differs in shape between two versions of one model.
-
-    For each submodule with a difference: `tensors`, the shape of each parameter or buffer that has another one, and
-    `attributes`, the whole numbers and tuples of them (such as `out_channels`) that have another value.
-    """
-    record = {}
-    for name, layer in module.named_modules():
-        other = original.get_submodule(name)
-        tensors = {
-            key: list(tensor.shape)
-            for key, tensor in _tensors(layer).items()
-            if tensor.shape != _tensors(other)[key].shape
-        }
-        attributes = {
-            key: value for key, value in vars(layer).items() if _is_size(value) and vars(other).get(key, value) != value
-        }
-        if tensors or attributes:
-            record[name] = {"tensors": tensors, "attributes": attributes}
-    return record
-
-
-def rebuild(module: nn.Module, record: dict[str, dict[str, Any]], where: str) -> nn.Module:
-    """Give a fresh model the shapes of `record`, in place; the values of resized tensors are not set.
-
-    Raises:
-        BadBundle: the model has no such submodule or tensor.
-    """
-    for name, change in record.items():
-        try:
-            layer = module.get_submodule(name)
-            for key, shape in change["tensors"].items():
-                old = _tensors(layer)[key]
-                fresh = torch.empty(shape, dtype=old.dtype)
-                setattr(layer, key, nn.Parameter(fresh) if isinstance(old, nn.Parameter) else fresh)
-        except (AttributeError, KeyError) as error:
-            raise BadBundle(
-                f"the workload's model has no {name!r} as the bundle knew it",
-                where=where,
-                fix="bring the workload file back to what it was, or make the bundle again",
-            ) from error
-        for key, value in change["attributes"].items():
-            setattr(layer, key, tuple(value) if isinstance(value, list) else value)
-    return module
+def student_of(lineage: Sequence[Mapping[str, Any]]) -> str:
+    """Return which of the workload's students the model is: that of the last step that brought one in, or none."""
+    named = [entry.get("config", {}).get("student") for entry in lineage]
+    return next((name for name in reversed(named) if name), "")
 
 
 def digest(file: Path) -> str:
@@ -224,17 +185,6 @@ def _save_weights(module: nn.Module, path: Path) -> None:
         # The library gives the operating system's error as text only.
         code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
         raise OSError(code, str(error), str(path)) from error
-
-
-def _tensors(layer: nn.Module) -> dict[str, torch.Tensor]:
-    own = {**layer._parameters, **layer._buffers}
-    return {key: tensor for key, tensor in own.items() if tensor is not None}
-
-
-def _is_size(value: object) -> bool:
-    if isinstance(value, tuple):
-        return all(_is_size(item) for item in value)
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _describe_source(workload: Workload, folder: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ The files in the table import torch and onnx only inside their functions, so tha
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,7 +34,8 @@ class Context:
         trained: the trained model as the user brought it: the teacher. Not to be changed.
         target: where the result will run.
         seed: seeds every random choice.
-        scratch: an empty folder of this step's own.
+        scratch: an empty folder of this step's own, gone when the step ends.
+        checkpoint: a folder that outlives a killed run and is found again by the next; None where nothing is kept.
         progress: called with a line of text, or with a text and a fraction in [0, 1].
     """
 
@@ -44,6 +45,7 @@ class Context:
     seed: int
     scratch: Path
     progress: Callable[[str, float], None]
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Method:
         name: `family.method`, as recipes spell it.
         stage: what the method works on: the torch model, the ONNX graph, or the way from one to the other.
         promises: what the recipe's result owes because of this method: `smaller`, `faster`, both or neither.
-        needs: fields of the workload that must be there.
+        needs: `needs(config)` names the fields of the workload that must be there.
         apply: `apply(config, subject, context)`; gets a private copy and returns the new subject.
         matches: `matches(subject)` lists what the method could change, for the message when it changed nothing.
     """
@@ -62,22 +64,27 @@ class Method:
     name: str
     stage: Literal["torch", "export", "graph"]
     promises: frozenset[str]
-    needs: tuple[str, ...]
+    needs: Callable[[Any], Iterable[str]]
     apply: Callable[[Any, Subject, Context], Subject]
     matches: Callable[[Subject], list[str]]
 
 
+def nothing(_config: object) -> tuple[str, ...]:
+    """Return what a method needs that needs nothing of the workload but its model."""
+    return ()
+
+
 METHODS: Mapping[type, Method] = {
     channels.Channels: Method(
-        "prune.channels", "torch", frozenset({"smaller", "faster"}), (), channels.apply, channels.matches
+        "prune.channels", "torch", frozenset({"smaller", "faster"}), nothing, channels.apply, channels.matches
     ),
-    logits.Logits: Method("distill.logits", "torch", frozenset(), ("training",), logits.apply, logits.matches),
-    export_onnx.Onnx: Method("export.onnx", "export", frozenset(), (), export_onnx.apply, export_onnx.matches),
+    logits.Logits: Method("distill.logits", "torch", frozenset(), logits.needs, logits.apply, logits.matches),
+    export_onnx.Onnx: Method("export.onnx", "export", frozenset(), nothing, export_onnx.apply, export_onnx.matches),
     static.Static: Method(
-        "quantize.static", "graph", frozenset({"smaller", "faster"}), ("calibration",), static.apply, static.matches
+        "quantize.static", "graph", frozenset({"smaller", "faster"}), static.needs, static.apply, static.matches
     ),
     dynamic.Dynamic: Method(
-        "quantize.dynamic", "graph", frozenset({"smaller", "faster"}), (), dynamic.apply, dynamic.matches
+        "quantize.dynamic", "graph", frozenset({"smaller", "faster"}), dynamic.needs, dynamic.apply, dynamic.matches
     ),
 }
 NAMES: Mapping[str, type] = {method.name: config for config, method in METHODS.items()}
@@ -90,7 +97,7 @@ def check_needs(step: object, workload: Workload) -> None:
         BadWorkload: naming the missing field.
     """
     method = METHODS[type(step)]
-    for need in method.needs:
+    for need in method.needs(step):
         if getattr(workload, need) is None:
             raise BadWorkload(
                 f"{method.name} needs the workload's {need}",

@@ -60,6 +60,8 @@ class Workload:
             Returns one float for each judged sample under each score's name; the first score is the gated metric.
         calibration: a function that returns batches for the ranges of static quantization, never evaluation samples.
         training: a function that returns training batches; one call is one epoch.
+        students: functions that build further, smaller modules with the same inputs and outputs, by name, for
+            distillation; their weights are whatever the function gives them.
         loss: `loss(outputs, targets)` on torch tensors, returns a scalar; needed where a step trains with labels.
         bounded: whether the metric lies in [0, 1], so that a budget may say `keep = 0.99`.
         aggregate: turns an array of per-sample scores into the figure; the mean unless it says otherwise.
@@ -74,6 +76,7 @@ class Workload:
     calibration: Batches | None = None
     training: Batches | None = None
     loss: "Callable[[Mapping[str, torch.Tensor], Any], torch.Tensor] | None" = None
+    students: "Mapping[str, Callable[[], nn.Module]]" = field(default_factory=dict)
     bounded: bool = False
     aggregate: Callable[[Array], float] = _mean
     source: str = field(default="", compare=False)
@@ -118,14 +121,26 @@ class Workload:
         if not count:
             raise BadData(f"{kind}() returned no batch", where=self.name, fix="let it return its batches at every call")
 
-    def build(self) -> "nn.Module":
-        """Return the trained model in evaluation mode, a copy that may be changed."""
+    def build(self, student: str = "") -> "nn.Module":
+        """Return the trained model, or the named student, in evaluation mode: a copy that may be changed.
+
+        Raises:
+            BadWorkload: no such student, or the user's code raised or returned something else than a module.
+        """
         from torch import nn
 
-        model = self.model if isinstance(self.model, nn.Module) else guarded(self.model, "model()", self.source)
+        if student and student not in self.students:
+            raise BadWorkload(
+                f"there is no student {student!r}",
+                where=self.source or self.name,
+                fix=f"students of this workload: {', '.join(self.students) or 'none; give Workload(students={…})'}",
+            )
+        given = self.students[student] if student else self.model
+        what = f"students[{student!r}]()" if student else "model()"
+        model = given if isinstance(given, nn.Module) else guarded(given, what, self.source)
         if not isinstance(model, nn.Module):
             raise BadWorkload(
-                f"model is {type(model).__name__}, not a torch.nn.Module",
+                f"{what.removesuffix('()')} is {type(model).__name__}, not a torch.nn.Module",
                 where=self.name,
                 fix="give the trained module, or a function that returns it",
             )

@@ -38,6 +38,11 @@ class Dynamic:
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
 
 
+def needs(config: Dynamic) -> tuple[str, ...]:
+    """Return which data of the workload the smoothing is taken from."""
+    return ("calibration",) if config.smooth else ()
+
+
 def matches(subject: Path) -> list[str]:
     """List the nodes with weights that can be quantized."""
     return graph.names_of(graph.load(subject), WEIGHTED)

@@ -57,6 +57,11 @@ class Static:
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
 
 
+def needs(config: Static) -> tuple[str, ...]:
+    """Return which data of the workload the ranges are taken from."""
+    return ("calibration",)
+
+
 def matches(subject: Path) -> list[str]:
     """List the nodes with weights that can be quantized."""
     return graph.names_of(graph.load(subject), WEIGHTED)

@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_result(
 def test_a_missing_need_is_said_before_anything_starts(
     kind: type, small: Workload, subjects: dict[str, Any], tmp_path: Path
 ) -> None:
-    for need in METHODS[kind].needs:
+    for need in METHODS[kind].needs(config(kind)):
         poor = replace(small, **{need: None})
         with pytest.raises(BadWorkload, match=need):
             step.apply(config(kind), subjects[METHODS[kind].stage], context(poor, tmp_path))
