@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from optimize import explain
 from optimize.errors import BadRecipe, GateRefused
 from optimize.evaluate import Difference, Score
+from optimize.explain import Stage
+from optimize.measure import Ratio
 from optimize.recipe import Budget
 from optimize.workload import Workload
 
@@ -88,24 +91,26 @@ def size(budget: Budget, measured: int) -> list[Gate]:
     return [Gate("size", measured <= budget.bytes, f"{measured:,} bytes", f"≤ {budget.bytes:,} bytes", advice)]
 
 
-def smaller(ratio: float) -> Gate:
-    """Judge the promise of a smaller file: trained FP32 ONNX bytes over the result's."""
-    advice = "" if ratio > 1 else "the step added more than it saved: the model may be too small for it"
+def smaller(ratio: float, stages: Sequence[Stage]) -> Gate:
+    """Judge the promise of a smaller file: trained FP32 ONNX bytes over the result's.
+
+    Args:
+        ratio: larger is better.
+        stages: the trained model and every step's result, which say what it was that grew.
+    """
+    advice = "" if ratio > 1 else explain.larger(stages)
     return Gate("promise: smaller", ratio > 1, f"{ratio:.2f}×", "> 1×", advice)
 
 
-def faster(batch: int, ratio: float, low: float, high: float) -> Gate:
+def faster(batch: int, ratio: Ratio, stages: Sequence[Stage]) -> Gate:
     """Judge the promise of speed at one batch size, from alternating ratios of throughput (result over trained)."""
-    passed = not high < SLOWER
-    advice = (
-        "" if passed else "quantize/dequantize outweighs what it saves at this batch size: raise it, or stay with FP32"
-    )
+    passed = not ratio.high < SLOWER
     return Gate(
         f"promise: faster at batch {batch}",
         passed,
-        f"{ratio:.2f}× [{low:.2f}, {high:.2f}]",
+        f"{ratio.value:.2f}× [{ratio.low:.2f}, {ratio.high:.2f}]",
         f"interval not wholly below {SLOWER}×",
-        advice,
+        "" if passed else explain.slower(stages, batch),
     )
 
 

@@ -23,6 +23,7 @@ from optimize.baseline import TRAINED, Progress, Trained, cost, establish, graph
 from optimize.bundle import Bundle
 from optimize.errors import BadRecipe, BadWorkload, GateRefused
 from optimize.evaluate import Quality, compare, evaluate
+from optimize.explain import Stage
 from optimize.export.onnx import Onnx, export
 from optimize.export.verify import deviation
 from optimize.gate import Gate
@@ -110,7 +111,7 @@ def _run(
         version=None,
         environment=page.environment(recipe.target.device),
     )
-    gates = _gates(recipe, trained, last, quality, speeds, elements, strict)
+    gates = _gates(recipe, trained, last, quality, speeds, elements, folder, strict)
     if repository is not None and (force or all(entry.passed for entry in gates)):
         from optimize import endpoint
 
@@ -317,6 +318,7 @@ def _gates(
     quality: Quality,
     speeds: Speeds,
     elements: list[dict[str, Any]],
+    folder: Path,
     strict: bool,
 ) -> list[Gate]:
     workload = last.workload
@@ -324,15 +326,22 @@ def _gates(
     difference = compare(workload, result, first)
     gates = [gate.quality(recipe.budget, first, result, difference, strict)]
     gates += gate.size(recipe.budget, measure.file_bytes(graph_of(last)))
-    name = _folder_name(len(elements), elements[-1]["name"])
+    final = _folder_name(len(elements), elements[-1]["name"])
+    stages = _stages(trained, folder, elements, speeds)
     promises = set().union(*(steps_of.METHODS[type(step)].promises for step in recipe.steps))
-    reached = ratios(trained.bundle, last, speeds, name)
     if "smaller" in promises:
-        gates.append(gate.smaller(reached["size"]))
+        gates.append(gate.smaller(ratios(trained.bundle, last, speeds, final)["size"], stages))
     if "faster" in promises:
-        for batch, (low, high) in reached["interval"].items():
-            gates.append(gate.faster(int(batch), reached["throughput"][batch], low, high))
+        gates += [gate.faster(batch, ratio, stages) for batch, ratio in speeds.ratios(final, TRAINED).items()]
     return gates
+
+
+def _stages(trained: Trained, folder: Path, elements: list[dict[str, Any]], speeds: Speeds) -> list[Stage]:
+    stages = [Stage(TRAINED, graph_of(trained.bundle), speeds.latency_ms(TRAINED))]
+    for number, element in enumerate(elements, 1):
+        place = _folder_name(number, element["name"])
+        stages.append(Stage(element["name"], folder / place / bundles.GRAPH, speeds.latency_ms(place)))
+    return stages
 
 
 def _stop(gates: list[Gate], folder: Path, result: dict[str, Any]) -> None:

@@ -1,13 +1,25 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx_ir
 import pytest
 
-from optimize import gate
+from optimize import explain, gate
 from optimize.errors import BadRecipe, GateRefused
 from optimize.evaluate import Difference, Score
+from optimize.explain import Stage
+from optimize.measure import Ratio
 from optimize.recipe import Budget
 from optimize.workload import Workload
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    weight = onnx_ir.Value(name="w", const_value=onnx_ir.tensor(np.zeros((2, 2), np.float32)))
+    graph = onnx_ir.Graph([], [], nodes=[], initializers=[weight], opset_imports={"": 20})
+    onnx_ir.save(onnx_ir.Model(graph, ir_version=10), tmp_path / "tiny.onnx")
+    return tmp_path / "tiny.onnx"
 
 
 def score(value: float, samples: int = 1000) -> Score:
@@ -49,17 +61,18 @@ def test_a_wide_interval_is_called_out_with_the_samples_that_decide() -> None:
     assert judge(Budget(max_drop=0.005), 0.90, 0.90, -0.001, 0.001).advice == ""
 
 
-def test_slower_means_the_whole_interval() -> None:
-    assert gate.faster(1, 0.95, 0.90, 0.98).passed
-    refused = gate.faster(1, 0.90, 0.85, 0.96)
+def test_slower_means_the_whole_interval(tiny: Path) -> None:
+    stages = [Stage("trained", tiny, {1: 0.02}), Stage("quantize.dynamic", tiny, {1: 0.03})]
+    assert gate.faster(1, Ratio(0.95, 0.90, 0.98), stages).passed
+    refused = gate.faster(1, Ratio(0.90, 0.85, 0.96), stages)
     assert not refused.passed
-    assert "FP32" in refused.advice
+    assert refused.measured == "0.90× [0.85, 0.96]"
+    assert refused.advice == explain.slower(stages, 1)
 
 
 def test_size_and_parity_and_load() -> None:
     assert gate.size(Budget(), 10) == []
     assert not gate.size(Budget(bytes=9), 10)[0].passed
-    assert not gate.smaller(0.9).passed
     assert gate.parity("same", 10, 0, 0.0, 1e-5).passed
     assert not gate.parity("same", 10, 1, 0.1, 1e-5).passed
     report = {
@@ -73,6 +86,14 @@ def test_size_and_parity_and_load() -> None:
     assert not gate.load(Budget(), report)[0].passed
 
 
+def test_smaller_means_smaller(tiny: Path) -> None:
+    stages = [Stage("trained", tiny, {}), Stage("export.onnx", tiny, {})]
+    assert gate.smaller(1.01, stages).passed
+    refused = gate.smaller(0.9, stages)
+    assert not refused.passed
+    assert refused.advice == explain.larger(stages)
+
+
 def test_a_relative_budget_needs_a_bounded_metric(small: Workload) -> None:
     unbounded = replace(small, bounded=False)
     gate.check_budget(Budget(max_drop=0.1), unbounded)
@@ -84,9 +105,10 @@ def test_a_relative_budget_needs_a_bounded_metric(small: Workload) -> None:
 
 def test_stop_names_every_refusal() -> None:
     no = gate.Gate("quality", False, "0.1", "0.9", "train more")
+    passed = replace(no, passed=True)
     with pytest.raises(GateRefused) as error:
-        gate.stop([no, gate.smaller(2.0), gate.smaller(0.5)], "build/runs/x")
+        gate.stop([no, passed, replace(no, name="promise: smaller")], "build/runs/x")
     assert error.value.exit_code == 3
     assert "train more" in error.value.what
     assert "smaller" in error.value.what
-    gate.stop([gate.smaller(2.0)], "")
+    gate.stop([passed], "")

@@ -1,0 +1,80 @@
+"""Explain: the likely cause of a broken promise, from a run's measured stages and the operators of their graphs."""
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optimize import measure
+from optimize.export import graph
+
+TINY_FILE = 64 * 1024
+"""Bytes below which an ONNX file is mostly the description of its graph, not weights."""
+TINY_CALL = 0.05
+"""Milliseconds below which a call is mostly the runtime's own overhead."""
+
+PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "MatMulInteger", "MatMulNBits", "LSTM", "DynamicQuantizeLSTM")
+CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The trained model, or what one step made of it.
+
+    Args:
+        name: the step's name, `trained` for the first.
+        file: its ONNX file.
+        latency_ms: milliseconds for one call, by batch size.
+    """
+
+    name: str
+    file: Path
+    latency_ms: Mapping[int, float]
+
+
+def slower(stages: Sequence[Stage], batch: int) -> str:
+    """Return why the last stage is slower than the first at `batch`, and the way out."""
+    culprit, before = _steepest(stages, [stage.latency_ms[batch] for stage in stages])
+    times = f"{before.latency_ms[batch]:.3g} → {culprit.latency_ms[batch]:.3g} ms a call at batch {batch}"
+    return f"{culprit.name} made it slower ({times}): {_why_slower(culprit, stages[0], batch)}"
+
+
+def larger(stages: Sequence[Stage]) -> str:
+    """Return why the last stage's file is no smaller than the first one's, and the way out."""
+    sizes = [float(measure.file_bytes(stage.file)) for stage in stages]
+    culprit, before = _steepest(stages, sizes)
+    grown = f"{measure.file_bytes(before.file):,} → {measure.file_bytes(culprit.file):,} bytes"
+    if sizes[0] < TINY_FILE:
+        why = "so small a file is mostly the description of its graph, which a step may lengthen; leave it as it is"
+    else:
+        why = "it added more to the file than it saved; leave it out, or let it change more layers"
+    return f"{culprit.name} made it larger ({grown}): {why}"
+
+
+def _steepest(stages: Sequence[Stage], costs: Sequence[float]) -> tuple[Stage, Stage]:
+    """Return the stage whose cost rose most over the one before it, and that one."""
+    rises = [after / before for before, after in itertools.pairwise(costs)]
+    worst = rises.index(max(rises))
+    return stages[worst + 1], stages[worst]
+
+
+def _why_slower(culprit: Stage, trained: Stage, batch: int) -> str:
+    if trained.latency_ms[batch] < TINY_CALL:
+        overhead = f"the trained model's call takes {trained.latency_ms[batch] * 1000:.0f} µs, mostly the runtime's own"
+        return f"{overhead} overhead, which no compression shortens; raise the batch or leave it FP32"
+    kinds = Counter(node.op_type for node in graph.load(culprit.file).graph)
+    products = sum(kinds[kind] for kind in PRODUCTS)
+    conversions = sum(kinds[kind] for kind in CONVERSIONS)
+    ratio = f"{conversions} conversions for {products} products"
+    if culprit.name == "quantize.half":
+        return "the CPU computes in float32 and converts at every operator; half precision pays on a GPU"
+    if kinds["MatMulNBits"] and culprit.name.startswith("quantize."):
+        return "packed weights are unpacked at every call; they save memory, not time, at this batch size"
+    if kinds["DynamicQuantizeLinear"]:
+        return f"quantize/dequantize outweighs the products ({ratio}); raise the batch or leave it FP32"
+    if kinds["QuantizeLinear"] and kinds["Conv"]:
+        return f"INT8 convolutions of few channels lose to FP32 ones ({ratio}); exclude them, or keep more channels"
+    if conversions:
+        return f"quantize/dequantize outweighs the products ({ratio}); exclude the smallest layers or leave it FP32"
+    return "what is left runs no faster on this machine; remove more, or round channels to multiples of 16"
