@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from optimize.distill import logits
 from optimize.errors import BadWorkload, NoEffect
 from optimize.export import onnx as export_onnx
-from optimize.prune import channels
+from optimize.prune import channels, heads, layers
 from optimize.quantize import dynamic, static
 from optimize.workload import Workload
 from serve.target import Target
@@ -77,6 +77,12 @@ def nothing(_config: object) -> tuple[str, ...]:
 METHODS: Mapping[type, Method] = {
     channels.Channels: Method(
         "prune.channels", "torch", frozenset({"smaller", "faster"}), nothing, channels.apply, channels.matches
+    ),
+    heads.Heads: Method(
+        "prune.heads", "torch", frozenset({"smaller", "faster"}), heads.needs, heads.apply, heads.matches
+    ),
+    layers.Layers: Method(
+        "prune.layers", "torch", frozenset({"smaller", "faster"}), layers.needs, layers.apply, layers.matches
     ),
     logits.Logits: Method("distill.logits", "torch", frozenset(), logits.needs, logits.apply, logits.matches),
     export_onnx.Onnx: Method("export.onnx", "export", frozenset(), nothing, export_onnx.apply, export_onnx.matches),

@@ -3,11 +3,13 @@
 A bundle keeps this record beside the weights, so that a pruned model is rebuilt without pickling anything.
 """
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
 
+from optimize.attention import Attention, substitute
 from optimize.errors import BadBundle
 
 
@@ -33,14 +35,18 @@ def structure(module: nn.Module, original: nn.Module) -> dict[str, dict[str, Any
 
     For each submodule with a difference: `skipped`, whether a removed layer returned a tuple; or `tensors`, the shape
     of each parameter or buffer that has another one, and `attributes`, the whole numbers and tuples of them (such as
-    `out_channels`) that have another value.
+    `out_channels`) that have another value; with `substituted` where an `Attention` stands in for torch's own.
     """
     record: dict[str, dict[str, Any]] = {}
+    original = copy.deepcopy(original)
     for name, layer in module.named_modules():
         other = original.get_submodule(name)
         if isinstance(layer, Skip) and not isinstance(other, Skip):
             record[name] = {"skipped": layer.as_tuple}
             continue
+        substituted = isinstance(layer, Attention) and not isinstance(other, Attention)
+        if substituted:
+            other = substitute(original, name)
         tensors = {
             key: list(tensor.shape)
             for key, tensor in _tensors(layer).items()
@@ -49,8 +55,10 @@ def structure(module: nn.Module, original: nn.Module) -> dict[str, dict[str, Any
         attributes = {
             key: value for key, value in vars(layer).items() if _is_size(value) and vars(other).get(key, value) != value
         }
-        if tensors or attributes:
+        if tensors or attributes or substituted:
             record[name] = {"tensors": tensors, "attributes": attributes}
+            if substituted:
+                record[name]["substituted"] = True
     return record
 
 
@@ -68,7 +76,7 @@ def rebuild(module: nn.Module, record: dict[str, dict[str, Any]], where: str) ->
                 module.get_submodule(name)
                 module.set_submodule(name, Skip(change["skipped"]))
                 continue
-            layer = module.get_submodule(name)
+            layer = substitute(module, name) if "substituted" in change else module.get_submodule(name)
             for key, shape in change["tensors"].items():
                 _resize(layer, key, shape, fresh)
         except (AttributeError, KeyError) as error:

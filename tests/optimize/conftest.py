@@ -40,6 +40,11 @@ def small() -> Workload:
     return workloads.load(f"{SMALL}:workload")
 
 
+@pytest.fixture(scope="session")
+def encoder() -> Workload:
+    return workloads.load(f"{SMALL.with_name('encoder.py')}:workload")
+
+
 @pytest.fixture
 def user_file(tmp_path: Path) -> Callable[..., str]:
     """Write a copy of the small workload with some text replaced, and return its SOURCE."""
