@@ -190,15 +190,21 @@ def _save_weights(module: nn.Module, path: Path) -> None:
 def _describe_source(workload: Workload, folder: Path) -> dict[str, str]:
     place, _, name = workload.source.rpartition(":")
     file = file_of(workload.source)
+    known = digest(file) if file and file.is_file() else ""
     if place.endswith(".py"):
         # Relative to the bundle, so that a tree with both can be moved.
         place = os.path.relpath(Path(place).resolve(), folder.resolve())
-    return {"source": f"{place}:{name}", "digest": digest(file) if file and file.is_file() else ""}
+    elif name.endswith("/"):
+        # A Hugging Face folder.
+        return {"source": f"{os.path.relpath(Path(workload.source).resolve(), folder.resolve())}/", "digest": known}
+    return {"source": f"{place}:{name}", "digest": known}
 
 
 def _resolve_source(source: str, folder: Path) -> str:
     place, _, name = source.rpartition(":")
-    if not place.endswith(".py"):
+    relative = source if source.endswith("/") else place
+    if not relative.endswith((".py", "/")):
         return source
-    path = (folder.resolve() / place).resolve()
-    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{name}"
+    path = (folder.resolve() / relative).resolve()
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"{shown}/" if relative == source else f"{shown}:{name}"

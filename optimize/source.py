@@ -1,4 +1,4 @@
-"""What a command may be given as SOURCE: a bundle or a workload."""
+"""What a command may be given as SOURCE: a bundle, a workload or a Hugging Face folder."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def load(source: str) -> Bundle:
     Raises:
         BadBundle, BadWorkload: neither the one nor the other.
     """
-    if Path(source).is_dir():
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         return bundles.load(Path(source))
     workload = workloads.load(source)
     return Bundle(workload, workload.build())

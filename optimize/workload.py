@@ -149,11 +149,15 @@ class Workload:
 
 
 def load(source: str) -> Workload:
-    """Return the workload that `path/to/file.py:function` or `package.module:function` names.
+    """Return the workload that `path/to/file.py:function`, `package.module:function` or a Hugging Face folder names.
 
     Raises:
         BadWorkload: no such file or function, or the user's code raised; the message names the user's own line.
     """
+    if (Path(source) / "config.json").is_file():
+        from optimize import huggingface
+
+        return huggingface.workload(Path(source))
     place, _, name = source.rpartition(":")
     if not place:
         place, name = source, "workload"
@@ -178,7 +182,11 @@ def load(source: str) -> Workload:
 
 
 def file_of(source: str) -> Path | None:
-    """Return the Python file behind a workload source, or None when it cannot be found."""
+    """Return the Python file behind a workload source, or a folder's weights, or None when it cannot be found."""
+    if source.endswith("/"):
+        from optimize import huggingface
+
+        return huggingface.weights(Path(source))
     place = source.rpartition(":")[0] or source
     if place.endswith(".py"):
         return Path(place)
