@@ -1,0 +1,162 @@
+"""quantize.weight_only: dense weights and embedding tables in 8 or 4 bits, activations in float.
+
+Weights are rounded to nearest in blocks along the input axis, each block with a scale of its own, and unpacked inside
+the product (ONNX Runtime's MatMulNBits); the finer the blocks, the nearer and the larger (Dettmers and Zettlemoyer,
+"The case for 4-bit precision", arXiv 2212.09720). It keeps quality best of all INT8 methods and gains little or no
+speed: it saves memory. A table in 8 bits has one scale a row and needs standard operators only.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from optimize.errors import BadGraph, BadRecipe, NoEffect
+from optimize.export import graph
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+    from optimize.step import Context
+
+Bits = Literal["int8", "int4", "float"]
+PRODUCTS, TABLES = ("MatMul", "Gemm"), ("Gather",)
+SMALLEST_TABLE = 4096
+"""Values below which a constant that is looked up is no embedding table."""
+SMALLEST = 1e-8
+"""Stands for the magnitude of a row of zeros."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class WeightOnly:
+    """Weights and embedding tables in 8 or 4 bits, everything else in float."""
+
+    weights: Bits = Field(default="int8", description="Dense weights.")
+    tables: Bits = Field(default="int8", description="Embedding tables.")
+    block_size: Literal["16", "32", "64", "128", "256"] = Field(
+        default="32", description="Values along the input axis that share a scale."
+    )
+    symmetric: bool = Field(default=True, description="Blocks have no zero point.")
+    exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
+
+
+def matches(subject: Path) -> list[str]:
+    """List the nodes with weights that can be quantized."""
+    model = graph.load(subject)
+    return [*graph.names_of(model, PRODUCTS), *_tables(model)]
+
+
+def apply(config: WeightOnly, subject: Path, context: "Context") -> Path:
+    """Quantize the graph in place of its file.
+
+    Raises:
+        BadRecipe: the target's runtime has no such operators.
+        NoEffect: nothing is left to quantize.
+    """
+    if context.target.runtime != "onnxruntime":
+        raise BadRecipe(
+            f"quantize.weight_only writes operators of ONNX Runtime, the target's runtime is {context.target.runtime}",
+            fix='leave it out, or set runtime = "onnxruntime"',
+        )
+    model = graph.load(subject)
+    kept = set(graph.excluded(model, config.exclude))
+    found = {"weights": graph.names_of(model, PRODUCTS), "tables": _tables(model)}
+    chosen = {
+        name: bits
+        for what, bits in (("weights", config.weights), ("tables", config.tables))
+        for name in found[what]
+        if bits != "float" and name not in kept
+    }
+    if not chosen:
+        raise NoEffect(
+            "quantize.weight_only: no weight is left to quantize",
+            fix=f"it could match: {', '.join([*found['weights'], *found['tables']]) or 'nothing in this model'}",
+        )
+    for node in [node for node in model.graph if node.name in chosen]:
+        if node.op_type == "Gemm":
+            _split_gemm(model, node)
+        elif node.op_type == "Gather" and chosen[str(node.name)] == "int8":
+            _round_table(model, node)
+            del chosen[str(node.name)]
+    graph.save(model, subject)
+    return graph.rewrite(subject, lambda source, destination: _pack(config, chosen, Path(source), Path(destination)))
+
+
+def _tables(model: "onnx_ir.Model") -> list[str]:
+    """Return the names of the nodes that look rows of a float matrix up."""
+    nodes = {node.name: node for node in model.graph}
+    found = []
+    for name in graph.names_of(model, TABLES):
+        table = nodes[name].inputs[0]
+        weight = table.const_value if table is not None else None
+        by_rows = nodes[name].attributes.get_int("axis", 0) == 0
+        if weight is not None and len(weight.shape) == 2 and weight.dtype.is_floating_point() and by_rows:
+            found += [name] * (weight.size >= SMALLEST_TABLE)
+    return found
+
+
+def _split_gemm(model: "onnx_ir.Model", node: "onnx_ir.Node") -> None:
+    """Make MatMul, under the same name, and Add of a Gemm, of which ONNX Runtime has no packed version."""
+    import numpy as np
+    import onnx_ir
+
+    number = node.attributes.get_float
+    if node.attributes.get_int("transA", 0) or number("alpha", 1.0) != 1.0 or number("beta", 1.0) != 1.0:
+        raise BadGraph(f"quantize.weight_only: {node.name} scales its product", fix=f'exclude = ["{node.name}"]')
+    weight = graph.constant(node.inputs[1])
+    turned = np.ascontiguousarray(weight.T if node.attributes.get_int("transB", 0) else weight)
+    value = onnx_ir.Value(name=f"{node.name}_weight", const_value=onnx_ir.tensor(turned))
+    model.graph.register_initializer(value)
+    product = onnx_ir.node("MatMul", [node.inputs[0], value], name=node.name)
+    product.outputs[0].name = f"{node.name}_product"
+    nodes, result = [product], product.outputs[0]
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        nodes.append(onnx_ir.node("Add", [result, node.inputs[2]], name=f"{node.name}_bias"))
+        result = nodes[-1].outputs[0]
+    onnx_ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, [result])
+
+
+def _round_table(model: "onnx_ir.Model", node: "onnx_ir.Node") -> None:
+    """Look rows of INT8 numbers up instead of floats, and the scale of each row beside them."""
+    import numpy as np
+    import onnx_ir
+
+    table = graph.constant(node.inputs[0])
+    scale = np.maximum(np.abs(table).max(axis=1, keepdims=True), SMALLEST).astype(np.float32) / 127
+    arrays = {"rows": np.rint(table / scale).astype(np.int8), "scales": scale}
+    values = {key: onnx_ir.Value(name=f"{node.name}_{key}", const_value=onnx_ir.tensor(arrays[key])) for key in arrays}
+    for value in values.values():
+        model.graph.register_initializer(value)
+    rows, scales = (onnx_ir.node("Gather", [value, node.inputs[1]]) for value in values.values())
+    numbers = onnx_ir.node("Cast", [rows.outputs[0]], attributes={"to": int(onnx_ir.DataType.FLOAT)})
+    product = onnx_ir.node("Mul", [numbers.outputs[0], scales.outputs[0]], name=node.name)
+    nodes = [rows, scales, numbers, product]
+    onnx_ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, product.outputs)
+
+
+def _pack(config: WeightOnly, chosen: Mapping[str, str], source: Path, destination: Path) -> None:
+    """Write `source` with the chosen nodes packed; an INT8 table is done already."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    model = onnx.load(source)
+    for bits in (8, 4):
+        names = {name for name, kind in chosen.items() if kind == f"int{bits}"}
+        if not names:
+            continue
+        algorithm = DefaultWeightOnlyQuantConfig(
+            block_size=int(config.block_size),
+            is_symmetric=config.symmetric,
+            # Activations are rounded to INT8 inside the product: that is what makes it no slower than FP32.
+            accuracy_level=4,
+            op_types_to_quantize=("MatMul", "Gather") if bits == 4 else ("MatMul",),
+            bits=bits,
+        )
+        others = [node.name for node in model.graph.node if node.name not in names]
+        packer = MatMulNBitsQuantizer(model, nodes_to_exclude=others, algo_config=algorithm)
+        packer.process()
+        model = packer.model.model
+    external = model.ByteSize() >= graph.LARGEST_FILE
+    onnx.save(model, destination, save_as_external_data=external, location=f"{destination.name}.data")

@@ -1,0 +1,239 @@
+"""Formats of 16, 8 and 4 bits: quantize.half, quantize.fp8 and quantize.weight_only."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+import torch
+from onnx import TensorProto
+from torch import nn
+
+from loadtest.tensors import BATCH, Array, TensorSpec
+from optimize import step
+from optimize.errors import BadRecipe, NoEffect
+from optimize.export import graph
+from optimize.export.onnx import export
+from optimize.predict import OnnxPredictor
+from optimize.quantize.fp8 import Fp8
+from optimize.quantize.half import Half
+from optimize.quantize.ranges import largest
+from optimize.quantize.weight_only import WeightOnly
+from optimize.step import Context
+from optimize.workload import Workload
+from serve.target import Target
+
+Apply = Callable[[Any], Path]
+
+
+@pytest.fixture(scope="module")
+def exported(small: Workload, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(small.build(), small.inputs, small.outputs, tmp_path_factory.mktemp("exported") / "model.onnx")
+
+
+def context(workload: Workload, scratch: Path, target: Target | None = None) -> Context:
+    return Context(workload, workload.build(), target or Target(cores=2), 0, scratch, lambda text, fraction: None)
+
+
+@pytest.fixture
+def apply(small: Workload, exported: Path, tmp_path: Path) -> Apply:
+    return lambda config: step.apply(config, exported, context(small, tmp_path))
+
+
+def answers(path: Path, small: Workload) -> Array:
+    with OnnxPredictor(path) as predictor:
+        return np.concatenate([predictor.predict(batch.inputs)["logits"] for batch in small.batches("evaluation")])
+
+
+def distance(path: Path, exported: Path, small: Workload) -> float:
+    """Largest difference to the float graph's answers, as a share of the largest of those."""
+    wanted = answers(exported, small)
+    return float(np.abs(answers(path, small) - wanted).max() / np.abs(wanted).max())
+
+
+def kinds(path: Path) -> list[str]:
+    return [node.op_type for node in graph.load(path).graph]
+
+
+@pytest.mark.parametrize(
+    ("config", "shrinks", "close"),
+    [
+        (Half(), 1.9, 1e-3),
+        (Half(dtype="bfloat16"), 1.9, 5e-3),
+        (Half(compute=True), 1.9, 2e-3),
+        (Fp8(), 3.5, 0.08),
+        (WeightOnly(), 3.3, 0.01),
+        (WeightOnly(weights="int4"), 5.5, 0.08),
+        (WeightOnly(weights="int4", symmetric=False, block_size="128"), 5.5, 0.08),
+    ],
+    ids=str,
+)
+def test_smaller_and_close(
+    config: Any, shrinks: float, close: float, apply: Apply, exported: Path, small: Workload
+) -> None:
+    made = apply(config)
+    assert exported.stat().st_size / made.stat().st_size > shrinks
+    assert 0 < distance(made, exported, small) < close
+
+
+def test_finer_blocks_are_nearer_and_larger(small: Workload, exported: Path, tmp_path: Path) -> None:
+    found = []
+    for size in ("16", "256"):
+        (scratch := tmp_path / size).mkdir()
+        made = step.apply(WeightOnly(weights="int4", block_size=size), exported, context(small, scratch))  # type: ignore[arg-type]
+        off = float(np.abs(answers(made, small) - answers(exported, small)).mean())
+        found.append((off, made.stat().st_size))
+    (near, large), (far, little) = found
+    assert near < far
+    assert large > little
+
+
+@pytest.mark.parametrize("config", [Half(), Half(compute=True), Fp8(), WeightOnly()], ids=str)
+def test_an_excluded_layer_stays_as_it_is(config: Any, apply: Apply, exported: Path) -> None:
+    weights = {array.shape: array for array in _floats(apply(replace(config, exclude=("wide*",))))}
+    wide = next(array for array in _floats(exported) if array.shape == (768, 768))
+    assert np.array_equal(weights[768, 768], wide)
+
+
+def _floats(path: Path) -> list[Array]:
+    values = graph.load(path).graph.initializers.values()
+    return [v.const_value.numpy() for v in values if v.const_value is not None and v.dtype == onnx_ir.DataType.FLOAT]
+
+
+def test_half_in_storage_computes_in_float32(apply: Apply) -> None:
+    made = apply(Half())
+    assert {tensor.data_type for tensor in onnx.load(made).graph.initializer} == {
+        TensorProto.FLOAT16,
+        TensorProto.FLOAT,
+        TensorProto.INT64,
+    }
+    with OnnxPredictor(made) as predictor:
+        assert predictor.session.get_inputs()[0].type == "tensor(float)"
+
+
+def test_half_keeps_what_would_overflow(tmp_path: Path, small: Workload) -> None:
+    """A layer whose results pass 65,504 on calibration data stays float32; without that the answer is infinite."""
+
+    class Loud(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loud, self.quiet = nn.Linear(64, 64), nn.Linear(64, 10)
+            with torch.no_grad():
+                self.loud.weight.fill_(4000.0)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.quiet(self.loud(image.flatten(1)) / 1e6)
+
+    torch.manual_seed(0)
+    loud = replace(small, model=Loud())
+    exported = export(loud.build(), loud.inputs, loud.outputs, tmp_path / "loud.onnx")
+    (scratch := tmp_path / "scratch").mkdir()
+    made = step.apply(Half(compute=True), exported, context(loud, scratch))
+    assert distance(made, exported, loud) < 0.01
+    stored = {v.dtype for v in graph.load(made).graph.initializers.values() if v.shape == onnx_ir.Shape((64, 64))}
+    assert stored == {onnx_ir.DataType.FLOAT}
+
+
+def test_half_computes_in_one_format_only(apply: Apply) -> None:
+    with pytest.raises(BadRecipe, match="float16 only"):
+        apply(Half(compute=True, dtype="bfloat16"))
+
+
+def test_fp8_is_rounded_where_tensorrt_looks_for_it(apply: Apply) -> None:
+    model = graph.load(apply(Fp8()))
+    for node in model.graph:
+        if node.op_type in ("Conv", "Gemm"):
+            for value in node.inputs[:2]:
+                assert value is not None
+                rounding = value.producer()
+                assert rounding is not None
+                assert rounding.op_type == "DequantizeLinear"
+    weights = [value for value in model.graph.initializers.values() if value.dtype == onnx_ir.DataType.FLOAT8E4M3FN]
+    assert len(weights) == 4
+    assert model.opset_imports[""] == 21
+
+
+def test_fp8_after_a_relu_is_right_at_every_optimization_level(apply: Apply, small: Workload) -> None:
+    """With a zero point ONNX Runtime drops the Relu before the rounding and answers wrongly."""
+    import onnxruntime
+
+    made = apply(Fp8())
+    batch = next(iter(small.batches("evaluation"))).inputs
+    found = []
+    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+        session = onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+        found.append(session.run(None, dict(batch))[0])
+    assert np.abs(found[0] - found[1]).max() < 1e-3
+
+
+class Embedder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(500, 64), nn.Linear(64, 10)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.out(self.table(ids).mean(1))
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TensorSpec, Any]:
+    torch.manual_seed(0)
+    spec = TensorSpec("ids", "int64", (BATCH, 6), values=(0, 499))
+    module = Embedder()
+    with torch.no_grad():
+        # Rows of very different sizes, which one scale for the whole table would lose.
+        module.table.weight *= torch.logspace(-2, 2, 500)[:, None]
+    path = export(module, (spec,), ("logits",), tmp_path_factory.mktemp("embedder") / "model.onnx")
+    return path, spec, module
+
+
+@pytest.mark.parametrize(("tables", "shrinks", "close"), [("int8", 3.0, 0.02), ("int4", 4.5, 0.2)])
+def test_tables_have_scales_of_their_own_rows(
+    tables: Any, shrinks: float, close: float, embedder: tuple[Path, TensorSpec, Any], small: Workload, tmp_path: Path
+) -> None:
+    from optimize import ensure
+    from optimize.quantize import weight_only
+
+    path = embedder[0]
+    private = ensure.copy(path, tmp_path)
+    made = weight_only.apply(WeightOnly(weights="float", tables=tables), private, context(small, tmp_path))
+    assert path.stat().st_size / made.stat().st_size > shrinks
+    with OnnxPredictor(path) as before, OnnxPredictor(made) as after:
+        for row in (3, 250, 498):
+            ids = {"ids": np.full((1, 6), row)}
+            wanted, got = before.predict(ids)["logits"], after.predict(ids)["logits"]
+            assert np.abs(got - wanted).max() < close * np.abs(wanted).max()
+
+
+def test_nothing_left_lists_what_there_was(apply: Apply) -> None:
+    for config in (WeightOnly(weights="float"), WeightOnly(exclude=("*",)), Half(exclude=("*",))):
+        with pytest.raises(NoEffect, match="left to") as raised:
+            apply(config)
+        assert "wide/Gemm" in raised.value.fix
+
+
+def test_weight_only_is_for_onnx_runtime(small: Workload, exported: Path, tmp_path: Path) -> None:
+    other = replace(Target(cores=2))
+    object.__setattr__(other, "runtime", "openvino")
+    with pytest.raises(BadRecipe, match="the target's runtime is openvino"):
+        step.apply(WeightOnly(), exported, context(small, tmp_path, other))
+
+
+def test_ranges_reads_inner_values_and_leaves_the_file(exported: Path, small: Workload, tmp_path: Path) -> None:
+    from optimize import ensure
+
+    private = ensure.copy(exported, tmp_path)
+    before = private.read_bytes()
+    relus = [str(node.outputs[0].name) for node in graph.load(private).graph if node.op_type == "Relu"]
+    batches = [batch.inputs for batch in small.batches("calibration")]
+    found = largest(private, ["image", *relus], batches)
+    assert found["image"] == max(float(batch["image"].max()) for batch in batches)
+    assert all(found[name] > 0 for name in relus)
+    assert private.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [private.name]
