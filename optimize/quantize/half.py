@@ -161,5 +161,6 @@ def _join(model: "onnx_ir.Model") -> None:
         if before is None or before.op_type != "Cast" or node.outputs[0].is_graph_output():
             continue
         kinds = [cast.attributes.get_int("to", 0) for cast in (before, node)]
-        if kinds == [onnx_ir.DataType.FLOAT16, onnx_ir.DataType.FLOAT]:
-            onnx_ir.convenience.replace_all_uses_with(node.outputs[0], before.inputs[0])
+        source = before.inputs[0]
+        if source is not None and kinds == [onnx_ir.DataType.FLOAT16, onnx_ir.DataType.FLOAT]:
+            onnx_ir.convenience.replace_all_uses_with(node.outputs[0], source)
