@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from optimize.distill import logits
 from optimize.errors import BadWorkload, NoEffect
 from optimize.export import onnx as export_onnx
-from optimize.prune import channels, heads, layers
+from optimize.prune import channels, heads, layers, weights
 from optimize.quantize import dynamic, static
 from optimize.workload import Workload
 from serve.target import Target
@@ -84,6 +84,7 @@ METHODS: Mapping[type, Method] = {
     layers.Layers: Method(
         "prune.layers", "torch", frozenset({"smaller", "faster"}), layers.needs, layers.apply, layers.matches
     ),
+    weights.Weights: Method("prune.weights", "torch", frozenset(), weights.needs, weights.apply, weights.matches),
     logits.Logits: Method("distill.logits", "torch", frozenset(), logits.needs, logits.apply, logits.matches),
     export_onnx.Onnx: Method("export.onnx", "export", frozenset(), nothing, export_onnx.apply, export_onnx.matches),
     static.Static: Method(

@@ -57,21 +57,36 @@ def _common(names: list[str], default: str) -> list[Callable[[Any], Any]]:
 
 
 def _options(family: str) -> list[Callable[[Any], Any]]:
-    """Return one option for each field that some method of the family has."""
-    options: dict[str, Callable[[Any], Any]] = {}
-    for name, config in NAMES.items():
-        if name.startswith(f"{family}."):
-            for entry in fields(config):
-                options.setdefault(entry.name, _option(entry.name, get_type_hints(config)[entry.name], entry.default))
-    return list(options.values())
+    """Return one option for each field of the family's methods, with the choices and explanations of all of them."""
+    methods = {name.partition(".")[2]: config for name, config in NAMES.items() if name.startswith(f"{family}.")}
+    hints: dict[str, Any] = {}
+    texts: dict[str, dict[str, list[str]]] = {}
+    for method, config in methods.items():
+        for entry in fields(config):
+            hint = get_type_hints(config)[entry.name]
+            if get_origin(hint) is Literal:
+                hint = Literal[(*get_args(hints.get(entry.name)), *get_args(hint))]
+            hints[entry.name] = hint
+            texts.setdefault(entry.name, {}).setdefault(_explained(entry.default), []).append(method)
+    return [_option(name, hint, _joined(texts[name], list(methods))) for name, hint in hints.items()]
 
 
-def _option(name: str, hint: Any, default: Any) -> Callable[[Any], Any]:
+def _explained(default: Any) -> str:
     information = default if isinstance(default, FieldInfo) else None
     description = (information.description if information else "") or ""
     value = information.default if information else default
+    return f"{description}  [default: {value}]" if value not in ("", (), None) else description
+
+
+def _joined(texts: dict[str, list[str]], methods: list[str]) -> str:
+    """Return one explanation, which says whose it is unless it is that of every method."""
+    if list(texts.values()) == [methods]:
+        return next(iter(texts))
+    return " ".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
+
+
+def _option(name: str, hint: Any, text: str) -> Callable[[Any], Any]:
     flag = f"--{name.replace('_', '-')}"
-    text = f"{description}  [default: {value}]" if value not in ("", (), None) else description
     if hint is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
     if get_origin(hint) is Literal:
