@@ -9,7 +9,7 @@ SOURCES := optimize serve loadtest tests examples benchmarks
 REPOSITORY := build/model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help machine server demo test check bench refresh-model-repository clean
+.PHONY: help machine server demo test check bench zoo refresh-model-repository clean
 
 help: machine  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 34
@@ -54,6 +54,9 @@ check: server  ## lint, types and the fast tests
 
 bench: server  ## both workloads, and the figures that README.md quotes
 	$(BIN)/python benchmarks/main_job.py
+
+zoo: server  ## every example architecture through its recipe to an endpoint; NAMES="mlp lstm" runs some of them
+	$(BIN)/python benchmarks/zoo.py $(NAMES)
 
 refresh-model-repository: server  ## make the committed small model again
 	rm -rf build/runs/refresh model_repository/digits_cnn && $(BIN)/optimize run examples/digits_cnn.py:workload \

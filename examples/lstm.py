@@ -1,0 +1,33 @@
+"""An LSTM text classifier that tells which package a docstring comes from."""
+
+import docstrings
+import torch
+from torch import nn
+from trained import again, by_loss, learned
+
+from optimize.workload import Workload
+
+
+class TextLSTM(nn.Module):
+    """Embedding 16 - LSTM 128 - LSTM 64 - Dense 64 - Dense 8; tokens int64 [n, 32] to logits [n, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(docstrings.VOCABULARY, 16, padding_idx=docstrings.PAD)
+        self.lstm1, self.lstm2 = nn.LSTM(16, 128, batch_first=True), nn.LSTM(128, 64, batch_first=True)
+        self.dense, self.out = nn.Linear(64, 64), nn.Linear(64, len(docstrings.PACKAGES))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the logits."""
+        x, _ = self.lstm1(self.embedding(tokens))
+        x, _ = self.lstm2(x)
+        return self.out(self.dense(x[:, -1]).relu())
+
+
+def workload() -> Workload:
+    """Return the workload `lstm`."""
+    return learned(docstrings.classification("lstm", TextLSTM), __file__, by_loss(epochs=30, learning_rate=5e-3))
+
+
+if __name__ == "__main__":
+    again(workload())
