@@ -76,7 +76,7 @@ def nothing(_config: object) -> tuple[str, ...]:
 
 METHODS: Mapping[type, Method] = {
     channels.Channels: Method(
-        "prune.channels", "torch", frozenset({"smaller", "faster"}), nothing, channels.apply, channels.matches
+        "prune.channels", "torch", frozenset({"smaller", "faster"}), channels.needs, channels.apply, channels.matches
     ),
     heads.Heads: Method(
         "prune.heads", "torch", frozenset({"smaller", "faster"}), heads.needs, heads.apply, heads.matches

@@ -1,135 +1,249 @@
-"""Dependency-aware channel pruning.
+"""Structured pruning of channels and hidden units.
 
-Whole output channels of convolutions and rows of linear layers are removed, together with everything that depends on
-them (the next layer's inputs, batch norms, residual partners), as in Fang et al., "DepGraph: Towards Any Structural
-Pruning", CVPR 2023 (arXiv 2301.12900). The dependency graph and the grouping are torch-pruning's; the score of a
-group is the norm of its weights (Li et al., "Pruning Filters for Efficient ConvNets", arXiv 1608.08710).
+Whole output channels of convolutions, rows of dense layers, dims of embeddings and hidden units of recurrent layers are
+removed, together with everything that depends on them (the next layer's inputs, batch norms, residual partners), as in
+Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023 (arXiv 2301.12900). The papers of the scores stand in
+`optimize/prune/importance.py`.
 """
 
 import copy
-from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from optimize.errors import BadModel, NoEffect
+from optimize.errors import NoEffect
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from optimize.prune.group import Group
+    from optimize.prune.ranking import Ranked
     from optimize.step import Context
+
+    Inputs = Mapping[str, torch.Tensor]
+
+SAMPLES = 4
+"""Samples of the evaluation set on which a cut is tried."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Channels:
-    """Remove the channels with the smallest weights, and all that depends on them."""
+    """Remove the least important channels and hidden units, and all that depends on them."""
 
-    ratio: float = Field(default=0.5, gt=0, lt=1, description="Share of the channels that is removed.")
-    norm: Literal["l1", "l2"] = Field(default="l2", description="Norm of a channel's weights that ranks it.")
+    ratio: float = Field(default=0.5, gt=0, lt=1, description="Share that is removed.")
+    of: Literal["channels", "macs", "parameters", "latency"] = Field(
+        default="channels",
+        description="What the share is taken of: each layer's channels, or a cost of the whole model; latency is "
+        "measured at the target's largest batch size.",
+    )
+    score: Literal["l1", "l2", "taylor", "bn_scale", "lamp", "activation"] = Field(
+        default="l2", description="What ranks the channels: their weights, gradients, batch-norm scales or activations."
+    )
     scope: Literal["layer", "global"] = Field(
         default="layer", description="Remove the share in every layer, or rank all layers' channels together."
     )
     round_to: int = Field(default=1, ge=1, description="Keep a multiple of this many channels in each layer.")
     exclude: tuple[str, ...] = Field(default=(), description="Layers to leave alone, as globs on module names.")
+    cuts: int = Field(default=1, ge=1, le=100, description="In how many equal steps the share is removed.")
+    heal_epochs: int = Field(default=0, ge=0, description="Epochs of training after each cut.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate of that training.")
 
 
 def matches(module: "nn.Module") -> list[str]:
     """Return the names of the layers whose channels could be removed."""
     from torch import nn
+    from torch.nn.modules.conv import _ConvNd
 
-    layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
+    layers = (_ConvNd, nn.Linear, nn.Embedding, nn.RNNBase)
     return [name for name, layer in module.named_modules() if isinstance(layer, layers)]
 
 
-def apply(config: Channels, module: "nn.Module", context: "Context") -> "nn.Module":
-    """Remove `config.ratio` of the channels of `module`, in place, and return it.
+def needs(config: Channels) -> tuple[str, ...]:
+    """Return what the score and the training read of the workload."""
+    if config.score == "taylor":
+        return ("training", "loss")
+    calibration = ("calibration",) if config.score == "activation" else ()
+    return (*calibration, "training") if config.heal_epochs else calibration
 
-    A layer whose channels are visible from outside (they are the model's outputs, or their number is written into the
-    model's code) is found by trying, and left alone.
+
+def apply(config: Channels, module: "nn.Module", context: "Context") -> "nn.Module":
+    """Remove `config.ratio` of the channels, or of the cost, of `module`, in place, and return it.
+
+    Whether a group of channels may go is tried on a copy: two of its units are set to zero, then removed, and the
+    model's outputs must stay what they were. What is visible from outside, or written into the model's code, is thereby
+    found and left alone.
 
     Raises:
-        NoEffect: no layer is left that may be pruned.
-        BadModel: the dependency graph cannot be built for this architecture.
+        NoEffect: no layer is left that may be pruned, a glob matches none, or the cost cannot be brought down so far.
+        BadModel: the dependency graph cannot be built for this architecture, or training diverged.
+        BadGraph: the latency is asked for and the model cannot be exported.
     """
-    import torch_pruning
+    from optimize import train
 
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     inputs = _example(context)
-    _check_traceable(module, inputs)
-    names = matches(module)
-    excluded = [name for name in names if any(fnmatch(name, pattern) for pattern in config.exclude)]
-    fixed = [name for name in names if name not in excluded and not _prunable(module, name, inputs, context)]
-    free = [name for name in names if name not in {*excluded, *fixed}]
-    if not free:
-        raise NoEffect(
-            "prune.channels found no layer that it may prune",
-            where=context.workload.name,
-            fix=f"fixed by the model's outputs or code: {', '.join(fixed) or 'none'}; "
-            f"excluded: {', '.join(excluded) or 'none'}",
-        )
-    pruner = torch_pruning.pruner.BasePruner(
-        module,
-        inputs,
-        importance=torch_pruning.importance.GroupMagnitudeImportance(p={"l1": 1, "l2": 2}[config.norm]),
-        global_pruning=config.scope == "global",
-        pruning_ratio=config.ratio,
-        round_to=config.round_to if config.round_to > 1 else None,
-        ignored_layers=[module.get_submodule(name) for name in (*excluded, *fixed)],
-        output_transform=_output_sum,
-    )
-    pruner.step()
+    free = _free(config, module, inputs, context)
+    sizes = {group.name: group.units for group in _groups(module, inputs)}
+    original = copy.deepcopy(module)
+    for number in range(1, config.cuts + 1):
+        ranked = _rank(config, module, inputs, {name: sizes[name] for name in free}, context)
+        _cut(config, module, original, ranked, config.ratio * number / config.cuts, inputs, context)
+        _freeze(module, frozen)
+        if config.heal_epochs:
+            module = train.fit(
+                module,
+                context,
+                train.healing(context),
+                name="prune.channels",
+                epochs=config.heal_epochs,
+                learning_rate=config.learning_rate,
+            )
     return module
 
 
 def _example(context: "Context") -> "dict[str, torch.Tensor]":
-    import numpy as np
     import torch
 
-    rng = np.random.default_rng(context.seed)
-    return {spec.name: torch.from_numpy(spec.generate(rng, batch=2)) for spec in context.workload.inputs}
+    batch = next(iter(context.workload.batches("evaluation"))).inputs
+    return {name: torch.from_numpy(array[:SAMPLES].copy()) for name, array in batch.items()}
 
 
-def _check_traceable(module: "nn.Module", inputs: "dict[str, torch.Tensor]") -> None:
-    import torch_pruning
-
-    try:
-        torch_pruning.DependencyGraph().build_dependency(copy.deepcopy(module), inputs, output_transform=_output_sum)
-    except Exception as error:
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadModel(
-            f"prune.channels cannot follow its dependencies: {message}",
-            where=type(module).__name__,
-            fix="leave prune.channels out of the recipe for this architecture",
-        ) from error
+def _freeze(module: "nn.Module", frozen: list[str]) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in frozen and parameter.is_floating_point())
 
 
-def _prunable(module: "nn.Module", name: str, inputs: "dict[str, torch.Tensor]", context: "Context") -> bool:
-    """Try on a copy whether the model still runs, with outputs of the same shape, without one channel of `name`."""
+def _groups(module: "nn.Module", inputs: "Inputs") -> "list[Group]":
+    """Return the groups of recurrent layers first, then those of the dependency graph."""
+    from torch import nn
+
+    from optimize.prune import dependency, recurrent
+
+    module.eval().requires_grad_(True)
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.RNNBase)]
+    found = [group for name in layers if (group := recurrent.group(module, name, inputs))]
+    return [*found, *dependency.groups(module, inputs)]
+
+
+def _remove(module: "nn.Module", chosen: Mapping[str, list[int]], inputs: "Inputs") -> None:
+    """Remove the chosen units of each group, in place."""
+    from optimize.prune import dependency, recurrent
+
+    module.eval().requires_grad_(True)
+    for name, units in chosen.items():
+        # Found anew each time: a cut moves the channels that another layer is known to read by their place.
+        if group := recurrent.group(module, name, inputs):
+            group.remove(units)
+    for group in dependency.groups(module, inputs):
+        if group.name in chosen:
+            group.remove(chosen[group.name])
+
+
+def _free(config: Channels, module: "nn.Module", inputs: "Inputs", context: "Context") -> list[str]:
+    """Return the names of the groups that may be cut, and say which layers are left alone."""
+    names = matches(module)
+    for pattern in config.exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise NoEffect(
+                f"exclude: no layer matches {pattern!r}", fix=f"the layers are: {', '.join(names) or 'none'}"
+            )
+    excluded = [name for name in names if any(fnmatchcase(name, pattern) for pattern in config.exclude)]
+    candidates = [group for group in _groups(module, inputs) if not {*excluded} & {*group.layers}]
+    free = [group for group in candidates if _exact(module, group.name, inputs, context)]
+    taken = {layer for group in free for layer in group.layers}
+    alone = [name for name in names if name not in taken and name not in excluded]
+    if not free:
+        raise NoEffect(
+            "prune.channels found no layer that it may prune",
+            where=context.workload.name,
+            fix=f"fixed by the model's outputs or code: {', '.join(alone) or 'none'}; "
+            f"excluded: {', '.join(excluded) or 'none'}",
+        )
+    if alone:
+        context.progress(f"prune.channels: left alone, for outputs or code depend on them: {', '.join(alone)}", 0.0)
+    return sorted((group.name for group in free), key=names.index)
+
+
+def _exact(module: "nn.Module", name: str, inputs: "Inputs", context: "Context") -> bool:
+    """Try on a copy whether removing two units of a group is the same as setting them to zero."""
     import torch
-    import torch_pruning
+    from torch import nn
 
     from optimize.predict import forward
 
     trial = copy.deepcopy(module)
-    names = context.workload.outputs
-    try:
-        graph = torch_pruning.DependencyGraph().build_dependency(trial, inputs, output_transform=_output_sum)
-        layer = trial.get_submodule(name)
-        prune = torch_pruning.function.PrunerBox[torch_pruning.ops.module2type(layer)].prune_out_channels
-        graph.get_pruning_group(layer, prune, idxs=[0]).prune()
-        with torch.inference_mode():
-            after = forward(trial, inputs, names)
-            before = forward(module, inputs, names)
-    except Exception:
-        # Whatever stands in the way (a fixed reshape, an operator that the graph cannot follow), the layer stays whole.
+    group = next(group for group in _groups(trial, inputs) if group.name == name)
+    units = sorted({0, group.units - 1})
+    if group.units <= len(units) or group.size % group.parts:
         return False
-    return all(after[output].shape == before[output].shape for output in names)
+    for layer in trial.modules():
+        # These compute a mean over the channels, zero or not, so that the two would differ.
+        if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
+            layer.forward = lambda input: input  # type: ignore[method-assign]
+    try:
+        with torch.inference_mode():
+            group.zero(units)
+            wanted = forward(trial, inputs, context.workload.outputs)
+        _remove(trial, {name: units}, inputs)
+        with torch.inference_mode():
+            got = forward(trial, inputs, context.workload.outputs)
+    except Exception:
+        # Whatever stands in the way (a fixed reshape, an operator that the graph cannot follow), the group stays whole.
+        return False
+    return all(_same(got[output], wanted[output]) for output in wanted)
 
 
-def _output_sum(returned: Any) -> "torch.Tensor":
-    """Give the dependency graph one scalar to trace back from, whatever the model returns."""
-    from torch import Tensor
-    from torch.utils._pytree import tree_leaves
+def _same(got: "torch.Tensor", wanted: "torch.Tensor") -> bool:
+    import torch
 
-    return sum(leaf.float().sum() for leaf in tree_leaves(returned) if isinstance(leaf, Tensor))  # type: ignore[return-value]
+    if got.shape != wanted.shape or not wanted.is_floating_point() or not wanted.numel():
+        return got.shape == wanted.shape
+    scale = wanted.nan_to_num().abs().max().item()
+    return torch.allclose(got, wanted, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
+
+
+def _rank(
+    config: Channels, module: "nn.Module", inputs: "Inputs", sizes: Mapping[str, int], context: "Context"
+) -> "dict[str, Ranked]":
+    from optimize.prune import importance
+    from optimize.prune.ranking import Ranked
+
+    salient = importance.saliency(config.score, module, context)
+    groups = {group.name: group for group in _groups(module, inputs)}
+    ranked = {}
+    for name, size in sizes.items():
+        scores = importance.rank(groups[name], config.score, salient)
+        if scores is not None:
+            ranked[name] = Ranked(scores, groups[name].parts, size)
+    if not ranked:
+        raise NoEffect(
+            f"score {config.score!r} says nothing of the layers that may be pruned: {', '.join(sizes)}",
+            where=context.workload.name,
+            fix="use score = 'l2', which ranks any layer",
+        )
+    return ranked
+
+
+def _cut(
+    config: Channels,
+    module: "nn.Module",
+    original: "nn.Module",
+    ranked: "Mapping[str, Ranked]",
+    ratio: float,
+    inputs: "Inputs",
+    context: "Context",
+) -> None:
+    from optimize.prune import cost, ranking
+
+    def cut(subject: "nn.Module", share: float) -> "nn.Module":
+        _remove(subject, ranking.choose(ranked, share, config.scope, config.round_to), inputs)
+        return subject
+
+    share = ratio
+    if config.of != "channels":
+        share = cost.share(config.of, ratio, original, lambda share: cut(copy.deepcopy(module), share), context)
+    cut(module, share)
