@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 Kind = Literal["macs", "parameters", "latency"]
 STEPS = {"macs": 12, "parameters": 12, "latency": 6}
 """How often the interval is halved."""
-NEAR = 0.01
+NEAR = {"macs": 0.01, "parameters": 0.01, "latency": 0.03}
 """The search ends this near above the share that is wanted."""
-SECONDS = 4.0
+SECONDS = 3.0
 """Seconds that one comparison of latencies takes."""
 
 
@@ -60,7 +60,7 @@ def share(
             high = middle
         else:
             low = middle
-        if 0 <= got - wanted < NEAR:
+        if 0 <= got - wanted < NEAR[kind]:
             break
     return high
 

@@ -20,6 +20,8 @@ from serve.target import Target
 
 ROW = (TensorSpec("input", "float32", (BATCH, 64)),)
 
+SEQUENCE = (TensorSpec("input", "float32", (BATCH, 7, 5)),)
+
 
 class Attention(nn.Module):
     def forward(self, query: torch.Tensor) -> torch.Tensor:
@@ -45,6 +47,8 @@ def test_parameters_count_a_shared_one_once() -> None:
     [
         (nn.Linear(64, 32), ROW, 64 * 32),
         (nn.Conv2d(3, 8, 3, padding=1), (TensorSpec("input", "float32", (BATCH, 3, 10, 10)),), 10 * 10 * 8 * 3 * 9),
+        (nn.LSTM(5, 6, 2, bidirectional=True), SEQUENCE, 2 * 7 * 24 * (5 + 6) + 2 * 7 * 24 * (12 + 6)),
+        (nn.GRU(5, 6), SEQUENCE, 7 * 18 * (5 + 6)),
         (Attention(), (TensorSpec("query", "float32", (BATCH, Dim("tokens", 1, 12, 40), 8)),), 2 * 12 * 12 * 8),
     ],
 )
