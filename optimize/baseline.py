@@ -46,7 +46,7 @@ def establish(workload: Workload, folder: Path, progress: Progress = silent) -> 
         progress("exporting the trained model", 0.0)
         with scratch.folder() as place:
             module = workload.build()
-            graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH)
+            graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH, real=workload.first())
             made = bundles.save(Bundle(workload, module, graph), folder)
     progress("evaluating the trained model", 0.5)
     quality = evaluate(TorchPredictor(made.module, workload.outputs), workload)

@@ -121,6 +121,10 @@ class Workload:
         if not count:
             raise BadData(f"{kind}() returned no batch", where=self.name, fix="let it return its batches at every call")
 
+    def first(self) -> Arrays:
+        """Return the inputs of the first evaluation batch."""
+        return next(self.batches("evaluation")).inputs
+
     def build(self, student: str = "") -> "nn.Module":
         """Return the trained model, or the named student, in evaluation mode: a copy that may be changed.
 

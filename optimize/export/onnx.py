@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from loadtest.tensors import Dim, TensorSpec
+from loadtest.tensors import Arrays, Dim, TensorSpec
 from optimize.errors import BadGraph
 from optimize.export import graph
 from serve import scratch
@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     import onnx_ir
     import torch
     from torch import nn
+    from torch.export import ExportedProgram
 
     from optimize.step import Context
+
+
+IR_VERSION = 10
+"""What ONNX Runtime 1.18 and newer reads, as tritonserver has carried since release 24.05; opset 20 goes with it."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -36,11 +41,25 @@ def matches(subject: object) -> list[str]:
 def apply(config: Onnx, module: "nn.Module", context: "Context") -> Path:
     """Export the module into the step's scratch folder."""
     workload = context.workload
-    return export(module, workload.inputs, workload.outputs, context.scratch / "model.onnx", config.opset)
+    return export(
+        module,
+        workload.inputs,
+        workload.outputs,
+        context.scratch / "model.onnx",
+        config.opset,
+        real=workload.first(),
+    )
 
 
 def export(
-    module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence[str], destination: Path, opset: int = 20
+    module: "nn.Module",
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    destination: Path,
+    opset: int = 20,
+    *,
+    values: bool = True,
+    real: Arrays | None = None,
 ) -> Path:
     """Write `module` to `destination` as ONNX, checked against the module itself at several sizes.
 
@@ -53,6 +72,8 @@ def export(
         outputs: names of the graph's outputs.
         destination: the file to write; weights of 2 GB and more go to `<name>.data` beside it.
         opset: version of the ONNX operator set.
+        values: check the values of the answers too, which a quantized module and its graph round apart.
+        real: a batch of the user's own inputs, on which the two are compared as well.
 
     Returns:
         `destination`.
@@ -74,8 +95,9 @@ def export(
             graph.clean(model)
             graph.name_boundary(model, [spec.name for spec in inputs], outputs)
             graph.shape_boundary(model.graph, inputs, shapes)
+            model.ir_version = min(model.ir_version, IR_VERSION)
             graph.save(model, temporary)
-            verify.check(temporary, module, inputs, outputs)
+            verify.check(temporary, module, inputs, outputs, values=values, real=real)
         except BadGraph as failure:
             failures.append(failure)
             temporary.unlink(missing_ok=True)
@@ -95,11 +117,11 @@ def _captured(
     """Run one exporter in silence; whatever it raises becomes one BadGraph."""
     try:
         with graph.quiet():
-            model = exporter(_wrapped(module, inputs, outputs), inputs, len(outputs), opset)
+            model = exporter(wrapped(module, inputs, outputs), inputs, len(outputs), opset)
     # The module itself was tried at these sizes before, so whatever is raised here is the exporter's.
     except Exception as error:
         raise BadGraph(
-            f"cannot be exported: {_reason(error)}",
+            f"cannot be exported: {reason(error)}",
             where=type(module).__name__,
             fix="keep data-dependent Python (int(), .item(), if on a tensor) out of forward",
         ) from error
@@ -108,7 +130,7 @@ def _captured(
     return model
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Return the line of the innermost cause that says what went wrong; exporters wrap theirs in pages."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -117,13 +139,14 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {(telling or lines or [''])[0]}"
 
 
-def _wrapped(module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> "nn.Module":
+def wrapped(module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> "nn.Module":
+    """Return a module that takes the inputs in order and returns a tuple in the order of the outputs."""
     from torch import nn
 
     from optimize.predict import forward
 
     class Wrapper(nn.Module):
-        """Takes the inputs in order and returns a tuple in the order of the outputs, which is all that ONNX knows."""
+        """Positions are all that ONNX knows."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -150,17 +173,7 @@ def _export_program(
 ) -> "onnx_ir.Model":
     import torch
 
-    dims = {
-        dim.name: torch.export.Dim(dim.name, min=dim.minimum, max=dim.maximum)
-        for spec in inputs
-        for dim in spec.dims
-        if isinstance(dim, Dim) and dim.minimum < dim.maximum
-    }
-    dynamic = tuple(
-        {axis: dims[dim.name] for axis, dim in enumerate(spec.dims) if isinstance(dim, Dim) and dim.name in dims}
-        for spec in inputs
-    )
-    program = torch.export.export(wrapper, _examples(inputs), dynamic_shapes=(dynamic,), strict=strict)
+    program = followed(wrapper, inputs, strict=strict)
     exported = torch.onnx.export(
         program,
         dynamo=True,
@@ -172,6 +185,27 @@ def _export_program(
     if exported is None:
         raise BadGraph("the exporter returned nothing")
     return exported.model
+
+
+def followed(wrapper: "nn.Module", inputs: Sequence[TensorSpec], *, strict: bool) -> "ExportedProgram":
+    """Return what torch.export makes of a module as `wrapped` returns it, its declared dims dynamic.
+
+    Raises:
+        Whatever torch.export raises.
+    """
+    import torch
+
+    dims = {
+        dim.name: torch.export.Dim(dim.name, min=dim.minimum, max=dim.maximum)
+        for spec in inputs
+        for dim in spec.dims
+        if isinstance(dim, Dim) and dim.minimum < dim.maximum
+    }
+    dynamic = tuple(
+        {axis: dims[dim.name] for axis, dim in enumerate(spec.dims) if isinstance(dim, Dim) and dim.name in dims}
+        for spec in inputs
+    )
+    return torch.export.export(wrapper, _examples(inputs), dynamic_shapes=(dynamic,), strict=strict)
 
 
 def _legacy(wrapper: "nn.Module", inputs: Sequence[TensorSpec], outputs: int, opset: int) -> "onnx_ir.Model":

@@ -1,6 +1,7 @@
 """Verify: does an exported graph answer as its module does, at every size that the workload declares?"""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +10,16 @@ import numpy as np
 
 from loadtest.tensors import Array, Arrays, Dim, TensorSpec
 from optimize.errors import BadGraph, BadModel, BadWorkload
+from serve.target import Target
 
 if TYPE_CHECKING:
     from torch import nn
 
 TOLERANCE = 1e-3
 """Largest difference between graph and module, as a share of the output's largest value (at least 1)."""
+
+LARGEST_BATCH, MOST_VALUES = 64, 2**22
+"""The largest batch, and the most values of one input, that are tried."""
 
 Fault = Callable[[Mapping[str, int]], str]
 
@@ -43,6 +48,25 @@ def sizes_to_try(inputs: Sequence[TensorSpec]) -> list[dict[str, int]]:
     return [smallest, _apart(middle, dims), _apart(larger, dims)]
 
 
+def largest_sizes(inputs: Sequence[TensorSpec]) -> list[dict[str, int]]:
+    """Return the largest batch that a server is likely to form, and all other dims at their maximum, if they have any.
+
+    What would take more than `MOST_VALUES` values is left out.
+    """
+    dims = dims_of(inputs)
+    batch = {name: min(dim.maximum, LARGEST_BATCH) if name == "batch" else dim.typical for name, dim in dims.items()}
+    others = {name: dim.minimum if name == "batch" else dim.maximum for name, dim in dims.items()}
+
+    def fits(sizes: Mapping[str, int]) -> bool:
+        counts = (
+            math.prod(sizes.get(dim.name, dim.minimum) if isinstance(dim, Dim) else dim for dim in spec.dims)
+            for spec in inputs
+        )
+        return max(counts) <= MOST_VALUES
+
+    return [sizes for sizes in (batch, others) if fits(sizes)]
+
+
 def _apart(wanted: Mapping[str, int], dims: Mapping[str, Dim]) -> dict[str, int]:
     """Bring the sizes into range, where possible without two that are equal."""
     sizes: dict[str, int] = {}
@@ -51,6 +75,17 @@ def _apart(wanted: Mapping[str, int], dims: Mapping[str, Dim]) -> dict[str, int]
         free = (other for other in range(size, dim.minimum - 1, -1) if other not in sizes.values())
         sizes[name] = next(free, size)
     return sizes
+
+
+def extremes(inputs: Sequence[TensorSpec]) -> Iterator[tuple[str, dict[str, Array]]]:
+    """Yield inputs at the ends of their declared ranges: all at the lowest value, all at the highest."""
+    sizes = sizes_to_try(inputs)[1]
+    for what, end in (("lowest", 0), ("highest", 1)):
+        arrays = generate(inputs, sizes)
+        for spec in inputs:
+            if spec.dtype != "object":
+                arrays[spec.name] = np.full_like(arrays[spec.name], (spec.values or (0, 1))[end])
+        yield f"the {what} values", arrays
 
 
 def generate(inputs: Sequence[TensorSpec], sizes: Mapping[str, int], seed: int = 0) -> dict[str, Array]:
@@ -100,11 +135,29 @@ def _dim(sizes: tuple[int, ...], tried: Sequence[Mapping[str, int]], otherwise: 
     return next((name for name in tried[0] if tuple(some[name] for some in tried) == sizes), otherwise)
 
 
-def check(path: Path, module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
-    """Check the file against the module: valid ONNX, the same names, equal answers at `sizes_to_try`.
+def check(
+    path: Path,
+    module: "nn.Module",
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    *,
+    values: bool = True,
+    real: Arrays | None = None,
+) -> None:
+    """Check the file against the module: valid ONNX, the same names, equal answers.
+
+    Tried are random values at `sizes_to_try` and `largest_sizes`, the ends of the declared ranges, and real data.
+
+    Args:
+        path: the ONNX file.
+        module: what it was exported from.
+        inputs: as the workload declares them.
+        outputs: the names that the workload declares.
+        values: without it, answers are equal that have the same dtypes and shapes.
+        real: a batch of the user's own inputs by name.
 
     Raises:
-        BadGraph: naming the axis that the export has frozen, or the output that differs.
+        BadGraph: naming the axis that the export has frozen, or the output that differs and on which inputs.
     """
     import onnx
 
@@ -120,19 +173,28 @@ def check(path: Path, module: "nn.Module", inputs: Sequence[TensorSpec], outputs
         if names != list(outputs):
             raise BadGraph(f"the exported graph returns {names}, the workload declares {list(outputs)}")
 
-        def fault(sizes: Mapping[str, int]) -> str:
-            arrays = generate(inputs, sizes, seed=1)
+        def differs(arrays: Arrays) -> str:
             try:
-                return _difference(onnx_side.predict(arrays), torch_side.predict(arrays))
+                return _difference(onnx_side.predict(arrays), torch_side.predict(arrays), values)
             except BadGraph as error:
                 return error.what
 
-        for sizes in sizes_to_try(inputs):
+        def fault(sizes: Mapping[str, int]) -> str:
+            return differs(generate(inputs, sizes, seed=1))
+
+        for sizes in (*sizes_to_try(inputs), *largest_sizes(inputs)):
             if found := fault(sizes):
                 raise BadGraph(
                     _diagnosis(found, sizes, inputs, fault),
                     where=type(module).__name__,
                     fix="take sizes from the inputs (x.shape[0], or -1 in reshape), as tensors and not through int()",
+                )
+        for what, arrays in (*extremes(inputs), *([("the workload's own data", real)] if real else [])):
+            if found := differs(arrays):
+                raise BadGraph(
+                    f"the exported graph differs from the module on {what}: {found}",
+                    where=type(module).__name__,
+                    fix="keep branches on values out of forward (torch.where instead of if)",
                 )
 
 
@@ -157,12 +219,14 @@ def _diagnosis(found: str, sizes: Mapping[str, int], inputs: Sequence[TensorSpec
     return f"the exported graph differs from the module at {at}: {found}"
 
 
-def _difference(got: Arrays, wanted: Arrays) -> str:
+def _difference(got: Arrays, wanted: Arrays, values: bool) -> str:
     """Return what differs between two answers beyond rounding; empty when nothing does."""
     for name, right in wanted.items():
         left = got[name]
         if left.shape != right.shape or left.dtype != right.dtype:
             return f"output {name!r} is {left.dtype} {left.shape}, the module returns {right.dtype} {right.shape}"
+        if not values:
+            continue
         if right.dtype.kind != "f":
             if not np.array_equal(left, right):
                 return f"output {name!r} differs in {int((left != right).sum())} of {right.size} values"
@@ -176,7 +240,13 @@ def _difference(got: Arrays, wanted: Arrays) -> str:
     return ""
 
 
-def deviation(path: Path, batches: Sequence[Arrays], compositions: int = 20, seed: int = 0) -> float:
+def deviation(
+    path: Path,
+    batches: Sequence[Arrays],
+    compositions: int = 20,
+    seed: int = 0,
+    target: Target | None = None,
+) -> float:
     """Return how much a sample's output depends on its batch mates.
 
     A graph that takes a range over the whole batch, as dynamic INT8 does, answers a sample differently in another
@@ -187,11 +257,12 @@ def deviation(path: Path, batches: Sequence[Arrays], compositions: int = 20, see
         batches: real inputs; all batches together give the samples.
         compositions: how many random batches to draw, of 1 sample to as many as the largest given batch has.
         seed: seeds the draw.
+        target: says which runtime answers; ONNX Runtime by default.
 
     Returns:
         The largest absolute difference between a sample's output in a drawn batch and its output alone.
     """
-    from optimize.predict import OnnxPredictor
+    from optimize.predict import open_graph
 
     rng = np.random.default_rng(seed)
     samples = [
@@ -200,7 +271,7 @@ def deviation(path: Path, batches: Sequence[Arrays], compositions: int = 20, see
     largest = max(len(_rows(batch)) for batch in batches)
     worst = 0.0
     alone: dict[int, dict[str, Array]] = {}
-    with OnnxPredictor(path) as predictor:
+    with open_graph(path, target or Target()) as predictor:
         for _ in range(compositions):
             chosen = _draw(rng, samples, largest)
             together = predictor.predict(_stacked([samples[index] for index in chosen]))

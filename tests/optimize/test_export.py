@@ -253,3 +253,74 @@ def test_deviation_sees_batch_mates_and_only_those(tmp_path: Path) -> None:
     path = export(mates, ROW, ["y"], tmp_path / "mates.onnx")
     worst = float(batches[0]["x"].max(1).max() - batches[0]["x"].max(1).min())
     assert 0.5 * worst < verify.deviation(path, batches) <= worst + 1e-5
+
+
+def test_a_branch_on_values_is_found_by_the_ends_of_the_range(tmp_path: Path) -> None:
+    """Random inputs never take the other branch; a range's end does."""
+
+    class Branch(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if torch.jit.is_tracing() or float(x.detach().min()) < 0.999 else -x
+
+    module = Branch()
+    path = export(Called(lambda linear, x: linear(x)), ROW, ["y"], tmp_path / "model.onnx")
+    model = onnx.load(path)
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.append(onnx.helper.make_node("Identity", ["x"], ["y"]))
+    model.graph.output[0].CopyFrom(model.graph.input[0])
+    model.graph.output[0].name = "y"
+    onnx.save(model, path)
+    with pytest.raises(BadGraph, match="differs from the module on the highest values: output 'y' differs by 2"):
+        verify.check(path, module, ROW, ["y"])
+
+
+def test_a_branch_on_values_is_found_by_real_data(tmp_path: Path) -> None:
+    class Other(nn.Module):
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x) + (1 if float(x.min()) == 0.25 else 0)
+
+    exported = Called(lambda linear, x: linear(x))
+    path = export(exported, ROW, ["y"], tmp_path / "model.onnx")
+    module = Other(exported.linear)
+    verify.check(path, module, ROW, ["y"])
+    real = {"x": np.full((2, 16), 0.25, np.float32)}
+    with pytest.raises(BadGraph, match="on the workload's own data: output 'y' differs by 1"):
+        verify.check(path, module, ROW, ["y"], real=real)
+
+
+def test_the_largest_sizes_are_tried_within_reason() -> None:
+    tokens = Dim("tokens", 1, 16, 512)
+    assert verify.largest_sizes((TensorSpec("ids", "int64", (BATCH, tokens)),)) == [
+        {"batch": 64, "tokens": 16},
+        {"batch": 1, "tokens": 512},
+    ]
+    pixels = Dim("pixels", 1, 64, 8192)
+    assert verify.largest_sizes((TensorSpec("x", "float32", (BATCH, pixels, pixels)),)) == [{"batch": 64, "pixels": 64}]
+
+
+def test_a_size_that_only_the_largest_batch_shows(tmp_path: Path) -> None:
+    class Long(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * (2 if len(x) == 64 else 1)
+
+    path = export(Called(lambda linear, x: linear(x)), ROW, ["y"], tmp_path / "model.onnx")
+    model = onnx.load(path)
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.append(onnx.helper.make_node("Identity", ["x"], ["y"]))
+    model.graph.output[0].CopyFrom(model.graph.input[0])
+    model.graph.output[0].name = "y"
+    onnx.save(model, path)
+    with pytest.raises(BadGraph, match="differs"):
+        verify.check(path, Long(), ROW, ["y"])
+
+
+@pytest.mark.parametrize("opset", [18, 20, 22])
+def test_the_file_is_readable_by_the_servers_runtime(opset: int, tmp_path: Path) -> None:
+    path = export(Called(lambda linear, x: linear(x)), ROW, ["y"], tmp_path / "model.onnx", opset=opset)
+    model = onnx.load(path)
+    assert model.ir_version <= 10
+    assert model.opset_import[0].version == opset
