@@ -17,7 +17,7 @@ from loadtest import payload
 from loadtest.commandline import document, version
 from loadtest.errors import UsageError
 from optimize import bundle as bundles
-from optimize import gate, measure
+from optimize import follower, gate, measure
 from optimize import step as steps_of
 from optimize.baseline import TRAINED, Progress, Trained, cost, establish, graph_of, reusable, silent
 from optimize.bundle import Bundle
@@ -161,13 +161,17 @@ def advance(
     """Apply one step to a bundle; return the bundle that it saved in `folder`, its quality, and its lineage entry."""
     method = steps_of.METHODS[type(step)]
     workload = source.workload
+    checkpoint = folder.absolute().with_name(f".{folder.name}.checkpoint")
     progress(method.name, 0.0)
     with scratch.folder() as place:
         # The teacher is a model of its own: a step trains `source.module`, which may be the very same object.
-        context = steps_of.Context(workload, trained.bundle.module, recipe.target, recipe.seed, place, progress)
+        context = steps_of.Context(
+            workload, trained.bundle.module, recipe.target, recipe.seed, place, progress, checkpoint
+        )
         torch.manual_seed(recipe.seed)
         subject = graph_of(source) if method.stage == "graph" else source.module
-        made = steps_of.apply(step, subject, context)
+        with follower.joined(step, source, recipe, checkpoint):
+            made = steps_of.apply(step, subject, context)
         module = made if method.stage == "torch" else source.module
         if method.stage == "torch":
             graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH)
@@ -187,6 +191,7 @@ def advance(
         if method.stage != "torch":
             entry["deviation"] = _deviation(graph, workload, recipe)
         saved = bundles.save(Bundle(workload, module, graph, (*source.lineage, entry)), folder)
+    shutil.rmtree(checkpoint, ignore_errors=True)
     return saved, quality, entry
 
 
@@ -247,7 +252,7 @@ def _prepare(folder: Path, recipe: Recipe, workload: Workload, progress: Progres
     state = folder / STATE
     # First of all, so that the folder stays one of a run however far this gets.
     state.write_text(json.dumps({"state": "unfinished"}))
-    for old in folder.glob("[0-9]*-*"):
+    for old in (*folder.glob("[0-9]*-*"), *folder.glob(".[0-9]*-*.checkpoint")):
         shutil.rmtree(old)
     (folder / "recipe.toml").write_text(recipe.toml())
     state.write_text(json.dumps(now, indent=2))

@@ -6,16 +6,16 @@ The files in the table import torch and onnx only inside their functions, so tha
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from optimize.distill import logits
+from optimize.distill import features, logits, relations
 from optimize.errors import BadWorkload, NoEffect
 from optimize.export import onnx as export_onnx
 from optimize.prune import channels, heads, layers, weights
 from optimize.quantize import dynamic, static
-from optimize.workload import Workload
+from optimize.workload import Workload, file_of
 from serve.target import Target
 
 if TYPE_CHECKING:
@@ -86,6 +86,12 @@ METHODS: Mapping[type, Method] = {
     ),
     weights.Weights: Method("prune.weights", "torch", frozenset(), weights.needs, weights.apply, weights.matches),
     logits.Logits: Method("distill.logits", "torch", frozenset(), logits.needs, logits.apply, logits.matches),
+    features.Features: Method(
+        "distill.features", "torch", frozenset(), features.needs, features.apply, features.matches
+    ),
+    relations.Relations: Method(
+        "distill.relations", "torch", frozenset(), relations.needs, relations.apply, relations.matches
+    ),
     export_onnx.Onnx: Method("export.onnx", "export", frozenset(), nothing, export_onnx.apply, export_onnx.matches),
     static.Static: Method(
         "quantize.static", "graph", frozenset({"smaller", "faster"}), static.needs, static.apply, static.matches
@@ -101,7 +107,7 @@ def check_needs(step: object, workload: Workload) -> None:
     """Say before anything starts that the workload lacks what `step` needs.
 
     Raises:
-        BadWorkload: naming the missing field.
+        BadWorkload: naming the missing field, or a student that the workload has not.
     """
     method = METHODS[type(step)]
     for need in method.needs(step):
@@ -111,6 +117,8 @@ def check_needs(step: object, workload: Workload) -> None:
                 where=workload.source or workload.name,
                 fix=f"give Workload a {need} function, or leave {method.name} out",
             )
+    if student := getattr(step, "student", ""):
+        workload.build(student)
 
 
 def apply(step: object, subject: Subject, context: Context) -> Subject:
@@ -135,6 +143,12 @@ def apply(step: object, subject: Subject, context: Context) -> Subject:
     check_needs(step, context.workload)
     private = ensure.copy(subject, context.scratch)
     before = fingerprint(private)
+    if context.checkpoint:
+        # Another config, seed, model or user's file finds nothing to go on from.
+        file = file_of(context.workload.source)
+        made_of = (step, context.seed, before, fingerprint(context.trained), file and fingerprint(file))
+        key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+        context = replace(context, checkpoint=context.checkpoint / key)
     result = method.apply(step, private, context)
     if method.stage != "export" and fingerprint(result) == before:
         raise NoEffect(

@@ -1,5 +1,6 @@
 """Train: the one training loop, for distillation, healing between cuts of a pruning schedule, and fake quantization."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from loadtest.errors import MachineError
+from optimize import processes
+from optimize.checkpoint import Checkpoint
 from optimize.errors import BadModel, BadWorkload, NoEffect
 from optimize.predict import forward
 from optimize.workload import Workload, guarded
@@ -17,7 +21,9 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, torch.Tensor]
 Objective = Callable[[nn.Module, Tensors, Any], torch.Tensor]
-"""`objective(module, inputs, targets)` returns the scalar to make small."""
+"""`objective(module, inputs, targets)` returns the scalar to make small, a mean over the batch's samples."""
+SEED_STEP = 1_000_003
+"""Between the seeds of two epochs, so that no epoch draws what another run's with the next seed draws."""
 
 
 def fit(
@@ -25,11 +31,15 @@ def fit(
 ) -> nn.Module:
     """Train `module` in place on the workload's training batches and return it in evaluation mode.
 
-    AdamW, its rate falling along a cosine from `learning_rate` to zero.
+    AdamW, its rate falling along a cosine from `learning_rate` to zero. On the GPU where there is one, and under
+    torchrun on the share of the batches that is this process's. Goes on after the last epoch that `context.checkpoint`
+    knows of: the weights become those of a training that was never killed, bit for bit, on a CPU whose training data
+    depend on nothing but the call of `training()` and torch's random numbers.
 
     Args:
         module: has at least one parameter that requires a gradient.
-        context: its seed, workload and progress are used; `context.trained` is put into evaluation mode.
+        context: its seed, workload, checkpoint and progress are used; `context.trained` is put into evaluation mode,
+            and is on the device of the training as long as that lasts.
         objective: what to make small.
         name: of the method, for messages.
         epochs: passes over the training data.
@@ -43,20 +53,50 @@ def fit(
         raise NoEffect(
             f"{name}: every parameter is frozen", where=context.workload.name, fix="set requires_grad on some of them"
         )
-    torch.manual_seed(context.seed)
+    device = processes.device()
+    context.trained.eval().to(device)
+    module.train().to(device)
+    try:
+        _epochs(module, context, objective, name, epochs, learning_rate)
+    finally:
+        context.trained.cpu()
+        module.cpu()
+    return module.eval()
+
+
+def _epochs(
+    module: nn.Module, context: "Context", objective: Objective, name: str, epochs: int, learning_rate: float
+) -> None:
+    processes.align(module)
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda epoch: 0.5 * (1 + math.cos(math.pi * min(epoch, epochs) / epochs))
-    )
-    context.trained.eval()
-    module.train()
-    for epoch in range(epochs):
+    checkpoint = Checkpoint(context.checkpoint, module, optimizer)
+    done = _resume(checkpoint, name)
+    if done:
+        context.progress(f"{name}: resumes after epoch {done} of {epochs}", done / epochs)
+    for epoch in range(done, epochs):
+        # Anew for every epoch, so that one after a restart draws what it would have drawn without.
+        torch.manual_seed(context.seed + (epoch * processes.size() + processes.rank()) * SEED_STEP)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
         mean = _epoch(module, context.workload, objective, optimizer)
         if not math.isfinite(mean):
             raise BadModel(f"{name}: the loss became {mean} in epoch {epoch + 1}", fix="lower learning_rate")
+        checkpoint.save(epoch + 1)
         context.progress(f"{name}: epoch {epoch + 1}, loss {mean:.4f}", (epoch + 1) / epochs)
-        schedule.step()
-    return module.eval()
+
+
+def _resume(checkpoint: Checkpoint, name: str) -> int:
+    """Restore what was saved on every process, and return how many epochs are done."""
+    done = checkpoint.load()
+    if processes.size() > 1:
+        told = processes.tell({"done": done})
+        with processes.agreeing():
+            if told != {"done": done}:
+                raise MachineError(
+                    f"{name}: the processes do not see the same checkpoint",
+                    fix="give all machines one folder for --output, or start anew with another one",
+                )
+    return done
 
 
 def trainable(module: nn.Module) -> list[str]:
@@ -94,31 +134,59 @@ def healing(context: "Context") -> Objective:
     def by_outputs(module: nn.Module, inputs: Tensors, _targets: Any) -> torch.Tensor:
         with torch.no_grad():
             wanted = forward(context.trained, inputs, workload.outputs)
-        given = forward(module, inputs, workload.outputs)
-        parts = [
-            ((given[name] - value) ** 2).mean() / value.var(correction=0).clamp(min=1e-12)
-            for name, value in wanted.items()
-            if value.is_floating_point()
-        ]
-        return torch.stack(parts).sum()
+        return difference(forward(module, inputs, workload.outputs), wanted)
 
     return by_labels if workload.loss is not None else by_outputs
 
 
+def difference(given: Tensors, wanted: Tensors) -> torch.Tensor:
+    """Return the mean squared difference of each output in units of the variance of the wanted one, summed.
+
+    Raises:
+        BadModel: no output holds floating point numbers.
+    """
+    parts = [scaled_error(given[name], value) for name, value in wanted.items() if value.is_floating_point()]
+    if not parts:
+        raise BadModel(
+            f"no output can be learnt: {', '.join(f'{name} is {value.dtype}' for name, value in wanted.items())}",
+            fix="return logits or embeddings from the model",
+        )
+    return torch.stack(parts).sum()
+
+
+def scaled_error(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared difference of two tensors of one shape in units of the variance of the second."""
+    return ((given - wanted) ** 2).mean() / wanted.var(correction=0).clamp(min=1e-12)
+
+
 def _epoch(module: nn.Module, workload: Workload, objective: Objective, optimizer: torch.optim.Optimizer) -> float:
+    """Train on one pass over the data and return the mean loss of the batches."""
     total, count = 0.0, 0
-    for inputs, targets in tensors(workload):
-        value = objective(module, inputs, targets)
+    batches = itertools.islice(tensors(workload, device=processes.device()), processes.rank(), None, processes.size())
+    while True:
         optimizer.zero_grad()
-        torch.autograd.backward(value)
+        loss, samples = 0.0, 0
+        with processes.agreeing():
+            batch = next(batches, None)
+            if batch is not None:
+                value = objective(module, *batch)
+                torch.autograd.backward(value)
+                loss, samples = value.item(), len(next(iter(batch[0].values())))
+        mean = processes.average(module, loss, samples)
+        if mean is None:
+            processes.average_buffers(module)
+            return total / count
         optimizer.step()
-        total, count = total + value.item(), count + 1
-    return total / count
+        total, count = total + mean, count + 1
 
 
-def tensors(workload: Workload, kind: str = "training") -> Iterator[tuple[dict[str, torch.Tensor], Any]]:
+def tensors(
+    workload: Workload, kind: str = "training", device: torch.device | str = "cpu"
+) -> Iterator[tuple[dict[str, torch.Tensor], Any]]:
     """Yield the inputs of one epoch as tensors by name, and the targets: a tensor, or what else the batch holds."""
     for batch in workload.batches(kind):
-        inputs = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.inputs.items()}
-        targets = torch.from_numpy(batch.targets) if isinstance(batch.targets, np.ndarray) else batch.targets
+        inputs = {
+            name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in batch.inputs.items()
+        }
+        targets = torch.from_numpy(batch.targets).to(device) if isinstance(batch.targets, np.ndarray) else batch.targets
         yield inputs, targets

@@ -106,12 +106,14 @@ def _target(batch: str, device: str) -> Any:
 
 
 def _run(name: str, values: dict[str, Any], source: str, output: Path, seed: int, target: Any, as_json: bool) -> None:
-    from optimize import pipeline, recipe
+    from optimize import follower, pipeline, processes, recipe
     from optimize import source as sources
     from optimize.report import table
 
+    if processes.rank():
+        return follower.follow()
     step = recipe.build(NAMES[name], values, name)
-    with reporting() as progress:
+    with follower.leading(), reporting() as progress:
         element = pipeline.apply_one(step, sources.load(source), output, target, seed, progress)
     if as_json:
         emit(document(**element, bundle=str(output)))

@@ -33,17 +33,17 @@ def run(
       optimize run examples/digits_cnn.py:workload --recipe examples/digits_cnn.toml \\
         --repository build/model_repository
     """
-    from optimize import pipeline, recipe, workload
+    from optimize import follower, pipeline, processes, recipe, workload
     from optimize.errors import GateRefused
     from optimize.report import table
 
-    plan = recipe.load(recipe_path)
-    subject = workload.load(source)
+    if processes.rank():
+        return follower.follow()
     try:
-        with reporting() as progress:
+        with follower.leading(), reporting() as progress:
             result = pipeline.run(
-                plan,
-                subject,
+                recipe.load(recipe_path),
+                workload.load(source),
                 output=output,
                 repository=repository,
                 force=force,

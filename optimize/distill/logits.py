@@ -5,12 +5,10 @@ divergence between both models' softmax at temperature T, times T² so that its 
 mixed with the workload's own loss on the labels where a weight for it is given.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-
-from optimize.errors import BadModel, BadWorkload
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +26,10 @@ class Logits:
     temperature: float = Field(default=4.0, gt=0, description="Softens both models' probabilities.")
     label_weight: float = Field(default=0.0, ge=0, le=1, description="Share of the workload's own loss on the labels.")
     logits: str = Field(default="", description="The output that holds the logits; the first one unless named.")
+    student: str = Field(default="", description="The workload's student to train; the model as it comes unless named.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Of the forward passes; bfloat16 is faster where the hardware has it."
+    )
 
 
 def needs(config: Logits) -> tuple[str, ...]:
@@ -55,39 +57,28 @@ def loss(student: "torch.Tensor", teacher: "torch.Tensor", temperature: float) -
 
 
 def apply(config: Logits, module: "nn.Module", context: "Context") -> "nn.Module":
-    """Train `module` in place against `context.trained` and return it in evaluation mode.
+    """Train `module`, or the student, in place against `context.trained` and return it in evaluation mode.
 
     Raises:
         BadWorkload: an output that the workload does not have.
-        BadModel: the loss stopped being finite, or the output holds no floating point numbers.
+        BadModel: the loss stopped being finite, the output holds no floating point numbers, or the student does not
+            fit the trained model.
     """
-    import torch
-
     from optimize import train
-    from optimize.predict import forward
+    from optimize.distill import teacher
 
     workload = context.workload
-    output = config.logits or workload.outputs[0]
-    if output not in workload.outputs:
-        raise BadWorkload(
-            f"distill.logits: there is no output {output!r}", fix=f"outputs: {', '.join(workload.outputs)}"
-        )
+    output = teacher.output_of(context, config.logits, "distill.logits")
+    student = teacher.student(config.student, module, context, "distill.logits")
+    trained = teacher.Teacher(context, config.precision)
 
-    def objective(student: "nn.Module", inputs: train.Tensors, targets: Any) -> torch.Tensor:
-        with torch.no_grad():
-            teacher = forward(context.trained, inputs, workload.outputs)[output]
-        outputs = forward(student, inputs, workload.outputs)
-        if not outputs[output].is_floating_point():
-            raise BadModel(
-                f"distill.logits: output {output!r} is {outputs[output].dtype}, which cannot be learnt",
-                where=workload.name,
-                fix="return the logits from the model, and name that output with `logits`",
-            )
-        value = (1 - config.label_weight) * loss(outputs[output], teacher, config.temperature)
+    def objective(student: "nn.Module", inputs: train.Tensors, targets: Any) -> "torch.Tensor":
+        outputs = teacher.outputs(student, inputs, workload.outputs, config.precision)
+        value = (1 - config.label_weight) * loss(outputs[output], trained(inputs)[output], config.temperature)
         if config.label_weight:
             value = value + config.label_weight * train.label_loss(workload, outputs, targets)
         return value
 
     return train.fit(
-        module, context, objective, name="distill.logits", epochs=config.epochs, learning_rate=config.learning_rate
+        student, context, objective, name="distill.logits", epochs=config.epochs, learning_rate=config.learning_rate
     )

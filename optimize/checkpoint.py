@@ -1,0 +1,58 @@
+"""Checkpoint: where a training stands after an epoch, so that a killed run goes on from there."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from optimize import processes
+from optimize.step import fingerprint
+
+
+class Checkpoint:
+    """The one file of a training: weights, optimizer and the number of finished epochs.
+
+    Random numbers need no place in it: training seeds them anew for every epoch.
+
+    Args:
+        folder: of one step with one config; None where nothing is kept.
+        module: as it is before the training. A training that starts from other weights gets another file.
+        optimizer: of its parameters.
+    """
+
+    def __init__(self, folder: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._module, self._optimizer = module, optimizer
+        self._file = folder / f"{fingerprint(module)[:16]}.pt" if folder else None
+
+    def load(self) -> int:
+        """Restore what was saved last, and return how many epochs are done: 0 where nothing fit was saved."""
+        if self._file is None or not self._file.is_file():
+            return 0
+        try:
+            saved: dict[str, Any] = torch.load(self._file, map_location=processes.device(), weights_only=True)
+        except Exception:  # torch's readers raise what they like; a damaged file is one that was not saved
+            return 0
+        self._module.load_state_dict(saved["module"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        return int(saved["epochs"])
+
+    def save(self, epochs: int) -> None:
+        """Write the state after so many epochs, whole or not at all."""
+        if self._file is None or processes.rank():
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._file.with_suffix(".partial")
+        with partial.open("wb") as stream:
+            torch.save(
+                {
+                    "module": self._module.state_dict(),
+                    "optimizer": self._optimizer.state_dict(),
+                    "epochs": epochs,
+                },
+                stream,
+            )
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(self._file)

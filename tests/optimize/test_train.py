@@ -1,0 +1,164 @@
+"""The training loop: checkpoints, and what a killed run finds again."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from optimize import bundle, pipeline, recipe, step, train
+from optimize.distill.logits import Logits
+from optimize.errors import BadModel
+from optimize.predict import forward
+from optimize.step import Context, fingerprint
+from optimize.workload import Workload, load
+from serve.target import Target
+from tests.optimize.conftest import SMALL
+
+
+class Killed(BaseException):
+    """Stands for the end of the process between two epochs."""
+
+
+def context(workload: Workload, place: Path, checkpoint: Path | None, until: int = 0) -> Context:
+    said: list[str] = []
+
+    def progress(text: str, fraction: float) -> None:
+        said.append(text)
+        if until and f"epoch {until}," in text:
+            raise Killed
+
+    made = Context(workload, workload.build(), Target(cores=1), 0, place, progress, checkpoint)
+    object.__setattr__(made, "said", said)
+    return made
+
+
+def fit(workload: Workload, at: Context, epochs: int = 4) -> nn.Module:
+    module = workload.build()
+    module.add_module("dropout", nn.Dropout(0.5))
+    module.out.register_forward_pre_hook(lambda _, inputs: (module.dropout(inputs[0]),))
+
+    def objective(module: nn.Module, inputs: train.Tensors, targets: torch.Tensor) -> torch.Tensor:
+        return train.label_loss(workload, forward(module, inputs, workload.outputs), targets)
+
+    return train.fit(module, at, objective, name="test", epochs=epochs, learning_rate=1e-3)
+
+
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(small: Workload, tmp_path: Path) -> None:
+    whole = fit(small, context(small, tmp_path, None))
+    for until in (1, 3):
+        with pytest.raises(Killed):
+            fit(small, context(small, tmp_path, tmp_path / "kept", until))
+    last = context(small, tmp_path, tmp_path / "kept")
+    assert fingerprint(fit(small, last)) == fingerprint(whole)
+    assert last.said[0] == "test: resumes after epoch 3 of 4"  # type: ignore[attr-defined]
+    assert len(last.said) == 2  # type: ignore[attr-defined]
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+def test_a_damaged_checkpoint_is_as_good_as_none(small: Workload, tmp_path: Path) -> None:
+    whole = fit(small, context(small, tmp_path, tmp_path / "kept"), epochs=1)
+    (file,) = (tmp_path / "kept").iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    again = context(small, tmp_path, tmp_path / "kept")
+    assert fingerprint(fit(small, again, epochs=1)) == fingerprint(whole)
+    assert not any("resumes" in text for text in again.said)  # type: ignore[attr-defined]
+
+
+def test_other_weights_find_no_checkpoint(small: Workload, tmp_path: Path) -> None:
+    fit(small, context(small, tmp_path, tmp_path / "kept"), epochs=1)
+    torch.manual_seed(5)
+    other = replace(small, model=type(small.build()))
+    at = context(other, tmp_path, tmp_path / "kept")
+    fit(other, at, epochs=1)
+    assert not any("resumes" in text for text in at.said)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("changed", [{"temperature": 2.0}, {"seed": 1}])
+def test_another_config_or_seed_finds_no_checkpoint(changed: dict[str, float], small: Workload, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        step.apply(Logits(epochs=2), small.build(), context(small, tmp_path, tmp_path / "kept", 1))
+    config = Logits(epochs=2, temperature=changed.get("temperature", 4.0))
+    for options, resumes in ((changed, False), ({}, True)):
+        at = replace(context(small, tmp_path, tmp_path / "kept"), seed=int(options.get("seed", 0)))
+        said: list[str] = []
+        at = replace(at, progress=lambda text, fraction, said=said: said.append(text))
+        step.apply(config if options else Logits(epochs=2), small.build(), at)
+        assert any("resumes after epoch 1 of 2" in text for text in said) == resumes
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(small: Workload, tmp_path: Path) -> None:
+    with pytest.raises(BadModel, match="the loss became nan in epoch 1"):
+        train.fit(
+            small.build(),
+            context(small, tmp_path, None),
+            lambda module, inputs, targets: forward(module, inputs, small.outputs)["logits"].mean() * float("nan"),
+            name="test",
+            epochs=2,
+            learning_rate=1e-3,
+        )
+
+
+@pytest.mark.slow
+def test_a_killed_command_resumes_and_leaves_nothing_behind(tmp_path: Path, user_file: Callable[..., str]) -> None:
+    source = user_file()
+
+    def command(output: str) -> list[str]:
+        options = ["distill", source, "--output", str(tmp_path / output), "--epochs", "8", "--batch", "1"]
+        return [sys.executable, "-m", "optimize", *options]
+
+    with subprocess.Popen(command("killed"), stderr=subprocess.PIPE, text=True, env=_alone()) as killed:
+        assert killed.stderr
+        assert any("epoch 3," in line for line in killed.stderr)
+        os.kill(killed.pid, signal.SIGKILL)
+    assert (tmp_path / ".killed.checkpoint").is_dir()
+    assert not (tmp_path / "killed").exists()
+    again = subprocess.run(command("killed"), capture_output=True, text=True, env=_alone(), timeout=300)
+    assert again.returncode == 0, again.stderr
+    resumed = re.search(r"resumes after epoch (\d+) of 8", again.stderr)
+    assert resumed and 3 <= int(resumed[1]) < 8
+    assert "epoch 2," not in again.stderr
+    assert not (tmp_path / ".killed.checkpoint").exists()
+    made = step.apply(Logits(epochs=8), load(source).build(), context(load(source), tmp_path, None))
+    assert fingerprint(bundle.load(tmp_path / "killed").module) == fingerprint(made)
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_anew_forgets_its_checkpoints(small: Workload, tmp_path: Path) -> None:
+    plan = '[budget]\nmax_drop = 0.5\n[target]\nbatch = [1]\n[[step]]\nuse = "distill.logits"\nepochs = {}\n'
+    (tmp_path / "recipe.toml").write_text(plan.format(3))
+
+    def run(until: int = 0) -> list[str]:
+        said: list[str] = []
+
+        def progress(text: str, fraction: float) -> None:
+            said.append(text)
+            if until and f"epoch {until}," in text:
+                raise Killed
+
+        pipeline.run(
+            recipe.load(tmp_path / "recipe.toml"), load(f"{SMALL}:workload"), output=tmp_path / "run", progress=progress
+        )
+        return said
+
+    kept = tmp_path / "run" / ".1-distill.logits.checkpoint"
+    with pytest.raises(Killed):
+        run(until=2)
+    assert kept.is_dir()
+    (tmp_path / "recipe.toml").write_text(plan.format(2))
+    with pytest.raises(Killed):
+        run(until=1)
+    assert len(list(kept.iterdir())) == 1
+    assert "distill.logits: resumes after epoch 1 of 2" in run()
+    assert not kept.exists()
+
+
+def _alone() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
