@@ -1,5 +1,7 @@
 """Attention: `nn.MultiheadAttention` with a width for each head of its own, so that heads can be removed from it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -97,6 +99,17 @@ class Attention(nn.Module):
             padding = _additive(key_padding_mask, q.dtype)[:, None, None, :]
             mask = padding if mask is None else mask + padding
         return mask
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Keep torch's encoders from their fused path, which goes past the layers inside, so that these can be watched."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def is_plain(source: nn.MultiheadAttention) -> bool:

@@ -107,11 +107,13 @@ def macs(module: "nn.Module", inputs: Sequence[TensorSpec]) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from optimize.attention import without_fast_path
+
     rng = np.random.default_rng(0)
     arrays = {spec.name: torch.from_numpy(spec.generate(rng, batch=1)) for spec in inputs}
     # An LSTM is one operator on the CPU, which the counter does not know; the other recurrent layers are unrolled.
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _recurrent_operations})
-    with torch.inference_mode(), counter:
+    with torch.inference_mode(), without_fast_path(), counter:
         module.eval()(**arrays)
     return int(counter.get_total_flops()) // 2
 

@@ -142,8 +142,8 @@ def _sensitivities(module: "nn.Module", chosen: "list[Units]", context: "Context
     import torch
 
     from optimize import train
+    from optimize.attention import without_fast_path
     from optimize.predict import forward
-    from optimize.prune import observe
 
     totals = [torch.zeros(made.count) for made in chosen]
     weights = [module.get_parameter(f"{made.reader}.weight") for made in chosen]
@@ -151,7 +151,7 @@ def _sensitivities(module: "nn.Module", chosen: "list[Units]", context: "Context
     for weight in frozen:
         weight.requires_grad_(True)
     module.eval()
-    with observe.watching(module, {}):
+    with without_fast_path():
         for inputs, targets in islice(train.tensors(context.workload), BATCHES):
             loss = train.label_loss(context.workload, forward(module, inputs, context.workload.outputs), targets)
             gradients = torch.autograd.grad(loss, weights, materialize_grads=True)

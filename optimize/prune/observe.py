@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from optimize.attention import without_fast_path
 from optimize.errors import NoEffect
 from optimize.predict import forward
 from optimize.workload import Workload
@@ -18,17 +19,12 @@ Hook = Callable[[nn.Module, Any, Any, Any], None]
 
 @contextmanager
 def watching(module: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
-    """Call each hook whenever the submodule of its name was run.
-
-    Torch's fused path through an encoder, which goes past the layers inside, is off meanwhile.
-    """
+    """Call each hook whenever the submodule of its name was run."""
     handles = [module.get_submodule(name).register_forward_hook(hook, with_kwargs=True) for name, hook in hooks.items()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with without_fast_path():
+            yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()
 

@@ -6,7 +6,7 @@ running the model: without a unit, it must compute what it computes with the uni
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -61,7 +61,7 @@ def attentions(module: nn.Module) -> dict[str, list[Units]]:
     found: dict[str, list[Units]] = {}
     for name, owner in module.named_modules():
         direct = [linear for linear in linears if linear.rpartition(".")[0] == name]
-        if not name or not direct or not _head_counts(owner):
+        if not direct or not _head_counts(owner):
             continue
         after = linears[linears.index(direct[-1]) + 1 :][:1]
         readings = [
@@ -73,7 +73,7 @@ def attentions(module: nn.Module) -> dict[str, list[Units]]:
             for units in _readings(module, name, projections, reader, count)
         ]
         if readings:
-            found[name] = readings
+            found[readings[0].name] = readings
     return found
 
 
@@ -118,9 +118,8 @@ def remove(module: nn.Module, units: Units, kept: Sequence[int]) -> None:
     for part in units.slices:
         layer = module.get_submodule(part.layer)
         old: Tensor = getattr(layer, part.tensor)
-        # The units' indices may be anywhere along the axis, and an axis may hold more than the units.
-        gone = {int(index) for unit in range(units.count) if unit not in set(kept) for index in part.rows[unit]}
-        index = torch.tensor([number for number in range(old.shape[part.axis]) if number not in gone])
+        # In the order of the tensor: the rows of one unit need not lie together.
+        index = part.rows[list(kept)].flatten().sort().values
         new = old.detach().index_select(part.axis, index).clone()
         setattr(layer, part.tensor, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
     for name, attribute, each in units.sizes:
@@ -176,14 +175,14 @@ def _readings(
     inner = _linear(module, reader).in_features
     owner = module.get_submodule(name)
     heads = tuple((name, key, 1) for key, value in _head_counts(owner).items() if value == count)
-    widths = tuple(
-        (name, key, inner // count)
-        for key, value in vars(owner).items()
-        if type(value) is int and value == inner and (name, key, 1) not in heads
-    )
+    width = inner // count
+    named = [key for key, value in vars(owner).items() if type(value) is int and value == inner and value != count]
+    # An attribute as large as all heads together may also be the width of the model.
+    choices = [[key for key in named if "head" in key or "inner" in key], named, []]
+    widths = [tuple((name, key, width) for key in keys) for keys in choices]
     features = (
-        *((linear, "out_features", share * inner // count) for linear, share in projections),
-        (reader, "in_features", inner // count),
+        *((linear, "out_features", share * width) for linear, share in projections),
+        (reader, "in_features", width),
     )
     last = Slice(reader, "weight", 1, torch.arange(inner).reshape(count, -1))
     own = tuple(
@@ -197,11 +196,8 @@ def _readings(
             for linear, share in projections
             for part in _rows_of(module, linear, _rows(inner, count, share, by_head))
         ]
-        made = Units(name, count, (*rows, *own, last), (*heads, *widths, *features), reader)
-        yield made
-        # An attribute as large as the heads together may also be the width of the model.
-        if widths:
-            yield replace(made, sizes=(*heads, *features))
+        for sizes in dict.fromkeys(widths):
+            yield Units(name or type(owner).__name__, count, (*rows, *own, last), (*heads, *sizes, *features), reader)
 
 
 def _rows(inner: int, count: int, share: int, by_head: bool) -> Tensor:
