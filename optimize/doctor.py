@@ -1,0 +1,285 @@
+"""Doctor: what this machine has of what lathe works with, asked of the things themselves, and what brings the rest."""
+
+import importlib
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve import install
+from serve.errors import NotInstalled
+
+PYTHON = ((3, 11), (3, 13))
+REQUIRED = {
+    "torch": "",
+    "onnx": "",
+    "onnx-ir": "onnx_ir",
+    "onnxscript": "",
+    "onnxruntime": "",
+    "torch-pruning": "torch_pruning",
+    "torchao": "",
+    "safetensors": "",
+    "tritonclient": "",
+}
+"""Distributions that the CPU work needs, and what they are imported as where that differs."""
+OPTIONAL = {
+    "openvino": "pip install 'lathe[openvino]'",
+    "nncf": "pip install 'lathe[openvino]'",
+    "transformers": "pip install 'lathe[huggingface]'",
+    "tensorrt": "pip install tensorrt, on a machine with an NVIDIA GPU",
+    "polygraphy": "pip install polygraphy, on a machine with an NVIDIA GPU",
+}
+FEATURES = {
+    "avx512_vnni": "INT8 products without overflow, and fast",
+    "avx_vnni": "the same without AVX-512",
+    "amx_int8": "INT8 in tiles",
+    "avx512_bf16": "bfloat16 products",
+    "amx_bf16": "bfloat16 in tiles",
+}
+WHEELS = {"0.7.0": "2.51.0 (24.10)"}
+"""What a release of nvidia-pytriton carries."""
+# From NVIDIA's "Release Compatibility Matrix", docs/introduction/compatibility.md of triton-inference-server/server,
+# read in August 2026. It states TensorRT for the TensorRT-LLM image only; the support matrix of the plain image was not
+# at hand.
+IMAGES = {
+    "26.07": "10.14.1.48",
+    "26.06": "10.14.1.48",
+    "26.05": "10.14.1.48",
+    "26.04": "10.14.1.48",
+    "26.03": "10.14.1.48",
+    "26.02": "10.13.3.9",
+    "26.01": "10.13.3.9",
+    "25.12": "10.13.3.9",
+    "25.11": "10.13.3.9",
+    "25.10": "10.11.0.33",
+    "25.09": "10.11.0.33",
+    "25.08": "10.11.0.33",
+    "25.07": "10.10.0.31",
+    "25.06": "10.10.0.31",
+    "25.05": "10.9.0.34",
+    "25.04": "10.9.0.34",
+    "25.03": "10.9.0.34",
+    "25.02": "10.8.0.43",
+    "25.01": "10.8.0.43",
+    "24.12": "10.7.0",
+    "24.11": "10.6.0",
+    "24.10": "10.4.0",
+}
+"""TensorRT in nvcr.io/nvidia/tritonserver:RELEASE-trtllm-python-py3; a plan is loaded by the version that made it."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked for.
+
+    Args:
+        name: what.
+        found: the version or the state; empty where it is not there.
+        wanted: what is needed, or what it would be good for.
+        ok: whether what is wanted is there.
+        fix: the command that brings it; empty where all is well or nothing can be done.
+        required: whether the work on a CPU needs it.
+    """
+
+    name: str
+    found: str
+    wanted: str
+    ok: bool
+    fix: str = ""
+    required: bool = False
+
+
+def checks() -> list[Check]:
+    """Return everything that was looked for, what the CPU work needs first."""
+    kinds: tuple[Callable[[], list[Check]], ...] = (
+        _python,
+        _packages,
+        _session,
+        _server,
+        _cpu,
+        _gpu,
+        _optional,
+        _images,
+    )
+    return [check for kind in kinds for check in kind()]
+
+
+def broken(found: list[Check]) -> list[Check]:
+    """Return what the work on a CPU needs and does not have."""
+    return [check for check in found if check.required and not check.ok]
+
+
+def _python() -> list[Check]:
+    version = sys.version_info[:2]
+    wanted = " to ".join(".".join(map(str, bound)) for bound in PYTHON)
+    fix = "" if PYTHON[0] <= version <= PYTHON[1] else "make the environment with python3.12 -m venv"
+    return [Check("python", platform.python_version(), wanted, not fix, fix, required=True)]
+
+
+def _packages() -> list[Check]:
+    return [_package(name, module or name) for name, module in REQUIRED.items()]
+
+
+def _package(name: str, module: str) -> Check:
+    """Import a package: one that is installed may still not start."""
+    from packaging.specifiers import SpecifierSet
+
+    from optimize.export.graph import quiet
+
+    fix, wanted = "pip install -c constraints.txt 'lathe[optimize]'", _wanted(name)
+    try:
+        with quiet():
+            loaded = importlib.import_module(module)
+    except Exception as error:
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Check(name, "", wanted, False, f"{fix}  ({message})", required=True)
+    version = _version(name) or str(getattr(loaded, "__version__", ""))
+    fits = not version or SpecifierSet(wanted).contains(version, prereleases=True)
+    return Check(name, version, wanted, fits, "" if fits else fix, required=True)
+
+
+def _version(name: str) -> str:
+    # onnxruntime is installed under one of two names.
+    for distribution in (name, f"{name}-gpu"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def _wanted(name: str) -> str:
+    """Return the range of versions that lathe declares for a package; empty where it is not installed itself."""
+    from packaging.requirements import Requirement
+
+    try:
+        declared = [Requirement(line) for line in importlib.metadata.requires("lathe") or []]
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    return next((str(each.specifier) for each in declared if each.name in (name, f"{name}-gpu")), "")
+
+
+def _session() -> list[Check]:
+    """Ask a session which providers it runs on: the list of available ones names those that cannot start as well."""
+    found, message = providers()
+    cuda = "CUDAExecutionProvider" in found
+    return [
+        Check(
+            "onnxruntime on the CPU",
+            ", ".join(found),
+            "a session on CPUExecutionProvider",
+            "CPUExecutionProvider" in found,
+            "" if "CPUExecutionProvider" in found else f"pip install --force-reinstall onnxruntime  ({message})",
+            required=True,
+        ),
+        Check(
+            "onnxruntime on a GPU",
+            "CUDAExecutionProvider" if cuda else "",
+            'a session on CUDAExecutionProvider, for device = "cuda"',
+            cuda,
+            "" if cuda else "a GPU with a driver for CUDA 13, and pip install 'lathe[optimize]'",
+        ),
+    ]
+
+
+def providers() -> tuple[list[str], str]:
+    """Return the providers that a session on a tiny model really got, and why it got none."""
+    try:
+        import onnx
+        import onnxruntime
+        from onnx import TensorProto, helper
+
+        value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+        made = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "tiny", value[:1], value[1:])
+        model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+        onnx.checker.check_model(model)
+        # A provider that cannot start says so at length.
+        onnxruntime.set_default_logger_severity(4)
+        wanted = [name for name in ("CUDAExecutionProvider",) if name in onnxruntime.get_available_providers()]
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=[*wanted, "CPUExecutionProvider"])
+        return list(session.get_providers()), ""
+    except Exception as error:
+        return [], (str(error).strip().splitlines() or [type(error).__name__])[0]
+    finally:
+        if "onnxruntime" in sys.modules:
+            sys.modules["onnxruntime"].set_default_logger_severity(2)
+
+
+def _server() -> list[Check]:
+    wanted = "the environment that serve install makes, for proof at an endpoint"
+    try:
+        made = install.environment()
+    except NotInstalled as error:
+        return [Check("server", "", wanted, False, f"serve install  ({error.what})")]
+    return [Check("server", f"tritonserver {triton_version(made.site_packages)} in {made.prefix}", wanted, True)]
+
+
+def triton_version(site_packages: Path) -> str:
+    """Return which tritonserver the nvidia-pytriton wheel there carries; the binary itself does not say."""
+    wheel = next((path.stem.partition("-")[2] for path in site_packages.glob("nvidia_pytriton-*.dist-info")), "")
+    return WHEELS.get(wheel, f"of nvidia-pytriton {wheel or 'of no stated version'}")
+
+
+def _cpu() -> list[Check]:
+    flags = cpu_flags()
+    if not flags:
+        return [Check("cpu", platform.processor() or platform.machine(), "flags in /proc/cpuinfo", False)]
+    return [
+        Check(f"cpu {name}", "there" if name in flags else "", use, name in flags) for name, use in FEATURES.items()
+    ]
+
+
+def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """Return the features that Linux lists for the first core; empty where it lists none."""
+    try:
+        line = next((line for line in file.read_text().splitlines() if line.startswith("flags")), "")
+    except OSError:
+        return set()
+    return set(line.partition(":")[2].split())
+
+
+def _gpu() -> list[Check]:
+    wanted = 'an NVIDIA GPU and its driver, for device = "cuda" and TensorRT'
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return [Check("driver", "", wanted, False, "install NVIDIA's driver on a machine with a GPU")]
+    query = [program, "--query-gpu=driver_version,name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [Check("driver", "", wanted, False, f"nvidia-smi does not answer: {error}")]
+    found = " | ".join(done.stdout.split("\n")).strip(" |")
+    if done.returncode or not found:
+        return [Check("driver", "", wanted, False, f"nvidia-smi: {(done.stdout + done.stderr).strip()[:200]}")]
+    return [Check("driver", found, wanted, True)]
+
+
+def _optional() -> list[Check]:
+    found = {name: _version(name) for name in OPTIONAL}
+    return [
+        Check(name, version, "optional", bool(version), "" if version else OPTIONAL[name])
+        for name, version in found.items()
+    ]
+
+
+def _images() -> list[Check]:
+    """Say which image of Triton loads a plan that the TensorRT of this machine builds."""
+    wanted = "the same TensorRT as the one that builds the plan"
+    version = _version("tensorrt")
+    if not version:
+        return [Check("triton image", "not checked: no tensorrt here", wanted, False)]
+    fits = [release for release, theirs in IMAGES.items() if _same(version, theirs)]
+    found = ", ".join(f"{release}-trtllm-python-py3" for release in fits)
+    fix = f"TensorRT {version} is in no image of the table; build the plan in the image that will serve it"
+    return [Check("triton image", found, wanted, bool(fits), "" if fits else fix)]
+
+
+def _same(version: str, other: str) -> bool:
+    """Compare as far as the shorter one goes, three numbers at least: the table knows some only as 10.7.0."""
+    one, two = version.split("."), other.split(".")
+    length = max(3, min(len(one), len(two)))
+    return one[:length] == two[:length]

@@ -1,0 +1,132 @@
+"""What `optimize inspect` says of layers, against what can be computed by hand."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from optimize import layers, measure
+from optimize.bundle import Bundle
+from optimize.export.onnx import export
+from optimize.layers import Inspection
+from optimize.quantize.dynamic import Dynamic
+from optimize.quantize.static import Static
+from optimize.step import Context, apply
+from optimize.workload import Workload
+from serve.target import Target
+from tests.optimize.conftest import Optimize
+
+WIDE = 768
+
+
+@pytest.fixture(scope="module")
+def exported(small: Workload, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    return Bundle(small, small.build(), export(small.build(), small.inputs, small.outputs, path))
+
+
+@pytest.fixture(scope="module")
+def found(exported: Bundle) -> Inspection:
+    return layers.inspect(exported, batch=8)
+
+
+def test_parameters_and_macs_are_those_of_the_layers(found: Inspection) -> None:
+    rows = {layer.name: layer for layer in found.layers}
+    assert list(rows) == ["conv", "norm", "hidden", "wide", "out", "other"]
+    assert {name: row.parameters for name, row in rows.items()} == {
+        "conv": 16 * 9 + 16,
+        "norm": 32,
+        "hidden": 144 * WIDE + WIDE,
+        "wide": WIDE * WIDE + WIDE,
+        "out": WIDE * 10 + 10,
+        "other": 0,
+    }
+    assert {name: row.macs for name, row in rows.items()} == {
+        "conv": 16 * 36 * 9,
+        "norm": 0,
+        "hidden": 144 * WIDE,
+        "wide": WIDE * WIDE,
+        "out": WIDE * 10,
+        "other": 0,
+    }
+    assert sum(row.share for row in found.layers) == pytest.approx(1)
+    assert (rows["conv"].kind, rows["conv"].output, rows["out"].output) == ("Conv2d", (8, 16, 6, 6), (8, 10))
+
+
+def test_the_sums_are_those_that_a_run_reports(found: Inspection, small: Workload) -> None:
+    assert found.parameters == measure.parameters(small.build())
+    assert found.macs == measure.macs(small.build(), small.inputs)
+
+
+def test_the_largest_layer_takes_the_most_time_and_all_of_it_is_accounted_for(found: Inspection) -> None:
+    shares = {layer.name: layer.latency or 0.0 for layer in found.layers}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert max(shares, key=shares.__getitem__) == "wide"
+    assert shares["conv"] > 0
+    assert found.milliseconds > 0
+
+
+def test_methods_are_named_for_the_layers_that_they_match(found: Inspection) -> None:
+    could = {layer.name: set(layer.methods) for layer in found.layers}
+    assert {"prune.channels", "quantize.static", "quantize.dynamic"} <= could["wide"]
+    assert "quantize.static" in could["conv"]
+    assert "quantize.dynamic" not in could["conv"]
+    assert could["norm"] == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [Dynamic(), Static()], ids=["dynamic", "static"])
+def test_a_quantized_file_is_traced_back_as_well(step: object, exported: Bundle, tmp_path: Path) -> None:
+    context = Context(exported.workload, exported.module, Target(cores=1), 0, tmp_path, lambda text, fraction: None)
+    found = layers.inspect(replace(exported, graph=apply(step, exported.graph, context)), batch=8)
+    rows = {layer.name: layer for layer in found.layers}
+    assert all((rows[name].latency or 0) > 0 for name in ("hidden", "wide", "out"))
+    assert not any(method.startswith("quantize.static") for method in rows["wide"].methods)
+    assert "prune.channels" in rows["wide"].methods
+
+
+class Odd(nn.Module):
+    """Everything at once: a tied weight, a module under two names, a frozen bias, two dtypes, a layer never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.idle = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(2, 2)
+        self.again = self.first
+        self.second.weight = self.first.weight
+        self.second.bias.requires_grad_(False)
+        self.idle.to(torch.float64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.again(self.second(self.first(x)))
+        return out
+
+
+def test_what_a_method_may_stumble_over_is_said() -> None:
+    module = Odd()
+    said = layers.warnings(module, {"": None, "first": None, "second": None})
+    assert said == (
+        "one module under several names: first, again",
+        "tied weights: first.weight, second.weight",
+        "1 frozen parameters, which no training changes: second.bias",
+        "parameters of several dtypes: float32, float64",
+        "never called by name, so without an output shape: idle",
+    )
+    assert layers.warnings(nn.Linear(2, 2), {"": None}) == ()
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table_and_a_document(
+    user_file: Callable[..., str], optimize: Optimize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    source = user_file()
+    lines = optimize("inspect", source).out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.split()[:2] == ["wide", "Linear"] for line in lines)
+    result = json.loads(optimize("inspect", source, "--batch", "4", "--json").out)
+    assert [layer["name"] for layer in result["layers"]][-1] == "other"
+    assert result["layers"][0]["output"] == [4, 16, 6, 6]
