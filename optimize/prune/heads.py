@@ -71,6 +71,8 @@ def apply(config: Heads, module: "nn.Module", context: "Context") -> "nn.Module"
     from optimize.attention import substitute_all
     from optimize.prune import observe, units
 
+    if not config.ratio and not config.ffn:
+        raise NoEffect("prune.heads: ratio and ffn are both 0", where=context.workload.name, fix="raise one of them")
     excluded = observe.excluded(matches(module), config.exclude)
     if config.ratio:
         module = substitute_all(module)
@@ -89,7 +91,9 @@ def apply(config: Heads, module: "nn.Module", context: "Context") -> "nn.Module"
         if not usable:
             raise _nothing(what, fixed, sorted(excluded), context.workload.name)
         if fixed:
-            context.progress(f"prune.heads: {what} fixed by the model's code, left alone: {', '.join(fixed)}", 0)
+            context.progress(
+                f"prune.heads: {what} fixed by the model's code or by shared weights, left alone: {', '.join(fixed)}", 0
+            )
         round_to = config.round_to if what != "attention" else 1
         chosen += [(made, _kept(made.count, share, round_to)) for made in usable]
     if all(kept == made.count for made, kept in chosen):
@@ -116,7 +120,7 @@ def _nothing(what: str, fixed: list[str], excluded: list[str], where: str) -> No
         fix="an attention has linear layers for query, key and value (or one for all three) and for its output, and "
         "an attribute such as num_heads, and takes the width of its heads from its layers; a feed-forward block is two "
         "neighbouring linear layers, the first widening. "
-        f"Fixed by the model's code: {', '.join(fixed) or 'none'}; excluded: {', '.join(excluded) or 'none'}",
+        f"Fixed by the model's code or by shared weights: {', '.join(fixed) or 'none'}; excluded: {', '.join(excluded) or 'none'}",
     )
 
 

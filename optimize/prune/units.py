@@ -94,18 +94,21 @@ def feed_forwards(module: nn.Module) -> dict[str, list[Units]]:
 def proven(
     module: nn.Module, readings: Sequence[Units], inputs: Mapping[str, Tensor], names: Sequence[str]
 ) -> Units | None:
-    """Return the first reading under which removing a unit changes nothing but that unit's part, or None."""
+    """Return the first reading under which removing a unit changes nothing but that unit's part, or None.
+
+    Raises:
+        BadModel: the model does not run as it is.
+    """
     for units in readings:
         if units.count < 2 or _shared(module, units):
             continue
-        without = copy.deepcopy(module)
-        silent = copy.deepcopy(module)
-        last = units.slices[-1]
+        silent, without = copy.deepcopy(module), copy.deepcopy(module)
         with torch.no_grad():
-            _linear(silent, units.reader).weight[:, last.rows[0]] = 0
+            _linear(silent, units.reader).weight[:, units.slices[-1].rows[0]] = 0
+        wanted = _output_of(silent, units.reader, inputs, names)
         try:
-            remove(without, units, list(range(1, units.count)))
-            if _agree(*(_output_of(trial, units.reader, inputs, names) for trial in (silent, without))):
+            remove(without, units, range(1, units.count))
+            if _agree(wanted, _output_of(without, units.reader, inputs, names)):
                 return units
         except (BadModel, RuntimeError, IndexError):
             # The model's code does not follow the smaller size under this reading.
