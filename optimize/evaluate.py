@@ -140,6 +140,12 @@ def compare(workload: Workload, first: Score, second: Score) -> Difference:
     return Difference(first.value - second.value, float(low), float(high), tuple(int(index) for index in flipped))
 
 
+def relative_error(got: Array, wanted: Array) -> float:
+    """Return the root mean square of the difference over that of `wanted`; the arrays have one shape."""
+    difference, size = np.linalg.norm(got - wanted), np.linalg.norm(wanted)
+    return float(difference) / max(float(size), 1e-12)
+
+
 def bootstrap(pairs: Array, statistic: Callable[[Array], float], seed: int = 0) -> Array:
     """Return `statistic` over resamples of the last axis of `pairs` (Efron, "Bootstrap Methods", 1979)."""
     rng = np.random.default_rng(seed)

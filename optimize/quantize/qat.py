@@ -1,0 +1,241 @@
+"""Quantization-aware training: the module learns with its weights and activations rounded to INT8.
+
+Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018
+(arXiv 1712.05877): every forward pass rounds, the gradient passes the rounding as if it were not there, and the ranges
+are moving averages. Torchao's PT2E inserts the rounding and converts. Batch norms are folded into the layers before
+them first: a trained model has no more use for batch statistics, and what is trained is then what is converted.
+"""
+
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from loadtest.tensors import Array
+from optimize.errors import BadGraph, BadModel, NoEffect
+from optimize.export import graph
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.fx import GraphModule
+
+    from optimize.evaluate import Quality
+    from optimize.step import Context
+    from optimize.train import Objective
+
+NAME = "quantize.qat"
+AGREEMENT = 0.998
+"""Share of the rows in which the largest value of the first output must be the same one in ONNX Runtime."""
+DISTANCE = 0.02
+"""Else the largest difference, root mean square over root mean square: an embedding's largest value means nothing."""
+LOSS_BATCHES = 16
+"""Training batches over which the loss before and after the conversion is taken."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Qat:
+    """Train with INT8 rounding, then export as INT8 (Q/DQ): weights int8, activations uint8."""
+
+    epochs: int = Field(default=4, ge=1, description="Passes over the training data.")
+    learning_rate: float = Field(default=1e-4, gt=0, description="Peak rate of AdamW; it falls along a cosine.")
+    activations: Literal["uint8", "int8"] = Field(
+        default="uint8", description="What activations become: uint8 for a CPU, int8 around zero for TensorRT."
+    )
+
+
+def needs(config: Qat) -> tuple[str, ...]:
+    """Return what of the workload is trained on."""
+    return ("training",)
+
+
+def matches(module: "nn.Module") -> list[str]:
+    """Return the names of the layers that torchao rounds."""
+    from torch import nn
+
+    kinds = (nn.Conv2d, nn.Linear)
+    return [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
+
+
+def apply(config: Qat, module: "nn.Module", context: "Context") -> Path:
+    """Train with rounding and return the quantized ONNX file in the step's scratch folder.
+
+    Raises:
+        BadModel: torch.export or torchao cannot follow the module, or the loss stopped being finite.
+        NoEffect: nothing in the module can be quantized.
+        BadGraph: ONNX Runtime answers otherwise than the converted module does.
+    """
+    with graph.quiet():  # it logs which of its GPU libraries cannot be loaded
+        from torchao.quantization.pt2e import disable_observer
+
+    from optimize import train
+    from optimize.evaluate import evaluate
+    from optimize.export.onnx import export
+    from optimize.predict import OnnxPredictor, TorchPredictor
+
+    workload = context.workload
+    prepared = _prepared(config, module, context)
+    objective = train.healing(context)
+    train.fit(prepared, context, objective, name=NAME, epochs=config.epochs, learning_rate=config.learning_rate)
+    # What is judged from here on may not move the ranges.
+    prepared.apply(disable_observer)
+    reference = evaluate(TorchPredictor(context.trained, workload.outputs), workload).outputs
+    before = evaluate(TorchPredictor(prepared, workload.outputs), workload, reference)
+    loss_before = _loss(prepared, objective, context)
+    context.progress(f"{NAME}: converting and exporting", 0.9)
+    converted = _converted(prepared, context)
+    after = evaluate(TorchPredictor(converted, workload.outputs), workload, reference)
+    context.progress(
+        f"{NAME}: {_score(before)}, loss {loss_before:.4f} with rounding; "
+        f"{_score(after)}, loss {_loss(converted, objective, context):.4f} converted",
+        0.95,
+    )
+    path = export(converted, workload.inputs, workload.outputs, context.scratch / "model.onnx", values=False)
+    made = graph.load(path)
+    graph.shorten_names(made.graph)
+    graph.save(made, path)
+    with OnnxPredictor(path) as predictor:
+        answers = evaluate(predictor, workload, reference).outputs[workload.outputs[0]]
+    agreement = _agreement(answers, after.outputs[workload.outputs[0]])
+    context.progress(f"{NAME}: ONNX Runtime and the converted module have {agreement}", 1.0)
+    return path
+
+
+def _prepared(config: Qat, module: "nn.Module", context: "Context") -> "nn.Module":
+    """Return the module with rounding in it, ready to train."""
+    import torch
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+    from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
+
+    from optimize import train
+    from optimize.export.onnx import followed, reason, wrapped
+
+    workload = context.workload
+    try:
+        with graph.quiet():
+            wrapper = wrapped(module, workload.inputs, workload.outputs)
+            captured = followed(wrapper, workload.inputs, strict=False).module(check_guards=False)
+            _fuse_conv_bn_(captured)
+            _fuse_linear_bn_(captured)
+            inserted = prepare_qat_pt2e(captured, _quantizer(config.activations == "int8"))
+    # The module itself runs, or there would be no trained model to compare with.
+    except Exception as error:
+        raise BadModel(
+            f"{NAME} cannot follow it: {reason(error)}",
+            where=type(module).__name__,
+            fix="keep data-dependent Python (int(), .item(), if on a tensor) out of forward, or use quantize.static",
+        ) from error
+    if not any("activation_post_process" in name for name, _ in inserted.named_children()):
+        raise NoEffect(
+            f"{NAME}: nothing in it can be quantized",
+            where=type(module).__name__,
+            fix=f"it could match: {', '.join(matches(module)) or 'nothing in this model'}",
+        )
+    prepared = _module(inserted, [spec.name for spec in workload.inputs])
+    # The buffers of the ranges get their size from the first batch, and a checkpoint needs them to have one.
+    with torch.no_grad():
+        prepared(**next(train.tensors(workload))[0])
+    return prepared
+
+
+def _quantizer(symmetric: bool) -> Any:
+    """Return torchao's rules for the layers that a CPU runs in INT8; the activations around zero if `symmetric`."""
+    import torch
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    config = x86.get_default_x86_inductor_quantization_config(is_qat=True)
+    if symmetric:
+        spec = replace(
+            config.input_activation,
+            dtype=torch.int8,
+            quant_min=-128,
+            quant_max=127,
+            qscheme=torch.per_tensor_symmetric,
+        )
+        config = replace(config, input_activation=spec, output_activation=spec)
+    return x86.X86InductorQuantizer().set_global(config)
+
+
+def _module(inserted: "GraphModule", names: list[str]) -> "nn.Module":
+    """Return a module around a captured graph that takes its inputs by name and follows `train()` and `eval()`."""
+    from torch import nn
+    from torchao.quantization.pt2e import move_exported_model_to_eval, move_exported_model_to_train
+
+    class Captured(nn.Module):
+        """A graph has its batch norms and dropouts written into it in one of the modes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = inserted
+
+        def train(self, mode: bool = True) -> Self:
+            if mode != self.training:
+                (move_exported_model_to_train if mode else move_exported_model_to_eval)(self.module)
+            self.training = mode
+            return self
+
+        def forward(self, **inputs: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
+            returned: tuple[torch.Tensor, ...] = self.module(*(inputs[name] for name in names))
+            return returned
+
+    return Captured().eval()
+
+
+def _converted(prepared: "nn.Module", context: "Context") -> "nn.Module":
+    """Return the module with its weights in INT8; `prepared` is of no use afterwards."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    with graph.quiet():
+        converted = convert_pt2e(prepared.module)
+        return _module(converted, [spec.name for spec in context.workload.inputs])
+
+
+def _loss(module: "nn.Module", objective: "Objective", context: "Context") -> float:
+    """Return the mean of the objective over some training batches."""
+    import torch
+
+    from optimize import train
+
+    def answer(**inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            outputs = module(**inputs)
+        # A loss is asked for its gradient, which the constants of a converted module do not have.
+        return tuple(output.requires_grad_() if output.is_floating_point() else output for output in outputs)
+
+    module.eval()
+    batches = itertools.islice(train.tensors(context.workload), LOSS_BATCHES)
+    return float(np.mean([objective(cast("nn.Module", answer), *batch).item() for batch in batches]))
+
+
+def _score(quality: "Quality") -> str:
+    return f"{quality.scores[0].metric} {quality.scores[0].value:.4f}"
+
+
+def _agreement(got: Array, wanted: Array) -> str:
+    """Say how far ONNX Runtime agrees with the converted module on an output of shape [n, …].
+
+    One row may always differ: of fewer than 500, one is more than the share that is allowed.
+
+    Raises:
+        BadGraph: neither the largest values of the rows nor the values themselves agree.
+    """
+    from optimize.evaluate import relative_error
+
+    distance = relative_error(got, wanted)
+    said = f"values that differ by {distance:.2%}"
+    agrees = distance <= DISTANCE
+    if wanted.ndim > 1 and wanted.shape[-1] > 1:
+        same = (got.argmax(-1) == wanted.argmax(-1)).ravel()
+        said = f"the same largest value in {same.sum()} of {same.size} rows, {said}"
+        agrees = agrees or same.size - same.sum() <= max(1, math.floor((1 - AGREEMENT) * same.size))
+    if not agrees:
+        raise BadGraph(
+            f"{NAME}: ONNX Runtime and the converted module have {said}",
+            fix="use quantize.static, which quantizes the ONNX file itself",
+        )
+    return said
