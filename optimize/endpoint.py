@@ -23,12 +23,13 @@ from optimize.baseline import Progress, Trained, graph_of
 from optimize.bundle import Bundle
 from optimize.evaluate import Quality, collect, compare, judge
 from optimize.gate import Gate
-from optimize.predict import EndpointPredictor, OnnxPredictor, cut
+from optimize.predict import EndpointPredictor, OnnxPredictor, cut, open_graph
 from optimize.recipe import Load, Recipe
 from optimize.workload import Workload
 from serve import install, model_config, server
 from serve import repository as repositories
 from serve.server import Endpoint
+from serve.target import Target
 
 REQUESTS, THREADS, PAYLOADS = 256, 16, 16
 
@@ -43,15 +44,15 @@ class Proof:
     version: dict[str, Any] | None
 
 
-def check(repository: Path, workload: Workload) -> None:
+def check(repository: Path, workload: Workload, target: Target) -> None:
     """Say before anything starts that nothing could be published.
 
     Raises:
         BadRepository: the repository is a file, cannot be written, or the model's name is not usable.
-        NotInstalled: the server's environment is missing.
+        NotInstalled: the server's environment, or the target's runtime in it, is missing.
     """
     repositories.check(repository, workload.name)
-    install.environment()
+    install.environment().require(target.runtime)
 
 
 def prove(
@@ -70,7 +71,7 @@ def prove(
     Args:
         made: the bundle to publish.
         trained: what it is compared with.
-        quality: the bundle's own quality in ONNX Runtime.
+        quality: the bundle's own quality in the target's runtime.
         recipe: budget, target and load.
         folder: the run's folder; takes the load test's results.
         repository: where it is published.
@@ -124,15 +125,15 @@ def _compare(
     largest = model_config.max_batch_size(workload.inputs, recipe.target)
     progress("evaluating the endpoint", 0.2)
     with (
-        OnnxPredictor(graph_of(made), cores=recipe.target.cores) as onnx,
+        open_graph(graph_of(made), recipe.target) as graph,
         EndpointPredictor(f"{endpoint.grpc}/{workload.name}") as predictor,
     ):
         answers, targets = collect(predictor, workload, largest)
-        wanted, _ = collect(onnx, workload, largest)
+        wanted, _ = collect(graph, workload, largest)
         same = _lane("same batches", answers, wanted, answers_of.EXACT)
         progress("comparing under the server's batching", 0.6)
         samples = list(islice(_samples(workload), REQUESTS))
-        alone = [onnx.predict(sample) for sample in samples]
+        alone = [graph.predict(sample) for sample in samples]
     batched = [
         _differences(answer, want) for answer, want in zip(_ask(endpoint, workload, samples), alone, strict=True)
     ]

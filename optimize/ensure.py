@@ -9,8 +9,9 @@ import numpy as np
 
 from loadtest.tensors import Array
 from optimize.errors import BadGraph, BadModel
-from optimize.predict import OnnxPredictor, TorchPredictor
+from optimize.predict import GraphPredictor, TorchPredictor, open_graph
 from optimize.workload import Workload
+from serve.target import Target
 
 
 def copy(subject: Any, scratch: Path) -> Any:
@@ -22,18 +23,20 @@ def copy(subject: Any, scratch: Path) -> Any:
     return scratch / subject.name
 
 
-def still_works(subject: Any, workload: Workload, name: str) -> None:
+def still_works(subject: Any, workload: Workload, name: str, target: Target) -> None:
     """Run the first evaluation batch, whole and its first sample alone, through what the step `name` returned.
+
+    A graph runs in the target's runtime.
 
     Raises:
         BadModel: the module does not run, or its outputs are not those that the workload's own model has.
         BadGraph: the same of an ONNX file.
     """
-    batch = next(iter(workload.batches("evaluation"))).inputs
+    batch = workload.first()
     refused = BadGraph if isinstance(subject, Path) else BadModel
     reference = TorchPredictor(workload.build(), workload.outputs).predict(batch)
     try:
-        with _predictor(subject, workload) as predictor:
+        with _predictor(subject, workload, target) as predictor:
             together = predictor.predict(batch)
             alone = predictor.predict({key: array[:1] for key, array in batch.items()})
     except (BadGraph, BadModel) as error:
@@ -45,8 +48,8 @@ def still_works(subject: Any, workload: Workload, name: str) -> None:
         _check(output, alone[output], wanted[:1], refused, name)
 
 
-def _predictor(subject: Any, workload: Workload) -> OnnxPredictor | TorchPredictor:
-    return OnnxPredictor(subject) if isinstance(subject, Path) else TorchPredictor(subject, workload.outputs)
+def _predictor(subject: Any, workload: Workload, target: Target) -> GraphPredictor | TorchPredictor:
+    return open_graph(subject, target) if isinstance(subject, Path) else TorchPredictor(subject, workload.outputs)
 
 
 def _check(output: str, got: Array, wanted: Array, refused: type[BadGraph] | type[BadModel], name: str) -> None:

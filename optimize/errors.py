@@ -11,9 +11,11 @@ BadInput (4)
 ├── BadBundle        a bundle that is incomplete, changed or of another format
 ├── BadGraph         an ONNX file that cannot be loaded or run, or an export that cannot be mended
 └── NoEffect         a step that found nothing to change
+MachineError (5)
+└── MissingExtra     an optional package of lathe's is not installed
 """
 
-from loadtest.errors import BadInput, Refused, UsageError
+from loadtest.errors import BadInput, MachineError, Refused, UsageError
 
 
 class BadRecipe(UsageError):
@@ -46,3 +48,7 @@ class BadGraph(BadInput):
 
 class NoEffect(BadInput):
     """A step that found nothing to change; the message lists what it could have matched."""
+
+
+class MissingExtra(MachineError):
+    """An optional package of lathe's is not installed; `fix` is the line that installs it."""

@@ -4,7 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from serve.target import Target
 if TYPE_CHECKING:
     from torch import nn
 
-    from optimize.predict import OnnxPredictor
+    from optimize.predict import GraphPredictor
 
 BLOCK = 0.03
 """Seconds that one timed block aims at."""
@@ -132,9 +132,15 @@ def file_bytes(path: Path) -> int:
 
 
 def speed(
-    files: Mapping[str, Path], inputs: Sequence[TensorSpec], target: Target, *, rounds: int = 25, seconds: float = 15.0
+    files: Mapping[str, Path],
+    inputs: Sequence[TensorSpec],
+    target: Target,
+    *,
+    baseline: str = "",
+    rounds: int = 25,
+    seconds: float = 15.0,
 ) -> Speeds:
-    """Time ONNX files against each other, alternating in this process.
+    """Time ONNX files against each other, alternating in this process, in the target's runtime.
 
     In every round each file is called for about the same short time at each batch size, and the order is reversed
     from round to round, so that a slow phase of the machine meets all of them.
@@ -142,18 +148,23 @@ def speed(
     Args:
         files: paths by name.
         inputs: what is fed: random values in range, at the typical sizes.
-        target: gives the device, the cores and the batch sizes.
+        target: gives the runtime, the device, the cores and the batch sizes.
+        baseline: the name of the file that runs in ONNX Runtime whatever the target says: the trained model, which a
+            ratio in another runtime is against too.
         rounds: how often to alternate, at most.
         seconds: after how long to stop, once a few rounds are done.
 
     Raises:
-        BadGraph: ONNX Runtime cannot load or run one of the files.
+        BadGraph: the runtime cannot load or run one of the files.
     """
-    from optimize.predict import OnnxPredictor
+    from optimize.predict import open_graph
 
+    plain = replace(target, runtime="onnxruntime")
     rng = np.random.default_rng(0)
     arrays = {batch: {spec.name: spec.generate(rng, batch) for spec in inputs} for batch in target.batch}
-    sessions = {name: OnnxPredictor(path, target.device, target.cores) for name, path in files.items()}
+    sessions = {
+        name: open_graph(path, plain if name == baseline else target, target.device) for name, path in files.items()
+    }
     blocks = list(itertools.product(target.batch, sessions))
     calls = {block: _calls(sessions[block[1]], arrays[block[0]]) for block in blocks}
     taken: dict[str, dict[int, list[float]]] = {name: {batch: [] for batch in target.batch} for name in files}
@@ -166,7 +177,7 @@ def speed(
     return Speeds(taken)
 
 
-def _calls(session: "OnnxPredictor", arrays: Arrays) -> int:
+def _calls(session: "GraphPredictor", arrays: Arrays) -> int:
     """Return how many calls fill a block, after warming the session up."""
     for _ in range(2):
         session.predict(arrays)
@@ -174,7 +185,7 @@ def _calls(session: "OnnxPredictor", arrays: Arrays) -> int:
     return max(1, min(200, round(BLOCK / once)))
 
 
-def _time(session: "OnnxPredictor", arrays: Arrays, calls: int) -> float:
+def _time(session: "GraphPredictor", arrays: Arrays, calls: int) -> float:
     """Return the median seconds of `calls` calls in a row, after a rest and a warm call."""
     time.sleep(REST)
     session.predict(arrays)

@@ -17,7 +17,7 @@ from loadtest import payload
 from loadtest.commandline import document, version
 from loadtest.errors import UsageError
 from optimize import bundle as bundles
-from optimize import follower, gate, measure
+from optimize import extra, follower, gate, measure
 from optimize import step as steps_of
 from optimize.baseline import TRAINED, Progress, Trained, cost, establish, graph_of, reusable, silent
 from optimize.bundle import Bundle
@@ -28,7 +28,7 @@ from optimize.export.onnx import Onnx, export
 from optimize.export.verify import deviation
 from optimize.gate import Gate
 from optimize.measure import Cost, Speeds
-from optimize.predict import OnnxPredictor, TorchPredictor, cut
+from optimize.predict import TorchPredictor, cut, open_graph
 from optimize.recipe import Recipe, ordered
 from optimize.workload import Workload, digest
 from serve import model_config, scratch
@@ -71,7 +71,7 @@ def run(
     if repository is not None:
         from optimize import endpoint
 
-        endpoint.check(repository, workload)
+        endpoint.check(repository, workload, recipe.target)
         if folder.resolve().is_relative_to(repository.resolve()):
             raise UsageError("the run's folder lies in the repository", where=str(folder), fix="name another --output")
     _check_folder(folder)
@@ -141,6 +141,7 @@ def apply_one(step: Any, source: Bundle, output: Path, target: Target, seed: int
     bundles.check(output.absolute())
     workload = source.workload
     recipe = Recipe((step,), seed, target=target)
+    extra.require(target.runtime)
     steps_of.check_needs(step, workload)
     with scratch.folder() as place:
         trained = establish(workload, place / TRAINED, progress)
@@ -149,7 +150,7 @@ def apply_one(step: Any, source: Bundle, output: Path, target: Target, seed: int
         made, quality, element = advance(step, source, trained, recipe, output, progress)
         progress("measuring speed", 0.0)
         paths = {TRAINED: graph_of(trained.bundle), "result": graph_of(made)}
-        speeds = measure.speed(paths, workload.inputs, target)
+        speeds = measure.speed(paths, workload.inputs, target, baseline=TRAINED)
         element |= _measured(quality, _timed(cost(made), speeds, "result"))
         element["ratios"] = ratios(trained.bundle, made, speeds, "result")
     return element
@@ -178,8 +179,8 @@ def advance(
         else:
             graph = made
         progress(f"{method.name}: evaluating", 0.9)
-        predictor = TorchPredictor(module, workload.outputs) if method.stage == "torch" else OnnxPredictor(graph)
-        with predictor:
+        in_torch = method.stage == "torch"
+        with TorchPredictor(module, workload.outputs) if in_torch else open_graph(graph, recipe.target) as predictor:
             quality = evaluate(predictor, workload, trained.reference, _largest(workload, recipe.target))
         entry = {
             "name": method.name,
@@ -204,11 +205,14 @@ def _deviation(graph: Path, workload: Workload, recipe: Recipe) -> float:
     pieces = [piece for batch in workload.batches("evaluation") for piece in cut(batch.inputs, largest)]
     spread = pieces[:: -(-len(pieces) * largest // SAMPLES)]
     generated = payload.generate(workload.inputs, 2, recipe.seed, batch=largest)
-    return max(deviation(graph, inputs, seed=recipe.seed) for inputs in (spread, generated))
+    return max(deviation(graph, inputs, seed=recipe.seed, target=recipe.target) for inputs in (spread, generated))
 
 
 def ratios(trained: Bundle, result: Bundle, speeds: Speeds, name: str) -> dict[str, Any]:
-    """Return `{size, latency{}, throughput{}, interval{}}`, larger is better, against the trained FP32 ONNX."""
+    """Return `{size, latency{}, throughput{}, interval{}}`, larger is better.
+
+    They are against the trained FP32 ONNX in ONNX Runtime, whatever runtime the target names for the result.
+    """
     size = measure.file_bytes(graph_of(trained)) / measure.file_bytes(graph_of(result))
     reached = {str(batch): ratio for batch, ratio in speeds.ratios(name, TRAINED).items()}
     values = {batch: ratio.value for batch, ratio in reached.items()}
@@ -229,6 +233,7 @@ def _check(recipe: Recipe, workload: Workload) -> None:
             where=workload.name,
             fix='use optimize.workload.load("path/to/file.py:function")',
         )
+    extra.require(recipe.target.runtime)
     for step in recipe.steps:
         steps_of.check_needs(step, workload)
     gate.check_budget(recipe.budget, workload)
@@ -291,7 +296,7 @@ def _steps(
         else:
             progress(f"{name}: kept from the last run", 1.0)
             if number == len(recipe.steps):
-                with OnnxPredictor(graph_of(made)) as predictor:
+                with open_graph(graph_of(made), recipe.target) as predictor:
                     largest = _largest(made.workload, recipe.target)
                     quality = evaluate(predictor, made.workload, trained.reference, largest)
         elements.append(dict(made.lineage[-1]))
@@ -306,7 +311,7 @@ def _speeds(
     progress("measuring speed", 0.0)
     names = [_folder_name(number, element["name"]) for number, element in enumerate(elements, 1)]
     paths = {TRAINED: graph_of(trained), **{name: folder / name / bundles.GRAPH for name in names}}
-    speeds = measure.speed(paths, trained.workload.inputs, recipe.target)
+    speeds = measure.speed(paths, trained.workload.inputs, recipe.target, baseline=TRAINED)
     for name, element in zip(names, elements, strict=True):
         element["cost"] = {
             **element["cost"],

@@ -13,7 +13,9 @@ from torch import nn
 from loadtest.client import connect
 from loadtest.errors import LatheError, UsageError
 from loadtest.tensors import Array, Arrays, Dim
+from optimize import extra
 from optimize.errors import BadGraph, BadModel
+from serve.target import Target
 
 
 def cut(inputs: Arrays, largest: int | None) -> Iterator[Arrays]:
@@ -76,6 +78,11 @@ def _named(returned: Any, names: Sequence[str], where: str) -> dict[str, torch.T
             fix=fix,
         )
     return dict(zip(names, returned, strict=True))
+
+
+def _last_line(error: Exception) -> str:
+    """Return where OpenVINO says what is wrong: after the places that the error went through."""
+    return [line.strip(" -") for line in str(error).splitlines() if line.strip()][-1]
 
 
 class TorchPredictor:
@@ -145,6 +152,79 @@ class OnnxPredictor:
     def __exit__(self, *exception: object) -> None:
         """Let the session go."""
         del self.session
+
+
+class OpenVinoPredictor:
+    """An ONNX file in OpenVINO on the CPU, set up for one call at a time on all cores that it may use.
+
+    Where the CPU has instructions for it, OpenVINO computes what a float32 graph says in bfloat16; that is its default.
+
+    Args:
+        path: the file; external data beside it is found.
+        device: `cpu`.
+        cores: threads; 0 lets OpenVINO take every core.
+
+    Raises:
+        MissingExtra: the package openvino is not installed.
+        BadGraph: the file is missing, or has an operator that OpenVINO does not know.
+    """
+
+    def __init__(self, path: Path, device: str = "cpu", cores: int = 0) -> None:
+        extra.require("openvino")
+        import openvino
+
+        self.name = "openvino"
+        settings: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        if cores:
+            settings["INFERENCE_NUM_THREADS"] = cores
+        core = openvino.Core()
+        try:
+            model = core.read_model(str(path))
+            self._compiled = core.compile_model(model, device.upper(), settings)
+        except Exception as error:
+            raise BadGraph(
+                f"OpenVINO cannot load it: {_last_line(error)}",
+                where=str(path),
+                fix='use runtime = "onnxruntime", or leave out the step that put the operator in',
+            ) from error
+        self._request = self._compiled.create_infer_request()
+        self._inputs = {port.get_any_name() for port in model.inputs}
+        # Not the compiled model's names, which are also those of inner values that became one with an output.
+        self._outputs = [port.get_any_name() for port in model.outputs]
+
+    def predict(self, inputs: Arrays) -> dict[str, Array]:
+        """Return the graph's outputs for one batch, in arrays of their own."""
+        # OpenVINO would take what the call before has left in an input that is missing.
+        if set(inputs) != self._inputs:
+            raise BadGraph(f"OpenVINO cannot run it: the inputs are {sorted(self._inputs)}, given {sorted(inputs)}")
+        try:
+            values = self._request.infer(dict(inputs))
+        except Exception as error:
+            raise BadGraph(f"OpenVINO cannot run it: {_last_line(error)}", where="model.onnx") from error
+        return {name: values[index] for index, name in enumerate(self._outputs)}
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Let the compiled model go."""
+        del self._request, self._compiled
+
+
+GraphPredictor = OnnxPredictor | OpenVinoPredictor
+RUNTIMES: dict[str, type[GraphPredictor]] = {"onnxruntime": OnnxPredictor, "openvino": OpenVinoPredictor}
+"""What runs an ONNX file, by `Target.runtime`."""
+
+
+def open_graph(path: Path, target: Target, device: str = "cpu") -> GraphPredictor:
+    """Return an ONNX file in the target's runtime, with the target's cores.
+
+    Raises:
+        MissingExtra: the runtime is not installed.
+        BadGraph: the runtime cannot load the file.
+    """
+    return RUNTIMES[target.runtime](path, device, target.cores)
 
 
 class EndpointPredictor:

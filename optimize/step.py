@@ -14,7 +14,7 @@ from optimize.distill import features, logits, relations
 from optimize.errors import BadWorkload, NoEffect
 from optimize.export import onnx as export_onnx
 from optimize.prune import channels, heads, layers, weights
-from optimize.quantize import dynamic, qat, static
+from optimize.quantize import dynamic, nncf, static
 from optimize.workload import Workload, file_of
 from serve.target import Target
 
@@ -96,7 +96,9 @@ METHODS: Mapping[type, Method] = {
     static.Static: Method(
         "quantize.static", "graph", frozenset({"smaller", "faster"}), static.needs, static.apply, static.matches
     ),
-    qat.Qat: Method("quantize.qat", "export", frozenset({"smaller", "faster"}), qat.needs, qat.apply, qat.matches),
+    nncf.Nncf: Method(
+        "quantize.nncf", "graph", frozenset({"smaller", "faster"}), nncf.needs, nncf.apply, nncf.matches
+    ),
     dynamic.Dynamic: Method(
         "quantize.dynamic", "graph", frozenset({"smaller", "faster"}), dynamic.needs, dynamic.apply, dynamic.matches
     ),
@@ -156,7 +158,7 @@ def apply(step: object, subject: Subject, context: Context) -> Subject:
             f"{method.name} changed nothing",
             fix=f"it could match: {', '.join(method.matches(subject)) or 'nothing in this model'}",
         )
-    ensure.still_works(result, context.workload, method.name)
+    ensure.still_works(result, context.workload, method.name, context.target)
     return result
 
 

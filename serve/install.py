@@ -22,7 +22,9 @@ from typing import Any
 from serve.errors import NotInstalled
 
 REQUIREMENTS = Path(__file__).with_name("server-requirements.txt")
-BACKEND = Path(__file__).with_name("backends") / "onnxruntime" / "model.py"
+OPENVINO = Path(__file__).with_name("server-requirements-openvino.txt")
+BACKENDS = Path(__file__).with_name("backends")
+"""A folder for each backend, and beside them what they share."""
 SUPPORTED = ((3, 11), (3, 12))
 """Python versions for which both the wheel's backend process and numpy 1.26 exist."""
 
@@ -38,10 +40,11 @@ class Environment:
         prefix: the virtual environment.
         python: its interpreter.
         tritonserver: the server binary.
-        backends: the backend folder to start it with: NVIDIA's Python backend and our `onnxruntime` on top of it.
+        backends: the backend folder to start it with: NVIDIA's Python backend, and ours on top of it.
         site_packages: where its Python packages are.
         libdir: where the interpreter's shared library is.
         gpu: whether onnxruntime was installed with its CUDA provider.
+        openvino: whether openvino was installed as well.
     """
 
     prefix: Path
@@ -51,6 +54,18 @@ class Environment:
     site_packages: Path
     libdir: Path
     gpu: bool
+    openvino: bool
+
+    def require(self, backend: str) -> None:
+        """Say at once that the server cannot run models of `backend`.
+
+        Raises:
+            NotInstalled: with the command that adds it.
+        """
+        if backend == "openvino" and not self.openvino:
+            raise NotInstalled(
+                "the server has no openvino", where=str(self.prefix), fix="run: serve install --with openvino"
+            )
 
 
 def prefix() -> Path:
@@ -61,7 +76,9 @@ def prefix() -> Path:
     return Path(data) / "lathe" / "server"
 
 
-def install(prefix: Path | None = None, progress: Callable[[str], None] = print, *, gpu: bool = False) -> Path:
+def install(
+    prefix: Path | None = None, progress: Callable[[str], None] = print, *, gpu: bool = False, openvino: bool = False
+) -> Path:
     """Make the server's environment if it is not there yet, and return its folder.
 
     A complete environment is left as it is. One that an older lathe made, or whose making was cut short, is made anew.
@@ -71,6 +88,7 @@ def install(prefix: Path | None = None, progress: Callable[[str], None] = print,
         prefix: where to make it; default `serve.install.prefix()`.
         progress: called with one line before each slow part.
         gpu: install onnxruntime with its CUDA provider, which wants CUDA 13 and cuDNN 9 on the machine.
+        openvino: install openvino too; an environment that has it keeps it.
 
     Raises:
         NotInstalled: if Python, its shared library or the packages cannot be had.
@@ -79,11 +97,11 @@ def install(prefix: Path | None = None, progress: Callable[[str], None] = print,
     with _lock(place):
         marker = _marker(place)
         if not _packages_complete(place, marker) or (gpu and not marker["gpu"]):
+            openvino = openvino or bool(marker.get("openvino"))
             _create(place, progress, gpu)
-        if not _backend_current(place):
-            partial = place / "backends" / "model.py.partial"
-            shutil.copyfile(BACKEND, partial)
-            partial.replace(_backend(place))
+        if openvino and _marker(place)["openvino"] != _openvino_digest():
+            _add_openvino(place, progress)
+        _stage_backends(place)
     return place
 
 
@@ -97,7 +115,7 @@ def environment(prefix: Path | None = None) -> Environment:
     marker = _marker(place)
     if not marker:
         raise NotInstalled("the server is not installed", where=str(place), fix=_FIX)
-    if not _packages_complete(place, marker) or not _backend_current(place):
+    if not _packages_complete(place, marker) or not _backends_current(place):
         raise NotInstalled("the server was installed by another version of lathe", where=str(place), fix=_FIX)
     site = place / "lib" / f"python{marker['python']}" / "site-packages"
     return Environment(
@@ -108,6 +126,7 @@ def environment(prefix: Path | None = None) -> Environment:
         site_packages=site,
         libdir=Path(marker["libdir"]),
         gpu=marker["gpu"],
+        openvino=marker["openvino"] == _openvino_digest(),
     )
 
 
@@ -115,7 +134,7 @@ def _marker(place: Path) -> dict[str, Any]:
     """Return what the environment in `place` was made from; empty if there is none or it is incomplete."""
     try:
         marker = json.loads((place / _MARKER).read_text())
-        return {key: marker[key] for key in ("digest", "python", "libdir", "gpu")}
+        return {"openvino": "", **marker, **{key: marker[key] for key in ("digest", "python", "libdir", "gpu")}}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -125,12 +144,24 @@ def _packages_complete(place: Path, marker: dict[str, Any]) -> bool:
     return bool(marker) and marker["digest"] == _digest(marker["gpu"]) and (place / "bin" / "python").exists()
 
 
-def _backend(place: Path) -> Path:
-    return place / "backends" / "onnxruntime" / BACKEND.name
+def _staged(place: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield every file of our backends and its place: what they share is beside each `model.py`."""
+    for model in sorted(BACKENDS.glob("*/model.py")):
+        for file in (model, *sorted(BACKENDS.glob("*.py"))):
+            yield file, place / "backends" / model.parent.name / file.name
 
 
-def _backend_current(place: Path) -> bool:
-    return _backend(place).is_file() and _backend(place).read_bytes() == BACKEND.read_bytes()
+def _backends_current(place: Path) -> bool:
+    return all(there.is_file() and there.read_bytes() == file.read_bytes() for file, there in _staged(place))
+
+
+def _stage_backends(place: Path) -> None:
+    for file, there in _staged(place):
+        if not (there.is_file() and there.read_bytes() == file.read_bytes()):
+            there.parent.mkdir(exist_ok=True)
+            partial = there.with_name(f"{there.name}.partial")
+            shutil.copyfile(file, partial)
+            partial.replace(there)
 
 
 def _default(place: Path | None) -> Path:
@@ -155,6 +186,17 @@ def _digest(gpu: bool) -> str:
     return hashlib.sha256(_requirements(gpu).encode()).hexdigest()
 
 
+def _openvino_digest() -> str:
+    return hashlib.sha256(OPENVINO.read_bytes()).hexdigest()
+
+
+def _add_openvino(place: Path, progress: Callable[[str], None]) -> None:
+    progress("installing openvino (about 60 MB, 180 MB on disk)")
+    _pip(place, OPENVINO.read_text())
+    _check(place, "openvino")
+    _mark(place, {**_marker(place), "openvino": _openvino_digest()})
+
+
 def _create(place: Path, progress: Callable[[str], None], gpu: bool) -> None:
     version = sys.version_info[:2]
     if version not in SUPPORTED:
@@ -167,10 +209,13 @@ def _create(place: Path, progress: Callable[[str], None], gpu: bool) -> None:
     progress(f"creating the server's environment in {place}")
     _run([sys.executable, "-m", "venv", str(place)], "its virtual environment cannot be made", "install Python's venv")
     progress("installing tritonserver and onnxruntime (about 100 MB)")
-    _pip(place, gpu)
-    _backends(place, f"{version[0]}.{version[1]}")
-    _check(place)
-    marker = {"digest": _digest(gpu), "python": f"{version[0]}.{version[1]}", "libdir": str(libdir), "gpu": gpu}
+    _pip(place, _requirements(gpu))
+    _python_backend(place, f"{version[0]}.{version[1]}")
+    _check(place, "onnxruntime")
+    _mark(place, {"digest": _digest(gpu), "python": f"{version[0]}.{version[1]}", "libdir": str(libdir), "gpu": gpu})
+
+
+def _mark(place: Path, marker: dict[str, Any]) -> None:
     partial = place / f"{_MARKER}.partial"
     partial.write_text(json.dumps(marker))
     partial.replace(place / _MARKER)
@@ -207,9 +252,9 @@ def _shared_library() -> Path:
     )
 
 
-def _pip(place: Path, gpu: bool) -> None:
+def _pip(place: Path, requirements: str) -> None:
     with tempfile.NamedTemporaryFile("w", prefix="lathe-requirements-", suffix=".txt") as file:
-        file.write(_requirements(gpu))
+        file.write(requirements)
         file.flush()
         command = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         _run(
@@ -230,18 +275,17 @@ def _run(command: list[str], what: str, fix: str) -> None:
         raise NotInstalled(f"{what}: {' '.join(reasons[-3:])}", fix=fix)
 
 
-def _backends(place: Path, version: str) -> None:
-    """Lay out the backend folder: NVIDIA's Python backend with its process for this Python, and a place for ours."""
+def _python_backend(place: Path, version: str) -> None:
+    """Lay out the backend folder with NVIDIA's Python backend and its process for this Python; ours come later."""
     wheel = place / "lib" / f"python{version}" / "site-packages" / "pytriton" / "tritonserver"
     python = place / "backends" / "python"
     python.mkdir(parents=True)
-    _backend(place).parent.mkdir()
     for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
         shutil.copy2(wheel / "backends" / "python" / name, python)
     shutil.copy2(wheel / "python_backend_stubs" / version / "triton_python_backend_stub", python)
 
 
-def _check(place: Path) -> None:
+def _check(place: Path, runtime: str) -> None:
     """Import what the backend imports, once, so that a broken package is found now and not by the first model."""
-    code = "import numpy, onnxruntime"
-    _run([str(place / "bin" / "python"), "-c", code], "onnxruntime does not start", "report it with this message")
+    code = f"import numpy, {runtime}"
+    _run([str(place / "bin" / "python"), "-c", code], f"{runtime} does not start", "report it with this message")

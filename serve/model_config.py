@@ -1,6 +1,6 @@
 """The Triton configuration of a model, derived from its TensorSpecs and Target, as Triton's own protobuf message.
 
-Nothing in it is ours: NVIDIA's native ONNX Runtime backend reads the same file.
+Nothing in it is ours: Triton's own ONNX Runtime and OpenVINO backends read the same file.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def build(
     if not inputs or not outputs:
         raise BadInput("a served model needs at least one input and one output")
     batch = max_batch_size([*inputs, *outputs], target)
-    config = ModelConfig(name=model, backend="onnxruntime", max_batch_size=batch)
+    config = ModelConfig(name=model, backend=target.runtime, max_batch_size=batch)
     for spec in inputs:
         config.input.append(_tensor(ModelInput(), spec, batch > 0))
     for spec in outputs:
@@ -44,9 +44,11 @@ def build(
     kind = ModelInstanceGroup.KIND_GPU if target.device == "cuda" else ModelInstanceGroup.KIND_CPU
     # One instance with all cores: on a CPU, instances × threads above the cores halves the throughput.
     config.instance_group.add(name=model, count=1, kind=kind)
-    config.parameters["intra_op_thread_count"].string_value = str(target.cores)
-    # Threads that spin after a call take the cores from tritonserver's own threads and from other processes.
-    config.parameters["session.intra_op.allow_spinning"].string_value = "0"
+    for key, value in PARAMETERS[target.runtime](target, inputs, batch).items():
+        config.parameters[key].string_value = value
+    if target.runtime == "openvino":
+        # Triton's OpenVINO backend looks for its own format where no file is named.
+        config.default_model_filename = "model.onnx"
     if batch:
         # No queue limit: with max_queue_size the dynamic batcher of Triton 24.10 misses wake-ups, and a request in a
         # few hundred then waits half a second (`benchmarks/queue_limit.py` shows it).
@@ -54,6 +56,22 @@ def build(
     for size in sorted({1, max(batch, 1)}):
         _warm_up(config, inputs, size)
     return config
+
+
+def _for_onnxruntime(target: Target, _inputs: Sequence[TensorSpec], _batch: int) -> dict[str, str]:
+    # Threads that spin after a call take the cores from tritonserver's own threads and from other processes.
+    return {"intra_op_thread_count": str(target.cores), "session.intra_op.allow_spinning": "0"}
+
+
+def _for_openvino(target: Target, inputs: Sequence[TensorSpec], batch: int) -> dict[str, str]:
+    parameters = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(target.cores)}
+    # Triton's own backend runs nothing but full batches, and fills them up only where no other dim changes size.
+    if batch and not any(isinstance(dim, Dim) for spec in inputs for dim in spec.dims[1:]):
+        parameters["ENABLE_BATCH_PADDING"] = "YES"
+    return parameters
+
+
+PARAMETERS = {"onnxruntime": _for_onnxruntime, "openvino": _for_openvino}
 
 
 def max_batch_size(specs: Sequence[TensorSpec], target: Target) -> int:

@@ -94,7 +94,7 @@ def running(
 
     Raises:
         BadRepository: the repository cannot be read, or its files are not those that were published.
-        NotInstalled: the server's environment is missing.
+        NotInstalled: the server's environment, or a runtime that a model asks for, is missing.
         PortTaken: a port that was asked for is in use; found before anything starts.
         ServerFailed: the server died or refused a model, with its own reason.
     """
@@ -102,7 +102,7 @@ def running(
     repositories.verify(repository)
     names = tuple(repositories.models(repository) if models is None else models)
     for name in names:
-        _check_servable(repository, name)
+        _check_servable(repository, name, place)
     ports = _ports((http_port, grpc_port, metrics_port))
     _sweep_shared_memory()
     with _log(log) as path, path.open("wb") as output:
@@ -181,8 +181,9 @@ def _check_answer(staged: repositories.Staged, spec: TensorSpec, answer: Arrays,
         raise BadRepository("the served values are not finite", where=where, fix="look at the model's last step")
 
 
-def _check_servable(repository: Path, model: str) -> None:
+def _check_servable(repository: Path, model: str, place: Environment) -> None:
     config = repositories.config(repository, model)
+    place.require(config.backend)
     where = str(repository / model)
     if not (config.input and config.output):
         raise BadRepository("its config.pbtxt must list inputs and outputs", where=where, fix="complete it")

@@ -3,8 +3,9 @@
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 LARGEST_BATCH, MOST_CORES = 65536, 1024
 """Beyond these a number is a slip of the hand."""
@@ -16,15 +17,22 @@ class Target:
 
     Args:
         device: `cpu` or `cuda`.
-        runtime: only `onnxruntime` so far.
+        runtime: `onnxruntime`, or on a CPU `openvino`, which computes float32 in bfloat16 where the CPU can.
         cores: CPU cores that the server may use; the default is what this process may use.
         batch: the batch sizes that matter; costs are measured at these, and the largest bounds the server's batches.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
-    runtime: Literal["onnxruntime"] = "onnxruntime"
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
     cores: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=MOST_CORES)
     batch: tuple[Annotated[int, Field(ge=1, le=LARGEST_BATCH)], ...] = Field(default=(1, 32), min_length=1)
+
+    @field_validator("runtime")
+    @classmethod
+    def _fits_device(cls, runtime: str, values: ValidationInfo) -> str:
+        if runtime == "openvino" and values.data.get("device") == "cuda":
+            raise PydanticCustomError("runtime", 'openvino runs on a CPU: say device = "cpu", or another runtime')
+        return runtime
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form, as `lineage.json` and recipes hold it."""

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 @click.option(
     "--predictor",
     "kind",
-    type=click.Choice(["torch", "onnx"]),
-    help="Which form of a bundle to judge.  [default: onnx where there is one]",
+    type=click.Choice(["torch", "onnx", "openvino"]),
+    help="Which form of a bundle to judge; openvino is its ONNX file in OpenVINO.  [default: onnx where there is one]",
 )
 @click.option("--endpoint", help="Judge a served model: grpc://HOST:PORT/MODEL[/VERSION], or http://…")
 @json_option
@@ -57,14 +57,16 @@ def choose(bundle: "Bundle", kind: str | None, endpoint: str | None) -> "Predict
         UsageError: both a form and an endpoint, or the ONNX form of a model that was not exported.
     """
     from loadtest.errors import UsageError
-    from optimize.predict import EndpointPredictor, OnnxPredictor, TorchPredictor
+    from optimize.predict import EndpointPredictor, OnnxPredictor, OpenVinoPredictor, TorchPredictor
 
     if endpoint and kind:
         raise UsageError("--predictor and --endpoint exclude each other", fix="give one of them")
     if endpoint:
         return EndpointPredictor(endpoint)
+    if bundle.graph and kind == "openvino":
+        return OpenVinoPredictor(bundle.graph)
     if bundle.graph and kind != "torch":
         return OnnxPredictor(bundle.graph)
-    if kind == "onnx":
+    if kind in ("onnx", "openvino"):
         raise UsageError("there is no ONNX file in it", fix="run optimize export first, and evaluate its bundle")
     return TorchPredictor(bundle.module, bundle.workload.outputs)

@@ -23,10 +23,18 @@ def command(family: str) -> click.Command:
     default = DEFAULTS.get(family, names[0])
 
     def call(
-        source: str, method: str, output: Path, seed: int, batch: str, device: str, as_json: bool, **values: Any
+        source: str,
+        method: str,
+        output: Path,
+        seed: int,
+        batch: str,
+        device: str,
+        runtime: str,
+        as_json: bool,
+        **values: Any,
     ) -> None:
         given = {key: value for key, value in values.items() if value not in (None, ())}
-        _run(f"{family}.{method}", given, source, output, seed, _target(batch, device), as_json)
+        _run(f"{family}.{method}", given, source, output, seed, _target(batch, device, runtime), as_json)
 
     call.__doc__ = f"""Run one {family} step on SOURCE and save the result as a bundle.
 
@@ -52,6 +60,13 @@ def _common(names: list[str], default: str) -> list[Callable[[Any], Any]]:
         click.option("--batch", default=BATCHES, show_default=True, help="Batch sizes to measure at."),
         click.option(
             "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it will run."
+        ),
+        click.option(
+            "--runtime",
+            type=click.Choice(["onnxruntime", "openvino"]),
+            default="onnxruntime",
+            show_default=True,
+            help="What will run it there.",
         ),
     ]
 
@@ -97,12 +112,12 @@ def _option(name: str, hint: Any, text: str) -> Callable[[Any], Any]:
     return click.option(flag, name, type=kind, help=text)
 
 
-def _target(batch: str, device: str) -> Any:
+def _target(batch: str, device: str, runtime: str) -> Any:
     from optimize.recipe import build
     from serve.target import Target
 
     sizes = [int(size) if size.strip().isdigit() else size for size in batch.split(",")]
-    return build(Target, {"device": device, "batch": sizes}, "--batch")
+    return build(Target, {"device": device, "runtime": runtime, "batch": sizes}, "--device, --runtime, --batch")
 
 
 def _run(name: str, values: dict[str, Any], source: str, output: Path, seed: int, target: Any, as_json: bool) -> None:

@@ -10,8 +10,9 @@ from loadtest.commandline import PATH, document, emit, json_option
 @click.command()
 @click.option("--prefix", type=PATH, help="Folder of the environment (default: $LATHE_SERVER).")
 @click.option("--gpu", is_flag=True, help="Install onnxruntime with its CUDA provider.")
+@click.option("--with", "also", multiple=True, type=click.Choice(["openvino"]), help="Install this runtime too.")
 @json_option
-def install(prefix: Path | None, gpu: bool, as_json: bool) -> None:
+def install(prefix: Path | None, gpu: bool, also: tuple[str, ...], as_json: bool) -> None:
     """Install the Triton server into an environment of its own; does nothing when it is there.
 
     \b
@@ -20,8 +21,11 @@ def install(prefix: Path | None, gpu: bool, as_json: bool) -> None:
     """
     import serve.install
 
-    place = serve.install.install(prefix, progress=lambda line: click.echo(line, err=True), gpu=gpu)
+    place = serve.install.install(
+        prefix, progress=lambda line: click.echo(line, err=True), gpu=gpu, openvino="openvino" in also
+    )
     if as_json:
-        emit(document(prefix=place, gpu=serve.install.environment(place).gpu))
+        made = serve.install.environment(place)
+        emit(document(prefix=place, gpu=made.gpu, openvino=made.openvino))
     else:
         click.echo(f"server ready to run: {place}")

@@ -14,6 +14,7 @@ from optimize.export import graph
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor
 from optimize.workload import Batch, Workload
+from serve.target import Target
 
 ROW = TensorSpec("input", "float32", (BATCH, 8))
 
@@ -51,21 +52,21 @@ def test_a_file_is_copied_with_the_weights_beside_it(tmp_path: Path, monkeypatch
 
 
 def test_the_model_itself_passes(tmp_path: Path) -> None:
-    ensure.still_works(model(), workload(), "step")
-    ensure.still_works(export(model(), (ROW,), ["y"], tmp_path / "model.onnx"), workload(), "step")
+    ensure.still_works(model(), workload(), "step", Target())
+    ensure.still_works(export(model(), (ROW,), ["y"], tmp_path / "model.onnx"), workload(), "step", Target())
 
 
 def test_another_shape_is_refused_by_the_name_of_the_step(tmp_path: Path) -> None:
     with pytest.raises(BadModel, match=r"after prune\.channels, output 'y' has the shape \(6, 3\)"):
-        ensure.still_works(model(3), workload(), "prune.channels")
+        ensure.still_works(model(3), workload(), "prune.channels", Target())
     path = export(model(3), (ROW,), ["y"], tmp_path / "model.onnx")
     with pytest.raises(BadGraph, match=r"after quantize\.static, output 'y' has the shape \(6, 3\)"):
-        ensure.still_works(path, workload(), "quantize.static")
+        ensure.still_works(path, workload(), "quantize.static", Target())
 
 
 def test_a_model_that_does_not_run_any_more_is_refused_by_the_name_of_the_step() -> None:
     with pytest.raises(BadModel, match=r"after prune\.channels: does not take its inputs"):
-        ensure.still_works(nn.Linear(7, 4), workload(), "prune.channels")
+        ensure.still_works(nn.Linear(7, 4), workload(), "prune.channels", Target())
 
 
 def test_values_that_are_not_finite_are_refused() -> None:
@@ -73,15 +74,15 @@ def test_values_that_are_not_finite_are_refused() -> None:
     with torch.no_grad():
         next(broken.parameters()).fill_(float("nan"))
     with pytest.raises(BadModel, match="NaN or infinite"):
-        ensure.still_works(broken, workload(), "distill.logits")
+        ensure.still_works(broken, workload(), "distill.logits", Target())
 
 
 def test_a_lost_output_name_and_a_frozen_batch_are_refused(tmp_path: Path) -> None:
     other = export(model(), (ROW,), ["z"], tmp_path / "other.onnx")
     with pytest.raises(BadGraph, match=r"returns \['z'\]"):
-        ensure.still_works(other, workload(), "step")
+        ensure.still_works(other, workload(), "step", Target())
     frozen = graph.load(export(model(), (ROW,), ["y"], tmp_path / "model.onnx"))
     frozen.graph.inputs[0].shape = type(frozen.graph.inputs[0].shape)([6, 8])
     graph.save(frozen, tmp_path / "frozen.onnx")
     with pytest.raises(BadGraph, match="after step: ONNX Runtime cannot run it"):
-        ensure.still_works(tmp_path / "frozen.onnx", workload(), "step")
+        ensure.still_works(tmp_path / "frozen.onnx", workload(), "step", Target())

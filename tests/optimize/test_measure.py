@@ -137,7 +137,7 @@ def test_every_block_rests_and_warms_up_first(small: Path, tmp_path: Path, monke
             return super().predict(inputs)
 
     rests: list[float] = []
-    monkeypatch.setattr(predict, "OnnxPredictor", Noting)
+    monkeypatch.setitem(predict.RUNTIMES, "onnxruntime", Noting)
     monkeypatch.setattr(time, "sleep", rests.append)
     measure.speed(files, ROW, Target(cores=1, batch=(4,)), rounds=2, seconds=60.0)
     blocks = [name for index, name in enumerate(order) if index == 0 or order[index - 1] != name]

@@ -5,6 +5,7 @@ import sys
 import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from loadtest.client import connect
 from loadtest.errors import LatheError, RequestRejected
 from loadtest.tensors import BATCH, Dim, TensorSpec
 from serve import model_config, repository
-from serve.install import BACKEND
+from serve.install import BACKENDS
 from serve.server import Endpoint, running
 from serve.target import Target
 from tests.conftest import TINY, TINY_WEIGHT
@@ -218,18 +219,26 @@ def test_only_the_outputs_that_were_asked_for(lab: Endpoint) -> None:
     assert [output["name"] for output in answer["outputs"]] == ["not_b"]
 
 
-@pytest.fixture(scope="module")
-def backend():
-    """The backend's module, with NVIDIA's module replaced: it exists only inside the server's process."""
-    name = "triton_python_backend_utils"
-    sys.modules[name] = types.ModuleType(name)
+@contextmanager
+def imported(runtime: str) -> Iterator[types.SimpleNamespace]:
+    """The modules of a backend, with NVIDIA's module replaced: it exists only inside the server's process."""
+    sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
     try:
-        specification = importlib.util.spec_from_file_location("backend_under_test", BACKEND)
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        yield module
+        made = {}
+        for name, path in (("instance", BACKENDS / "instance.py"), ("model", BACKENDS / runtime / "model.py")):
+            specification = importlib.util.spec_from_file_location(name, path)
+            made[name] = sys.modules[name] = importlib.util.module_from_spec(specification)
+            specification.loader.exec_module(made[name])
+        yield types.SimpleNamespace(**made)
     finally:
-        del sys.modules[name]
+        for name in ("triton_python_backend_utils", "instance", "model"):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[types.SimpleNamespace]:
+    with imported("onnxruntime") as modules:
+        yield modules
 
 
 GOOD = {
@@ -241,8 +250,8 @@ GOOD = {
 
 
 def test_what_the_backend_refuses(backend) -> None:
-    assert backend.refusal(GOOD, "1.26.4") is None
-    assert "numpy 2.4.6" in backend.refusal(GOOD, "2.4.6")
+    assert backend.instance.refusal(GOOD, "1.26.4") is None
+    assert "numpy 2.4.6" in backend.instance.refusal(GOOD, "2.4.6")
     accelerated = {"execution_accelerators": {"gpu_execution_accelerator": [{"name": "tensorrt"}]}}
     for change, word in [
         ({"output": [{"name": "y", "data_type": "TYPE_BF16"}]}, "BF16"),
@@ -255,7 +264,7 @@ def test_what_the_backend_refuses(backend) -> None:
         ({"model_operations": {"op_library_filename": ["a.so"]}}, "operator libraries"),
         ({"input": []}, "must be listed"),
     ]:
-        assert word in backend.refusal({**GOOD, **change}, "1.26.4")
+        assert word in backend.instance.refusal({**GOOD, **change}, "1.26.4")
 
 
 def test_client_texts_carry_no_paths(backend) -> None:
@@ -263,5 +272,5 @@ def test_client_texts_carry_no_paths(backend) -> None:
         "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status code returned while running Gather node. "
         "Name:'secret_layer' Status Message: /build/onnxruntime/core/gather.cc:12 idx=99 must be within [-10,9]"
     )
-    assert backend.public_text(error) == "idx=99 must be within [-10,9]"
-    assert backend.public_text(KeyError()) == "KeyError"
+    assert backend.model.public_text(error) == "idx=99 must be within [-10,9]"
+    assert backend.model.public_text(KeyError()) == "KeyError"

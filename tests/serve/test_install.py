@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,8 +65,7 @@ def copy(server_prefix: Path, tmp_path: Path) -> Path:
     (place / "bin").mkdir(parents=True)
     (place / "bin" / "python").symlink_to(server_prefix / "bin" / "python")
     (place / "lathe-server.json").write_text((server_prefix / "lathe-server.json").read_text())
-    (place / "backends" / "onnxruntime").mkdir(parents=True)
-    (place / "backends" / "onnxruntime" / "model.py").write_bytes(install.BACKEND.read_bytes())
+    shutil.copytree(server_prefix / "backends", place / "backends")
     install.environment(place)
     return place
 

@@ -1,7 +1,8 @@
 """The Triton backend named `onnxruntime`, as a Python-based backend on ONNX Runtime's Python API.
 
 tritonserver uses it where NVIDIA's native backend is absent, for repositories that say `backend: "onnxruntime"` and
-hold `<version>/model.onnx`. It runs in the server's environment and imports nothing but numpy and onnxruntime.
+hold `<version>/model.onnx`. It runs in the server's environment and imports nothing but numpy, onnxruntime and
+`instance.py`, which lies beside it there.
 
 Read from config.pbtxt as the native backend reads it:
     input, output (all dtypes but BF16; strings; `reshape`), max_batch_size, dynamic_batching, version_policy,
@@ -18,13 +19,12 @@ Not done:
     completing an absent config.pbtxt.
 """
 
-import json
 import re
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb
+from instance import Instance
 
 _GRAPH_LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -49,30 +49,6 @@ _DTYPES = {
 }
 _SWITCHES = {"enable_mem_arena": "enable_cpu_mem_arena", "enable_mem_pattern": "enable_mem_pattern"}
 _THREADS = {"intra_op_thread_count": "intra_op_num_threads", "inter_op_thread_count": "inter_op_num_threads"}
-
-
-def refusal(config, numpy_version):
-    """Return why this backend cannot serve `config` (the model configuration as a dict), or None."""
-    tensors = [*config.get("input", []), *config.get("output", [])]
-    optimization = config.get("optimization") or {}
-    reasons = {
-        f"numpy {numpy_version} is installed, and the server's Python backend answers empty tensors with numpy 2": (
-            int(numpy_version.split(".")[0]) >= 2
-        ),
-        "BF16 tensors are not supported": any(tensor["data_type"] == "TYPE_BF16" for tensor in tensors),
-        "implicit state (sequence_batching.state) is not supported": (
-            (config.get("sequence_batching") or {}).get("state")
-        ),
-        "decoupled responses are not supported": (config.get("model_transaction_policy") or {}).get("decoupled"),
-        "batch_input and batch_output are not supported": config.get("batch_input") or config.get("batch_output"),
-        "ragged batches are not supported": any(tensor.get("allow_ragged_batch") for tensor in tensors),
-        "execution accelerators are not supported": any((optimization.get("execution_accelerators") or {}).values()),
-        "custom operator libraries are not supported": (
-            (config.get("model_operations") or {}).get("op_library_filename")
-        ),
-        "inputs and outputs must be listed in config.pbtxt": not (config.get("input") and config.get("output")),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def public_text(error):
@@ -103,40 +79,27 @@ def _session_options(config):
     return options
 
 
-def _session(path, config, kind, device):
+def _session(path, config, processor, device):
     """Load the model; on a GPU instance, only a session that really has the CUDA provider will do."""
     providers = ["CPUExecutionProvider"]
-    if kind == "GPU":
+    if processor == "GPU":
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device}))
-    try:
-        session = ort.InferenceSession(path, _session_options(config), providers=providers)
-    except Exception as error:
-        pb.Logger.log_error(f"{path}: {error}")
-        raise pb.TritonModelException(f"{Path(path).name} cannot be loaded: {public_text(error)}") from None
+    session = ort.InferenceSession(path, _session_options(config), providers=providers)
     # Asked for a provider that does not start, onnxruntime quietly takes the next one.
-    if kind == "GPU" and "CUDAExecutionProvider" not in session.get_providers():
+    if processor == "GPU" and "CUDAExecutionProvider" not in session.get_providers():
         raise pb.TritonModelException("KIND_GPU asked for, but onnxruntime's CUDA provider does not start here")
     return session
 
 
-def mismatch(config, kind, tensors):
-    """Return how the `kind`s (input or output) in `config` differ from the graph's `tensors`, or None."""
-    have = {tensor.name: tensor for tensor in tensors}
-    for stated in config[kind]:
-        name = stated["name"]
-        if name not in have:
-            return f"config.pbtxt has the {kind} {name}, model.onnx has {', '.join(sorted(have))}"
-        dtype = _DTYPES.get(have[name].type, have[name].type)
-        if stated["data_type"] != dtype:
-            return f"the {kind} {name} is {stated['data_type']} in config.pbtxt and {dtype} in model.onnx"
-        dims = stated["reshape"].get("shape", []) if "reshape" in stated else stated["dims"]
-        dims = [-1] * (config["max_batch_size"] > 0) + [int(dim) for dim in dims]
-        shape = [dim if isinstance(dim, int) else -1 for dim in have[name].shape]
-        # A graph may leave an output's shape open, which shows as no dims at all.
-        fits = len(dims) == len(shape) and all(has in (-1, dim) for dim, has in zip(dims, shape, strict=True))
-        if not fits and (shape or kind == "input"):
-            return f"the {kind} {name} has the shape {dims} by config.pbtxt and {shape} in model.onnx (-1: any)"
-    return None
+def _described(tensors):
+    """Return ONNX Runtime's inputs or outputs as `mismatch` takes them."""
+    return {
+        tensor.name: (
+            _DTYPES.get(tensor.type, tensor.type),
+            [dim if isinstance(dim, int) else -1 for dim in tensor.shape],
+        )
+        for tensor in tensors
+    }
 
 
 def _to_text(array):
@@ -151,84 +114,23 @@ def _to_bytes(array):
     return np.array(flat, dtype=object).reshape(array.shape)
 
 
-class TritonPythonModel:
-    """One instance of a model, in a process of its own; Triton calls `initialize` once, then `execute`."""
+class TritonPythonModel(Instance):
+    """One instance of a model, in a process of its own, on ONNX Runtime."""
 
-    def initialize(self, args):
-        """Load `<version>/model.onnx`; raises TritonModelException for anything that would answer wrongly."""
-        config = json.loads(args["model_config"])
-        reason = refusal(config, np.__version__)
-        if reason:
-            raise pb.TritonModelException(reason)
-        path = Path(args["model_repository"]) / args["model_version"]
-        path /= config.get("default_model_filename") or "model.onnx"
-        processor = args["model_instance_kind"].replace("KIND_", "")
-        self.session = _session(str(path), config, processor, int(args["model_instance_device_id"] or 0))
-        for kind, tensors in (("input", self.session.get_inputs()), ("output", self.session.get_outputs())):
-            reason = mismatch(config, kind, tensors)
-            if reason:
-                raise pb.TritonModelException(reason)
-        self.batching = config["max_batch_size"] > 0
-        self.inputs = [tensor["name"] for tensor in config["input"]]
-        self.outputs = [tensor["name"] for tensor in config["output"]]
-        tensors = [*self.session.get_inputs(), *self.session.get_outputs()]
-        self.strings = {tensor.name for tensor in tensors if tensor.type == "tensor(string)"}
+    default_filename = "model.onnx"
+    public_text = staticmethod(public_text)
 
-    def execute(self, requests):
-        """Answer `requests`, in one run of the model where they can share one; one answer each, in order."""
-        if len(requests) > 1 and self.batching:
-            answers = self._together(requests)
-            if answers is not None:
-                return answers
-        return [self._alone(request) for request in requests]
+    def load(self, path, config, processor, device):
+        """Load the graph and return its inputs and outputs."""
+        self.session = _session(path, config, processor, device)
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        self.strings = {tensor.name for tensor in [*inputs, *outputs] if tensor.type == "tensor(string)"}
+        stated = _described(outputs)
+        # A graph may leave an output's shape open, which shows as no dims at all.
+        return _described(inputs), {name: (dtype, shape or None) for name, (dtype, shape) in stated.items()}
 
-    def _together(self, requests):
-        """Run the requests as one batch; None if that fails, so that a bad request cannot spoil the others' answers."""
-        try:
-            feeds = [self._feed(request) for request in requests]
-            wanted = [set(request.requested_output_names()) for request in requests]
-            names = [name for name in self.outputs if any(name in some for some in wanted)]
-            batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
-            results = self._run(names, batch)
-            sizes = [len(next(iter(feed.values()))) for feed in feeds]
-            if any(len(result) != sum(sizes) for result in results.values()):
-                raise ValueError("an output does not have one row per sample")
-        except Exception as error:
-            pb.Logger.log_info(f"a batch of {len(requests)} requests failed, each is run alone: {error}")
-            return None
-        answers, start = [], 0
-        for some, size in zip(wanted, sizes, strict=True):
-            rows = {name: array[start : start + size] for name, array in results.items() if name in some}
-            answers.append(self._response(rows))
-            start += size
-        return answers
-
-    def _alone(self, request):
-        try:
-            wanted = set(request.requested_output_names())
-            return self._response(self._run([name for name in self.outputs if name in wanted], self._feed(request)))
-        except Exception as error:
-            # The client gets one plain sentence; paths, node names and the traceback's text stay in the server's log.
-            pb.Logger.log_error(f"a request failed: {error}")
-            code = pb.TritonError.INTERNAL
-            if "INVALID_ARGUMENT" in str(error) or isinstance(error, ValueError):
-                code = pb.TritonError.INVALID_ARG
-            return pb.InferenceResponse(
-                error=pb.TritonError(f"the model refused the request: {public_text(error)}", code)
-            )
-
-    def _feed(self, request):
-        feed = {}
-        for name in self.inputs:
-            tensor = pb.get_input_tensor_by_name(request, name)
-            if tensor is not None:
-                array = tensor.as_numpy()
-                feed[name] = _to_text(array) if name in self.strings else array
-        return feed
-
-    def _run(self, names, feed):
+    def run(self, names, feed):
+        """Return the outputs of these names for one batch."""
+        feed = {name: _to_text(array) if name in self.strings else array for name, array in feed.items()}
         results = dict(zip(names, self.session.run(names, feed), strict=True))
         return {name: _to_bytes(array) if name in self.strings else array for name, array in results.items()}
-
-    def _response(self, arrays):
-        return pb.InferenceResponse([pb.Tensor(name, array) for name, array in arrays.items()])

@@ -1,0 +1,109 @@
+"""quantize.nncf: INT8 weights and activations by Intel's NNCF, whose SmoothQuant and bias correction suit transformers.
+
+Kozlov et al., "Neural Network Compression Framework for fast model inference" (arXiv 2002.08679); Xiao et al.,
+"SmoothQuant" (arXiv 2211.10438). The result is a Q/DQ graph, which OpenVINO and ONNX Runtime both take.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from optimize import extra
+from optimize.export import graph
+from optimize.quantize import calibrate
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+    from optimize.step import Context
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
+"""Operators that carry the weights."""
+TRANSFORMER = {"Softmax", "LayerNormalization", "SkipLayerNormalization", "Attention", "MultiHeadAttention"}
+"""Operators that mark a transformer."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Nncf:
+    """Static INT8 (Q/DQ) by NNCF: weights int8, activations uint8."""
+
+    model: Literal["auto", "transformer", "plain"] = Field(
+        default="auto",
+        description="What NNCF takes the model for; auto looks for softmax, layer normalization and attention.",
+    )
+    preset: Literal["auto", "performance", "mixed"] = Field(
+        default="auto",
+        description="Ranges of activations: performance for symmetric ones, mixed for asymmetric ones where a layer's "
+        "output is not a ReLU's; auto is mixed for transformers, performance for others.",
+    )
+    samples: int = Field(default=256, ge=calibrate.FEWEST, description="Calibration samples at most.")
+    exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
+
+
+def needs(config: Nncf) -> tuple[str, ...]:
+    """Return which data of the workload the ranges are taken from.
+
+    Raises:
+        MissingExtra: NNCF is not installed.
+    """
+    extra.require("openvino")
+    return ("calibration",)
+
+
+def matches(subject: Path) -> list[str]:
+    """List the nodes with weights that can be quantized."""
+    return graph.names_of(graph.load(subject), WEIGHTED)
+
+
+def apply(config: Nncf, subject: Path, context: "Context") -> Path:
+    """Quantize the graph in place of its file."""
+    model = graph.load(subject)
+    graph.refuse_quantized(model, subject)
+    names = graph.excluded(model, config.exclude)
+    graph.refuse_idle(model, WEIGHTED, names)
+    transformer = config.model == "transformer" or (
+        config.model == "auto" and bool(graph.operators(model) & TRANSFORMER)
+    )
+    batches = list(calibrate.samples(context.workload, config.samples))
+
+    def quantize(source: str, destination: str) -> None:
+        import nncf
+        import onnx
+
+        made = nncf.quantize(
+            onnx.load(source),
+            nncf.Dataset(batches),
+            preset=None if config.preset == "auto" else nncf.QuantizationPreset(config.preset),
+            subset_size=len(batches),
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            ignored_scope=nncf.IgnoredScope(names=names),
+        )
+        onnx.save(made, destination)
+
+    return graph.rewrite(subject, quantize, unsign)
+
+
+def unsign(model: "onnx_ir.Model") -> None:
+    """Make the int8 activations of a Q/DQ graph uint8, their zero points 128 higher: the same values, in place.
+
+    ONNX Runtime on a CPU fuses no product of int8 activations.
+    """
+    import onnx_ir
+
+    for node in [node for node in model.graph if node.op_type == "QuantizeLinear" and len(node.inputs) == 3]:
+        source, zero = node.inputs[0], node.inputs[2]
+        zero_point = zero.const_value if zero is not None else None
+        users = [user for user, _ in node.outputs[0].uses()]
+        if source is None or zero_point is None or zero_point.dtype != onnx_ir.DataType.INT8:
+            continue
+        if any(user.op_type != "DequantizeLinear" for user in users) or node.outputs[0].is_graph_output():
+            continue
+        raised = (zero_point.numpy().astype(np.int16) + 128).astype(np.uint8)
+        value = onnx_ir.Value(name=f"{node.outputs[0].name}_zero_point", const_value=onnx_ir.tensor(raised))
+        model.graph.register_initializer(value)
+        for user in (node, *users):
+            user.replace_input_with(2, value)
+        node.attributes.pop("output_dtype", None)
