@@ -14,7 +14,7 @@ from optimize.distill import features, logits, relations
 from optimize.errors import BadWorkload, NoEffect
 from optimize.export import onnx as export_onnx
 from optimize.prune import channels, heads, layers, weights
-from optimize.quantize import dynamic, nncf, static
+from optimize.quantize import dynamic, nncf, qat, static
 from optimize.workload import Workload, file_of
 from serve.target import Target
 
@@ -96,6 +96,7 @@ METHODS: Mapping[type, Method] = {
     static.Static: Method(
         "quantize.static", "graph", frozenset({"smaller", "faster"}), static.needs, static.apply, static.matches
     ),
+    qat.Qat: Method("quantize.qat", "export", frozenset({"smaller", "faster"}), qat.needs, qat.apply, qat.matches),
     nncf.Nncf: Method(
         "quantize.nncf", "graph", frozenset({"smaller", "faster"}), nncf.needs, nncf.apply, nncf.matches
     ),
