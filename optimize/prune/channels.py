@@ -118,7 +118,7 @@ def _freeze(module: "nn.Module", frozen: list[str]) -> None:
 
 
 def _groups(module: "nn.Module", inputs: "Inputs") -> "list[Group]":
-    """Return the groups of recurrent layers first, then those of the dependency graph."""
+    """Return the groups of recurrent layers and those of the dependency graph."""
     from torch import nn
 
     from optimize.prune import dependency, recurrent
@@ -160,11 +160,14 @@ def _free(config: Channels, module: "nn.Module", inputs: "Inputs", context: "Con
         raise NoEffect(
             "prune.channels found no layer that it may prune",
             where=context.workload.name,
-            fix=f"fixed by the model's outputs or code: {', '.join(alone) or 'none'}; "
+            fix=f"fixed by the model's outputs, its code or an excluded layer: {', '.join(alone) or 'none'}; "
             f"excluded: {', '.join(excluded) or 'none'}",
         )
     if alone:
-        context.progress(f"prune.channels: left alone, for outputs or code depend on them: {', '.join(alone)}", 0.0)
+        context.progress(
+            f"prune.channels: left alone, for the outputs, the code or an excluded layer fix them: {', '.join(alone)}",
+            0.0,
+        )
     return sorted((group.name for group in free), key=names.index)
 
 
