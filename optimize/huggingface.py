@@ -81,13 +81,15 @@ def workload(folder: Path) -> Workload:
         MachineError: transformers is not installed.
     """
     try:
-        import transformers
+        with quiet():
+            import transformers
     except ImportError as error:
         raise MachineError(
             "a Hugging Face folder needs the package transformers", fix="pip install 'lathe[optimize,huggingface]'"
         ) from error
     architecture = _architecture(folder)
-    kind = getattr(transformers, architecture, None)
+    with quiet():  # only now its modules are imported, and what they import talks
+        kind = getattr(transformers, architecture, None)
     if kind is None:
         raise BadWorkload(
             f"transformers {transformers.__version__} has no {architecture}",

@@ -126,9 +126,11 @@ def own_macs(module: nn.Module, inputs: Sequence[TensorSpec]) -> dict[str, int]:
         if name.partition(".")[0] == root
     }
     children: dict[str, int] = defaultdict(int)
-    for name in totals:
-        if name:
-            children[name.rpartition(".")[0]] += totals[name]
+    for name in filter(None, totals):
+        above = name.rpartition(".")[0]
+        while above and above not in totals:  # a ModuleList is never called itself
+            above = above.rpartition(".")[0]
+        children[above] += totals[name]
     return {name: total - children[name] for name, total in totals.items() if total > children[name]}
 
 

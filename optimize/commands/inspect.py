@@ -44,13 +44,17 @@ def _print(found: "Inspection") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from optimize.report.table import WIDE
+
     console = Console(highlight=False)
+    wide = console.width >= WIDE
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer", overflow="fold", ratio=1)
     table.add_column("type", overflow="ellipsis", no_wrap=True, max_width=16)
     for column in ("params", "share", "MACs", "time"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("output", no_wrap=True)
+    if wide:
+        table.add_column("output", no_wrap=True)
     for layer in found.layers:
         table.add_row(
             layer.name or "(itself)",
@@ -59,7 +63,7 @@ def _print(found: "Inspection") -> None:
             f"{layer.share:.1%}",
             _short(layer.macs),
             "-" if layer.latency is None else f"{layer.latency:.1%}",
-            "x".join(map(str, layer.output)) if layer.output else "",
+            *(["x".join(map(str, layer.output or ()))] if wide else []),
         )
     console.print(table)
     console.print(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from loadtest.tensors import Dim, TensorSpec
 from optimize import layers, measure
 from optimize.bundle import Bundle
 from optimize.export.onnx import export
@@ -87,6 +88,25 @@ def test_a_quantized_file_is_traced_back_as_well(step: object, exported: Bundle,
     assert all((rows[name].latency or 0) > 0 for name in ("hidden", "wide", "out"))
     assert not any(method.startswith("quantize.static") for method in rows["wide"].methods)
     assert "prune.channels" in rows["wide"].methods
+
+
+class Stack(nn.Module):
+    """Layers in a list, which is no module that is called, and a product in the model's own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)), nn.Linear(4, 4)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x @ x.T
+
+
+def test_each_product_counts_for_one_module() -> None:
+    inputs = (TensorSpec("x", "float32", (Dim("batch", 1, 1, 4), 4)),)
+    assert layers.own_macs(Stack(), inputs) == {"": 4, "blocks.0.0": 32, "blocks.0.1": 32, "blocks.1": 16}
+    assert measure.macs(Stack(), inputs) == 84
 
 
 class Odd(nn.Module):
