@@ -120,7 +120,8 @@ def _nothing(what: str, fixed: list[str], excluded: list[str], where: str) -> No
         fix="an attention has linear layers for query, key and value (or one for all three) and for its output, and "
         "an attribute such as num_heads, and takes the width of its heads from its layers; a feed-forward block is two "
         "neighbouring linear layers, the first widening. "
-        f"Fixed by the model's code or by shared weights: {', '.join(fixed) or 'none'}; excluded: {', '.join(excluded) or 'none'}",
+        f"Fixed by the model's code or by shared weights: {', '.join(fixed) or 'none'}; "
+        f"excluded: {', '.join(excluded) or 'none'}",
     )
 
 

@@ -28,7 +28,8 @@ def set_matrix(layer: Layer, values: Tensor) -> None:
     """Write into the layer's weight, in place, what `matrix` would return."""
     shape = layer.weight.shape
     with torch.no_grad():
-        layer.weight.copy_(values.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1))
+        # A clone, since `values` may be a view of this very weight.
+        layer.weight.copy_(values.clone().reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1))
 
 
 def grams(module: nn.Module, names: Sequence[str], workload: Workload) -> dict[int, Tensor]:
