@@ -5,6 +5,7 @@ and writes build/zoo.json, the list of the runs' documents.
 """
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -62,12 +63,13 @@ def row(name: str, examples: Path, output: Path) -> Row:
     command += ["--recipe", examples / f"{name}.toml", "--output", folder, "--repository", output / "zoo_repository"]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     run = json.loads(written.read_text()) if written.is_file() else None
-    last = (done.stderr.strip().splitlines() or ["no word of it"])[-1]
+    # The error is the last thing that a command of ours says: one line, and one with the way out.
+    last = " ".join(line.strip() for line in done.stderr.splitlines()[-2:])
     return judged(name, done.returncode, run, last)
 
 
 def judged(name: str, code: int, run: dict[str, Any] | None, last: str) -> Row:
-    """Return the row for an exit code, the run's document and the last line that it wrote to standard error.
+    """Return the row for an exit code, the run's document and the last lines that it wrote to standard error.
 
     A refusal counts as explained only when every gate that said no gives advice.
     """
@@ -124,7 +126,7 @@ def main(names: tuple[str, ...], examples: Path, output: Path) -> None:
     for number, name in enumerate(names, 1):
         click.echo(f"{name} ({number} of {len(names)})", err=True)
         rows.append(row(name, examples, output))
-        click.echo(f"{name}: {rows[-1].verdict} {rows[-1].why}".rstrip(), err=True)
+        click.echo(f"{name}: {rows[-1].verdict}", err=True)
         runs = [entry.run for entry in rows if entry.run is not None]
         (output / "zoo.json").write_text(json.dumps(runs, indent=2))
     console = Console(width=140, highlight=False)
@@ -136,4 +138,6 @@ def main(names: tuple[str, ...], examples: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
+    # Leaves by an exception, so that the run in progress is ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     main()
