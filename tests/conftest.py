@@ -42,6 +42,12 @@ def server_prefix() -> Path:
 
 
 @pytest.fixture(scope="session")
+def openvino_server(server_prefix: Path) -> Path:
+    """The same environment with openvino in it."""
+    return install(openvino=True)
+
+
+@pytest.fixture(scope="session")
 def publish_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., repository.Version]:
     """A function that publishes y = x · weight to a repository as its next version."""
 

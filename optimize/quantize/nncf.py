@@ -24,6 +24,8 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 """Operators that carry the weights."""
 TRANSFORMER = {"Softmax", "LayerNormalization", "SkipLayerNormalization", "Attention", "MultiHeadAttention"}
 """Operators that mark a transformer."""
+CONVOLUTIONS = {"Conv", "ConvTranspose"}
+"""Operators whose biases NNCF's fast correction gets wrong: it feeds them an image of one flat colour."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -38,6 +40,11 @@ class Nncf:
         default="auto",
         description="Ranges of activations: performance for symmetric ones, mixed for asymmetric ones where a layer's "
         "output is not a ReLU's; auto is mixed for transformers, performance for others.",
+    )
+    bias_correction: Literal["auto", "fast", "accurate", "none"] = Field(
+        default="auto",
+        description="How biases make up for the rounding of weights. fast takes an image for one flat colour; auto is "
+        "accurate where there are convolutions, else fast.",
     )
     samples: int = Field(default=256, ge=calibrate.FEWEST, description="Calibration samples at most.")
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
@@ -64,9 +71,11 @@ def apply(config: Nncf, subject: Path, context: "Context") -> Path:
     graph.refuse_quantized(model, subject)
     names = graph.excluded(model, config.exclude)
     graph.refuse_idle(model, WEIGHTED, names)
-    transformer = config.model == "transformer" or (
-        config.model == "auto" and bool(graph.operators(model) & TRANSFORMER)
-    )
+    operators = graph.operators(model)
+    transformer = config.model == "transformer" or (config.model == "auto" and bool(operators & TRANSFORMER))
+    correction = config.bias_correction
+    if correction == "auto":
+        correction = "accurate" if operators & CONVOLUTIONS else "fast"
     batches = list(calibrate.samples(context.workload, config.samples))
 
     def quantize(source: str, destination: str) -> None:
@@ -78,8 +87,10 @@ def apply(config: Nncf, subject: Path, context: "Context") -> Path:
             nncf.Dataset(batches),
             preset=None if config.preset == "auto" else nncf.QuantizationPreset(config.preset),
             subset_size=len(batches),
+            fast_bias_correction=correction == "fast",
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
             ignored_scope=nncf.IgnoredScope(names=names),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=correction == "none"),
         )
         onnx.save(made, destination)
 

@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 WIDE = 100
 """Columns of a terminal from which on every figure has room."""
 
@@ -24,7 +25,8 @@ def score(document: dict[str, Any]) -> str:
 def run(document: dict[str, Any]) -> None:
     """Print the proof of an `optimize run`: each model, the ratios, the gates, the endpoint and what was published."""
     console = _console()
-    console.print(f"{document['workload']}: from the trained model to the endpoint")
+    runtime = RUNTIMES[document["recipe"]["target"]["runtime"]]
+    console.print(f"{document['workload']}: from the trained model to the endpoint, in {runtime}")
     _journey(console, document)
     places = [f"{place} {found['value']:.4f}" for place, found in document["places"].items() if found]
     console.print(f"{document['trained']['quality']['metric']} in {len(places)} places: {', '.join(places)}")
@@ -126,7 +128,7 @@ def _ratios(console: Console, ratios: dict[str, Any]) -> None:
         low, high = ratios["interval"][batch]
         speeds.append(f"{ratio:.2f}× the throughput at batch {batch} [{low:.2f}, {high:.2f}]")
     line = ", ".join([f"{ratios['size']:.2f}× smaller", *speeds])
-    console.print(f"against the trained model's FP32 ONNX: {line}", soft_wrap=True)
+    console.print(f"against the trained model's FP32 ONNX in ONNX Runtime: {line}", soft_wrap=True)
 
 
 def _load(console: Console, load: dict[str, Any]) -> None:
