@@ -118,21 +118,26 @@ def _constant(node: "onnx_ir.Node", index: int) -> Array | None:
 
 def _zero_points(model: "onnx_ir.Model") -> Iterator[Finding]:
     for node in _pairs(model):
-        zero, data = _constant(node, 2), _constant(node, 0)
-        kind = "uint8" if zero is None and data is None else str((data if zero is None else zero).dtype)  # type: ignore[union-attr]
-        said = node.attributes.get_int("output_dtype", 0)
-        if zero is None and said:
-            kind = ""  # the attribute speaks, of a newer type than these
+        zero, kind = _constant(node, 2), _kind(node)
         if kind == "int32":
-            yield Finding(
-                "error", "bias", _name(node), "an int32 bias is quantized; TensorRT adds it in float", SYMMETRIC
-            )
-        elif kind == "uint8":
-            what = "quantizes to uint8, TensorRT would read int8 in its place"
+            what = "an int32 bias is quantized; TensorRT adds it in float"
+            yield Finding("error", "bias", _name(node), what, SYMMETRIC)
+        elif kind.startswith(("uint", "int16")):
+            what = f"quantizes to {kind}, TensorRT would read int8 in its place"
             yield Finding("error", "signed", _name(node), what, SYMMETRIC)
         elif zero is not None and np.any(zero.astype(np.float32)):
             what = "has a zero point that is not 0; TensorRT quantizes symmetrically"
             yield Finding("error", "symmetric", _name(node), what, SYMMETRIC)
+
+
+def _kind(node: "onnx_ir.Node") -> str:
+    """Return the type that a node quantizes to or from; empty where another node says it."""
+    stated = _constant(node, 2) if _constant(node, 2) is not None else _constant(node, 0)
+    if stated is not None and (node.op_type == "DequantizeLinear" or len(node.inputs) > 2):
+        return str(stated.dtype)
+    if node.op_type == "DequantizeLinear" or "output_dtype" in node.attributes:
+        return ""
+    return "uint8"  # what a QuantizeLinear does that says nothing
 
 
 def _scales(model: "onnx_ir.Model") -> Iterator[Finding]:

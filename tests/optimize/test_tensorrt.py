@@ -139,6 +139,20 @@ def test_a_symmetric_graph_breaks_no_rule(tmp_path: Path) -> None:
     assert tensorrt_rules.precision(tmp_path / "model.onnx") == "INT8"
 
 
+def test_fp8_that_states_its_type_in_an_attribute_breaks_no_rule(tmp_path: Path) -> None:
+    parts = symmetric()
+    for name, data in (("quantize", "x"), ("weight", "weight")):
+        target = {"quantize": "q", "weight": "p"}[name]
+        parts["nodes"][name] = helper.make_node(
+            "QuantizeLinear", [data, "scale"], [target], name, output_dtype=TensorProto.FLOAT8E4M3FN
+        )
+    parts["constants"]["weight"] = constant("weight", np.ones((4, 3), np.float32))
+    parts["nodes"]["dequantize"] = helper.make_node("DequantizeLinear", ["q", "scale"], ["d"], "dequantize")
+    parts["nodes"]["dense"] = helper.make_node("DequantizeLinear", ["p", "scale"], ["w"], "dense")
+    parts["nodes"]["product"] = parts["nodes"].pop("product")
+    assert tensorrt_rules.check(save(parts, tmp_path)) == []
+
+
 @pytest.mark.parametrize("name", [*BROKEN, *SLOWER])
 def test_each_rule_finds_the_node_that_breaks_it(name: str, tmp_path: Path) -> None:
     break_it, rule, node = {**BROKEN, **SLOWER}[name]
