@@ -24,6 +24,7 @@ from optimize.bundle import Bundle
 from optimize.errors import BadRecipe, BadWorkload, GateRefused
 from optimize.evaluate import Quality, compare, evaluate
 from optimize.explain import Stage
+from optimize.export.graph import drop_node_names
 from optimize.export.onnx import Onnx, export
 from optimize.export.verify import deviation
 from optimize.gate import Gate
@@ -157,9 +158,19 @@ def apply_one(step: Any, source: Bundle, output: Path, target: Target, seed: int
 
 
 def advance(
-    step: Any, source: Bundle, trained: Trained, recipe: Recipe, folder: Path, progress: Progress
+    step: Any,
+    source: Bundle,
+    trained: Trained,
+    recipe: Recipe,
+    folder: Path,
+    progress: Progress,
+    *,
+    last: bool = False,
 ) -> tuple[Bundle, Quality, dict[str, Any]]:
-    """Apply one step to a bundle; return the bundle that it saved in `folder`, its quality, and its lineage entry."""
+    """Apply one step to a bundle; return the bundle that it saved in `folder`, its quality, and its lineage entry.
+
+    The graph of the `last` graph step goes without the names of its nodes, which no step will ask for.
+    """
     method = steps_of.METHODS[type(step)]
     workload = source.workload
     checkpoint = folder.absolute().with_name(f".{folder.name}.checkpoint")
@@ -177,7 +188,7 @@ def advance(
         if method.stage == "torch":
             graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH)
         else:
-            graph = made
+            graph = drop_node_names(made) if last and method.stage == "graph" else made
         progress(f"{method.name}: evaluating", 0.9)
         in_torch = method.stage == "torch"
         with TorchPredictor(module, workload.outputs) if in_torch else open_graph(graph, recipe.target) as predictor:
@@ -292,7 +303,8 @@ def _steps(
         place = folder / _folder_name(number, name)
         made = reusable(place, current.workload, progress)
         if made is None:
-            made, quality, _ = advance(step, current, trained, recipe, place, progress)
+            last = number == len(recipe.steps)
+            made, quality, _ = advance(step, current, trained, recipe, place, progress, last=last)
         else:
             progress(f"{name}: kept from the last run", 1.0)
             if number == len(recipe.steps):

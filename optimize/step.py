@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from optimize.distill import features, logits, relations
 from optimize.errors import BadWorkload, NoEffect
+from optimize.export import fuse
 from optimize.export import onnx as export_onnx
 from optimize.prune import channels, heads, layers, weights
-from optimize.quantize import dynamic, nncf, qat, static
+from optimize.quantize import dynamic, fp8, half, nncf, qat, smooth, static, weight_only
 from optimize.workload import Workload, file_of
 from serve.target import Target
 
@@ -93,6 +94,8 @@ METHODS: Mapping[type, Method] = {
         "distill.relations", "torch", frozenset(), relations.needs, relations.apply, relations.matches
     ),
     export_onnx.Onnx: Method("export.onnx", "export", frozenset(), nothing, export_onnx.apply, export_onnx.matches),
+    fuse.Fuse: Method("export.fuse", "graph", frozenset(), nothing, fuse.apply, fuse.matches),
+    smooth.Smooth: Method("quantize.smooth", "graph", frozenset(), smooth.needs, smooth.apply, smooth.matches),
     static.Static: Method(
         "quantize.static", "graph", frozenset({"smaller", "faster"}), static.needs, static.apply, static.matches
     ),
@@ -101,8 +104,13 @@ METHODS: Mapping[type, Method] = {
         "quantize.nncf", "graph", frozenset({"smaller", "faster"}), nncf.needs, nncf.apply, nncf.matches
     ),
     dynamic.Dynamic: Method(
-        "quantize.dynamic", "graph", frozenset({"smaller", "faster"}), dynamic.needs, dynamic.apply, dynamic.matches
+        "quantize.dynamic", "graph", frozenset({"smaller", "faster"}), nothing, dynamic.apply, dynamic.matches
     ),
+    weight_only.WeightOnly: Method(
+        "quantize.weight_only", "graph", frozenset({"smaller"}), nothing, weight_only.apply, weight_only.matches
+    ),
+    half.Half: Method("quantize.half", "graph", frozenset({"smaller"}), nothing, half.apply, half.matches),
+    fp8.Fp8: Method("quantize.fp8", "graph", frozenset({"smaller"}), fp8.needs, fp8.apply, fp8.matches),
 }
 NAMES: Mapping[str, type] = {method.name: config for config, method in METHODS.items()}
 

@@ -30,7 +30,13 @@ QUANTIZED = {
     "QLinearMatMul",
     "MatMulInteger",
     "DynamicQuantizeLSTM",
+    "MatMulNBits",
+    "GatherBlockQuantized",
 }
+SMALLEST_TABLE = 4096
+"""Values below which a constant that is looked up is no embedding table."""
+FLOAT = "/float"
+"""What the name of a node ends with that no quantizer takes: a step before put it there to stay float."""
 PREFIX = "module."
 """What the exporter's wrapper puts before the names of the user's own parameters."""
 
@@ -90,12 +96,23 @@ def clean(model: "onnx_ir.Model") -> None:
 
 def name_nodes(graph: "onnx_ir.Graph") -> None:
     """Name every node after the module that it came from and its operator: `encoder.layer.0.dense/MatMul`."""
+    for node in graph:
+        node.name = f"{_traced_module(node)}/{node.op_type}".lstrip("/")
+    number_names(graph)
+
+
+def number_names(graph: "onnx_ir.Graph") -> None:
+    """Number the nodes' names where several are the same."""
     taken: set[str] = set()
     for node in graph:
-        base = f"{_module_of(node)}/{node.op_type}".lstrip("/")
-        name = next(name for name in _numbered(base) if name not in taken)
-        taken.add(name)
-        node.name = name
+        if node.name:
+            node.name = next(name for name in _numbered(node.name) if name not in taken)
+            taken.add(node.name)
+
+
+def module_of(node: "onnx_ir.Node") -> str:
+    """Return the path of the module that stands in the node's name."""
+    return (node.name or "").rpartition("/")[0]
 
 
 def name_boundary(model: "onnx_ir.Model", inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -150,17 +167,24 @@ def move(source: Path, destination: Path) -> Path:
 
 
 def shorten_names(graph: "onnx_ir.Graph") -> None:
-    """Give inner values one-letter names, and nodes none: in a small INT8 model names weigh as much as weights."""
+    """Give inner values one-letter names: in a small INT8 model names weigh as much as weights."""
     boundary = {value.name for value in (*graph.inputs, *graph.outputs)}
     names = (name for name in _short() if name not in boundary)
     for value in _values(graph):
         if value.name not in boundary:
             value.name = next(names)
-    for node in graph:
+
+
+def drop_node_names(path: Path) -> Path:
+    """Take the names of the nodes out of the file, in place: they serve the steps that follow, and weigh as much."""
+    model = load(path)
+    for node in model.graph:
         node.name = None
+    written = save(model, path.with_name(f".{path.name}"))
+    return move(written, path)
 
 
-def _module_of(node: "onnx_ir.Node") -> str:
+def _traced_module(node: "onnx_ir.Node") -> str:
     """Return the path of the module that a node came from, as far as the exporter left a trace of it."""
     for value in node.inputs:
         if value is not None and value.is_initializer() and (value.name or "").startswith(PREFIX):
@@ -200,17 +224,21 @@ def operators(model: "onnx_ir.Model") -> set[str]:
 
 
 def names_of(model: "onnx_ir.Model", kinds: Sequence[str]) -> list[str]:
-    """Return the names of the nodes of these types whose weight is a constant."""
+    """Return the names of the nodes of these types with a constant float weight; a Gather's is an embedding table."""
     found = []
     for node in model.graph:
         weight = node.inputs[0 if node.op_type == "Gather" else 1] if node.op_type in kinds else None
-        if weight is not None and weight.is_initializer():
+        array = weight.const_value if weight is not None and weight.is_initializer() else None
+        if array is None or not array.dtype.is_floating_point() or (node.name or "").endswith(FLOAT):
+            continue
+        looks_rows_up = len(array.shape) == 2 and node.attributes.get_int("axis", 0) == 0
+        if node.op_type != "Gather" or (looks_rows_up and array.size >= SMALLEST_TABLE):
             found.append(str(node.name))
     return found
 
 
 def excluded(model: "onnx_ir.Model", globs: Sequence[str]) -> list[str]:
-    """Return the names of the nodes that match one of the globs.
+    """Return the names of the nodes that match one of the globs, and of those that stay float anyway.
 
     Raises:
         NoEffect: a glob matches no node.
@@ -221,21 +249,21 @@ def excluded(model: "onnx_ir.Model", globs: Sequence[str]) -> list[str]:
             raise NoEffect(
                 f"exclude: no node matches {pattern!r}", fix=f"the nodes are: {', '.join(names) or 'without names'}"
             )
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in globs)]
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in (*globs, f"*{FLOAT}"))]
 
 
-def refuse_quantized(model: "onnx_ir.Model", path: Path) -> None:
-    """Refuse a graph that a quantizer has been at.
+def refuse_quantized(model: "onnx_ir.Model", path: Path, kinds: Sequence[str] = ()) -> None:
+    """Refuse a graph that a quantizer has been at, unless it left a node of one of `kinds` with a float weight.
 
     Raises:
         BadGraph: naming the operator that shows it.
     """
     found = operators(model) & QUANTIZED
-    if found:
+    if found and not names_of(model, kinds):
         raise BadGraph(
             f"is quantized already (it has {', '.join(sorted(found))})",
             where=str(path),
-            fix="quantize the float export; a recipe may have one quantize step",
+            fix="quantize the float export, or let the step before exclude what this one is for",
         )
 
 

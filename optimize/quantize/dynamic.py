@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize.export import graph
-from optimize.quantize import calibrate, smooth
+from optimize.quantize import table
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -16,31 +16,19 @@ if TYPE_CHECKING:
     from optimize.step import Context
 
 # A dynamic convolution (ConvInteger) is slower than the float one on every CPU that was tried, so Conv is not here.
-# Gather is an embedding table.
+# Gather is an embedding table. ONNX Runtime has no INT8 GRU.
 WEIGHTED = ("MatMul", "Gemm", "Gather", "LSTM")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Dynamic:
-    """Dynamic INT8: weights int8, activations quantized batch by batch."""
+    """Dynamic INT8: weights int8, activations quantized batch by batch. A GRU stays float: there is no INT8 one."""
 
     per_channel: bool = Field(default=True, description="One scale for each output channel of a weight.")
     reduce_range: bool = Field(
         default=False, description="Weights of 7 bits, for CPUs without VNNI, whose 8-bit products overflow."
     )
-    smooth: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="How far outliers of activations move into the weights (SmoothQuant); 0 for none, else needs "
-        "calibration data.",
-    )
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
-
-
-def needs(config: Dynamic) -> tuple[str, ...]:
-    """Return which data of the workload the smoothing is taken from."""
-    return ("calibration",) if config.smooth else ()
 
 
 def matches(subject: Path) -> list[str]:
@@ -54,19 +42,16 @@ def apply(config: Dynamic, subject: Path, context: "Context") -> Path:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = graph.load(subject)
-    graph.refuse_quantized(model, subject)
+    graph.refuse_quantized(model, subject, WEIGHTED)
     names = graph.excluded(model, config.exclude)
     graph.refuse_idle(model, WEIGHTED, names)
-    if config.smooth:
-        smooth.smooth(subject, calibrate.samples(context.workload, smooth.SAMPLES), config.smooth)
-        model = graph.load(subject)
     own_weights(model)
+    table.round_tables(model, names)
     graph.save(model, subject)
-    # The quantizer makes MatMul and Add of a Gemm, under new names.
-    present = graph.operators(model) | {"MatMul"}
     quantize = functools.partial(
         quantize_dynamic,
-        op_types_to_quantize=[kind for kind in WEIGHTED if kind in present],
+        # The quantizer makes MatMul and Add of a Gemm, under new names.
+        op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
         per_channel=config.per_channel,
         reduce_range=config.reduce_range,
         weight_type=QuantType.QInt8,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.tensors import Arrays
-from optimize.export import graph
+from loadtest.tensors import Array, Arrays
+from optimize.export import inner
 
 
 def largest(path: Path, names: Sequence[str], batches: Iterable[Arrays]) -> dict[str, float]:
@@ -17,25 +17,14 @@ def largest(path: Path, names: Sequence[str], batches: Iterable[Arrays]) -> dict
         names: float32 values: results of nodes, or inputs of the graph.
         batches: inputs by name.
     """
-    import onnx_ir
+    return {name: float(seen.max(initial=0.0)) for name, seen in by_channel(path, names, batches).items()}
 
-    from optimize.predict import OnnxPredictor
 
-    model = graph.load(path)
-    there = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-    for value in [output for node in model.graph for output in node.outputs]:
-        if value.name in names and value.name not in there:
-            value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
-            model.graph.outputs.append(value)
-    found = dict.fromkeys(names, 0.0)
-    opened = graph.save(model, path.with_name(f".opened-{path.name}"))
-    try:
-        with OnnxPredictor(opened) as predictor:
-            for batch in batches:
-                values = {**batch, **predictor.predict(batch)}
-                for name in names:
-                    found[name] = max(found[name], float(np.abs(values[name]).max(initial=0.0)))
-    finally:
-        for file in opened.parent.glob(f"{opened.name}*"):
-            file.unlink()
+def by_channel(path: Path, names: Sequence[str], batches: Iterable[Arrays]) -> dict[str, Array]:
+    """Return the same for each position on the last axis of the values: float32 [channels] by name."""
+    found: dict[str, Array] = {}
+    for values in inner.values(path, names, batches):
+        for name, value in values.items():
+            seen = np.abs(value).reshape(-1, value.shape[-1] if value.ndim else 1).max(axis=0, initial=0.0)
+            found[name] = np.maximum(found.get(name, seen), seen)
     return found

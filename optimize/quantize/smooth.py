@@ -1,103 +1,155 @@
-"""Smoothing: activation channels with outliers are scaled down, and the weights behind them up, before quantization.
+"""quantize.smooth: outliers of activations move into the weights behind them, or past the quantized product in float.
 
 A dense layer computes x W = (x / s) (s W) for any positive s with one value for each input channel. INT8 has one scale
 for a whole activation, so a few channels that are a hundred times the others leave those with a bit or two. The weights
 have a scale for each output, and room to take over a part (Xiao et al., "SmoothQuant", ICML 2023, arXiv 2211.10438).
+What still stands out after that are one or two channels, which go through a float product of their own (Dettmers et
+al., "LLM.int8()", NeurIPS 2022, arXiv 2208.07339). The results stay the same up to rounding: a quantizer comes after.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
-from loadtest.tensors import Array, Arrays
+from loadtest.tensors import Array
 from optimize.errors import NoEffect
 from optimize.export import graph
+from optimize.quantize import calibrate, ranges
 
 if TYPE_CHECKING:
     import onnx_ir
 
-SAMPLES = 128
-"""Calibration samples that the activations' ranges are taken from."""
-OUTLIER = 4.0
-"""A layer is smoothed whose largest channel is so many times its median one: the others lose two bits to it."""
+    from optimize.step import Context
+
+UNEVEN = 2.0
+"""A layer is smoothed whose largest channel is so many times its median one: the others lose a bit to it."""
+APART = 1.5
+"""A channel goes past the quantized product that is so many times the largest one that does not."""
 SMALLEST = 1e-5
 """A channel that never leaves zero has no range; this stands for it."""
 
 
-def smooth(path: Path, batches: Iterable[Arrays], strength: float) -> None:
-    """Smooth the file's dense layers whose input has outliers, in place; results stay the same up to rounding.
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Smooth:
+    """Prepare activations for INT8; quantize.dynamic or quantize.static comes after."""
 
-    Args:
-        path: a float ONNX file.
-        batches: calibration inputs by name.
-        strength: in (0, 1): how much of a channel's range moves into the weights.
+    strength: float = Field(
+        default=0.5, gt=0, lt=1, description="How far the range of an activation's channel moves into the weights."
+    )
+    outliers: int = Field(
+        default=4,
+        ge=0,
+        le=64,
+        description="Channels of a layer at most that are multiplied in float, if they are outliers.",
+    )
+    samples: int = Field(default=128, ge=calibrate.FEWEST, description="Calibration samples at most.")
+    exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay as they are.")
+
+
+def needs(config: Smooth) -> tuple[str, ...]:
+    """Return which data of the workload the ranges are taken from."""
+    return ("calibration",)
+
+
+def matches(subject: Path) -> list[str]:
+    """List the dense layers."""
+    return [str(node.name) for nodes in _layers(graph.load(subject), []).values() for node in nodes]
+
+
+def apply(config: Smooth, subject: Path, context: "Context") -> Path:
+    """Smooth the graph in place of its file.
 
     Raises:
         NoEffect: no activation before a dense layer has outliers.
     """
-    import onnx_ir
-
-    largest = _largest(path, batches)
-    uneven = {name for name, seen in largest.items() if seen.max() >= OUTLIER * max(np.median(seen), SMALLEST)}
+    model = graph.load(subject)
+    kept = graph.excluded(model, config.exclude)
+    batches = calibrate.samples(context.workload, config.samples)
+    largest = ranges.by_channel(subject, list(_layers(model, kept)), batches)
+    uneven = {name for name, seen in largest.items() if seen.max() >= UNEVEN * max(np.median(seen), SMALLEST)}
     if not uneven:
-        raise NoEffect("smooth: no activation before a dense layer has outliers", fix="leave smooth out")
-    model = graph.load(path)
-    for name, nodes in _layers(model).items():
-        if name not in uneven:
-            continue
-        weights = np.max([np.abs(_by_input(node)).max(axis=1) for node in nodes], axis=0)
-        scale = np.maximum(largest[name], SMALLEST) ** strength / np.maximum(weights, SMALLEST) ** (1 - strength)
-        factor = _constant(model, f"{name}_smoothing", 1 / scale)
-        smoothed = onnx_ir.node("Mul", [nodes[0].inputs[0], factor], name=f"{nodes[0].name}_smoothing")
-        smoothed.outputs[0].name = f"{name}_smoothed"
-        model.graph.insert_before(nodes[0], smoothed)
-        for node in nodes:
-            scaled = _by_input(node) * scale[:, None]
-            weight = _constant(model, f"{node.name}_smoothed", scaled.T if _transposed(node) else scaled)
-            node.replace_input_with(0, smoothed.outputs[0])
-            node.replace_input_with(1, weight)
+        raise NoEffect(
+            "quantize.smooth: no activation before a dense layer has outliers",
+            fix=f"leave it out; it looked at: {', '.join(matches(subject)) or 'nothing in this model'}",
+        )
+    for name, nodes in _layers(model, kept).items():
+        if name in uneven:
+            _smooth(model, nodes, largest[name], config)
     model.graph.sort()
     graph.clean(model)
-    graph.save(model, path)
+    return graph.save(model, subject)
 
 
-def _layers(model: "onnx_ir.Model") -> dict[str, list["onnx_ir.Node"]]:
+def _layers(model: "onnx_ir.Model", kept: list[str]) -> dict[str, list["onnx_ir.Node"]]:
     """Return the dense layers by the name of the activation that they read: layers that share one share its scale."""
+    names = set(graph.names_of(model, ("MatMul", "Gemm"))) - set(kept)
     layers: dict[str, list[onnx_ir.Node]] = {}
     for node in model.graph:
-        if node.op_type in ("MatMul", "Gemm") and node.inputs[0] is not None and node.inputs[1] is not None:
+        if node.name in names and node.inputs[0] is not None and node.inputs[1] is not None:
             weight = node.inputs[1].const_value
-            plain = node.attributes.get_int("transA", 0) == 0
-            if weight is not None and len(weight.shape) == 2 and plain and not node.inputs[0].is_initializer():
+            plain = all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
+            plain = plain and node.attributes.get_int("transA", 0) == 0 and not node.inputs[0].is_initializer()
+            if weight is not None and len(weight.shape) == 2 and plain:
                 layers.setdefault(str(node.inputs[0].name), []).append(node)
     return layers
 
 
-def _largest(path: Path, batches: Iterable[Arrays]) -> dict[str, Array]:
-    """Return the largest magnitude of every channel over `batches`, by the name of the activation."""
+def _smooth(model: "onnx_ir.Model", nodes: list["onnx_ir.Node"], largest: Array, config: Smooth) -> None:
+    """Scale the activation that `nodes` read, and their weights against it."""
     import onnx_ir
 
-    from optimize.predict import OnnxPredictor
+    first, activation = nodes[0], nodes[0].inputs[0]
+    weights = np.max([np.abs(_by_input(node)).max(axis=1) for node in nodes], axis=0)
+    scale = np.maximum(largest, SMALLEST) ** config.strength / np.maximum(weights, SMALLEST) ** (1 - config.strength)
+    # Channels are scaled down alone: one scaled up becomes an outlier where it exceeds what calibration saw of it.
+    scale = np.maximum(scale / np.median(scale), 1)
+    outliers = _outliers(largest / scale, config.outliers)
+    factor = 1 / scale
+    factor[outliers] = 0
+    smoothed = onnx_ir.node("Mul", [activation, _constant(model, f"{first.name}_factor", factor)])
+    smoothed.name, smoothed.outputs[0].name = f"{first.name}_smoothing{graph.FLOAT}", f"{first.name}_smoothed"
+    model.graph.insert_before(first, smoothed)
+    picked = None
+    if outliers.size:
+        index = _constant(model, f"{first.name}_channels", outliers)
+        picked = onnx_ir.node("Gather", [activation, index], attributes={"axis": -1})
+        picked.name, picked.outputs[0].name = f"{first.name}_pick{graph.FLOAT}", f"{first.name}_picked"
+        model.graph.insert_before(first, picked)
+    for node in nodes:
+        _replace(model, node, smoothed.outputs[0], scale, picked.outputs[0] if picked else None, outliers)
 
-    model = graph.load(path)
-    names = list(_layers(model))
-    for nodes in _layers(model).values():
-        value = nodes[0].inputs[0]
-        if value is not None and not value.is_graph_output() and not value.is_graph_input():
-            value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
-            model.graph.outputs.append(value)
-    opened = graph.save(model, path.with_name(f".opened-{path.name}"))
-    largest: dict[str, Array] = {}
-    with OnnxPredictor(opened) as predictor:
-        for batch in batches:
-            values = {**batch, **predictor.predict(batch)}
-            for name in names:
-                seen = np.abs(values[name]).reshape(-1, values[name].shape[-1]).max(axis=0)
-                largest[name] = np.maximum(largest.get(name, seen), seen)
-    opened.unlink()
-    return largest
+
+def _outliers(largest: Array, most: int) -> Array:
+    """Return the channels, `most` at most, that stand out from all others."""
+    order = np.argsort(-largest, kind="stable")
+    limit = largest[order[most]] if most < len(order) else np.inf
+    return np.sort(np.array([channel for channel in order[:most] if largest[channel] > APART * limit], np.int64))
+
+
+def _replace(
+    model: "onnx_ir.Model",
+    node: "onnx_ir.Node",
+    smoothed: "onnx_ir.Value",
+    scale: Array,
+    picked: "onnx_ir.Value | None",
+    outliers: Array,
+) -> None:
+    """Let `node` read the smoothed activation, and add the float product of the channels that it lacks."""
+    import onnx_ir
+
+    weight = _by_input(node)
+    scaled = weight * scale[:, None]
+    constant = _constant(model, f"{node.name}_scaled", scaled.T if _transposed(node) else scaled)
+    inputs = [smoothed, constant, *node.inputs[2:]]
+    nodes = [onnx_ir.node(node.op_type, inputs, attributes=node.attributes, name=node.name)]
+    if picked is not None:
+        rest = _constant(model, f"{node.name}_outliers", weight[outliers])
+        nodes.append(onnx_ir.node("MatMul", [picked, rest], name=f"{node.name}_outliers{graph.FLOAT}"))
+        nodes.append(onnx_ir.node("Add", [each.outputs[0] for each in nodes], name=f"{node.name}_total{graph.FLOAT}"))
+    onnx_ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, nodes[-1].outputs)
 
 
 def _by_input(node: "onnx_ir.Node") -> Array:
@@ -113,6 +165,7 @@ def _transposed(node: "onnx_ir.Node") -> bool:
 def _constant(model: "onnx_ir.Model", name: str, array: Array) -> "onnx_ir.Value":
     import onnx_ir
 
-    value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(np.ascontiguousarray(array, np.float32)))
+    kind = np.int64 if array.dtype.kind == "i" else np.float32
+    value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(np.ascontiguousarray(array, kind)))
     model.graph.register_initializer(value)
     return value

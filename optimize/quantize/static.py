@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize.export import graph
-from optimize.quantize import calibrate
+from optimize.quantize import calibrate, table
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -35,7 +35,7 @@ BETWEEN = (
     *("Concat", "Split", "Slice", "Pad", "Resize", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"),
 )
 """Operators that a convolutional net may have between those, and that ONNX Runtime runs in INT8."""
-SENSITIVE = ("Softmax", "LayerNormalization", "Attention")
+SENSITIVE = ("Softmax", "LayerNormalization", "SkipLayerNormalization", "MultiHeadAttention", "Attention")
 """Operators that mark a transformer, whose activations have outliers: what lies between its weights stays float."""
 
 NARROW_CHANNELS, NARROW_PRODUCTS = 3, 100
@@ -44,10 +44,15 @@ NARROW_CHANNELS, NARROW_PRODUCTS = 3, 100
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Static:
-    """Static INT8 (Q/DQ): weights int8, activations uint8."""
+    """Static INT8 (Q/DQ): weights int8, activations uint8 or int8."""
 
     calibrator: Literal["minmax", "entropy", "percentile"] = Field(
         default="minmax", description="How the range of an activation is taken from the calibration samples."
+    )
+    activations: Literal["auto", "uint8", "int8"] = Field(
+        default="auto",
+        description="uint8 with a zero point, which is fast on a CPU, or int8 without, which TensorRT asks for; auto "
+        "goes by the target's device.",
     )
     per_channel: bool = Field(default=True, description="One scale for each output channel of a weight.")
     samples: int = Field(default=256, ge=calibrate.FEWEST, description="Calibration samples at most.")
@@ -72,12 +77,15 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     model = graph.load(subject)
-    graph.refuse_quantized(model, subject)
-    present = graph.operators(model)
+    graph.refuse_quantized(model, subject, WEIGHTED)
+    present = graph.operators(model) - {"Gather"}
     kinds = WEIGHTED if present & set(SENSITIVE) else (*WEIGHTED, *BETWEEN)
     names = [*graph.excluded(model, config.exclude), *narrow_convolutions(model)]
     graph.refuse_idle(model, WEIGHTED, names)
-    names += pool_first(model, names)
+    tables = graph.names_of(model, ("Gather",))
+    table.round_tables(model, names)
+    names += [*pool_first(model, names), *tables, *biases(model)]
+    symmetric = config.activations == "int8" or (config.activations == "auto" and context.target.device == "cuda")
     graph.save(model, subject)
     batches = calibrate.samples(context.workload, config.samples)
     if config.calibrator != "minmax":
@@ -89,7 +97,7 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
         op_types_to_quantize=[kind for kind in kinds if kind in present],
         per_channel=config.per_channel,
         reduce_range=config.reduce_range,
-        activation_type=QuantType.QUInt8,
+        activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         nodes_to_exclude=names,
         calibrate_method={
@@ -99,7 +107,13 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
         }[config.calibrator],
         # The product of two activations (attention scores) keeps its precision, and so does what a dense layer returns:
         # ONNX Runtime quantizes that itself where the next layer wants it so.
-        extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+        extra_options={
+            "MatMulConstBOnly": True,
+            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+            # TensorRT takes no zero points and no INT32 bias.
+            "ActivationSymmetric": symmetric,
+            "QuantizeBias": not symmetric,
+        },
     )
     return graph.rewrite(subject, quantize, shield_float)
 
@@ -141,6 +155,17 @@ def pool_first(model: "onnx_ir.Model", floats: Sequence[str]) -> list[str]:
         moved += [str(relu.name), str(pool.name)]
     model.graph.sort()
     return moved
+
+
+def biases(model: "onnx_ir.Model") -> list[str]:
+    """Return the sums of a MatMul and a constant: what a dense layer returns keeps its precision with its bias too."""
+    return [
+        str(node.name)
+        for node in model.graph
+        if node.op_type == "Add"
+        and any(value is not None and value.is_initializer() for value in node.inputs)
+        and any(before is not None and before.op_type == "MatMul" for before in node.predecessors())
+    ]
 
 
 def shield_float(model: "onnx_ir.Model") -> None:

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from optimize.errors import BadGraph, BadRecipe, NoEffect
 from optimize.export import graph
+from optimize.quantize import table
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 Bits = Literal["int8", "int4", "float"]
 PRODUCTS, TABLES = ("MatMul", "Gemm"), ("Gather",)
-SMALLEST_TABLE = 4096
-"""Values below which a constant that is looked up is no embedding table."""
-SMALLEST = 1e-8
-"""Stands for the magnitude of a row of zeros."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -45,7 +42,7 @@ class WeightOnly:
 def matches(subject: Path) -> list[str]:
     """List the nodes with weights that can be quantized."""
     model = graph.load(subject)
-    return [*graph.names_of(model, PRODUCTS), *_tables(model)]
+    return graph.names_of(model, (*PRODUCTS, *TABLES))
 
 
 def apply(config: WeightOnly, subject: Path, context: "Context") -> Path:
@@ -62,7 +59,7 @@ def apply(config: WeightOnly, subject: Path, context: "Context") -> Path:
         )
     model = graph.load(subject)
     kept = set(graph.excluded(model, config.exclude))
-    found = {"weights": graph.names_of(model, PRODUCTS), "tables": _tables(model)}
+    found = {"weights": graph.names_of(model, PRODUCTS), "tables": graph.names_of(model, TABLES)}
     chosen = {
         name: bits
         for what, bits in (("weights", config.weights), ("tables", config.tables))
@@ -78,23 +75,10 @@ def apply(config: WeightOnly, subject: Path, context: "Context") -> Path:
         if node.op_type == "Gemm":
             _split_gemm(model, node)
         elif node.op_type == "Gather" and chosen[str(node.name)] == "int8":
-            _round_table(model, node)
+            table.round_rows(model, node)
             del chosen[str(node.name)]
     graph.save(model, subject)
     return graph.rewrite(subject, lambda source, destination: _pack(config, chosen, Path(source), Path(destination)))
-
-
-def _tables(model: "onnx_ir.Model") -> list[str]:
-    """Return the names of the nodes that look rows of a float matrix up."""
-    nodes = {node.name: node for node in model.graph}
-    found = []
-    for name in graph.names_of(model, TABLES):
-        table = nodes[name].inputs[0]
-        weight = table.const_value if table is not None else None
-        by_rows = nodes[name].attributes.get_int("axis", 0) == 0
-        if weight is not None and len(weight.shape) == 2 and weight.dtype.is_floating_point() and by_rows:
-            found += [name] * (weight.size >= SMALLEST_TABLE)
-    return found
 
 
 def _split_gemm(model: "onnx_ir.Model", node: "onnx_ir.Node") -> None:
@@ -116,24 +100,6 @@ def _split_gemm(model: "onnx_ir.Model", node: "onnx_ir.Node") -> None:
         nodes.append(onnx_ir.node("Add", [result, node.inputs[2]], name=f"{node.name}_bias"))
         result = nodes[-1].outputs[0]
     onnx_ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, [result])
-
-
-def _round_table(model: "onnx_ir.Model", node: "onnx_ir.Node") -> None:
-    """Look rows of INT8 numbers up instead of floats, and the scale of each row beside them."""
-    import numpy as np
-    import onnx_ir
-
-    table = graph.constant(node.inputs[0])
-    scale = np.maximum(np.abs(table).max(axis=1, keepdims=True), SMALLEST).astype(np.float32) / 127
-    arrays = {"rows": np.rint(table / scale).astype(np.int8), "scales": scale}
-    values = {key: onnx_ir.Value(name=f"{node.name}_{key}", const_value=onnx_ir.tensor(arrays[key])) for key in arrays}
-    for value in values.values():
-        model.graph.register_initializer(value)
-    rows, scales = (onnx_ir.node("Gather", [value, node.inputs[1]]) for value in values.values())
-    numbers = onnx_ir.node("Cast", [rows.outputs[0]], attributes={"to": int(onnx_ir.DataType.FLOAT)})
-    product = onnx_ir.node("Mul", [numbers.outputs[0], scales.outputs[0]], name=node.name)
-    nodes = [rows, scales, numbers, product]
-    onnx_ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, product.outputs)
 
 
 def _pack(config: WeightOnly, chosen: Mapping[str, str], source: Path, destination: Path) -> None:

@@ -91,7 +91,7 @@ def test_missing_weights_are_one_line_that_says_what_to_install(
 def test_the_recipe_is_valid() -> None:
     read = recipe.load(EXAMPLE.with_suffix(".toml"))
     assert read.target.batch == (1, 8, 32)
-    assert [type(step).__name__ for step in read.steps] == ["Onnx", "Dynamic"]
+    assert [type(step).__name__ for step in read.steps] == ["Onnx", "Fuse", "Smooth", "Dynamic"]
 
 
 @pytest.mark.slow
@@ -104,11 +104,13 @@ def test_int8_keeps_size_speed_and_neighbours(
     made = example.workload()
     module = made.build()
     source = export(module, made.inputs, made.outputs, tmp_path / "model.onnx")
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
     read = recipe.load(EXAMPLE.with_suffix(".toml"))
-    context = step.Context(made, module, read.target, 0, scratch, lambda text, fraction: None)
-    result = step.apply(read.steps[-1], source, context)
+    result = source
+    for number, config in enumerate(read.steps[1:]):
+        scratch = tmp_path / str(number)
+        scratch.mkdir()
+        context = step.Context(made, module, read.target, 0, scratch, lambda text, fraction: None)
+        result = step.apply(config, result, context)
 
     assert measure.file_bytes(source) / measure.file_bytes(result) >= 3.8
     reference = evaluate(TorchPredictor(module, made.outputs), made)
@@ -116,6 +118,6 @@ def test_int8_keeps_size_speed_and_neighbours(
     hit, fidelity = quality.scores
     assert (hit.metric, fidelity.metric) == ("hit@10", "fidelity")
     assert hit.value >= 0.95 * reference.scores[0].value > 0.5
-    assert fidelity.value >= 0.85
+    assert fidelity.value >= 0.93
     speeds = measure.speed({"trained": source, "int8": result}, made.inputs, Target(batch=(8,)))
     assert speeds.ratios("int8", "trained")[8].value > 1.2

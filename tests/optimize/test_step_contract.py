@@ -16,7 +16,7 @@ from optimize.step import METHODS, Context
 from optimize.workload import Workload
 from serve.target import Target
 
-TRANSFORMERS = ("prune.heads", "prune.layers")
+TRANSFORMERS = ("prune.heads", "prune.layers", "export.fuse")
 """Methods that find nothing to do in a CNN."""
 
 CONFIGS = pytest.mark.parametrize("kind", list(METHODS), ids=[method.name for method in METHODS.values()])
@@ -33,8 +33,12 @@ def context(workload: Workload, scratch: Path) -> Context:
 
 
 @pytest.fixture(scope="module")
-def exported(small: Workload, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(small.build(), small.inputs, small.outputs, tmp_path_factory.mktemp("exported") / "model.onnx")
+def exported(small: Workload, encoder: Workload, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("exported")
+    return {
+        made.name: export(made.build(), made.inputs, made.outputs, folder / f"{made.name}.onnx")
+        for made in (small, encoder)
+    }
 
 
 @pytest.fixture
@@ -44,8 +48,8 @@ def workload(kind: type, small: Workload, encoder: Workload) -> Workload:
 
 
 @pytest.fixture
-def subjects(workload: Workload, exported: Path) -> dict[str, Any]:
-    return {"torch": workload.build(), "export": workload.build(), "graph": exported}
+def subjects(workload: Workload, exported: dict[str, Path]) -> dict[str, Any]:
+    return {"torch": workload.build(), "export": workload.build(), "graph": exported[workload.name]}
 
 
 @CONFIGS
