@@ -3,7 +3,7 @@
 import click
 
 from loadtest.commandline import CommandGroup, version
-from optimize.commands import compare, doctor, evaluate, inspect, method, run, show, tensorrt
+from optimize.commands import compare, doctor, evaluate, inspect, method, run, sensitivity, show, tensorrt
 
 
 @click.group(cls=CommandGroup, context_settings={"max_content_width": 100})
@@ -15,5 +15,13 @@ def main() -> None:
 main.add_command(run.run)
 for family in method.FAMILIES:
     main.add_command(method.command(family))
-for command in (evaluate.evaluate, compare.compare, show.show, inspect.inspect, tensorrt.tensorrt, doctor.doctor):
+for command in (
+    evaluate.evaluate,
+    compare.compare,
+    show.show,
+    sensitivity.sensitivity,
+    inspect.inspect,
+    tensorrt.tensorrt,
+    doctor.doctor,
+):
     main.add_command(command)

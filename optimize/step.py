@@ -15,7 +15,7 @@ from optimize.errors import BadWorkload, NoEffect
 from optimize.export import fuse
 from optimize.export import onnx as export_onnx
 from optimize.prune import channels, heads, layers, weights
-from optimize.quantize import dynamic, fp8, half, nncf, qat, smooth, static, weight_only
+from optimize.quantize import dynamic, fp8, half, mixed, nncf, qat, smooth, static, weight_only
 from optimize.workload import Workload, file_of
 from serve.target import Target
 
@@ -102,6 +102,9 @@ METHODS: Mapping[type, Method] = {
     qat.Qat: Method("quantize.qat", "export", frozenset({"smaller", "faster"}), qat.needs, qat.apply, qat.matches),
     nncf.Nncf: Method(
         "quantize.nncf", "graph", frozenset({"smaller", "faster"}), nncf.needs, nncf.apply, nncf.matches
+    ),
+    mixed.Mixed: Method(
+        "quantize.mixed", "graph", frozenset({"smaller", "faster"}), mixed.needs, mixed.apply, mixed.matches
     ),
     dynamic.Dynamic: Method(
         "quantize.dynamic", "graph", frozenset({"smaller", "faster"}), nothing, dynamic.apply, dynamic.matches

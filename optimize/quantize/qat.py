@@ -8,22 +8,20 @@ them first: a trained model has no more use for batch statistics, and what is tr
 
 import itertools
 import math
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from loadtest.tensors import Array
-from optimize.errors import BadGraph, BadModel, NoEffect
+from optimize.errors import BadGraph, NoEffect
 from optimize.export import graph
+from optimize.quantize import captured
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
-    from torch.fx import GraphModule
 
     from optimize.evaluate import Quality
     from optimize.step import Context
@@ -75,11 +73,16 @@ def apply(config: Qat, module: "nn.Module", context: "Context") -> Path:
 
     from optimize import train
     from optimize.evaluate import evaluate
-    from optimize.export.onnx import export
     from optimize.predict import OnnxPredictor, TorchPredictor
 
     workload = context.workload
-    prepared = _prepared(config, module, context)
+    prepared = captured.prepared(module, workload, config.activations, NAME)
+    if not captured.rounds(prepared):
+        raise NoEffect(
+            f"{NAME}: nothing in it can be quantized",
+            where=type(module).__name__,
+            fix=f"it could match: {', '.join(matches(module)) or 'nothing in this model'}",
+        )
     objective = train.healing(context)
     train.fit(prepared, context, objective, name=NAME, epochs=config.epochs, learning_rate=config.learning_rate)
     # What is judged from here on may not move the ranges.
@@ -88,111 +91,19 @@ def apply(config: Qat, module: "nn.Module", context: "Context") -> Path:
     before = evaluate(TorchPredictor(prepared, workload.outputs), workload, reference)
     loss_before = _loss(prepared, objective, context)
     context.progress(f"{NAME}: converting and exporting", 0.9)
-    converted = _converted(prepared, context)
+    converted = captured.converted(prepared, workload)
     after = evaluate(TorchPredictor(converted, workload.outputs), workload, reference)
     context.progress(
         f"{NAME}: {_score(before)}, loss {loss_before:.4f} with rounding; "
         f"{_score(after)}, loss {_loss(converted, objective, context):.4f} converted",
         0.95,
     )
-    path = export(converted, workload.inputs, workload.outputs, context.scratch / "model.onnx", values=False)
-    made = graph.load(path)
-    graph.shorten_names(made.graph)
-    graph.save(made, path)
+    path = captured.to_onnx(converted, workload, context.scratch / "model.onnx")
     with OnnxPredictor(path) as predictor:
         answers = evaluate(predictor, workload, reference).outputs[workload.outputs[0]]
     agreement = _agreement(answers, after.outputs[workload.outputs[0]])
     context.progress(f"{NAME}: ONNX Runtime and the converted module have {agreement}", 1.0)
     return path
-
-
-def _prepared(config: Qat, module: "nn.Module", context: "Context") -> "nn.Module":
-    """Return the module with rounding in it, ready to train."""
-    import torch
-    from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
-    from torchao.quantization.pt2e.utils import _fuse_conv_bn_, _fuse_linear_bn_
-
-    from optimize import train
-    from optimize.export.onnx import followed, reason, wrapped
-
-    workload = context.workload
-    try:
-        with graph.quiet():
-            wrapper = wrapped(module, workload.inputs, workload.outputs)
-            captured = followed(wrapper, workload.inputs, strict=False).module(check_guards=False)
-            _fuse_conv_bn_(captured)
-            _fuse_linear_bn_(captured)
-            inserted = prepare_qat_pt2e(captured, _quantizer(config.activations == "int8"))
-    # The module itself runs, or there would be no trained model to compare with.
-    except Exception as error:
-        raise BadModel(
-            f"{NAME} cannot follow it: {reason(error)}",
-            where=type(module).__name__,
-            fix="keep data-dependent Python (int(), .item(), if on a tensor) out of forward, or use quantize.static",
-        ) from error
-    if not any("activation_post_process" in name for name, _ in inserted.named_children()):
-        raise NoEffect(
-            f"{NAME}: nothing in it can be quantized",
-            where=type(module).__name__,
-            fix=f"it could match: {', '.join(matches(module)) or 'nothing in this model'}",
-        )
-    prepared = _module(inserted, [spec.name for spec in workload.inputs])
-    # The buffers of the ranges get their size from the first batch, and a checkpoint needs them to have one.
-    with torch.no_grad():
-        prepared(**next(train.tensors(workload))[0])
-    return prepared
-
-
-def _quantizer(symmetric: bool) -> Any:
-    """Return torchao's rules for the layers that a CPU runs in INT8; the activations around zero if `symmetric`."""
-    import torch
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-
-    config = x86.get_default_x86_inductor_quantization_config(is_qat=True)
-    if symmetric:
-        spec = replace(
-            config.input_activation,
-            dtype=torch.int8,
-            quant_min=-128,
-            quant_max=127,
-            qscheme=torch.per_tensor_symmetric,
-        )
-        config = replace(config, input_activation=spec, output_activation=spec)
-    return x86.X86InductorQuantizer().set_global(config)
-
-
-def _module(inserted: "GraphModule", names: list[str]) -> "nn.Module":
-    """Return a module around a captured graph that takes its inputs by name and follows `train()` and `eval()`."""
-    from torch import nn
-    from torchao.quantization.pt2e import move_exported_model_to_eval, move_exported_model_to_train
-
-    class Captured(nn.Module):
-        """A graph has its batch norms and dropouts written into it in one of the modes."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = inserted
-
-        def train(self, mode: bool = True) -> Self:
-            if mode != self.training:
-                (move_exported_model_to_train if mode else move_exported_model_to_eval)(self.module)
-            self.training = mode
-            return self
-
-        def forward(self, **inputs: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
-            returned: tuple[torch.Tensor, ...] = self.module(*(inputs[name] for name in names))
-            return returned
-
-    return Captured().eval()
-
-
-def _converted(prepared: "nn.Module", context: "Context") -> "nn.Module":
-    """Return the module with its weights in INT8; `prepared` is of no use afterwards."""
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
-
-    with graph.quiet():
-        converted = convert_pt2e(prepared.module)
-        return _module(converted, [spec.name for spec in context.workload.inputs])
 
 
 def _loss(module: "nn.Module", objective: "Objective", context: "Context") -> float:

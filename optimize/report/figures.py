@@ -32,7 +32,7 @@ def journey(document: dict[str, Any]) -> str:
         names, colours = [*names, "endpoint"], [*colours, RESULT]
         scores, sizes = [*scores, document["endpoint"]["quality"]], [*sizes, sizes[-1]]
     scale, unit = _unit(max(sizes))
-    figure = _panels([f"{escape(scores[0]['metric'])}, 95 % interval", f"ONNX file, {unit}"], columns=2)
+    figure = panels([f"{escape(scores[0]['metric'])}, 95 % interval", f"ONNX file, {unit}"], columns=2)
     # One trace for each model, because error bars take only one colour.
     for name, colour, score in zip(names, colours, scores, strict=True):
         figure.add_scatter(
@@ -49,11 +49,11 @@ def journey(document: dict[str, Any]) -> str:
             row=1,
             col=1,
         )
-    _bars(figure, names, [size / scale for size in sizes], colours, unit, row=1, col=2)
+    bars(figure, names, [size / scale for size in sizes], colours, unit, row=1, col=2)
     low, high = min(score["low"] for score in scores), max(score["high"] for score in scores)
     figure.update_xaxes(range=[low - (high - low) * 0.1, high + (high - low) * 0.1], row=1, col=1)
     figure.add_vline(x=_floor(document), line={"color": RESULT, "width": 1.5, "dash": "dot"}, row=1, col=1)
-    return _html(figure, "figure-journey", HEAD + ROW * len(names))
+    return html(figure, "figure-journey", HEAD + ROW * len(names))
 
 
 def latency(document: dict[str, Any]) -> str:
@@ -62,11 +62,11 @@ def latency(document: dict[str, Any]) -> str:
     names, colours = [escape(name) for name, _ in entries], _colours(len(entries))
     batches = list(document["trained"]["cost"]["latency_ms"])
     columns = min(2, len(batches))
-    figure = _panels([f"batch {escape(batch)}, ms" for batch in batches], columns)
+    figure = panels([f"batch {escape(batch)}, ms" for batch in batches], columns)
     for index, batch in enumerate(batches):
         times = [entry["cost"]["latency_ms"].get(batch, 0.0) for _, entry in entries]
-        _bars(figure, names, times, colours, "ms", row=index // columns + 1, col=index % columns + 1)
-    return _html(figure, "figure-latency", -(-len(batches) // columns) * (HEAD + ROW * len(names)))
+        bars(figure, names, times, colours, "ms", row=index // columns + 1, col=index % columns + 1)
+    return html(figure, "figure-latency", -(-len(batches) // columns) * (HEAD + ROW * len(names)))
 
 
 def load(report: dict[str, Any]) -> str:
@@ -85,10 +85,10 @@ def load(report: dict[str, Any]) -> str:
         )
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
     figure.update_yaxes(title_text="ms", rangemode="tozero", nticks=6)
-    return _html(figure, "figure-load", 300)
+    return html(figure, "figure-load", 300)
 
 
-def _panels(titles: list[str], columns: int) -> Figure:
+def panels(titles: list[str], columns: int) -> Figure:
     """Return panels side by side whose rows are the models, the trained one at the top, named once at the left."""
     rows = -(-len(titles) // columns)
     figure = make_subplots(
@@ -112,7 +112,8 @@ def _models(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [("trained", document["trained"]), *steps]
 
 
-def _bars(figure: Figure, names: list[str], values: list[float], colours: list[str], unit: str, **place: int) -> None:
+def bars(figure: Figure, names: list[str], values: list[float], colours: list[str], unit: str, **place: int) -> None:
+    """Draw one bar for each model into the panel at `place` (row, col), with its value behind it."""
     figure.add_bar(
         x=values,
         y=names,
@@ -129,7 +130,8 @@ def _bars(figure: Figure, names: list[str], values: list[float], colours: list[s
     figure.update_xaxes(range=[0, max(values) * 1.25], **place)
 
 
-def _html(figure: Figure, name: str, height: int) -> str:
+def html(figure: Figure, name: str, height: int) -> str:
+    """Return a figure in the pages' style as the HTML element `name` of so many pixels."""
     figure.update_layout(
         template="none",
         height=height,

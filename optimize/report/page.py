@@ -31,10 +31,18 @@ def write(document: dict[str, Any], folder: Path) -> Path:
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
-    page = folder / NAME
-    temporary = folder / f".{NAME}.part"
+    return save(render(document, folder), folder / NAME)
+
+
+def save(text: str, page: Path) -> Path:
+    """Write a page, whole or not at all, and return its path.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full.
+    """
+    temporary = page.with_name(f".{page.name}.part")
     try:
-        temporary.write_text(render(document, folder), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(page)
     finally:
         temporary.unlink(missing_ok=True)
@@ -43,17 +51,9 @@ def write(document: dict[str, Any], folder: Path) -> Path:
 
 def render(document: dict[str, Any], folder: Path) -> str:
     """Return the page as HTML; arguments as for `write`."""
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters.update(number=report.number, score="{:.4f}".format, change=_change, whole="{:,}".format)
     load = document["load"]
     machine = document.get("environment") or environment(document["recipe"]["target"]["device"])
-    return templates.get_template("page.html").render(
+    return templates().get_template("page.html").render(
         run=document,
         verdict=verdict(document),
         refused=[gate for gate in document["gates"] if not gate["passed"]],
@@ -76,6 +76,19 @@ def render(document: dict[str, Any], folder: Path) -> str:
         },
         plotly=get_plotlyjs(),
     )
+
+
+def templates() -> Environment:
+    """Return what renders the pages of this folder."""
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters.update(number=report.number, score="{:.4f}".format, change=_change, whole="{:,}".format)
+    return found
 
 
 def verdict(document: dict[str, Any]) -> dict[str, str]:

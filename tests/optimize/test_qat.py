@@ -18,7 +18,7 @@ from optimize.errors import BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
 from optimize.evaluate import evaluate
 from optimize.predict import OnnxPredictor
 from optimize.prune.channels import Channels
-from optimize.quantize import qat
+from optimize.quantize import captured, qat
 from optimize.quantize.dynamic import Dynamic
 from optimize.quantize.qat import Qat
 from optimize.recipe import ordered
@@ -125,20 +125,18 @@ def test_other_dims_stay_dynamic_and_no_loss_is_needed(train: Train) -> None:
 
 
 def test_a_module_that_cannot_be_followed_is_refused_by_name() -> None:
-    made = pooled(Branching())
     with pytest.raises(BadModel, match=r"Branching: quantize\.qat cannot follow it: GuardOnDataDependent") as raised:
-        qat._prepared(Qat(), Branching(), step.Context(made, Branching(), Target(), 0, Path(), lambda text, _: None))
+        captured.prepared(Branching(), pooled(Branching()), "uint8", "quantize.qat")
     assert "quantize.static" in raised.value.fix
 
 
-def test_nothing_to_quantize_is_loud() -> None:
+def test_nothing_to_quantize_is_loud(train: Train) -> None:
     class Sum(nn.Module):
         def forward(self, mask: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"y": tokens.sum(1)[:, :8]}
 
-    made = pooled(Sum())
     with pytest.raises(NoEffect, match="nothing in it can be quantized"):
-        qat._prepared(Qat(), Sum(), step.Context(made, Sum(), Target(), 0, Path(), lambda text, _: None))
+        train(Qat(), pooled(Sum()))
 
 
 def test_it_needs_training_data_before_anything_starts(train: Train) -> None:

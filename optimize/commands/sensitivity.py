@@ -1,0 +1,90 @@
+"""`optimize sensitivity`: what each layer loses and gains when a method treats it alone."""
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loadtest.commandline import PATH, document, emit, json_option, reporting
+from loadtest.errors import UsageError
+
+if TYPE_CHECKING:
+    from optimize.workload import Workload
+
+
+@click.command()
+@click.argument("source")
+@click.option("--output", required=True, type=PATH, help="The HTML page to write.")
+@click.option("--method", help="Methods, with commas.  [default: quantize.static or .dynamic, and prune.channels]")
+@click.option("--ratio", type=float, default=0.5, show_default=True, help="Share that a pruning method removes.")
+@click.option("--samples", type=click.IntRange(0), default=0, help="Evaluation samples to judge.  [default: all]")
+@click.option("--depth", type=click.IntRange(0), default=0, help="Group layers by so many parts of their path.")
+@click.option("--batch", default="1,32", show_default=True, help="Batch sizes to measure at.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seeds every choice.")
+@json_option
+def sensitivity(source: str, output: Path, as_json: bool, samples: int, **options: Any) -> None:
+    """Treat each layer of SOURCE, a float workload or bundle, alone, and show what that loses and gains.
+
+    Loss is of the workload's first score, against the untreated ONNX file; speed is measured against it in alternating
+    runs. Losses of single layers do not add up: quantize.mixed judges whole assignments.
+
+    \b
+    Example:
+      optimize sensitivity examples/digits_cnn.py:workload --output build/sensitivity.html
+    """
+    from optimize import sensitivity as study
+    from optimize import source as sources
+    from optimize.report import sensitivity as report
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise UsageError("no page can be written there", where=str(output), fix="name a file in a folder of yours")
+    with reporting() as progress:
+        source_bundle = sources.load(source)
+        workload = study.judged(source_bundle.workload, samples)
+        effects, skipped = _study(source_bundle, workload, progress, **options)
+    result = document(
+        source=source,
+        workload=workload.name,
+        samples=sum(len(next(iter(batch.inputs.values()))) for batch in workload.batches("evaluation")),
+        batch=[int(batch) for batch in (effects[0].speedup if effects else ())],
+        layers=[effect.document() for effect in effects],
+        skipped=skipped,
+    )
+    report.write(result, output)
+    if as_json:
+        emit(result)
+    else:
+        report.table(result, output)
+
+
+def _study(
+    bundle: Any, workload: "Workload", progress: Any, *, method: str, ratio: float, depth: int, batch: str, seed: int
+) -> Any:
+    from optimize import recipe, step
+    from optimize import sensitivity as study
+    from serve import scratch
+    from serve.target import Target
+
+    names = method or f"quantize.{'static' if workload.calibration else 'dynamic'},prune.channels"
+    configs = [_config(name.strip(), ratio) for name in names.split(",")]
+    for config in configs:
+        step.check_needs(config, workload)
+    sizes = [int(size) if size.strip().isdigit() else size for size in batch.split(",")]
+    target = recipe.build(Target, {"batch": sizes}, "--batch")
+    with scratch.folder() as folder:
+        context = step.Context(workload, workload.build(), target, seed, folder, progress)
+        return study.study(configs, bundle, context, depth)
+
+
+def _config(name: str, ratio: float) -> Any:
+    from optimize import recipe
+    from optimize.step import NAMES
+
+    if name not in NAMES:
+        raise UsageError(f"--method: there is no method {name!r}", fix=f"use one of {', '.join(NAMES)}")
+    kind = NAMES[name]
+    has_ratio = "ratio" in {entry.name for entry in fields(kind)}
+    return recipe.build(kind, {"ratio": ratio} if has_ratio else {}, f"--method {name}")

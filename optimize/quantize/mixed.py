@@ -1,0 +1,200 @@
+"""Mixed precision: as many layers in INT8 as a budget allows, the sensitive ones in float or with INT8 weights only.
+
+Each layer is quantized alone and judged; in the order of what they lose for what there is to gain, layers leave INT8
+until the model keeps the budget (the greedy search of Dong et al., "HAWQ", ICCV 2019, arXiv 1905.03696, with the
+workload's own metric in the place of the curvature). The whole assignment is judged at every step of the search, and
+by the recipe's gate again. It was chosen on those samples, so on others the loss will be somewhat larger.
+"""
+
+import bisect
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass as plain
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from optimize.errors import BadRecipe, NoEffect
+from optimize.export import graph
+from serve import scratch
+
+if TYPE_CHECKING:
+    from optimize.evaluate import Quality
+    from optimize.recipe import Budget
+    from optimize.sensitivity import Effect, Untreated
+    from optimize.step import Context
+
+NAME = "quantize.mixed"
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "LSTM")
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Mixed:
+    """INT8 for the layers that bear it, chosen by their measured loss."""
+
+    ranges: Literal["static", "dynamic"] = Field(
+        default="static", description="Activation ranges of INT8 layers: from calibration data, or from each batch."
+    )
+    weight_only: bool = Field(
+        default=False, description="Give the layers that left INT8 8-bit weights, where the budget still holds."
+    )
+    max_drop: float | None = Field(default=None, ge=0, description="Absolute loss of the first score that is allowed.")
+    keep: float | None = Field(
+        default=None, gt=0, le=1, description="Share of the first score to keep; 0.99 where neither is given."
+    )
+    judge_samples: int = Field(default=0, ge=0, description="Evaluation samples that are judged; 0 for all.")
+    exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
+
+
+def needs(config: Mixed) -> tuple[str, ...]:
+    """Return which data of the workload the ranges are taken from."""
+    return ("calibration",) if config.ranges == "static" else ()
+
+
+def matches(subject: Path) -> list[str]:
+    """List the nodes with weights that can be quantized."""
+    return graph.names_of(graph.load(subject), WEIGHTED)
+
+
+def apply(config: Mixed, subject: Path, context: "Context") -> Path:
+    """Return the cheapest file that keeps the budget, as the greedy search finds it.
+
+    Raises:
+        BadRecipe: the budget does not suit the metric.
+        NoEffect: the float model breaks the budget by itself, or no quantized one keeps it.
+    """
+    from optimize import sensitivity
+
+    budget = _budget(config, context)
+    judging = replace(context, workload=sensitivity.judged(context.workload, config.judge_samples))
+    against = sensitivity.untreated(subject, judging)
+    judge = _Judge(judging, against.trained, budget)
+    if not judge.keeps(against.quality, "float"):
+        raise NoEffect(
+            f"{NAME}: the float model breaks the budget by itself",
+            where=context.workload.name,
+            fix="allow a larger max_drop, or train the model longer after what was done to it",
+        )
+    files: dict[int, Path] = {}
+    ranking: list[str] = []
+
+    def holds(floats: int) -> bool:
+        exclude = (*config.exclude, *(glob.escape(name) for name in ranking[:floats]))
+        folder = context.scratch / f"{floats}-float"
+        folder.mkdir()
+        files[floats] = sensitivity.treat(_int8(config, exclude), subject, folder, judging)
+        what = f"all but {floats} of {len(ranking)} layers in INT8" if floats else "every layer in INT8"
+        return judge.keeps(judge.quality(files[floats]), what)
+
+    if holds(0):
+        return files[0]
+    ranking += _ranking(config, subject, against, judging)
+    # The loss falls as layers leave INT8, so the fewest are found by halving.
+    floats = 1 + bisect.bisect_left(range(1, len(ranking)), True, key=holds)
+    if floats >= len(ranking):
+        raise NoEffect(
+            f"{NAME}: no assignment with a layer in INT8 keeps the budget",
+            where=context.workload.name,
+            fix="allow a larger max_drop, use quantize.weight_only, or train with quantize.qat",
+        )
+    path, left = files[floats], ranking[:floats]
+    if config.weight_only:
+        path, left = _packed(path, left, judge, context)
+    context.progress(f"{NAME}: float: {', '.join(left) or 'none'}", 1.0)
+    return path
+
+
+@plain
+class _Judge:
+    """Decides whether a file keeps the budget against the trained model, on the judged samples."""
+
+    context: "Context"
+    trained: "Quality"
+    budget: "Budget"
+
+    def quality(self, path: Path) -> "Quality":
+        from optimize.evaluate import evaluate
+        from optimize.predict import open_graph
+
+        with open_graph(path, self.context.target) as predictor:
+            return evaluate(predictor, self.context.workload, self.trained.outputs)
+
+    def keeps(self, quality: "Quality", what: str) -> bool:
+        from optimize import gate
+        from optimize.evaluate import compare
+
+        trained, score = self.trained.scores[0], quality.scores[0]
+        judged = gate.quality(self.budget, trained, score, compare(self.context.workload, score, trained))
+        state = "kept" if judged.passed else "not kept"
+        self.context.progress(f"{NAME}: {what}: {score.metric} {score.value:.4f}, wanted {judged.limit}: {state}", 0.9)
+        return judged.passed
+
+
+def _budget(config: Mixed, context: "Context") -> "Budget":
+    from optimize import gate
+    from optimize.recipe import Budget
+
+    if config.keep is not None and config.max_drop is not None:
+        raise BadRecipe("keep and max_drop are both given", where=NAME, fix="keep one of them")
+    budget = Budget(keep=config.keep, max_drop=config.max_drop)
+    gate.check_budget(budget, context.workload)
+    return budget
+
+
+def _int8(config: Mixed, exclude: tuple[str, ...]) -> Any:
+    """Return the config of the method that quantizes, through the table: methods do not know each other."""
+    from optimize.step import NAMES
+
+    return NAMES[f"quantize.{config.ranges}"](exclude=exclude)
+
+
+def _packed(path: Path, floats: Sequence[str], judge: _Judge, context: "Context") -> tuple[Path, list[str]]:
+    """Give the float layers 8-bit weights, the least sensitive first; return the file and the layers left float."""
+    from optimize import sensitivity
+    from optimize.step import NAMES
+
+    found, packed = path, list[str]()
+    for name in reversed(floats):
+        folder = context.scratch / f"{len(packed)}-packed-{floats.index(name)}"
+        folder.mkdir()
+        weights = NAMES["quantize.weight_only"](exclude=sensitivity.others(path, [*packed, name]))
+        try:
+            tried = sensitivity.treat(weights, path, folder, judge.context)
+        except NoEffect:
+            continue  # it knows no convolutions
+        if judge.keeps(judge.quality(tried), f"{name} with 8-bit weights"):
+            found, packed = tried, [*packed, name]
+    return found, [name for name in floats if name not in packed]
+
+
+def _ranking(config: Mixed, subject: Path, against: "Untreated", context: "Context") -> list[str]:
+    """Return the layers by what each loses alone in INT8 for what there is to gain there, the worst first."""
+    from optimize import sensitivity
+
+    excluded = graph.excluded(graph.load(subject), config.exclude)
+    names = [name for name in matches(subject) if name not in excluded]
+    gain = sensitivity.gains(subject, names, context.workload.inputs)
+    effects = []
+    for number, name in enumerate(names, 1):
+        with scratch.folder() as folder:
+            alone = _int8(config, sensitivity.others(subject, [name]))
+            try:
+                path = sensitivity.treat(alone, subject, folder, context)
+            except NoEffect:
+                continue  # it stays float anyway
+            effect = sensitivity.effect(name, NAME, path, against, context)
+        effects.append(effect)
+        context.progress(
+            f"{NAME}: {name} alone in INT8 loses {effect.loss:+.4f} of {effect.metric}, changes outputs by "
+            f"{effect.error:.2%}, holds {gain[name] / 2:.1%} of what there is to gain",
+            number / len(names),
+        )
+
+    def price(effect: "Effect") -> tuple[float, float]:
+        # Where a metric of whole samples sees no loss, the change of the outputs decides.
+        return max(effect.loss, 0.0) / gain[effect.name], effect.error / gain[effect.name]
+
+    return [effect.name for effect in sorted(effects, key=price, reverse=True)]
