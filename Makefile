@@ -58,6 +58,17 @@ bench: server  ## both workloads, and the figures that README.md quotes
 zoo: server  ## every example architecture through its recipe to an endpoint; NAMES="mlp lstm" runs some of them
 	$(BIN)/python benchmarks/zoo.py $(NAMES)
 
+# Olive in an environment of its own that sees ours: what it pins reaches nobody else.
+.venv-peers/.ready: $(READY)
+	$(PYTHON) -m venv .venv-peers
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth"
+	.venv-peers/bin/pip install -c constraints.txt 'olive-ai==0.13.0' requests
+	@touch $@
+
+bench-compress: $(READY) .venv-peers/.ready  ## our compression beside the peers'; NAMES="resnet" for some subjects
+	PYTHONPATH=. $(BIN)/python benchmarks/compress.py $(NAMES)
+
 refresh-model-repository: server  ## make the committed small model again
 	rm -rf build/runs/refresh model_repository/digits_cnn && $(BIN)/optimize run examples/digits_cnn.py:workload \
 		--recipe examples/digits_cnn.toml --output build/runs/refresh --repository model_repository

@@ -160,14 +160,34 @@ def speed(
     from optimize.predict import open_graph
 
     plain = replace(target, runtime="onnxruntime")
-    rng = np.random.default_rng(0)
-    arrays = {batch: {spec.name: spec.generate(rng, batch) for spec in inputs} for batch in target.batch}
     sessions = {
         name: open_graph(path, plain if name == baseline else target, target.device) for name, path in files.items()
     }
-    blocks = list(itertools.product(target.batch, sessions))
+    return alternate(sessions, inputs, target.batch, rounds=rounds, seconds=seconds)
+
+
+def alternate(
+    sessions: "Mapping[str, GraphPredictor]",
+    inputs: Sequence[TensorSpec],
+    batches: Sequence[int],
+    *,
+    rounds: int,
+    seconds: float,
+) -> Speeds:
+    """Time open files against each other, as `speed` says; they may run in different runtimes.
+
+    Args:
+        sessions: what is called, by name.
+        inputs: what is fed: random values in range, at the typical sizes.
+        batches: the batch sizes.
+        rounds: how often to alternate, at most.
+        seconds: after how long to stop, once a few rounds are done.
+    """
+    rng = np.random.default_rng(0)
+    arrays = {batch: {spec.name: spec.generate(rng, batch) for spec in inputs} for batch in batches}
+    blocks = list(itertools.product(batches, sessions))
     calls = {block: _calls(sessions[block[1]], arrays[block[0]]) for block in blocks}
-    taken: dict[str, dict[int, list[float]]] = {name: {batch: [] for batch in target.batch} for name in files}
+    taken: dict[str, dict[int, list[float]]] = {name: {batch: [] for batch in batches} for name in sessions}
     end = time.perf_counter() + seconds
     for number in range(rounds):
         if number >= FEWEST_ROUNDS and time.perf_counter() > end:
