@@ -12,7 +12,7 @@ from optimize.step import fingerprint
 
 
 class Checkpoint:
-    """The one file of a training: weights, optimizer and the number of finished epochs.
+    """The one file of a training: weights, optimizer, and how far it has come.
 
     Random numbers need no place in it: training seeds them anew for every epoch.
 
@@ -20,10 +20,14 @@ class Checkpoint:
         folder: of one step with one config; None where nothing is kept.
         module: as it is before the training. A training that starts from other weights gets another file.
         optimizer: of its parameters.
+
+    Attributes:
+        batches: how many the last epoch had; 0 before the first.
     """
 
     def __init__(self, folder: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._module, self._optimizer = module, optimizer
+        self.batches = 0
         self._file = folder / f"{fingerprint(module)[:16]}.pt" if folder else None
 
     def load(self) -> int:
@@ -36,6 +40,7 @@ class Checkpoint:
             return 0
         self._module.load_state_dict(saved["module"])
         self._optimizer.load_state_dict(saved["optimizer"])
+        self.batches = saved["batches"]
         return int(saved["epochs"])
 
     def save(self, epochs: int) -> None:
@@ -50,6 +55,7 @@ class Checkpoint:
                     "module": self._module.state_dict(),
                     "optimizer": self._optimizer.state_dict(),
                     "epochs": epochs,
+                    "batches": self.batches,
                 },
                 stream,
             )

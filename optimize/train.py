@@ -31,10 +31,10 @@ def fit(
 ) -> nn.Module:
     """Train `module` in place on the workload's training batches and return it in evaluation mode.
 
-    AdamW, its rate falling along a cosine from `learning_rate` to zero. On the GPU where there is one, and under
-    torchrun on the share of the batches that is this process's. Goes on after the last epoch that `context.checkpoint`
-    knows of: the weights become those of a training that was never killed, bit for bit, on a CPU whose training data
-    depend on nothing but the call of `training()` and torch's random numbers.
+    AdamW, its rate `learning_rate` in the first epoch, then falling along a cosine to zero. On the GPU where there is
+    one, and under torchrun on the share of the batches that is this process's. Goes on after the last epoch that
+    `context.checkpoint` knows of: the weights become those of a training that was never killed, bit for bit, on a CPU
+    and where the data depend on nothing but the call of `training()` and torch's random numbers.
 
     Args:
         module: has at least one parameter that requires a gradient.
@@ -76,9 +76,13 @@ def _epochs(
     for epoch in range(done, epochs):
         # Anew for every epoch, so that one after a restart draws what it would have drawn without.
         torch.manual_seed(context.seed + (epoch * processes.size() + processes.rank()) * SEED_STEP)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-        mean = _epoch(module, context.workload, objective, optimizer)
+
+        def rate(batch: int, epoch: int = epoch) -> float:
+            # Until the first epoch has shown how many batches there are, the peak.
+            gone = (epoch - 1 + min(batch / checkpoint.batches, 1)) / (epochs - 1) if epoch else 0.0
+            return learning_rate * 0.5 * (1 + math.cos(math.pi * gone))
+
+        mean, checkpoint.batches = _epoch(module, context.workload, objective, optimizer, rate)
         if not math.isfinite(mean):
             raise BadModel(f"{name}: the loss became {mean} in epoch {epoch + 1}", fix="lower learning_rate")
         checkpoint.save(epoch + 1)
@@ -159,8 +163,14 @@ def scaled_error(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return ((given - wanted) ** 2).mean() / wanted.var(correction=0).clamp(min=1e-12)
 
 
-def _epoch(module: nn.Module, workload: Workload, objective: Objective, optimizer: torch.optim.Optimizer) -> float:
-    """Train on one pass over the data and return the mean loss of the batches."""
+def _epoch(
+    module: nn.Module,
+    workload: Workload,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    rate: Callable[[int], float],
+) -> tuple[float, int]:
+    """Train on one pass over the data; return the mean loss of the batches, and how many there were."""
     total, count = 0.0, 0
     batches = itertools.islice(tensors(workload, device=processes.device()), processes.rank(), None, processes.size())
     while True:
@@ -175,7 +185,9 @@ def _epoch(module: nn.Module, workload: Workload, objective: Objective, optimize
         mean = processes.average(module, loss, samples)
         if mean is None:
             processes.average_buffers(module)
-            return total / count
+            return total / count, count
+        for group in optimizer.param_groups:
+            group["lr"] = rate(count)
         optimizer.step()
         total, count = total + mean, count + 1
 

@@ -84,12 +84,12 @@ def torchrun(*args: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, *map(str, args)], capture_output=True, text=True, cwd=ROOT, env=env, timeout=500, check=False
+        [*command, *map(str, args)], capture_output=True, text=True, cwd=ROOT, env=env, timeout=900, check=False
     )
 
 
 def test_two_processes_with_half_the_batch_are_one_with_the_whole(tiny: Path, tmp_path: Path) -> None:
-    one = subprocess.run([sys.executable, tiny, tmp_path / "one", "8"], cwd=ROOT, check=False, timeout=300)
+    one = subprocess.run([sys.executable, tiny, tmp_path / "one", "8"], cwd=ROOT, check=False, timeout=900)
     two = torchrun(tiny, tmp_path / "two", 4)
     assert one.returncode == two.returncode == 0, two.stderr
     single, first, second = (load_file(tmp_path / name) for name in ("one-0", "two-0", "two-1"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from optimize import bundle, pipeline, recipe, step, train
 from optimize.distill.logits import Logits
@@ -61,6 +62,19 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(small: Workload
     assert last.said[0] == "test: resumes after epoch 3 of 4"  # type: ignore[attr-defined]
     assert len(last.said) == 2  # type: ignore[attr-defined]
     assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+def test_the_rate_stays_for_an_epoch_and_then_falls_to_zero(small: Workload, tmp_path: Path) -> None:
+    rates: list[float] = []
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    fit(small, context(small, tmp_path, None), epochs=3)
+    handle.remove()
+    batches = len(list(small.batches("training")))
+    assert len(rates) == 3 * batches
+    assert rates[: batches + 1] == [1e-3] * (batches + 1)
+    assert rates[batches:] == sorted(rates[batches:], reverse=True)
+    assert rates[2 * batches] == pytest.approx(5e-4)
+    assert 0 < rates[-1] < 1e-5
 
 
 def test_a_damaged_checkpoint_is_as_good_as_none(small: Workload, tmp_path: Path) -> None:
@@ -120,7 +134,7 @@ def test_a_killed_command_resumes_and_leaves_nothing_behind(tmp_path: Path, user
         os.kill(killed.pid, signal.SIGKILL)
     assert (tmp_path / ".killed.checkpoint").is_dir()
     assert not (tmp_path / "killed").exists()
-    again = subprocess.run(command("killed"), capture_output=True, text=True, env=_alone(), timeout=300)
+    again = subprocess.run(command("killed"), capture_output=True, text=True, env=_alone(), timeout=900)
     assert again.returncode == 0, again.stderr
     resumed = re.search(r"resumes after epoch (\d+) of 8", again.stderr)
     assert resumed and 3 <= int(resumed[1]) < 8
