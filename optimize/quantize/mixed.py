@@ -103,7 +103,7 @@ def apply(config: Mixed, subject: Path, context: "Context") -> Path:
     path, left = files[floats], ranking[:floats]
     if config.weight_only:
         path, left = _packed(path, left, judge, context)
-    context.progress(f"{NAME}: float: {', '.join(left) or 'none'}", 1.0)
+    context.progress(f"{NAME}: stays float: {', '.join(left) or 'none'}", 1.0)
     return path
 
 

@@ -8,8 +8,9 @@ them first: a trained model has no more use for batch statistics, and what is tr
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from optimize.evaluate import Quality
     from optimize.step import Context
-    from optimize.train import Objective
+    from optimize.train import Objective, Tensors
 
 NAME = "quantize.qat"
 AGREEMENT = 0.998
@@ -89,13 +90,15 @@ def apply(config: Qat, module: "nn.Module", context: "Context") -> Path:
     prepared.apply(disable_observer)
     reference = evaluate(TorchPredictor(context.trained, workload.outputs), workload).outputs
     before = evaluate(TorchPredictor(prepared, workload.outputs), workload, reference)
-    loss_before = _loss(prepared, objective, context)
+    # Training batches may be drawn anew at every call.
+    batches = list(itertools.islice(train.tensors(workload), LOSS_BATCHES))
+    loss_before = _loss(prepared, objective, batches)
     context.progress(f"{NAME}: converting and exporting", 0.9)
     converted = captured.converted(prepared, workload)
     after = evaluate(TorchPredictor(converted, workload.outputs), workload, reference)
     context.progress(
         f"{NAME}: {_score(before)}, loss {loss_before:.4f} with rounding; "
-        f"{_score(after)}, loss {_loss(converted, objective, context):.4f} converted",
+        f"{_score(after)}, loss {_loss(converted, objective, batches):.4f} converted",
         0.95,
     )
     path = captured.to_onnx(converted, workload, context.scratch / "model.onnx")
@@ -106,11 +109,9 @@ def apply(config: Qat, module: "nn.Module", context: "Context") -> Path:
     return path
 
 
-def _loss(module: "nn.Module", objective: "Objective", context: "Context") -> float:
-    """Return the mean of the objective over some training batches."""
+def _loss(module: "nn.Module", objective: "Objective", batches: "Sequence[tuple[Tensors, Any]]") -> float:
+    """Return the mean of the objective over the batches."""
     import torch
-
-    from optimize import train
 
     def answer(**inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
@@ -119,7 +120,6 @@ def _loss(module: "nn.Module", objective: "Objective", context: "Context") -> fl
         return tuple(output.requires_grad_() if output.is_floating_point() else output for output in outputs)
 
     module.eval()
-    batches = itertools.islice(train.tensors(context.workload), LOSS_BATCHES)
     return float(np.mean([objective(cast("nn.Module", answer), *batch).item() for batch in batches]))
 
 

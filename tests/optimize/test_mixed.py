@@ -94,7 +94,7 @@ def test_only_the_layer_with_the_outlier_stays_float(search: Search, made: Workl
     path, said = search(Mixed(max_drop=0.02))
     assert [sorted(shape) for shape in float_weights(path)] == [[10, WIDTH]]
     assert accuracy(path, made) >= 0.98
-    assert said[-1] == "quantize.mixed: float: last/Gemm"
+    assert said[-1] == "quantize.mixed: stays float: last/Gemm"
     assert any("every layer in INT8: accuracy" in line and "not kept" in line for line in said)
     assert any("last/Gemm alone in INT8 loses +0." in line for line in said)
 
@@ -105,7 +105,7 @@ def test_the_others_may_have_8_bit_weights(search: Search, made: Workload) -> No
     assert float_weights(path) == [(10, WIDTH // 32)], "only the scales of the blocks"
     assert path.stat().st_size < floats.stat().st_size - 2.5 * WIDTH * 10
     assert accuracy(path, made) >= 0.8
-    assert said[-1] == "quantize.mixed: float: none"
+    assert said[-1] == "quantize.mixed: stays float: none"
     assert any("last/Gemm with 8-bit weights: accuracy" in line for line in said)
 
 
