@@ -4,7 +4,6 @@ A run's folder holds one bundle for each step (`0-trained`, `1-prune.channels`, 
 and the proof page. A bundle appears whole or not at all, so whatever is there may be used again.
 """
 
-import hashlib
 import json
 import shutil
 from dataclasses import fields, replace
@@ -14,10 +13,10 @@ from typing import Any
 import torch
 
 from loadtest import payload
-from loadtest.commandline import document, version
+from loadtest.commandline import document
 from loadtest.errors import UsageError
 from optimize import bundle as bundles
-from optimize import extra, follower, gate, measure
+from optimize import extra, follower, gate, measure, resume
 from optimize import step as steps_of
 from optimize.baseline import TRAINED, Progress, Trained, cost, establish, graph_of, reusable, silent
 from optimize.bundle import Bundle
@@ -31,11 +30,10 @@ from optimize.gate import Gate
 from optimize.measure import Cost, Speeds
 from optimize.predict import TorchPredictor, cut, open_graph
 from optimize.recipe import Recipe, ordered
-from optimize.workload import Workload, digest
+from optimize.workload import Workload
 from serve import model_config, scratch
 from serve.target import Target
 
-STATE = "digests.json"
 SAMPLES = 512
 """So many evaluation samples are drawn from to measure how much an output depends on its batch mates."""
 
@@ -75,7 +73,7 @@ def run(
         endpoint.check(repository, workload, recipe.target)
         if folder.resolve().is_relative_to(repository.resolve()):
             raise UsageError("the run's folder lies in the repository", where=str(folder), fix="name another --output")
-    _check_folder(folder)
+    resume.check(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with scratch.alone(folder):
         return _run(recipe, workload, folder, repository, force, strict, progress)
@@ -93,7 +91,7 @@ def _run(
     """Run in a folder that is this run's alone; arguments as for `run`."""
     from optimize.report import page
 
-    resumed = _prepare(folder, recipe, workload, progress)
+    resumed = resume.prepare(folder, recipe, workload, progress)
     trained = establish(workload, folder / f"0-{TRAINED}", progress)
     elements, last, quality = _steps(recipe, trained, folder, progress)
     speeds = _speeds(trained.bundle, folder, elements, recipe, progress)
@@ -186,7 +184,7 @@ def advance(
             made = steps_of.apply(step, subject, context)
         module = made if method.stage == "torch" else source.module
         if method.stage == "torch":
-            graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH)
+            graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH, real=workload.first())
         else:
             graph = drop_node_names(made) if last and method.stage == "graph" else made
         progress(f"{method.name}: evaluating", 0.9)
@@ -248,48 +246,6 @@ def _check(recipe: Recipe, workload: Workload) -> None:
     for step in recipe.steps:
         steps_of.check_needs(step, workload)
     gate.check_budget(recipe.budget, workload)
-
-
-def _prepare(folder: Path, recipe: Recipe, workload: Workload, progress: Progress) -> bool:
-    """Keep the folder's bundles when they come from the same recipe, code and data; else clear it and say why."""
-    progress("reading the data", 0.0)
-    now = {
-        "recipe": hashlib.sha256(recipe.toml().encode()).hexdigest(),
-        **digest(workload),
-        "model": steps_of.fingerprint(workload.build()),
-        "lathe": version(),
-    }
-    before = _digests(folder)
-    if before == now:
-        return any(folder.glob("[1-9]*-*"))
-    if before:
-        changed = ", ".join(key for key in now if before.get(key) != now[key])
-        progress(f"starting anew in {folder}: changed since the last run: {changed}", 0.0)
-    state = folder / STATE
-    # First of all, so that the folder stays one of a run however far this gets.
-    state.write_text(json.dumps({"state": "unfinished"}))
-    for old in (*folder.glob("[0-9]*-*"), *folder.glob(".[0-9]*-*.checkpoint")):
-        shutil.rmtree(old)
-    (folder / "recipe.toml").write_text(recipe.toml())
-    state.write_text(json.dumps(now, indent=2))
-    return False
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that holds something else than a run."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / STATE).is_file()):
-        raise BadRecipe("exists and is not the folder of a run", where=str(folder), fix="name another --output")
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """Return what the folder's bundles were made from; empty for a new folder."""
-    try:
-        found = json.loads((folder / STATE).read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) and found else {"state": "damaged"}
 
 
 def _steps(
