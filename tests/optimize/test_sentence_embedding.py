@@ -95,6 +95,23 @@ def test_the_recipe_is_valid() -> None:
 
 
 @pytest.mark.slow
+def test_training_texts_are_in_no_evaluated_docstring_and_the_same_at_every_call(example: ModuleType) -> None:
+    pairs, _ = example.docstring_pairs()
+    evaluated = {text for pair in pairs for text in (pair.query, pair.document)}
+    texts = example.paragraphs()
+    assert len(texts) == len(set(texts)) > 20_000
+    assert evaluated.isdisjoint(texts)
+    # Other docstrings share a few sentences with evaluated ones.
+    joined = "\n".join(evaluated)
+    assert sum(text in joined for text in texts[::10]) < len(texts[::10]) / 500
+    first, again = (next(iter(example.training())) for _ in range(2))
+    assert first.targets is None
+    assert np.array_equal(first.inputs["input_ids"], again.inputs["input_ids"])
+    assert first.inputs["input_ids"].shape[0] == example.TRAINING_BATCH
+    assert first.inputs["input_ids"].shape[1] <= example.LONGEST
+
+
+@pytest.mark.slow
 def test_int8_keeps_size_speed_and_neighbours(
     example: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
