@@ -1,5 +1,6 @@
 """The zoo: which examples run, how a row is judged, and that one which breaks leaves the others alone."""
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from optimize import recipe
+from optimize import recipe, step, workload
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples"
@@ -81,6 +82,30 @@ def test_only_a_refusal_that_says_what_to_do_is_no_failure(
     assert made.verdict == verdict
     assert ("prune more" if verdict == "refused" else "") in made.why
     assert verdict != "failed" or "the last line" in made.why
+
+
+def test_weights_are_trained_once_and_again_when_their_file_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(importlib.import_module("trained"), "CACHE", tmp_path / "cache")
+    example = tmp_path / "mlp_binary.py"
+    source = (EXAMPLES / "mlp_binary.py").read_text().replace("epochs=60", "epochs=1")
+
+    def fingerprint() -> tuple[str, bool]:
+        module = workload.load(f"{example}:workload").build()
+        return step.fingerprint(module), "training the weights of mlp_binary, once" in capsys.readouterr().err
+
+    example.write_text(source)
+    first = fingerprint()
+    assert first[1]
+    assert fingerprint() == (first[0], False)
+    example.write_text(source.replace("epochs=1", "epochs=2"))
+    changed = fingerprint()
+    assert changed[1] and changed[0] != first[0]
+    # A file that was cut short is not used.
+    (tmp_path / "cache" / "mlp_binary.safetensors").write_bytes(b"cut")
+    assert fingerprint() == changed
 
 
 @pytest.mark.slow
