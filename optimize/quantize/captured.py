@@ -1,5 +1,6 @@
 """Captured: a module as torch.export writes it down, with torchao's INT8 rounding put into it, on its way to ONNX."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from torch.fx import GraphModule
+
+WRAPPED = "module.module."
+"""What `prepared` puts before the names of the user's own modules."""
 
 
 def prepared(module: "nn.Module", workload: Workload, activations: str, name: str) -> "nn.Module":
@@ -37,6 +41,7 @@ def prepared(module: "nn.Module", workload: Workload, activations: str, name: st
         with graph.quiet():
             wrapper = wrapped(module, workload.inputs, workload.outputs)
             captured = followed(wrapper, workload.inputs, strict=False).module(check_guards=False)
+            _tell_calls_apart(captured)
             _fuse_conv_bn_(captured)
             _fuse_linear_bn_(captured)
             inserted = prepare_qat_pt2e(captured, _quantizer(activations == "int8"))
@@ -52,6 +57,17 @@ def prepared(module: "nn.Module", workload: Workload, activations: str, name: st
     with torch.no_grad():
         made(**next(train.tensors(workload))[0])
     return made
+
+
+def _tell_calls_apart(captured: "GraphModule") -> None:
+    """Name each further call of a module as one of its own: torchao takes all calls for one layer, and refuses it."""
+    calls: Counter[tuple[str, Any]] = Counter()
+    for node in captured.graph.nodes:
+        if stack := node.meta.get("nn_module_stack"):
+            key, (path, kind) = list(stack.items())[-1]
+            calls[path, node.target] += 1
+            if (number := calls[path, node.target]) > 1:
+                node.meta["nn_module_stack"] = {**stack, key: (f"{path}@{number}", kind)}
 
 
 def _quantizer(symmetric: bool) -> Any:
@@ -122,4 +138,6 @@ def to_onnx(module: "nn.Module", workload: Workload, path: Path) -> Path:
     export(module, workload.inputs, workload.outputs, path, values=False)
     made = graph.load(path)
     graph.shorten_names(made.graph)
+    for node in made.graph:
+        node.name = (node.name or "").removeprefix(WRAPPED)
     return graph.save(made, path)

@@ -4,6 +4,7 @@ Jacob et al., "Quantization and Training of Neural Networks for Efficient Intege
 (arXiv 1712.05877): every forward pass rounds, the gradient passes the rounding as if it were not there, and the ranges
 are moving averages. Torchao's PT2E inserts the rounding and converts. Batch norms are folded into the layers before
 them first: a trained model has no more use for batch statistics, and what is trained is then what is converted.
+Torchao rounds Conv2d and Linear; embedding tables, Conv1d and recurrent layers are left to a graph step after this one.
 """
 
 import itertools
