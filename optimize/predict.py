@@ -126,7 +126,14 @@ class OnnxPredictor:
         options.log_severity_level = 4
         wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+            try:
+                self.session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+            except Exception as error:
+                if "float8" not in str(error):
+                    raise
+                # It takes a product of FP8 for one of INT8, and then refuses what it made of it.
+                options.add_session_config_entry("session.disable_quant_qdq", "1")
+                self.session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
         except Exception as error:
             message = (str(error).strip().splitlines() or [""])[0]
             raise BadGraph(f"ONNX Runtime cannot load it: {message}", where=str(path), fix="export it again") from error

@@ -1,5 +1,6 @@
 """Train: the one training loop, for distillation, healing between cuts of a pruning schedule, and fake quantization."""
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -180,7 +181,8 @@ def _epoch(
             batch = next(batches, None)
             if batch is not None:
                 value = objective(module, *batch)
-                torch.autograd.backward(value)
+                with backward(workload):
+                    torch.autograd.backward(value)
                 loss, samples = value.item(), len(next(iter(batch[0].values())))
         mean = processes.average(module, loss, samples)
         if mean is None:
@@ -190,6 +192,25 @@ def _epoch(
             group["lr"] = rate(count)
         optimizer.step()
         total, count = total + mean, count + 1
+
+
+@contextlib.contextmanager
+def backward(workload: Workload) -> Iterator[None]:
+    """Make one line of what the backward pass of the user's model raises.
+
+    Raises:
+        BadModel: of any exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = (str(error).strip().splitlines() or [""])[0]
+        raise BadModel(
+            f"gradients cannot be taken through the model: {type(error).__name__}: {message}",
+            where=workload.name,
+            fix="let forward change no tensor in place that gradients need (x = x + y, not x += y), and see that the "
+            "backward of your own functions runs",
+        ) from error
 
 
 def tensors(

@@ -113,6 +113,12 @@ def student(name: str, module: nn.Module, context: "Context", method: str) -> nn
                 where=workload.source or workload.name,
                 fix="end the student with a layer that brings its outputs to the trained model's shapes",
             )
+        if given[output].dtype != tensor.dtype:
+            raise BadModel(
+                f"{method}: {what} returns {output!r} as {given[output].dtype}, the trained model as {tensor.dtype}",
+                where=workload.source or workload.name,
+                fix="let the student's forward convert its outputs to the trained model's types",
+            )
     return chosen
 
 

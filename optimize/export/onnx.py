@@ -1,5 +1,6 @@
 """export.onnx: a torch module becomes one ONNX file with the workload's names and dynamic axes."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +81,8 @@ def export(
 
     Raises:
         BadModel: the module does not take these inputs or does not return these outputs.
-        BadGraph: no exporter can follow the module, or an axis stays frozen; names the axis.
+        BadGraph: no exporter can follow the module, its forward branches on values, or an axis stays frozen; names the
+            line or the axis.
     """
     from optimize.export import verify
 
@@ -101,6 +103,13 @@ def export(
         except BadGraph as failure:
             failures.append(failure)
             temporary.unlink(missing_ok=True)
+            if exporter is _strict_dynamo and "data-dependent" in failure.what.lower():
+                # The tracer would write down the branch that its examples take, as if there were no other.
+                raise BadGraph(
+                    f"cannot be exported: its forward branches on values{_line(failures[0])}",
+                    where=type(module).__name__,
+                    fix="choose with torch.where or torch.cond instead of if, and check values outside of forward",
+                ) from failure
             continue
         return graph.move(temporary, destination)
     # A frozen axis found by running a graph says more than an exporter that gave up.
@@ -132,11 +141,22 @@ def _captured(
 
 def reason(error: BaseException) -> str:
     """Return the line of the innermost cause that says what went wrong; exporters wrap theirs in pages."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    error = _innermost(error)
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "specialized" in line or "Could not" in line]
     return f"{type(error).__name__}: {(telling or lines or [''])[0]}"
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _line(error: BaseException) -> str:
+    """Return the place in the user's code that torch.export stopped at, as far as it says one."""
+    found = re.search(r'raised this error:\s+File "(.+)", line (\d+)', str(_innermost(error)))
+    return f" ({found[1]}, line {found[2]})" if found else ""
 
 
 def wrapped(module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> "nn.Module":

@@ -7,8 +7,9 @@ sensitivity to scaling its output, is the score `taylor` here, for neurons as we
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from optimize.errors import NoEffect
 
@@ -30,7 +31,11 @@ class Heads:
         default=0.5, ge=0, lt=1, description="Share that is removed: of the heads of each attention; 0 leaves them."
     )
     ffn: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of the neurons of each feed-forward block that is removed."
+        default=0.0,
+        ge=0,
+        lt=1,
+        validate_default=True,
+        description="Share of the neurons of each feed-forward block that is removed.",
     )
     score: Literal["l2", "taylor"] = Field(
         default="l2", description="What ranks them: norm of the weights, or the loss's sensitivity (needs training)."
@@ -39,6 +44,13 @@ class Heads:
         default=1, ge=1, description="Keep a multiple of this many channels, of the neurons of a feed-forward block."
     )
     exclude: tuple[str, ...] = Field(default=(), description="Layers to leave alone, as globs on module names.")
+
+    @field_validator("ffn")
+    @classmethod
+    def _something_is_removed(cls, ffn: float, values: ValidationInfo) -> float:
+        if not ffn and values.data.get("ratio") == 0:
+            raise PydanticCustomError("ffn", "ratio is 0 too, and one of them must be above 0")
+        return ffn
 
 
 def needs(config: Heads) -> tuple[str, ...]:
@@ -71,8 +83,6 @@ def apply(config: Heads, module: "nn.Module", context: "Context") -> "nn.Module"
     from optimize.attention import substitute_all
     from optimize.prune import observe, units
 
-    if not config.ratio and not config.ffn:
-        raise NoEffect("prune.heads: ratio and ffn are both 0", where=context.workload.name, fix="raise one of them")
     excluded = observe.excluded(matches(module), config.exclude)
     if config.ratio:
         module = substitute_all(module)
@@ -159,7 +169,8 @@ def _sensitivities(module: "nn.Module", chosen: "list[Units]", context: "Context
     with without_fast_path():
         for inputs, targets in islice(train.tensors(context.workload), BATCHES):
             loss = train.label_loss(context.workload, forward(module, inputs, context.workload.outputs), targets)
-            gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
+            with train.backward(context.workload):
+                gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
             for total, made, weight, gradient in zip(totals, chosen, weights, gradients, strict=True):
                 total += (weight * gradient).detach().sum(0)[made.slices[-1].rows].sum(1).abs()
     for weight in frozen:

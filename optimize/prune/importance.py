@@ -78,7 +78,8 @@ def _taylor(module: nn.Module, context: "Context") -> dict[int, torch.Tensor]:
     changes = {id(parameter): torch.zeros_like(parameter) for parameter in parameters}
     for inputs, targets in islice(train.tensors(workload), TAYLOR_BATCHES):
         loss = train.label_loss(workload, forward(module, inputs, workload.outputs), targets)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        with train.backward(workload):
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 changes[id(parameter)] += (parameter.detach() * gradient).abs()
