@@ -100,12 +100,10 @@ METHODS: Mapping[type, Method] = {
         "quantize.static", "graph", frozenset({"smaller", "faster"}), static.needs, static.apply, static.matches
     ),
     qat.Qat: Method("quantize.qat", "export", frozenset({"smaller", "faster"}), qat.needs, qat.apply, qat.matches),
-    nncf.Nncf: Method(
-        "quantize.nncf", "graph", frozenset({"smaller", "faster"}), nncf.needs, nncf.apply, nncf.matches
-    ),
     mixed.Mixed: Method(
         "quantize.mixed", "graph", frozenset({"smaller", "faster"}), mixed.needs, mixed.apply, mixed.matches
     ),
+    nncf.Nncf: Method("quantize.nncf", "graph", frozenset({"smaller", "faster"}), nncf.needs, nncf.apply, nncf.matches),
     dynamic.Dynamic: Method(
         "quantize.dynamic", "graph", frozenset({"smaller", "faster"}), nothing, dynamic.apply, dynamic.matches
     ),

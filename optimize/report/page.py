@@ -53,28 +53,32 @@ def render(document: dict[str, Any], folder: Path) -> str:
     """Return the page as HTML; arguments as for `write`."""
     load = document["load"]
     machine = document.get("environment") or environment(document["recipe"]["target"]["device"])
-    return templates().get_template("page.html").render(
-        run=document,
-        verdict=verdict(document),
-        refused=[gate for gate in document["gates"] if not gate["passed"]],
-        loss=loss(document),
-        models=models(document),
-        batches=list(document["trained"]["cost"]["latency_ms"]),
-        places=places(document),
-        environment=machine,
-        digests=_digests(document, folder),
-        recipe=tomli_w.dumps(document["recipe"]),
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        percentiles=figures.PERCENTILES,
-        load_lines=[report.headline(load), report.plan_line(load)] if load else [],
-        load_facts=report.facts(load) if load else [],
-        load_page=LOAD_PAGE if (folder / LOAD_PAGE).is_file() else "",
-        figures={
-            "journey": figures.journey(document),
-            "latency": figures.latency(document),
-            "load": figures.load(load) if load else "",
-        },
-        plotly=get_plotlyjs(),
+    return (
+        templates()
+        .get_template("page.html")
+        .render(
+            run=document,
+            verdict=verdict(document),
+            refused=[gate for gate in document["gates"] if not gate["passed"]],
+            loss=loss(document),
+            models=models(document),
+            batches=list(document["trained"]["cost"]["latency_ms"]),
+            places=places(document),
+            environment=machine,
+            digests=_digests(document, folder),
+            recipe=tomli_w.dumps(document["recipe"]),
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            percentiles=figures.PERCENTILES,
+            load_lines=[report.headline(load), report.plan_line(load)] if load else [],
+            load_facts=report.facts(load) if load else [],
+            load_page=LOAD_PAGE if (folder / LOAD_PAGE).is_file() else "",
+            figures={
+                "journey": figures.journey(document),
+                "latency": figures.latency(document),
+                "load": figures.load(load) if load else "",
+            },
+            plotly=get_plotlyjs(),
+        )
     )
 
 
