@@ -29,7 +29,9 @@ class RowGRU(nn.Module):
 def workload() -> Workload:
     """Return the workload `gru`."""
     return learned(
-        replace(digits_cnn.workload(), name="gru", model=RowGRU), __file__, by_loss(epochs=30, learning_rate=5e-3)
+        lambda: replace(digits_cnn.workload(), name="gru", model=RowGRU),
+        __file__,
+        by_loss(epochs=30, learning_rate=5e-3),
     )
 
 

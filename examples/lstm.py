@@ -27,7 +27,9 @@ class TextLSTM(nn.Module):
 
 def workload() -> Workload:
     """Return the workload `lstm`."""
-    return learned(docstrings.classification("lstm", TextLSTM), __file__, by_loss(epochs=40, learning_rate=1e-2))
+    return learned(
+        lambda: docstrings.classification("lstm", TextLSTM), __file__, by_loss(epochs=40, learning_rate=1e-2)
+    )
 
 
 if __name__ == "__main__":

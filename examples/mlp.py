@@ -25,7 +25,7 @@ class MLP(nn.Module):
 
 def workload() -> Workload:
     """Return the workload `mlp`."""
-    return learned(replace(digits_cnn.workload(), name="mlp", model=MLP), __file__, by_loss(epochs=60))
+    return learned(lambda: replace(digits_cnn.workload(), name="mlp", model=MLP), __file__, by_loss(epochs=60))
 
 
 if __name__ == "__main__":

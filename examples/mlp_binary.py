@@ -45,9 +45,9 @@ def scores(outputs: Arrays, targets: Array, reference: Arrays) -> dict[str, Arra
     return {"accuracy": ((outputs["probability"] > 0.5) == (targets > 0.5))[:, 0].astype(np.float64)}
 
 
-def workload() -> Workload:
-    """Return the workload `mlp_binary`."""
-    made = Workload(
+def untrained() -> Workload:
+    """Return the workload without trained weights."""
+    return Workload(
         name="mlp_binary",
         model=BinaryMLP,
         inputs=(TensorSpec("point", "float32", (BATCH, 2)),),
@@ -59,7 +59,11 @@ def workload() -> Workload:
         scores=scores,
         bounded=True,
     )
-    return learned(made, __file__, by_loss(epochs=60, learning_rate=2e-2))
+
+
+def workload() -> Workload:
+    """Return the workload `mlp_binary`."""
+    return learned(untrained, __file__, by_loss(epochs=60, learning_rate=2e-2))
 
 
 if __name__ == "__main__":

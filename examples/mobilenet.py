@@ -36,7 +36,9 @@ class MobileNet(nn.Module):
 
 def workload() -> Workload:
     """Return the workload `mobilenet`."""
-    return learned(replace(digits_cnn.workload(), name="mobilenet", model=MobileNet), __file__, by_loss(epochs=15))
+    return learned(
+        lambda: replace(digits_cnn.workload(), name="mobilenet", model=MobileNet), __file__, by_loss(epochs=15)
+    )
 
 
 if __name__ == "__main__":

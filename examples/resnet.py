@@ -53,7 +53,7 @@ class ResNet(nn.Module):
 
 def workload() -> Workload:
     """Return the workload `resnet`."""
-    return learned(replace(digits_cnn.workload(), name="resnet", model=ResNet), __file__, by_loss(epochs=12))
+    return learned(lambda: replace(digits_cnn.workload(), name="resnet", model=ResNet), __file__, by_loss(epochs=12))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class TextCNN(nn.Module):
 
 def workload() -> Workload:
     """Return the workload `text_cnn`."""
-    return learned(docstrings.classification("text_cnn", TextCNN), __file__, by_loss(epochs=30))
+    return learned(lambda: docstrings.classification("text_cnn", TextCNN), __file__, by_loss(epochs=30))
 
 
 if __name__ == "__main__":

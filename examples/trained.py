@@ -36,27 +36,29 @@ def by_loss(epochs: int, learning_rate: float = 2e-3) -> Training:
     return fit
 
 
-def learned(workload: Workload, file: str, training: Training) -> Workload:
-    """Return `workload` with a model function that loads the trained weights, and trains them where there are none.
+def learned(untrained: Callable[[], Workload], file: str, training: Training) -> Workload:
+    """Return the workload with a model function that loads the trained weights, and trains them where there are none.
 
     Weights that were made from another version of `file` or of the data are trained again.
 
     Args:
-        workload: its `model` builds the module with any weights.
+        untrained: makes the workload, its random generators in their first state; its model has any weights.
         file: the example's file, `__file__`.
         training: how the weights come about.
     """
-    sourced = replace(workload, source=f"{file}:workload")
+    workload = untrained()
 
     @functools.cache
     def model() -> nn.Module:
-        path, wanted = CACHE / f"{workload.name}.safetensors", workloads.digest(sourced)
+        fresh = replace(untrained(), source=f"{file}:workload")
+        # Not of the training data: reading it would advance its random generator.
+        path, wanted = CACHE / f"{workload.name}.safetensors", workloads.digest(replace(fresh, training=None))
         with torch.random.fork_rng():
             torch.manual_seed(SEED)
-            module = sourced.build()
+            module = fresh.build()
             if _made_from(path) != wanted:
                 print(f"training the weights of {workload.name}, once, into {path}", file=sys.stderr, flush=True)
-                training(module, sourced)
+                training(module, fresh)
                 _save(module, path, wanted)
         module.load_state_dict(load_file(path))
         return module

@@ -42,11 +42,15 @@ def loss(outputs: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tenso
     return functional.binary_cross_entropy_with_logits(outputs["logits"], wanted)
 
 
+def untrained() -> Workload:
+    """Return the workload without trained weights."""
+    made = docstrings.classification("transformer", TextTransformer, "probability")
+    return replace(made, outputs=("probability", "logits"), loss=loss)
+
+
 def workload() -> Workload:
     """Return the workload `transformer`."""
-    made = docstrings.classification("transformer", TextTransformer, "probability")
-    made = replace(made, outputs=("probability", "logits"), loss=loss)
-    return learned(made, __file__, by_loss(epochs=6, learning_rate=3e-4))
+    return learned(untrained, __file__, by_loss(epochs=6, learning_rate=3e-4))
 
 
 if __name__ == "__main__":

@@ -72,8 +72,8 @@ def _iou(one: Array, other: Array) -> Array:
     return np.where(together > 0, (one & other).sum(axes) / np.maximum(together, 1), 1.0)
 
 
-def workload() -> Workload:
-    """Return the workload `unet`."""
+def untrained() -> Workload:
+    """Return the workload without trained weights."""
     known, held_out, _, _ = digits_cnn.digits()
     rng = np.random.default_rng(digits_cnn.SEED)
 
@@ -81,7 +81,7 @@ def workload() -> Workload:
         for batch in scenes(known[:240], np.random.default_rng(1)):
             yield Batch(batch.inputs)
 
-    made = Workload(
+    return Workload(
         name="unet",
         model=UNet,
         inputs=(TensorSpec("image", "float32", (BATCH, 1, 28, 28)),),
@@ -93,7 +93,11 @@ def workload() -> Workload:
         scores=scores,
         bounded=True,
     )
-    return learned(made, __file__, by_loss(epochs=6, learning_rate=3e-3))
+
+
+def workload() -> Workload:
+    """Return the workload `unet`."""
+    return learned(untrained, __file__, by_loss(epochs=6, learning_rate=3e-3))
 
 
 if __name__ == "__main__":

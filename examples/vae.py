@@ -55,8 +55,8 @@ def scores(outputs: Arrays, targets: Array, reference: Arrays) -> dict[str, Arra
     return {"explained": np.clip(1 - error / variation, 0, 1).astype(np.float64)}
 
 
-def workload() -> Workload:
-    """Return the workload `vae`."""
+def untrained() -> Workload:
+    """Return the workload without trained weights."""
     digits = digits_cnn.workload()
 
     def with_itself(kind: str) -> Iterator[Batch]:
@@ -65,7 +65,7 @@ def workload() -> Workload:
             image = np.clip(batch.inputs["image"], 0, 1)
             yield Batch({"image": image}, image)
 
-    made = replace(
+    return replace(
         digits,
         name="vae",
         model=VAE,
@@ -76,7 +76,11 @@ def workload() -> Workload:
         loss=loss,
         scores=scores,
     )
-    return learned(made, __file__, by_loss(epochs=60))
+
+
+def workload() -> Workload:
+    """Return the workload `vae`."""
+    return learned(untrained, __file__, by_loss(epochs=60))
 
 
 if __name__ == "__main__":

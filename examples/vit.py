@@ -70,7 +70,7 @@ class ViT(nn.Module):
 def workload() -> Workload:
     """Return the workload `vit`."""
     return learned(
-        replace(digits_cnn.workload(), name="vit", model=ViT), __file__, by_loss(epochs=30, learning_rate=1e-3)
+        lambda: replace(digits_cnn.workload(), name="vit", model=ViT), __file__, by_loss(epochs=30, learning_rate=1e-3)
     )
 
 
