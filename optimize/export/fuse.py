@@ -3,12 +3,13 @@
 The patterns are those of onnxscript's ort_fusions, which look at shapes. An ONNX file as lathe keeps it has none
 inside, and shape inference finds few through dynamic dims, so they are seen while the graph runs at several sizes. The
 passes end at MultiHeadAttention, whose projections stay products of their own: no quantizer here takes the packed
-Attention beyond that.
+Attention beyond that. Whether it pays is for a measurement to say: on a CPU these kernels can be slower than what ONNX
+Runtime makes of the plain operators when it loads them.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ConfigDict
@@ -138,6 +139,35 @@ def _fuse(model: "onnx_ir.Model") -> None:
     sdpa_via_mha.replace_sdpa_by_mha(model)
     # Inlines the functions that no later pass took up.
     optimize(model)
+    _join_transposes(model)
+
+
+def _join_transposes(model: "onnx_ir.Model") -> None:
+    """Make one Transpose of the way that torch's own attention layer splits [length, batch, width] into heads.
+
+    MultiHeadAttention wants [batch, length, width] and splits it itself; without this its inputs go there and back.
+    """
+    from onnxscript.rewriter import RewriteRule, RewriteRuleSet
+
+    def pattern(op: Any, x: Any, first: Any, second: Any, third: Any) -> Any:
+        rows = op.Transpose(op.Reshape(x, first), perm=[1, 0, 2])
+        heads = op.Reshape(rows, second, _outputs=["heads"])
+        return op.Reshape(op.Transpose(heads, perm=[0, 2, 1, 3]), third, _outputs=["joined"])
+
+    def same(context: Any, x: "onnx_ir.Value", heads: "onnx_ir.Value", **_: Any) -> bool:
+        if x.shape is None or heads.shape is None or len(x.shape) != 3 or len(heads.shape) != 4:
+            return False
+        length, batch, width = x.shape
+        return (heads.shape[0], heads.shape[2]) == (batch, length) and _product(heads.shape[1], heads.shape[3]) == width
+
+    def replacement(op: Any, x: Any, **_: Any) -> Any:
+        return op.Transpose(x, perm=[1, 0, 2])
+
+    RewriteRuleSet([RewriteRule(pattern, replacement, same)]).apply_to_model(model)
+
+
+def _product(one: object, other: object) -> int | None:
+    return one * other if isinstance(one, int) and isinstance(other, int) else None
 
 
 def _compare(before: Path, after: Path, workload: "Workload") -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 UNEVEN = 2.0
 """A layer is smoothed whose largest channel is so many times its median one: the others lose a bit to it."""
-APART = 1.5
+APART = 3.0
 """A channel goes past the quantized product that is so many times the largest one that does not."""
 SMALLEST = 1e-5
 """A channel that never leaves zero has no range; this stands for it."""

@@ -84,9 +84,10 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
     graph.refuse_idle(model, WEIGHTED, names)
     tables = graph.names_of(model, ("Gather",))
     table.round_tables(model, names)
-    names += [*pool_first(model, names), *tables, *biases(model)]
+    names += [*pool_first(model, names), *tables, *products(model), *biases(model)]
     symmetric = config.activations == "int8" or (config.activations == "auto" and context.target.device == "cuda")
     graph.save(model, subject)
+    type_inputs(subject)
     batches = calibrate.samples(context.workload, config.samples)
     if config.calibrator != "minmax":
         batches = calibrate.singly(batches)
@@ -105,10 +106,8 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
             "entropy": CalibrationMethod.Entropy,
             "percentile": CalibrationMethod.Percentile,
         }[config.calibrator],
-        # The product of two activations (attention scores) keeps its precision, and so does what a dense layer returns:
-        # ONNX Runtime quantizes that itself where the next layer wants it so.
+        # What a dense layer returns keeps its precision: ONNX Runtime quantizes it where the next layer wants it so.
         extra_options={
-            "MatMulConstBOnly": True,
             "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
             # TensorRT takes no zero points and no INT32 bias.
             "ActivationSymmetric": symmetric,
@@ -155,6 +154,27 @@ def pool_first(model: "onnx_ir.Model", floats: Sequence[str]) -> list[str]:
         moved += [str(relu.name), str(pool.name)]
     model.graph.sort()
     return moved
+
+
+def products(model: "onnx_ir.Model") -> list[str]:
+    """Return the products of two activations (attention scores), which keep their precision."""
+    weighted = graph.names_of(model, ("MatMul", "Gemm"))
+    return [str(node.name) for node in model.graph if node.op_type in ("MatMul", "Gemm") and node.name not in weighted]
+
+
+def type_inputs(path: Path) -> None:
+    """Write into the file that what a layer with float weights reads is float.
+
+    Shape inference does not get past an operator that ONNX does not know, and the quantizer then leaves what it reads.
+    """
+    import onnx
+
+    names = set(graph.names_of(graph.load(path), WEIGHTED[:-1]))
+    model = onnx.load(path, load_external_data=False)
+    read = {node.input[0] for node in model.graph.node if node.name in names}
+    for name in sorted(read - {value.name for value in model.graph.input}):
+        model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    onnx.save(model, path)
 
 
 def biases(model: "onnx_ir.Model") -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from loadtest.tensors import BATCH, Dim, TensorSpec
-from optimize import measure, step
+from optimize import measure, pipeline, step
 from optimize.errors import BadData, BadGraph, NoEffect
 from optimize.export import graph
 from optimize.export.onnx import export
@@ -22,6 +22,7 @@ from optimize.predict import OnnxPredictor, TorchPredictor
 from optimize.quantize.dynamic import Dynamic
 from optimize.quantize.smooth import Smooth
 from optimize.quantize.static import Static
+from optimize.recipe import Recipe
 from optimize.step import METHODS
 from optimize.workload import Batch, Workload
 from serve.target import Target
@@ -310,7 +311,7 @@ def test_smoothing_takes_outliers_out_of_activations(
     rank: int, after: object, quantize: Quantize, tmp_path: Path
 ) -> None:
     spec = ROW if rank == 2 else TensorSpec("input", "float32", (BATCH, 3, 64))
-    made = workload(Outliers(10).eval(), spec)
+    made = workload(Outliers(4).eval(), spec)
     source = tmp_path / "model.onnx"
     plain = distance(quantize(after, source, made), made)
     for outliers in (0, 4):
@@ -322,7 +323,7 @@ def test_smoothing_takes_outliers_out_of_activations(
 
 
 def test_smoothing_alone_changes_nothing_but_rounding(quantize: Quantize, tmp_path: Path) -> None:
-    for weight, split in ((100, False), (10, True)):
+    for weight, split in ((100, False), (4, True)):
         made = workload(Outliers(weight).eval(), ROW)
         source = tmp_path / f"{weight}.onnx"
         path = quantize(Smooth(), source, made)
@@ -334,7 +335,7 @@ def test_smoothing_alone_changes_nothing_but_rounding(quantize: Quantize, tmp_pa
 
 
 def test_smoothing_keeps_excluded_layers_as_they_are(quantize: Quantize, tmp_path: Path) -> None:
-    made = workload(Outliers(10).eval(), ROW)
+    made = workload(Outliers(4).eval(), ROW)
     with pytest.raises(NoEffect, match="no activation before a dense layer has outliers"):
         quantize(Smooth(exclude=("two/*",)), tmp_path / "model.onnx", made)
 
@@ -406,3 +407,16 @@ def test_the_file_keeps_names_and_dynamic_axes_and_sheds_the_rest(quantize: Quan
         assert proto.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "batch"
         assert not proto.graph.value_info
         assert max(len(tensor.name) for tensor in proto.graph.initializer) <= 2
+
+
+@pytest.mark.slow
+def test_nodes_keep_their_names_until_the_last_step_of_a_recipe(small: Workload, tmp_path: Path) -> None:
+    steps = (Dynamic(exclude=("hidden/*", "out/*")), Dynamic(exclude=("hidden/*",)))
+    pipeline.run(Recipe(steps), small, output=tmp_path / "run", force=True)
+
+    def names(number: int) -> list[str | None]:
+        (folder,) = (tmp_path / "run").glob(f"{number}-*")
+        return [node.name for node in graph.load(folder / "model.onnx").graph]
+
+    assert {"conv/Conv", "hidden/Gemm_MatMul", "out/Gemm_MatMul"} <= set(names(2))
+    assert not any(names(3))

@@ -91,7 +91,7 @@ def test_missing_weights_are_one_line_that_says_what_to_install(
 def test_the_recipe_is_valid() -> None:
     read = recipe.load(EXAMPLE.with_suffix(".toml"))
     assert read.target.batch == (1, 8, 32)
-    assert [type(step).__name__ for step in read.steps] == ["Onnx", "Fuse", "Smooth", "Dynamic"]
+    assert [type(step).__name__ for step in read.steps] == ["Onnx", "Smooth", "Dynamic"]
 
 
 @pytest.mark.slow
