@@ -40,22 +40,35 @@ def still_works(subject: Any, workload: Workload, name: str, target: Target) -> 
             together = predictor.predict(batch)
             alone = predictor.predict({key: array[:1] for key, array in batch.items()})
     except (BadGraph, BadModel) as error:
-        raise type(error)(f"after {name}: {error.what}", where=error.where, fix=error.fix) from error
+        raise type(error)(
+            f"after {name}: {error.what}", where=workload.name, fix=f"{_way_out(name)}; or {error.fix}"
+        ) from error
     if set(together) != set(workload.outputs):
-        raise refused(f"after {name} it returns {sorted(together)}, the workload declares {list(workload.outputs)}")
+        raise refused(
+            f"after {name} it returns {sorted(together)}, the workload declares {list(workload.outputs)}",
+            where=workload.name,
+            fix=_way_out(name),
+        )
     for output, wanted in reference.items():
-        _check(output, together[output], wanted, refused, name)
-        _check(output, alone[output], wanted[:1], refused, name)
+        for got, right in ((together[output], wanted), (alone[output], wanted[:1])):
+            if fault := _fault(got, right):
+                raise refused(f"after {name}, output {output!r} {fault}", where=workload.name, fix=_way_out(name))
 
 
 def _predictor(subject: Any, workload: Workload, target: Target) -> GraphPredictor | TorchPredictor:
     return open_graph(subject, target) if isinstance(subject, Path) else TorchPredictor(subject, workload.outputs)
 
 
-def _check(output: str, got: Array, wanted: Array, refused: type[BadGraph] | type[BadModel], name: str) -> None:
+def _way_out(name: str) -> str:
+    return f"leave {name} out, let it exclude the layers that this comes from, or change its other options"
+
+
+def _fault(got: Array, wanted: Array) -> str:
+    """Return what is wrong with an output; empty when nothing is."""
     if got.shape != wanted.shape:
-        raise refused(
-            f"after {name}, output {output!r} has the shape {got.shape}, the trained model's has {wanted.shape}"
-        )
+        return f"has the shape {got.shape}, the trained model's has {wanted.shape}"
+    if got.dtype != wanted.dtype:
+        return f"is {got.dtype}, the trained model's is {wanted.dtype}"
     if got.dtype.kind == "f" and np.isfinite(wanted).all() and not np.isfinite(got).all():
-        raise refused(f"after {name}, output {output!r} has values that are NaN or infinite")
+        return "has values that are NaN or infinite"
+    return ""

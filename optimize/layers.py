@@ -232,7 +232,7 @@ def _profile(path: Path, inputs: Sequence[TensorSpec], batch: int, folder: Path)
             session.run(None, arrays)
     except Exception as error:
         message = (str(error).strip().splitlines() or [""])[0]
-        raise BadGraph(f"ONNX Runtime cannot run it: {message}", where=str(path)) from error
+        raise BadGraph(f"ONNX Runtime cannot run it: {message}", where=path.name, fix="export it again") from error
     taken: dict[str, list[float]] = defaultdict(list)
     for event in json.loads(Path(session.end_profiling()).read_text()):
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):

@@ -235,7 +235,7 @@ def ratios(trained: Bundle, result: Bundle, speeds: Speeds, name: str) -> dict[s
 
 def _check(recipe: Recipe, workload: Workload) -> None:
     if not recipe.steps:
-        raise BadRecipe("has no steps")
+        raise BadRecipe("has no steps", fix="give at least one")
     if not workload.source:
         raise BadWorkload(
             "was not loaded from a file",

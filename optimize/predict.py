@@ -17,6 +17,9 @@ from optimize import extra
 from optimize.errors import BadGraph, BadModel
 from serve.target import Target
 
+RUN = "give it the inputs of the workload that it was made from, or make it again"
+"""What to do about a graph that was loaded and does not run."""
+
 
 def cut(inputs: Arrays, largest: int | None) -> Iterator[Arrays]:
     """Yield `inputs` in pieces of at most `largest` samples."""
@@ -149,7 +152,7 @@ class OnnxPredictor:
             values = self.session.run(self._outputs, dict(inputs))
         except Exception as error:
             message = (str(error).strip().splitlines() or [""])[0]
-            raise BadGraph(f"ONNX Runtime cannot run it: {message}", where="model.onnx") from error
+            raise BadGraph(f"ONNX Runtime cannot run it: {message}", where="model.onnx", fix=RUN) from error
         return dict(zip(self._outputs, values, strict=True))
 
     def __enter__(self) -> Self:
@@ -203,11 +206,15 @@ class OpenVinoPredictor:
         """Return the graph's outputs for one batch, in arrays of their own."""
         # OpenVINO would take what the call before has left in an input that is missing.
         if set(inputs) != self._inputs:
-            raise BadGraph(f"OpenVINO cannot run it: the inputs are {sorted(self._inputs)}, given {sorted(inputs)}")
+            raise BadGraph(
+                f"OpenVINO cannot run it: the inputs are {sorted(self._inputs)}, given {sorted(inputs)}",
+                where="model.onnx",
+                fix=RUN,
+            )
         try:
             values = self._request.infer(dict(inputs))
         except Exception as error:
-            raise BadGraph(f"OpenVINO cannot run it: {_last_line(error)}", where="model.onnx") from error
+            raise BadGraph(f"OpenVINO cannot run it: {_last_line(error)}", where="model.onnx", fix=RUN) from error
         return {name: values[index] for index, name in enumerate(self._outputs)}
 
     def __enter__(self) -> Self:

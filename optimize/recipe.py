@@ -138,10 +138,12 @@ def ordered(steps: tuple[Any, ...], where: str = "recipe") -> tuple[Any, ...]:
         right = [
             METHODS[type(step)].name for _, step in sorted(zip(stages, steps, strict=True), key=lambda pair: pair[0])
         ]
+        exports = [name for name in right if METHODS[NAMES[name]].stage == "export"]
+        one = f"keep one of {', '.join(exports)}: each exports the model"
         raise BadRecipe(
             "the steps are out of order: torch steps, then one export, then graph steps",
             where=where,
-            fix=f"this order works: {', '.join(dict.fromkeys(right))}",
+            fix=one if len(exports) > 1 else f"this order works: {', '.join(right)}",
         )
     if 1 in stages:
         return steps

@@ -106,7 +106,7 @@ def treat(config: Any, subject: Any, folder: Path, context: "Context") -> Any:
 
     made = METHODS[type(config)].apply(config, ensure.copy(subject, folder), replace(context, scratch=folder))
     if fingerprint(made) == fingerprint(subject):
-        raise NoEffect("nothing changed")
+        raise NoEffect("nothing changed", fix="leave the layer out")
     return made
 
 

@@ -273,6 +273,12 @@ def _import_module(place: str) -> ModuleType:
     fix = "give path/to/file.py:function or package.module:function"
     if Path(place).exists() and not Path(place).is_dir():
         raise BadWorkload("is not a Python file", where=place, fix=fix)
+    if (Path(place) / "bundle.json").is_file():
+        raise BadWorkload(
+            "is a bundle, not a workload",
+            where=place,
+            fix="give the workload that it was made from; optimize show says it",
+        )
     if not all(part.isidentifier() for part in place.split(".")):
         raise BadWorkload("there is no such file or module", where=place or "SOURCE", fix=fix)
     _look_in(Path.cwd())

@@ -22,7 +22,9 @@ class Features:
     """Train the model to give the hidden states of the trained model."""
 
     epochs: int = Field(default=4, ge=1, description="Passes over the training data.")
-    learning_rate: float = Field(default=1e-3, gt=0, description="Peak rate of AdamW; it falls along a cosine.")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, allow_inf_nan=False, description="Peak rate of AdamW; it falls along a cosine."
+    )
     layers: tuple[str, ...] = Field(
         default=(),
         description="Pairs STUDENT:TEACHER of module names or globs; where a glob finds fewer in the student, the "
@@ -31,7 +33,9 @@ class Features:
     loss: Literal["mse", "cosine"] = Field(
         default="mse", description="Mean square in units of the teacher's variance, or one minus the cosine."
     )
-    output_weight: float = Field(default=1.0, ge=0, description="Weight of drawing the outputs to the trained model's.")
+    output_weight: float = Field(
+        default=1.0, ge=0, allow_inf_nan=False, description="Weight of drawing the outputs to the trained model's."
+    )
     student: str = Field(default="", description="The workload's student to train; the model as it comes unless named.")
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="Of the forward passes; bfloat16 is faster where the hardware has it."

@@ -22,8 +22,12 @@ class Logits:
     """Train the model to give the trained model's class probabilities."""
 
     epochs: int = Field(default=4, ge=1, description="Passes over the training data.")
-    learning_rate: float = Field(default=1e-3, gt=0, description="Peak rate of AdamW; it falls along a cosine.")
-    temperature: float = Field(default=4.0, gt=0, description="Softens both models' probabilities.")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, allow_inf_nan=False, description="Peak rate of AdamW; it falls along a cosine."
+    )
+    temperature: float = Field(
+        default=4.0, gt=0, allow_inf_nan=False, description="Softens both models' probabilities."
+    )
     label_weight: float = Field(default=0.0, ge=0, le=1, description="Share of the workload's own loss on the labels.")
     logits: str = Field(default="", description="The output that holds the logits; the first one unless named.")
     student: str = Field(default="", description="The workload's student to train; the model as it comes unless named.")

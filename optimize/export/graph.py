@@ -262,7 +262,7 @@ def refuse_quantized(model: "onnx_ir.Model", path: Path, kinds: Sequence[str] = 
     if found and not names_of(model, kinds):
         raise BadGraph(
             f"is quantized already (it has {', '.join(sorted(found))})",
-            where=str(path),
+            where=path.name,
             fix="quantize the float export, or let the step before exclude what this one is for",
         )
 
@@ -276,7 +276,8 @@ def refuse_idle(model: "onnx_ir.Model", kinds: Sequence[str], kept: Sequence[str
     names = names_of(model, kinds)
     if not set(names) - set(kept):
         raise NoEffect(
-            "no weight is left to quantize", fix=f"it could match: {', '.join(names) or 'nothing in this model'}"
+            "no weight is left to quantize: each is excluded, or faster in float",
+            fix=f"exclude less, or leave the step out; it could match: {', '.join(names) or 'nothing in this model'}",
         )
 
 
@@ -303,7 +304,11 @@ def rewrite(
         raise
     except Exception as error:
         message = (str(error).strip().splitlines() or [""])[0]
-        raise BadGraph(f"cannot be quantized: {type(error).__name__}: {message}", where=str(path)) from error
+        raise BadGraph(
+            f"cannot be quantized: {type(error).__name__}: {message}",
+            where=path.name,
+            fix="exclude the node that stands in the way, or use another method of the family quantize",
+        ) from error
     return move(written, path)
 
 

@@ -203,7 +203,7 @@ def _export_program(
         verbose=False,
     )
     if exported is None:
-        raise BadGraph("the exporter returned nothing")
+        raise BadGraph("the exporter returned nothing", fix="ask for another opset")
     return exported.model
 
 

@@ -122,7 +122,11 @@ def output_dims(
                     fix="take the batch size from the input (x.shape[0]) and keep it as the first axis of every output",
                 )
         if len({len(shape) for shape in shapes}) > 1:
-            raise BadModel(f"output {name!r} changes its number of axes with the sizes of the inputs")
+            raise BadModel(
+                f"output {name!r} changes its number of axes with the sizes of the inputs",
+                where=type(module).__name__,
+                fix="keep every axis (squeeze none that may be 1)",
+            )
         dims[name] = tuple(
             _dim(axis_sizes, tried, f"{name}_{axis}") for axis, axis_sizes in enumerate(zip(*shapes, strict=True))
         )
@@ -166,12 +170,20 @@ def check(
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
-        raise BadGraph(f"the exported graph is not valid: {_first_line(error)}", where=type(module).__name__) from error
+        raise BadGraph(
+            f"the exported graph is not valid: {_first_line(error)}",
+            where=type(module).__name__,
+            fix="ask for another opset, or write what the message names in other operators",
+        ) from error
     torch_side = TorchPredictor(module, outputs)
     with OnnxPredictor(path) as onnx_side:
         names = [value.name for value in onnx_side.session.get_outputs()]
         if names != list(outputs):
-            raise BadGraph(f"the exported graph returns {names}, the workload declares {list(outputs)}")
+            raise BadGraph(
+                f"the exported graph returns {names}, the workload declares {list(outputs)}",
+                where=type(module).__name__,
+                fix="return each output once, as a tensor of its own",
+            )
 
         def differs(arrays: Arrays) -> str:
             try:

@@ -50,7 +50,9 @@ class Channels:
     exclude: tuple[str, ...] = Field(default=(), description="Layers to leave alone, as globs on module names.")
     cuts: int = Field(default=1, ge=1, le=100, description="In how many equal steps the share is removed.")
     heal_epochs: int = Field(default=0, ge=0, description="Epochs of training after each cut.")
-    learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate of that training.")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, allow_inf_nan=False, description="Peak learning rate of that training."
+    )
 
 
 def matches(module: "nn.Module") -> list[str]:

@@ -62,7 +62,8 @@ def apply(config: Layers, module: "nn.Module", context: "Context") -> "nn.Module
         raise NoEffect(
             f"prune.layers found no blocks in {config.container or 'any ModuleList or Sequential'}",
             where=context.workload.name,
-            fix=f"set container to a glob that matches one of: {', '.join(_containers(module)) or 'none here'}",
+            fix=f"set container to a glob that matches one of: {', '.join(_containers(module)) or 'none here'}; "
+            "a block that stands in several places counts once",
         )
     skips, fixed = _skips(module, blocks, context)
     gone = _left_out(config.keep, blocks, fixed) if config.keep else _chosen(config, module, skips, fixed, context)
@@ -121,10 +122,11 @@ def _skips(
         module.set_submodule(name, skip)
         try:
             (cut,) = observe.run(module, [inputs], outputs, {})
-            if any(cut[output].shape != whole[output].shape for output in outputs):
-                raise BadModel("other shapes")
-            skips[name] = skip
         except BadModel:
+            cut = {}
+        if all(output in cut and cut[output].shape == whole[output].shape for output in outputs):
+            skips[name] = skip
+        else:
             fixed[name] = "the model's code does not run without it"
         module.set_submodule(name, block)
     return skips, fixed

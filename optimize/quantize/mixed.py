@@ -41,7 +41,9 @@ class Mixed:
     weight_only: bool = Field(
         default=False, description="Give the layers that left INT8 8-bit weights, where the budget still holds."
     )
-    max_drop: float | None = Field(default=None, ge=0, description="Absolute loss of the first score that is allowed.")
+    max_drop: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="Absolute loss of the first score that is allowed."
+    )
     keep: float | None = Field(
         default=None, gt=0, le=1, description="Share of the first score to keep; 0.99 where neither is given."
     )

@@ -43,7 +43,9 @@ class Qat:
     """Train with INT8 rounding, then export as INT8 (Q/DQ): weights int8, activations uint8."""
 
     epochs: int = Field(default=4, ge=1, description="Passes over the training data.")
-    learning_rate: float = Field(default=1e-4, gt=0, description="Peak rate of AdamW; it falls along a cosine.")
+    learning_rate: float = Field(
+        default=1e-4, gt=0, allow_inf_nan=False, description="Peak rate of AdamW; it falls along a cosine."
+    )
     activations: Literal["uint8", "int8"] = Field(
         default="uint8", description="What activations become: uint8 for a CPU, int8 around zero for TensorRT."
     )

@@ -1,10 +1,11 @@
 """Awkward models, data, options and students: every method works with them, or refuses them by name with a way out."""
 
+import ast
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from torch.nn import functional
 from loadtest.errors import LatheError
 from loadtest.tensors import BATCH, TensorSpec
 from optimize import bundle as bundles
-from optimize import step
+from optimize import errors, recipe, step
 from optimize import workload as workloads
-from optimize.errors import BadData, BadGraph, BadModel, NoEffect
+from optimize.errors import BadData, BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
 from optimize.export.onnx import Onnx
 from optimize.predict import OnnxPredictor, TorchPredictor
 from optimize.step import METHODS, NAMES, Context
@@ -425,6 +426,21 @@ def test_a_ratio_that_cannot_be(name: str, value: str, optimize: Optimize, tmp_p
     assert not made.exists()
 
 
+FRACTIONS = [
+    (name, option)
+    for name, kind in NAMES.items()
+    for option, hint in get_type_hints(kind).items()
+    if hint in (float, float | None)
+]
+
+
+@pytest.mark.parametrize(("name", "option"), FRACTIONS)
+def test_no_number_may_be_infinite(name: str, option: str) -> None:
+    with pytest.raises(BadRecipe) as raised:
+        recipe.build(NAMES[name], {option: float("inf")}, name)
+    explained(raised.value, f"{option} = inf")
+
+
 class OtherNames(Plain):
     def forward(self, words: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return super().forward(words)
@@ -470,6 +486,26 @@ def test_a_student_that_does_not_fit_is_refused_before_training(name: str, stude
         step.apply(config(name, student=student), made.build(), context(made, tmp_path, told))
     explained(raised.value, f"{name}: students[{student!r}]")
     assert not told
+
+
+def test_every_error_says_a_way_out() -> None:
+    kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, LatheError)}
+    calls = 0
+    for file in sorted(Path(errors.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds:
+                calls += 1
+                assert "fix" in {keyword.arg for keyword in node.keywords}, f"{file}, line {node.lineno}"
+    assert calls > 100
+
+
+def test_two_exports_and_a_bundle_in_the_place_of_a_workload(tmp_path: Path) -> None:
+    with pytest.raises(BadRecipe) as raised:
+        recipe.ordered((NAMES["quantize.qat"](), Onnx()))
+    assert raised.value.fix == "keep one of quantize.qat, export.onnx: each exports the model"
+    (tmp_path / bundles.DESCRIPTION).write_text("{}")
+    with pytest.raises(BadWorkload, match="is a bundle, not a workload"):
+        workloads.load(str(tmp_path))
 
 
 COMMANDS: list[tuple[int, tuple[object, ...]]] = [
