@@ -169,7 +169,8 @@ def test_fp8_after_a_relu_is_right_at_every_optimization_level(apply: Apply, sma
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
         session = onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
         found.append(session.run(None, dict(batch))[0])
-    assert np.abs(found[0] - found[1]).max() < 1e-3
+    # A sum in another order may fall on the other side of a rounding; a lost Relu is off by half of the largest answer.
+    assert np.abs(found[0] - found[1]).max() < 0.02 * np.abs(found[0]).max()
 
 
 class Embedder(nn.Module):
