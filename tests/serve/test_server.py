@@ -184,19 +184,19 @@ def break_file(place: Path) -> str:
 def rename_output(place: Path) -> str:
     config = place / TINY / "config.pbtxt"
     config.write_text(config.read_text().replace('name: "y"', 'name: "other"'))
-    return "config.pbtxt has the output other, model.onnx has y"
+    return "config.pbtxt has the output other, the model has y"
 
 
 def widen_input(place: Path) -> str:
     config = place / TINY / "config.pbtxt"
     config.write_text(config.read_text().replace("dims: 4", "dims: 5"))
-    return r"the input x has the shape \[-1, 5\] by config.pbtxt and \[-1, 4\] in model.onnx"
+    return r"the input x has the shape \[-1, 5\] by config.pbtxt and \[-1, 4\] in the model"
 
 
 def change_type(place: Path) -> str:
     config = place / TINY / "config.pbtxt"
     config.write_text(config.read_text().replace("TYPE_FP32", "TYPE_FP16"))
-    return "the input x is TYPE_FP16 in config.pbtxt and TYPE_FP32 in model.onnx"
+    return "the input x is TYPE_FP16 in config.pbtxt and TYPE_FP32 in the model"
 
 
 @pytest.mark.parametrize("damage", [break_file, rename_output, widen_input, change_type])
@@ -312,7 +312,7 @@ def test_dry_load_refuses_a_frozen_batch_axis(place: Path, tmp_path: Path, serve
     onnx.save(model, tmp_path / "frozen.onnx")
     with (
         repository.stage(place, TINY, tmp_path / "frozen.onnx", TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged,
-        pytest.raises(ServerFailed, match=r"shape \[-1, 4\] by config.pbtxt and \[1, 4\] in model.onnx"),
+        pytest.raises(ServerFailed, match=r"shape \[-1, 4\] by config.pbtxt and \[1, 4\] in the model"),
     ):
         dry_load(staged)
 
