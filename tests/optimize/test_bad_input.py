@@ -218,7 +218,7 @@ REFUSED = {
 }
 """What no method can do, and what it says of it; all else works."""
 ALIKE = {
-    "quantize.qat": {"frozen", "double", "swapped", "training"},
+    "quantize.qat": {"custom", "frozen", "double", "swapped", "training"},
     "quantize.nncf": {"overwriting", "custom", "frozen", "double", "swapped", "training"},
 }
 """Models that are like another one to a slow method, which sees a captured graph."""
