@@ -20,7 +20,7 @@ NOISE, BATCH_SIZE, SAMPLES, EPOCHS = 32, 64, 640, 40
 
 
 class Generator(nn.Module):
-    """Noise float32 [n, 32] and digits int64 [n] to images float32 [n, 1, 28, 28] in [0, 1]."""
+    """Noise float32 [n, 32] and digits int64 [n, 1] to images float32 [n, 1, 28, 28] in [0, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Generator(nn.Module):
 
     def forward(self, noise: torch.Tensor, digit: torch.Tensor) -> torch.Tensor:
         """Return images."""
-        x = self.dense(torch.cat((noise, self.digit(digit)), 1)).unflatten(1, (-1, 7, 7))
+        x = self.dense(torch.cat((noise, self.digit(digit[:, 0])), 1)).unflatten(1, (-1, 7, 7))
         x = self.norm1(self.lift1(self.norm(x).relu())).relu()
         return self.lift2(x).sigmoid()
 
@@ -65,7 +65,7 @@ def adversarial(generator: nn.Module, workload: Workload) -> None:
     for _ in range(EPOCHS):
         for batch in digits_cnn.shuffled(known, labels, rng):
             real, digit = torch.from_numpy(batch.inputs["image"]), torch.from_numpy(batch.targets)
-            fake = generator(torch.randn(len(real), NOISE), digit)
+            fake = generator(torch.randn(len(real), NOISE), digit[:, None])
             value = (1 - judge(real, digit)).relu().mean() + (1 + judge(fake.detach(), digit)).relu().mean()
             of_judge.zero_grad()
             value.backward()
@@ -81,7 +81,8 @@ def asked(rng: np.random.Generator) -> Iterator[Batch]:
     """Yield noise and digits, and the digits as targets."""
     for _ in range(SAMPLES // BATCH_SIZE):
         digit = rng.integers(0, 10, BATCH_SIZE)
-        yield Batch({"noise": rng.standard_normal((BATCH_SIZE, NOISE)).astype(np.float32), "digit": digit}, digit)
+        noise = rng.standard_normal((BATCH_SIZE, NOISE)).astype(np.float32)
+        yield Batch({"noise": noise, "digit": digit[:, None]}, digit)
 
 
 def scores(outputs: Arrays, targets: Array, reference: Arrays) -> dict[str, Array]:
@@ -101,7 +102,7 @@ def untrained() -> Workload:
         model=Generator,
         inputs=(
             TensorSpec("noise", "float32", (BATCH, NOISE)),
-            TensorSpec("digit", "int64", (BATCH,), values=(0, 9)),
+            TensorSpec("digit", "int64", (BATCH, 1), values=(0, 9)),
         ),
         outputs=("image",),
         evaluation=lambda: asked(np.random.default_rng(1)),
