@@ -1,7 +1,7 @@
 """Predictors: named arrays in, named arrays out, from a torch module, an ONNX file or a Triton endpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
@@ -164,6 +164,18 @@ class OnnxPredictor:
         del self.session
 
 
+@cache
+def _openvino_core() -> Any:
+    """Return the process's only OpenVINO core, kept until it ends.
+
+    Each core gives the thread that compiles first a signal stack of its own. Of two cores the one that goes last restores
+    the other's, which is unmapped by then, and the next Ctrl-C is a segmentation fault (OpenVINO 2026.4.1).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoPredictor:
     """An ONNX file in OpenVINO on the CPU, set up for one call at a time on all cores that it may use.
 
@@ -181,13 +193,11 @@ class OpenVinoPredictor:
 
     def __init__(self, path: Path, device: str = "cpu", cores: int = 0) -> None:
         extra.require("openvino")
-        import openvino
-
         self.name = "openvino"
         settings: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
         if cores:
             settings["INFERENCE_NUM_THREADS"] = cores
-        core = openvino.Core()
+        core = _openvino_core()
         try:
             model = core.read_model(str(path))
             self._compiled = core.compile_model(model, device.upper(), settings)

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +51,25 @@ def save(path: Path, nodes: list[onnx.NodeProto], outputs: str, weights: dict[st
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("theirs", 1)]
     onnx.save(helper.make_model(made, opset_imports=opsets, ir_version=10), path)
     return path
+
+
+def test_signals_are_survived_after_two_models(exported: Path) -> None:
+    code = (
+        "import gc, os, pathlib, signal, sys\n"
+        "from optimize.predict import OpenVinoPredictor\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "first, second = OpenVinoPredictor(path, cores=1), OpenVinoPredictor(path, cores=1)\n"
+        "first.__exit__()\n"
+        "del first\n"
+        "gc.collect()\n"
+        "second.__exit__()\n"
+        "del second\n"
+        "gc.collect()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('survived'))\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, exported], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
 
 
 def test_openvino_answers_as_onnx_runtime_does(small: Workload, exported: Path) -> None:
