@@ -168,8 +168,8 @@ class OnnxPredictor:
 def _openvino_core() -> Any:
     """Return the process's only OpenVINO core, kept until it ends.
 
-    Each core gives the thread that compiles first a signal stack of its own. Of two cores the one that goes last restores
-    the other's, which is unmapped by then, and the next Ctrl-C is a segmentation fault (OpenVINO 2026.4.1).
+    Each core gives the thread that compiles first a signal stack of its own. Of two cores the one that goes last
+    restores the other's, which is unmapped by then, and the next Ctrl-C is a segmentation fault (OpenVINO 2026.4.1).
     """
     import openvino
 
