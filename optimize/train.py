@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, torch.Tensor]
 Objective = Callable[[nn.Module, Tensors, Any], torch.Tensor]
 """`objective(module, inputs, targets)` returns the scalar to make small, a mean over the batch's samples."""
+SILENCE = 30.0
+"""Seconds of an epoch after which its loss so far is told, and told again."""
 SEED_STEP = 1_000_003
 """Between the seeds of two epochs, so that no epoch draws what another run's with the next seed draws."""
 
@@ -83,7 +86,11 @@ def _epochs(
             gone = (epoch - 1 + min(batch / checkpoint.batches, 1)) / (epochs - 1) if epoch else 0.0
             return learning_rate * 0.5 * (1 + math.cos(math.pi * gone))
 
-        mean, checkpoint.batches = _epoch(module, context.workload, objective, optimizer, rate)
+        def tell(batches: int, loss: float, epoch: int = epoch) -> None:
+            within = min(batches / checkpoint.batches, 1) if checkpoint.batches else 0.0
+            context.progress(f"{name}: epoch {epoch + 1}, batch {batches}, loss {loss:.4f}", (epoch + within) / epochs)
+
+        mean, checkpoint.batches = _epoch(module, context.workload, objective, optimizer, rate, tell)
         if not math.isfinite(mean):
             raise BadModel(f"{name}: the loss became {mean} in epoch {epoch + 1}", fix="lower learning_rate")
         checkpoint.save(epoch + 1)
@@ -170,9 +177,10 @@ def _epoch(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     rate: Callable[[int], float],
+    tell: Callable[[int, float], None],
 ) -> tuple[float, int]:
     """Train on one pass over the data; return the mean loss of the batches, and how many there were."""
-    total, count = 0.0, 0
+    total, count, told = 0.0, 0, time.monotonic()
     batches = itertools.islice(tensors(workload, device=processes.device()), processes.rank(), None, processes.size())
     while True:
         optimizer.zero_grad()
@@ -192,6 +200,9 @@ def _epoch(
             group["lr"] = rate(count)
         optimizer.step()
         total, count = total + mean, count + 1
+        if time.monotonic() - told > SILENCE:
+            tell(count, total / count)
+            told = time.monotonic()
 
 
 @contextlib.contextmanager

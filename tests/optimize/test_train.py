@@ -108,6 +108,26 @@ def test_another_config_or_seed_finds_no_checkpoint(changed: dict[str, float], s
         assert any("resumes after epoch 1 of 2" in text for text in said) == resumes
 
 
+def test_a_long_epoch_tells_how_far_it_is(small: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fractions: list[float] = []
+    said: list[str] = []
+
+    def progress(text: str, fraction: float) -> None:
+        said.append(text)
+        fractions.append(fraction)
+
+    fit(small, replace(context(small, tmp_path, None), progress=progress), epochs=2)
+    assert [text.partition(", loss")[0] for text in said] == ["test: epoch 1", "test: epoch 2"]
+    said.clear()
+    fractions.clear()
+    monkeypatch.setattr(train, "SILENCE", 0.0)
+    fit(small, replace(context(small, tmp_path, None), progress=progress), epochs=2)
+    assert "test: epoch 1, batch 1, loss" in said[0]
+    assert "test: epoch 2, batch 1, loss" in said[len(said) // 2]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(small: Workload, tmp_path: Path) -> None:
     with pytest.raises(BadModel, match="the loss became nan in epoch 1"):
         train.fit(
