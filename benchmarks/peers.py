@@ -69,7 +69,8 @@ def olive_transformer(fp32: Path, folder: Path) -> Path:
     """Olive as its BERT examples say: transformer optimization, then dynamic quantization per channel."""
     passes = {
         "fuse": {"type": "OrtTransformersOptimization", "model_type": "bert"},
-        "quantize": {"type": "OnnxDynamicQuantization", "per_channel": True},
+        # Behind the fused operators shape inference knows no types; its error message names this option.
+        "quantize": {"type": "OnnxDynamicQuantization", "per_channel": True, "extra_options": {"DefaultTensorType": 1}},
     }
     config = {
         "input_model": {"type": "ONNXModel", "model_path": str(fp32)},
