@@ -5,6 +5,7 @@ import click
 from loadtest.commandline import CommandGroup, version
 from serve.commands.install import install
 from serve.commands.up import up
+from serve.commands.versions import list_, promote, remove, rollback, why
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -15,3 +16,5 @@ def main() -> None:
 
 main.add_command(install)
 main.add_command(up)
+for command in (list_, promote, rollback, remove, why):
+    main.add_command(command)

@@ -4,6 +4,7 @@ Over HTTP with the standard library: a gRPC channel that found its port closed w
 """
 
 import http.client
+import json
 from urllib.parse import quote, urlsplit
 
 from serve.errors import ServerFailed
@@ -14,14 +15,35 @@ RESTRICTED = "model-repository,shared-memory,logging,trace"
 """The protocols that answer only to the secret."""
 
 
+def is_live(url: str) -> bool:
+    """Return whether a server answers at `url`; it may not be ready, as while an old version is unloaded."""
+    return _says_yes(url, "/v2/health/live")
+
+
 def is_ready(url: str, model: str = "") -> bool:
     """Return whether the server at `url`, or one model of it, takes requests; False also if nothing answers."""
-    path = f"/v2/models/{quote(model)}/ready" if model else "/v2/health/ready"
+    return _says_yes(url, f"/v2/models/{quote(model)}/ready" if model else "/v2/health/ready")
+
+
+def _says_yes(url: str, path: str) -> bool:
     try:
         status, _ = _ask(url, "GET", path, {}, timeout=5)
     except (OSError, http.client.HTTPException):
         return False
     return status == http.client.OK
+
+
+def versions(url: str, model: str) -> list[int]:
+    """Return the versions of `model` that the server at `url` answers with, sorted; empty if it serves none.
+
+    Raises:
+        ServerFailed: nothing answers.
+    """
+    try:
+        status, body = _ask(url, "GET", f"/v2/models/{quote(model)}", {}, timeout=5)
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerFailed(f"cannot be asked for its versions of {model}: {error}", where=url) from error
+    return sorted(map(int, json.loads(body).get("versions", []))) if status == http.client.OK else []
 
 
 def load(url: str, secret: str, model: str, timeout: float = 120) -> None:

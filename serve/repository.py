@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ def publish(staged: Staged, lineage: dict[str, Any]) -> Version:
         "target": staged.target.document(),
         "config": model_config.text(staged.config),
         "digests": digests,
+        "lived": [datetime.now(UTC).isoformat(timespec="milliseconds")],
     }
     (staged.folder / LINEAGE).write_text(json.dumps(record, indent=2) + "\n")
     _sync(staged.path)
@@ -160,7 +162,7 @@ def publish(staged: Staged, lineage: dict[str, Any]) -> Version:
                 f"version {number} was published by another command meanwhile", where=str(home), fix="run it again"
             ) from None
         raise
-    return Version(model, number, _total(digests), home / str(number))
+    return Version(model, number, total(digests), home / str(number))
 
 
 def models(repository: Path) -> list[str]:
@@ -250,12 +252,27 @@ def verify(repository: Path) -> None:
                 _verify_version(folder, read_lineage(repository, model, number)["digests"])
 
 
+def verify_version(repository: Path, model: str, number: int, lineage: dict[str, Any]) -> None:
+    """Compare the files of a version that need not be live, and its configuration in the lineage, with their digests.
+
+    Raises:
+        BadRepository: for the first that is missing or changed.
+    """
+    digests = dict(lineage["digests"])
+    folder = repository / model / str(number)
+    if hashlib.sha256(lineage["config"].encode()).hexdigest() != digests.pop(CONFIG):
+        raise BadRepository(
+            "its configuration changed after it was published", where=str(folder / LINEAGE), fix="publish it again"
+        )
+    _verify_version(folder, digests)
+
+
 def _verify_version(folder: Path, digests: dict[str, str]) -> None:
-    for name, digest in digests.items():
+    for name, wanted in digests.items():
         path = folder.parent / CONFIG if name == CONFIG else folder / name
         if not path.is_file():
             raise BadRepository("is missing", where=str(path), fix="publish the model again")
-        if _sha256(path) != digest:
+        if digest(path) != wanted:
             raise BadRepository(
                 "changed after it was published: its digest is not the one in the lineage",
                 where=str(path),
@@ -324,15 +341,17 @@ def _external_files(onnx: Path) -> list[str]:
 
 def _digests(folder: Path, configuration: Path) -> dict[str, str]:
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    return {name: _sha256(path) for name, path in sorted({**files, CONFIG: configuration}.items())}
+    return {name: digest(path) for name, path in sorted({**files, CONFIG: configuration}.items())}
 
 
-def _sha256(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _total(digests: dict[str, str]) -> str:
+def total(digests: dict[str, str]) -> str:
+    """Return the digest of a version: a SHA-256 over those of its files."""
     return hashlib.sha256(
         "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items())).encode()
     ).hexdigest()

@@ -4,11 +4,12 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from loadtest.commandline import document
+from serve import control
 from serve.server import Endpoint
 
 
@@ -32,6 +33,7 @@ def recorded(endpoint: Endpoint, repository: Path) -> Iterator[Path]:
         models=endpoint.models,
         repository=str(repository.absolute()),
         secret=endpoint.secret,
+        log=str(endpoint.log),
     )
     # mkstemp gives the file to its user alone from the first moment.
     handle, partial = tempfile.mkstemp(dir=folder(), prefix=f".{path.name}-")
@@ -42,3 +44,23 @@ def recorded(endpoint: Endpoint, repository: Path) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def serving(repository: Path) -> Endpoint | None:
+    """Return the server of this user's that serves `repository`, None where none does."""
+    for path in sorted(folder().glob("server-*.json")):
+        with suppress(OSError, ValueError, KeyError):
+            state = json.loads(path.read_text())
+            endpoint = Endpoint(
+                http=state["http"],
+                grpc=state["grpc"],
+                metrics=state["metrics"],
+                pid=state["pid"],
+                log=Path(state["log"]),
+                models=tuple(state["models"]),
+                secret=state["secret"],
+            )
+            # The file of a command that was killed stays; its server is gone.
+            if Path(state["repository"]) == repository.absolute() and control.is_live(endpoint.http):
+                return endpoint
+    return None

@@ -1,0 +1,142 @@
+"""`serve list`, `promote`, `rollback`, `remove` and `why`: the versions of a model."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loadtest.commandline import PATH, document, emit, json_option
+
+repository_option = click.option(
+    "--repository", type=PATH, default="model_repository", show_default=True, help="The model repository."
+)
+
+
+@click.command(name="list")
+@repository_option
+@json_option
+def list_(repository: Path, as_json: bool) -> None:
+    """List every version of every model, and which is live.
+
+    \b
+    Example:
+      serve list --repository build/model_repository
+    """
+    from serve import repository as repositories
+    from serve import rollout
+
+    found = {model: rollout.standings(repository, model) for model in repositories.models(repository)}
+    if as_json:
+        models = [
+            {"name": model, "versions": [version.document() for version in versions]}
+            for model, versions in found.items()
+        ]
+        emit(document(models=models))
+        return
+    for model, versions in found.items():
+        for version in versions:
+            click.echo(f"{model} {version.number}  {version.state:8}  {version.digest[:12] or 'no lineage'}")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("version", type=click.IntRange(1), required=False)
+@repository_option
+@json_option
+def promote(model: str, version: int | None, repository: Path, as_json: bool) -> None:
+    """Make VERSION of MODEL, or its newest, the one that is served.
+
+    A running `serve up` over the repository loads it at once, and answers with the version before until it is ready. A
+    version that it cannot load does not replace the one that serves.
+
+    \b
+    Example:
+      serve promote digits_cnn 2 --repository build/model_repository
+    """
+    from serve import rollout
+
+    newest = rollout.standings(repository, model)[-1].number
+    _switch(repository, model, version or newest, as_json)
+
+
+@click.command()
+@click.argument("model")
+@repository_option
+@json_option
+def rollback(model: str, repository: Path, as_json: bool) -> None:
+    """Make the version of MODEL live again that was live last before the present one.
+
+    \b
+    Example:
+      serve rollback digits_cnn --repository build/model_repository
+    """
+    from serve import rollout
+
+    _switch(repository, model, rollout.before(repository, model), as_json)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--keep", type=click.IntRange(1), required=True, help="How many of the newest versions stay.")
+@repository_option
+@json_option
+def remove(model: str, keep: int, repository: Path, as_json: bool) -> None:
+    """Delete old versions of MODEL; the live one stays, and the one that `serve rollback` would go back to.
+
+    \b
+    Example:
+      serve remove digits_cnn --keep 3 --repository build/model_repository
+    """
+    from serve import rollout
+
+    gone = rollout.remove(repository, model, keep)
+    if as_json:
+        emit(document(model=model, removed=gone))
+    else:
+        click.echo(f"removed: {', '.join(map(str, gone)) or 'nothing'}")
+
+
+@click.command()
+@click.argument("model")
+@repository_option
+@json_option
+def why(model: str, repository: Path, as_json: bool) -> None:
+    """Show where the version of MODEL comes from that answers right now.
+
+    \b
+    Example:
+      serve why digits_cnn --repository build/model_repository
+    """
+    from serve import repository as repositories
+    from serve import rollout, state
+
+    endpoint = state.serving(repository)
+    rollout.standings(repository, model)
+    numbers = rollout.serving(repository, model, endpoint)
+    lineages = [repositories.read_lineage(repository, model, number) for number in numbers]
+    if as_json:
+        emit(document(model=model, url=endpoint and endpoint.http, versions=lineages))
+        return
+    click.echo(f"{model}: " + (f"served at {endpoint.http}" if endpoint else "no server runs; by its configuration"))
+    for lineage in lineages:
+        _explain(lineage)
+
+
+def _switch(repository: Path, model: str, number: int, as_json: bool) -> None:
+    from serve import rollout, state
+
+    endpoint = state.serving(repository)
+    rollout.promote(repository, model, number, endpoint)
+    if as_json:
+        emit(document(model=model, live=number, url=endpoint and endpoint.http))
+    else:
+        click.echo(
+            f"live: {model} version {number}, " + (f"loaded at {endpoint.http}" if endpoint else "no server runs")
+        )
+
+
+def _explain(lineage: dict[str, Any]) -> None:
+    click.echo(f"version {lineage['number']}, live since {lineage.get('lived', ['an unknown time'])[-1]}")
+    for key, value in lineage.items():
+        if key not in ("config", "inputs", "outputs", "digests", "lived", "number", "model"):
+            click.echo(f"  {key}: {value}")

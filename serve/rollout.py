@@ -1,0 +1,183 @@
+"""Rollout: which published version of a model is served, and how that changes without a failed request.
+
+A version is *live* when `config.pbtxt` names it, *previous* when it was live before, *failed* when the server did not
+load it, else *staged*. When it was live, and why it failed, stands in its `lineage.json`; nothing else remembers.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from loadtest.errors import LatheError
+from serve import control, repository, scratch
+from serve.errors import BadRepository, ServerFailed
+from serve.server import Endpoint
+
+State = Literal["live", "previous", "failed", "staged"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a version stands; `digest` is empty for one that `optimize` did not publish."""
+
+    number: int
+    state: State
+    digest: str
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+
+def standings(place: Path, model: str) -> list[Standing]:
+    """Return every version of `model` in the repository `place`, by number.
+
+    Raises:
+        BadRepository: there is no such model, or its configuration cannot be read.
+    """
+    if model not in (names := repository.models(place)):
+        raise BadRepository(f"holds no model {model}", where=str(place), fix=f"it holds {', '.join(names)}")
+    serving = repository.live(place, model)
+    found = []
+    for number in repository.numbers(place, model):
+        lineage = _lineage(place, model, number)
+        digest = repository.total(lineage["digests"]) if lineage else ""
+        found.append(Standing(number, _state(number in serving, lineage), digest))
+    return found
+
+
+def promote(place: Path, model: str, number: int, endpoint: Endpoint | None = None) -> None:
+    """Make `number` the live version: one rename of the configuration, then the running server loads it.
+
+    The server answers with the version before until the new one is ready. If it cannot load that one, the configuration
+    becomes again what it was, and the version counts as failed.
+
+    Args:
+        place: the repository.
+        model: the model's name.
+        number: the version.
+        endpoint: the server that serves `place`, if one does.
+
+    Raises:
+        BadRepository: there is no such version, it has no lineage, or its files changed after they were published.
+        ServerFailed: the server does not load it; what was live still is.
+    """
+    home = place / model
+    known = {standing.number for standing in standings(place, model)}
+    if number not in known:
+        raise BadRepository(
+            f"there is no version {number}", where=str(home), fix=f"there are {', '.join(map(str, sorted(known)))}"
+        )
+    with scratch.alone(home):
+        lineage = repository.read_lineage(place, model, number)
+        repository.verify_version(place, model, number, lineage)
+        before = (home / repository.CONFIG).read_text()
+        _replace(home / repository.CONFIG, lineage["config"])
+        if endpoint is not None:
+            try:
+                control.load(endpoint.http, endpoint.secret, model)
+            except LatheError as error:
+                _replace(home / repository.CONFIG, before)
+                _note(home / str(number), failed={"when": _now(), "why": error.what})
+                raise ServerFailed(
+                    f"version {number} is not loaded, what was live still is: {error.what}",
+                    where=str(home),
+                    fix="mend and publish it again, or remove it",
+                ) from error
+        _note(home / str(number), lived=[*_lived(lineage), _now()], failed=None)
+
+
+def before(place: Path, model: str) -> int:
+    """Return the version that was live last before the one that is.
+
+    Raises:
+        BadRepository: there is none.
+    """
+    lived = {
+        standing.number: max(_lived(_lineage(place, model, standing.number)), default="")
+        for standing in standings(place, model)
+        if standing.state == "previous"
+    }
+    if not lived:
+        raise BadRepository(
+            "no other version was live before", where=str(place / model), fix="name a version: serve promote"
+        )
+    return max(lived, key=lambda number: (lived[number], number))
+
+
+def remove(place: Path, model: str, keep: int) -> list[int]:
+    """Delete all but the newest `keep` versions; what is live, and what it would be rolled back to, stays.
+
+    A version folder is renamed out of Triton's sight before it is deleted.
+
+    Returns:
+        The numbers that went.
+    """
+    home = place / model
+    with scratch.alone(home):
+        found = standings(place, model)
+        spared = {standing.number for standing in found if standing.state == "live"}
+        if any(standing.state == "previous" for standing in found):
+            spared.add(before(place, model))
+        spared.update(standing.number for standing in found[len(found) - keep :])
+        gone = [standing.number for standing in found if standing.number not in spared]
+        for number in gone:
+            hidden = Path(tempfile.mkdtemp(prefix=f".{number}-", dir=home))
+            (home / str(number)).rename(hidden / str(number))
+            shutil.rmtree(hidden)
+    return gone
+
+
+def serving(place: Path, model: str, endpoint: Endpoint | None) -> Sequence[int]:
+    """Return the versions that answer now: by the running server, or by the configuration where none runs."""
+    if endpoint is None:
+        return repository.live(place, model)
+    return control.versions(endpoint.http, model)
+
+
+def _state(live: bool, lineage: dict[str, Any] | None) -> State:
+    if live:
+        return "live"
+    if lineage and lineage.get("failed"):
+        return "failed"
+    return "previous" if _lived(lineage) else "staged"
+
+
+def _lived(lineage: dict[str, Any] | None) -> list[str]:
+    """Return when the version became live. What was published before this was noted did so at some time."""
+    return list(lineage.get("lived", [""])) if lineage else []
+
+
+def _lineage(place: Path, model: str, number: int) -> dict[str, Any] | None:
+    there = (place / model / str(number) / repository.LINEAGE).exists()
+    return repository.read_lineage(place, model, number) if there else None
+
+
+def _note(folder: Path, **values: Any) -> None:
+    """Write `values` into the version's lineage."""
+    path = folder / repository.LINEAGE
+    _replace(path, json.dumps({**json.loads(path.read_text()), **values}, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Give the file new content, whole or not at all, and durably."""
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(handle)
+        Path(partial).chmod(path.stat().st_mode)
+        Path(partial).replace(path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,166 @@
+"""Versions: which is live, changing that under load on a real server, and what may not be."""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadtest.client import connect
+from serve import control, repository, rollout
+from serve.errors import BadRepository, ServerFailed
+from serve.server import Endpoint, running
+from tests.conftest import TINY, TINY_WEIGHT
+from tests.serve.test_up import serve, up
+
+ONE = np.ones((1, 4), np.float32)
+Publish = Callable[..., repository.Version]
+
+
+@pytest.fixture
+def place(tmp_path: Path, publish_tiny: Publish) -> Path:
+    """A repository with two versions of `tiny`, the second of twice the weight."""
+    place = tmp_path / "model_repository"
+    publish_tiny(place)
+    publish_tiny(place, weight=2 * TINY_WEIGHT)
+    return place
+
+
+def states(place: Path) -> dict[int, str]:
+    return {standing.number: standing.state for standing in rollout.standings(place, TINY)}
+
+
+def answer(endpoint: Endpoint) -> np.ndarray:
+    with connect(endpoint.grpc) as client:
+        return client.infer(TINY, {"x": ONE})["y"]
+
+
+def reconfigure(place: Path, number: int) -> None:
+    """Give a version another configuration than the others, digest included, as another target would."""
+    path = place / TINY / str(number) / repository.LINEAGE
+    lineage = json.loads(path.read_text())
+    lineage["config"] += 'parameters { key: "note" value { string_value: "another" } }\n'
+    lineage["digests"][repository.CONFIG] = hashlib.sha256(lineage["config"].encode()).hexdigest()
+    path.write_text(json.dumps(lineage))
+
+
+def test_promote_and_roll_back_on_disk(place: Path, publish_tiny: Publish) -> None:
+    assert states(place) == {1: "previous", 2: "live"}
+    publish_tiny(place, weight=3 * TINY_WEIGHT)
+    assert states(place) == {1: "previous", 2: "previous", 3: "live"}
+    assert rollout.before(place, TINY) == 2
+    rollout.promote(place, TINY, 1)
+    assert states(place) == {1: "live", 2: "previous", 3: "previous"}
+    assert rollout.before(place, TINY) == 3
+    repository.verify(place)
+    assert sorted(path.name for path in (place / TINY).iterdir()) == ["1", "2", "3", "config.pbtxt"]
+
+
+def test_remove_spares_what_is_live_and_its_predecessor(place: Path, publish_tiny: Publish) -> None:
+    for factor in (3, 4, 5):
+        publish_tiny(place, weight=factor * TINY_WEIGHT)
+    rollout.promote(place, TINY, 2)
+    assert rollout.remove(place, TINY, keep=1) == [1, 3, 4]
+    assert states(place) == {2: "live", 5: "previous"}
+    assert rollout.remove(place, TINY, keep=1) == []
+
+
+def test_what_cannot_be_promoted(place: Path) -> None:
+    before = (place / TINY / "config.pbtxt").read_bytes()
+    with pytest.raises(BadRepository, match="no version 7"):
+        rollout.promote(place, TINY, 7)
+    with pytest.raises(BadRepository, match="holds no model nope"):
+        rollout.standings(place, "nope")
+    (place / TINY / "1" / "model.onnx").write_bytes(b"something else")
+    with pytest.raises(BadRepository, match="changed after it was published"):
+        rollout.promote(place, TINY, 1)
+    (place / TINY / "1" / repository.LINEAGE).unlink()
+    with pytest.raises(BadRepository, match="no lineage"):
+        rollout.promote(place, TINY, 1)
+    assert (place / TINY / "config.pbtxt").read_bytes() == before
+    assert states(place) == {1: "staged", 2: "live"}
+    with pytest.raises(BadRepository, match="no other version was live"):
+        rollout.before(place, TINY)
+
+
+@pytest.mark.slow
+def test_no_request_fails_while_versions_change(place: Path, server_prefix: Path) -> None:
+    """Twelve changes between two versions with different configurations, under four connections."""
+    reconfigure(place, 1)
+    failed: list[BaseException] = []
+    seen: list[float] = []
+    stop = threading.Event()
+
+    def ask(endpoint: Endpoint) -> None:
+        with connect(endpoint.grpc) as client:
+            while not stop.is_set():
+                try:
+                    seen.append(float(client.infer(TINY, {"x": ONE})["y"][0, 0]))
+                except Exception as error:
+                    failed.append(error)
+                time.sleep(0.01)
+
+    with running(place) as endpoint:
+        threads = [threading.Thread(target=ask, args=(endpoint,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for number in 6 * [1, 2]:
+                rollout.promote(place, TINY, number, endpoint)
+                assert control.versions(endpoint.http, TINY) == [number]
+                np.testing.assert_allclose(answer(endpoint), number * ONE @ TINY_WEIGHT, rtol=1e-6)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert not failed, failed[0]
+    assert len(seen) > 100
+    np.testing.assert_allclose(sorted(set(seen)), (ONE @ TINY_WEIGHT)[0, 0] * np.array([1, 2]), rtol=1e-6)
+
+
+def test_a_version_that_does_not_load_replaces_nothing(place: Path, server_prefix: Path) -> None:
+    broken = place / TINY / "1" / "model.onnx"
+    broken.write_bytes(b"no model at all")
+    path = broken.with_name(repository.LINEAGE)
+    lineage = json.loads(path.read_text())
+    lineage["digests"]["model.onnx"] = repository.digest(broken)
+    path.write_text(json.dumps(lineage))
+    config = (place / TINY / "config.pbtxt").read_bytes()
+    with running(place) as endpoint:
+        with pytest.raises(ServerFailed, match="version 1 is not loaded, what was live still is"):
+            rollout.promote(place, TINY, 1, endpoint)
+        np.testing.assert_allclose(answer(endpoint), 2 * ONE @ TINY_WEIGHT, rtol=1e-6)
+        assert control.versions(endpoint.http, TINY) == [2]
+    assert (place / TINY / "config.pbtxt").read_bytes() == config
+    assert states(place) == {1: "failed", 2: "live"}
+    with running(place) as endpoint:
+        np.testing.assert_allclose(answer(endpoint), 2 * ONE @ TINY_WEIGHT, rtol=1e-6)
+
+
+def test_the_commands_find_the_running_server(place: Path, server_prefix: Path, tmp_path: Path) -> None:
+    runtime = tmp_path / "runtime"
+    env = {"XDG_RUNTIME_DIR": str(runtime)}
+    at = ("--repository", str(place))
+    with up(place, runtime) as (process, ready):
+        done = serve("promote", TINY, "1", *at, env=env)
+        assert done.stdout == f"live: {TINY} version 1, loaded at {ready['http']}\n", done.stderr
+        assert control.versions(ready["http"], TINY) == [1]
+        told = json.loads(serve("why", TINY, *at, "--json", env=env).stdout)
+        assert [entry["number"] for entry in told["versions"]] == [1]
+        assert told["url"] == ready["http"]
+        assert "made_by: a test" in serve("why", TINY, *at, env=env).stdout
+        assert json.loads(serve("rollback", TINY, *at, "--json", env=env).stdout)["live"] == 2
+        assert control.versions(ready["http"], TINY) == [2]
+        process.terminate()
+        process.communicate(timeout=60)
+    listed = json.loads(serve("list", *at, "--json", env=env).stdout)["models"]
+    assert [(entry["number"], entry["state"]) for entry in listed[0]["versions"]] == [(1, "previous"), (2, "live")]
+    assert serve("promote", TINY, *at, env=env).stdout == f"live: {TINY} version 2, no server runs\n"
+    assert serve("remove", TINY, "--keep", "1", *at, env=env).stdout == "removed: nothing\n"
+    wrong = serve("promote", TINY, "9", *at, env=env)
+    assert (wrong.returncode, wrong.stdout) == (4, "")
+    assert "there is no version 9" in wrong.stderr
