@@ -101,7 +101,7 @@ def image(epochs: int, last: str) -> Callable[[Workload, Path, Callable[[str], P
 SUBJECTS = {
     "sentence_embedding": sentence_embedding,
     "digits_cnn": image(40, "dense2"),
-    "resnet": image(18, "head"),
+    "resnet": image(18, "dense"),
 }
 
 
