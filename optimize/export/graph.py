@@ -223,6 +223,13 @@ def operators(model: "onnx_ir.Model") -> set[str]:
     return {node.op_type for node in model.graph}
 
 
+def activation_products(model: "onnx_ir.Model") -> list[str]:
+    """Return the names of the products of two activations, as an attention's."""
+    weighted = names_of(model, ("MatMul", "Gemm"))
+    nodes = (node for node in model.graph if node.name and node.op_type in ("MatMul", "Gemm"))
+    return [str(node.name) for node in nodes if node.name not in weighted]
+
+
 def names_of(model: "onnx_ir.Model", kinds: Sequence[str]) -> list[str]:
     """Return the names of the nodes of these types with a constant float weight; a Gather's is an embedding table."""
     found = []

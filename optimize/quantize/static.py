@@ -84,7 +84,7 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
     graph.refuse_idle(model, WEIGHTED, names)
     tables = graph.names_of(model, ("Gather",))
     table.round_tables(model, names)
-    names += [*pool_first(model, names), *tables, *products(model), *biases(model)]
+    names += [*pool_first(model, names), *tables, *graph.activation_products(model), *biases(model)]
     symmetric = config.activations == "int8" or (config.activations == "auto" and context.target.device == "cuda")
     graph.save(model, subject)
     type_inputs(subject)
@@ -154,12 +154,6 @@ def pool_first(model: "onnx_ir.Model", floats: Sequence[str]) -> list[str]:
         moved += [str(relu.name), str(pool.name)]
     model.graph.sort()
     return moved
-
-
-def products(model: "onnx_ir.Model") -> list[str]:
-    """Return the products of two activations (attention scores), which keep their precision."""
-    weighted = graph.names_of(model, ("MatMul", "Gemm"))
-    return [str(node.name) for node in model.graph if node.op_type in ("MatMul", "Gemm") and node.name not in weighted]
 
 
 def type_inputs(path: Path) -> None:

@@ -210,6 +210,27 @@ def activation_types(path: Path) -> set[str]:
     return {str(node.inputs[2].const_value.dtype.name) for node in model.graph if node.op_type == "QuantizeLinear"}  # type: ignore[union-attr]
 
 
+def rounded_products(path: Path) -> list[str]:
+    """Return the products of two activations of which one was rounded."""
+    model = graph.load(path)
+    made = {value.name: node for node in model.graph for value in node.outputs}
+
+    def rounding(name: str | None) -> bool:
+        node = made.get(name)
+        while node is not None and node.op_type in ("Transpose", "Reshape"):
+            node = made.get(node.inputs[0].name)  # type: ignore[union-attr]
+        return node is not None and node.op_type == "DequantizeLinear" and node.inputs[0].name in made  # type: ignore[union-attr]
+
+    products = [node for node in model.graph if node.op_type == "MatMul"]
+    activations = [node for node in products if not _weighted(made.get(node.inputs[1].name))]  # type: ignore[union-attr]
+    assert activations
+    return [str(node.name) for node in activations if any(rounding(value.name) for value in node.inputs)]  # type: ignore[union-attr]
+
+
+def _weighted(node: Any) -> bool:
+    return node is None or (node.op_type == "DequantizeLinear" and node.inputs[0].is_initializer())
+
+
 class Encoder(nn.Module):
     """One layer of a transformer; some channels of its inner activations are a hundred times the others'."""
 
@@ -260,6 +281,7 @@ def test_a_transformer_is_quantized_as_one_and_runs_in_both_runtimes(encoder: Wo
             answers = [evaluate(runtime, encoder, reference) for runtime in (onnxruntime, openvino)]
         errors[kind] = answers[0].scores[0].value
         assert activation_types(made) == {"UINT8"}
+        assert rounded_products(made) == [], "attention products stay float"
         assert answers[1].scores[0].value < 2 * errors[kind] + 0.01
     assert errors["auto"] < 0.8 * errors["plain"], "SmoothQuant takes the outliers"
 
