@@ -1,8 +1,9 @@
 """Compression beside the peers, on this machine, in alternating runs: `make bench-compress`.
 
 Each subject is a trained model; each row a file made from it, by one of our recipes or by a peer's own recommended one.
-All rows of a subject are judged with the same metric and timed in turn in one process, against the trained model's FP32
-ONNX in ONNX Runtime. Writes build/compress/compress.json. Arguments are names of subjects; all of them without any.
+All rows of a subject are judged with the same metric. Those of one runtime are timed in turn in one process, against
+the trained model's FP32 ONNX in ONNX Runtime. Writes build/compress/compress.json. Arguments are names of subjects; all
+of them without any.
 """
 
 import contextlib
@@ -156,8 +157,7 @@ def compare(made: Workload) -> tuple[list[Found], dict[str, Quality]]:
 def _timed(made: Workload, rows: list[Row], runtime: str, target: Target) -> dict[str, dict[int, measure.Ratio]]:
     """Return the ratios of the rows that `runtime` runs, timed in turn with the trained model in ONNX Runtime.
 
-    One runtime at a time, ONNX Runtime first: where OpenVINO's threads are in the process too, small calls of the other
-    take up to twice as long (a ResNet of 15 times fewer MACs: 3.4× beside it, 6.5× to 7.3× without).
+    One runtime at a time: with a model open in OpenVINO too, ONNX Runtime's small calls take longer.
     """
     chosen = [row for row in rows if row.runtime == runtime or row.label == TRAINED]
     with contextlib.ExitStack() as stack:

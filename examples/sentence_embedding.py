@@ -85,7 +85,7 @@ def build() -> SentenceEncoder:
     config = BertConfig(**json.loads((folder / "config.json").read_text()))
     # Eager attention is the same mathematics without the guards against fully masked rows, which cost time in ONNX.
     config._attn_implementation = "eager"
-    # A student has the trained model's answers to learn from and gains nothing by dropout, a third of its time.
+    # A student has the trained model's answers to learn from and gains nothing by dropout, which takes time.
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     bert = BertModel(config, add_pooling_layer=False)
     weights = load_file(folder / "model.safetensors")

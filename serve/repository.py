@@ -142,7 +142,7 @@ def publish(staged: Staged, lineage: dict[str, Any]) -> Version:
         "target": staged.target.document(),
         "config": model_config.text(staged.config),
         "digests": digests,
-        "lived": [datetime.now(UTC).isoformat(timespec="milliseconds")],
+        "lived": [now()],
     }
     (staged.folder / LINEAGE).write_text(json.dumps(record, indent=2) + "\n")
     _sync(staged.path)
@@ -348,6 +348,11 @@ def digest(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def now() -> str:
+    """Return the time as lineages hold it: ISO 8601, UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def total(digests: dict[str, str]) -> str:

@@ -6,11 +6,9 @@ load it, else *staged*. When it was live, and why it failed, stands in its `line
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +50,7 @@ def standings(place: Path, model: str) -> list[Standing]:
     return found
 
 
-def promote(place: Path, model: str, number: int, endpoint: Endpoint | None = None) -> None:
+def promote(place: Path, model: str, number: int | None = None, endpoint: Endpoint | None = None) -> int:
     """Make `number` the live version: one rename of the configuration, then the running server loads it.
 
     The server answers with the version before until the new one is ready. If it cannot load that one, the configuration
@@ -61,18 +59,24 @@ def promote(place: Path, model: str, number: int, endpoint: Endpoint | None = No
     Args:
         place: the repository.
         model: the model's name.
-        number: the version.
+        number: the version; the newest unless it is given.
         endpoint: the server that serves `place`, if one does.
+
+    Returns:
+        The number of the version that is live now.
 
     Raises:
         BadRepository: there is no such version, it has no lineage, or its files changed after they were published.
         ServerFailed: the server does not load it; what was live still is.
     """
     home = place / model
-    known = {standing.number for standing in standings(place, model)}
+    known = [standing.number for standing in standings(place, model)]
+    number = number or max(known, default=1)
     if number not in known:
         raise BadRepository(
-            f"there is no version {number}", where=str(home), fix=f"there are {', '.join(map(str, sorted(known)))}"
+            f"there is no version {number}",
+            where=str(home),
+            fix=f"there are {', '.join(map(str, known))}" if known else "publish one with: optimize run",
         )
     with scratch.alone(home):
         lineage = repository.read_lineage(place, model, number)
@@ -84,13 +88,14 @@ def promote(place: Path, model: str, number: int, endpoint: Endpoint | None = No
                 control.load(endpoint.http, endpoint.secret, model)
             except LatheError as error:
                 _replace(home / repository.CONFIG, before)
-                _note(home / str(number), failed={"when": _now(), "why": error.what})
+                _note(home / str(number), failed={"when": repository.now(), "why": error.what})
                 raise ServerFailed(
                     f"version {number} is not loaded, what was live still is: {error.what}",
                     where=str(home),
                     fix="mend and publish it again, or remove it",
                 ) from error
-        _note(home / str(number), lived=[*_lived(lineage), _now()], failed=None)
+        _note(home / str(number), lived=[*_lived(lineage), repository.now()], failed=None)
+    return number
 
 
 def before(place: Path, model: str) -> int:
@@ -127,10 +132,9 @@ def remove(place: Path, model: str, keep: int) -> list[int]:
             spared.add(before(place, model))
         spared.update(standing.number for standing in found[len(found) - keep :])
         gone = [standing.number for standing in found if standing.number not in spared]
-        for number in gone:
-            hidden = Path(tempfile.mkdtemp(prefix=f".{number}-", dir=home))
-            (home / str(number)).rename(hidden / str(number))
-            shutil.rmtree(hidden)
+        with scratch.folder(home, ".removed-") as hidden:
+            for number in gone:
+                (home / str(number)).rename(hidden / str(number))
     return gone
 
 
@@ -177,7 +181,3 @@ def _replace(path: Path, text: str) -> None:
         Path(partial).replace(path)
     finally:
         Path(partial).unlink(missing_ok=True)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

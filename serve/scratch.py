@@ -52,7 +52,7 @@ def alone(place: Path) -> Iterator[None]:
             raise MachineError(
                 "another command works in this folder",
                 where=str(place),
-                fix="wait for its end, or name another --output",
+                fix="wait for its end, or work in another folder",
             ) from None
         yield
 

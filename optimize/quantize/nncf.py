@@ -71,8 +71,8 @@ def apply(config: Nncf, subject: Path, context: "Context") -> Path:
     graph.refuse_quantized(model, subject)
     names = graph.excluded(model, config.exclude)
     graph.refuse_idle(model, WEIGHTED, names)
-    # With an attention's products in int8, OpenVINO 2026.4.1 gets some wrong where it computes the rest in bfloat16
-    # (MiniLM at 50 × 32 tokens: cosines down to 0.73), and in uint8 they are slower than in bfloat16.
+    # With an attention's products in int8, OpenVINO 2026.4.1 was seen to answer wrongly where it computes the rest in
+    # bfloat16 (MiniLM, 50 texts of 32 tokens), and in uint8 they were slower than in bfloat16.
     names += graph.activation_products(model)
     operators = graph.operators(model)
     transformer = config.model == "transformer" or (config.model == "auto" and bool(operators & TRANSFORMER))

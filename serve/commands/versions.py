@@ -53,10 +53,7 @@ def promote(model: str, version: int | None, repository: Path, as_json: bool) ->
     Example:
       serve promote digits_cnn 2 --repository build/model_repository
     """
-    from serve import rollout
-
-    newest = rollout.standings(repository, model)[-1].number
-    _switch(repository, model, version or newest, as_json)
+    _switch(repository, model, version, as_json)
 
 
 @click.command()
@@ -122,11 +119,11 @@ def why(model: str, repository: Path, as_json: bool) -> None:
         _explain(lineage)
 
 
-def _switch(repository: Path, model: str, number: int, as_json: bool) -> None:
+def _switch(repository: Path, model: str, number: int | None, as_json: bool) -> None:
     from serve import rollout, state
 
     endpoint = state.serving(repository)
-    rollout.promote(repository, model, number, endpoint)
+    number = rollout.promote(repository, model, number, endpoint)
     if as_json:
         emit(document(model=model, live=number, url=endpoint and endpoint.http))
     else:
@@ -138,5 +135,10 @@ def _switch(repository: Path, model: str, number: int, as_json: bool) -> None:
 def _explain(lineage: dict[str, Any]) -> None:
     click.echo(f"version {lineage['number']}, live since {lineage.get('lived', ['an unknown time'])[-1]}")
     for key, value in lineage.items():
-        if key not in ("config", "inputs", "outputs", "digests", "lived", "number", "model"):
+        if isinstance(value, str | bool | int | float) and key not in ("config", "number", "model"):
             click.echo(f"  {key}: {value}")
+    for step in lineage.get("lineage", []):
+        quality = step["quality"]
+        click.echo(f"  {step['name']}: {quality['metric']} {quality['value']:.4f}")
+    for gate in lineage.get("gates", []):
+        click.echo(f"  {'passed' if gate['passed'] else 'refused'} {gate['name']}: {gate['measured']}")

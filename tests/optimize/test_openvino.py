@@ -212,23 +212,20 @@ def activation_types(path: Path) -> set[str]:
 
 def rounded_products(path: Path) -> list[str]:
     """Return the products of two activations of which one was rounded."""
-    model = graph.load(path)
-    made = {value.name: node for node in model.graph for value in node.outputs}
-
-    def rounding(name: str | None) -> bool:
-        node = made.get(name)
-        while node is not None and node.op_type in ("Transpose", "Reshape"):
-            node = made.get(node.inputs[0].name)  # type: ignore[union-attr]
-        return node is not None and node.op_type == "DequantizeLinear" and node.inputs[0].name in made  # type: ignore[union-attr]
-
-    products = [node for node in model.graph if node.op_type == "MatMul"]
-    activations = [node for node in products if not _weighted(made.get(node.inputs[1].name))]  # type: ignore[union-attr]
-    assert activations
-    return [str(node.name) for node in activations if any(rounding(value.name) for value in node.inputs)]  # type: ignore[union-attr]
+    nodes = [node for node in graph.load(path).graph if node.op_type == "MatMul"]
+    kinds = {node.name: [_rounded(value) for value in node.inputs] for node in nodes}
+    assert any("weight" not in found for found in kinds.values())
+    return [str(name) for name, found in kinds.items() if "weight" not in found and "activation" in found]
 
 
-def _weighted(node: Any) -> bool:
-    return node is None or (node.op_type == "DequantizeLinear" and node.inputs[0].is_initializer())
+def _rounded(value: Any) -> str:
+    """Return whether a weight or an activation was rounded on the way to `value`; empty when neither was."""
+    node = value.producer()
+    while node is not None and node.op_type in ("Transpose", "Reshape"):
+        node = node.inputs[0].producer()
+    if node is None or node.op_type != "DequantizeLinear":
+        return ""
+    return "weight" if node.inputs[0].is_initializer() else "activation"
 
 
 class Encoder(nn.Module):

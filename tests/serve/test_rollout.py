@@ -67,6 +67,26 @@ def test_remove_spares_what_is_live_and_its_predecessor(place: Path, publish_tin
     assert rollout.remove(place, TINY, keep=1) == [1, 3, 4]
     assert states(place) == {2: "live", 5: "previous"}
     assert rollout.remove(place, TINY, keep=1) == []
+    assert sorted(path.name for path in (place / TINY).iterdir()) == ["2", "5", "config.pbtxt"]
+
+
+def test_why_tells_steps_and_gates_of_the_committed_model() -> None:
+    said = serve("why", "digits_cnn").stdout.splitlines()
+    assert "  workload: examples/digits_cnn.py:workload" in said
+    assert any(line.startswith("  quantize.static: accuracy 0.9") for line in said)
+    assert any(line.startswith("  passed promise: smaller: ") for line in said)
+    assert not any("{" in line for line in said)
+
+
+def test_the_newest_is_promoted_unless_one_is_named(place: Path, tmp_path: Path) -> None:
+    assert rollout.promote(place, TINY, 1) == 1
+    assert rollout.promote(place, TINY) == 2
+    empty = tmp_path / "empty"
+    (empty / TINY).mkdir(parents=True)
+    (empty / TINY / "config.pbtxt").write_text((place / TINY / "config.pbtxt").read_text())
+    with pytest.raises(BadRepository, match="there is no version 1") as raised:
+        rollout.promote(empty, TINY)
+    assert raised.value.fix == "publish one with: optimize run"
 
 
 def test_what_cannot_be_promoted(place: Path) -> None:
