@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from loadtest.tensors import Arrays, Dim, TensorSpec
 from optimize.errors import BadGraph
-from optimize.export import graph
+from optimize.export import graph, pooling
 from serve import scratch
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def export(
             model = _captured(exporter, module, inputs, outputs, opset)
             graph.name_nodes(model.graph)
             graph.clean(model)
+            pooling.relu_first(model)
             graph.name_boundary(model, [spec.name for spec in inputs], outputs)
             graph.shape_boundary(model.graph, inputs, shapes)
             model.ir_version = min(model.ir_version, IR_VERSION)

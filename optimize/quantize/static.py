@@ -2,14 +2,13 @@
 
 import functools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from optimize.export import graph
+from optimize.export import graph, pooling
 from optimize.quantize import calibrate, table
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
     graph.refuse_idle(model, WEIGHTED, names)
     tables = graph.names_of(model, ("Gather",))
     table.round_tables(model, names)
-    names += [*pool_first(model, names), *tables, *graph.activation_products(model), *biases(model)]
+    names += [*pooling.pool_first(model, names), *tables, *graph.activation_products(model), *biases(model)]
     symmetric = config.activations == "int8" or (config.activations == "auto" and context.target.device == "cuda")
     graph.save(model, subject)
     type_inputs(subject)
@@ -134,28 +133,6 @@ def narrow_convolutions(model: "onnx_ir.Model") -> list[str]:
     return found
 
 
-def pool_first(model: "onnx_ir.Model", floats: Sequence[str]) -> list[str]:
-    """Turn Conv → Relu → MaxPool into Conv → MaxPool → Relu where the Conv stays float; return the names of both.
-
-    The result is the same. But ONNX Runtime moves the quantization of a MaxPool's output to its input, which makes the
-    pooling of a float convolution's result INT8 in a slow layout; it does not move it over a Relu.
-    """
-    moved = []
-    for node in [node for node in model.graph if node.op_type == "Conv" and node.name in floats]:
-        relu = _only_user(node, "Relu")
-        pool = _only_user(relu, "MaxPool") if relu is not None else None
-        if relu is None or pool is None or pool.outputs[0].is_graph_output():
-            continue
-        users = list(pool.outputs[0].uses())
-        pool.replace_input_with(0, node.outputs[0])
-        relu.replace_input_with(0, pool.outputs[0])
-        for user, index in users:
-            user.replace_input_with(index, relu.outputs[0])
-        moved += [str(relu.name), str(pool.name)]
-    model.graph.sort()
-    return moved
-
-
 def type_inputs(path: Path) -> None:
     """Write into the file that what a layer with float weights reads is float.
 
@@ -201,10 +178,3 @@ def shield_float(model: "onnx_ir.Model") -> None:
                 user.replace_input_with(index, shield.outputs[0])
             if users:
                 model.graph.insert_after(node, shield)
-
-
-def _only_user(node: "onnx_ir.Node", kind: str) -> "onnx_ir.Node | None":
-    uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or uses[0].node.op_type != kind or node.outputs[0].is_graph_output():
-        return None
-    return uses[0].node
