@@ -82,7 +82,8 @@ def prove(
     workload = made.workload
     specs = output_specs(workload, graph_of(made), quality.outputs)
     progress("serving the result", 0.0)
-    with repositories.stage(repository, workload.name, graph_of(made), workload.inputs, specs, recipe.target) as staged:
+    model, inputs = workload.name, workload.inputs
+    with repositories.stage(repository, model, graph_of(made), inputs, specs, recipe.target, recipe.serve) as staged:
         with server.running(staged.path, log=folder / "server.log") as endpoint:
             served, parity, found = _compare(endpoint, made, trained, recipe, progress)
             loaded = _load(endpoint, workload, recipe, folder, parity["tolerance"], progress)
@@ -122,7 +123,7 @@ def _compare(
 ) -> tuple[Quality, dict[str, Any], list[Gate]]:
     """Judge the endpoint with the workload's metric, and both lanes of parity with the bundle."""
     workload = made.workload
-    largest = model_config.max_batch_size(workload.inputs, recipe.target)
+    largest = model_config.max_batch_size(workload.inputs, recipe.target, recipe.serve)
     progress("evaluating the endpoint", 0.2)
     with (
         open_graph(graph_of(made), recipe.target) as graph,

@@ -15,6 +15,7 @@ import torch
 from loadtest import payload
 from loadtest.commandline import document
 from loadtest.errors import UsageError
+from loadtest.tensors import TensorSpec
 from optimize import bundle as bundles
 from optimize import extra, follower, gate, measure, resume
 from optimize import step as steps_of
@@ -31,7 +32,7 @@ from optimize.measure import Cost, Speeds
 from optimize.predict import TorchPredictor, cut, open_graph
 from optimize.recipe import Recipe, ordered
 from optimize.workload import Workload
-from serve import model_config, scratch
+from serve import model_config, scratch, settings
 from serve.target import Target
 
 SAMPLES = 512
@@ -190,7 +191,7 @@ def advance(
         progress(f"{method.name}: evaluating", 0.9)
         in_torch = method.stage == "torch"
         with TorchPredictor(module, workload.outputs) if in_torch else open_graph(graph, recipe.target) as predictor:
-            quality = evaluate(predictor, workload, trained.reference, _largest(workload, recipe.target))
+            quality = evaluate(predictor, workload, trained.reference, _largest(workload, recipe))
         entry = {
             "name": method.name,
             "config": {entry.name: getattr(step, entry.name) for entry in fields(step)},
@@ -210,7 +211,7 @@ def _deviation(graph: Path, workload: Workload, recipe: Recipe) -> float:
 
     A load test sends generated inputs, which deviate more than real ones.
     """
-    largest = _largest(workload, recipe.target)
+    largest = _largest(workload, recipe)
     pieces = [piece for batch in workload.batches("evaluation") for piece in cut(batch.inputs, largest)]
     spread = pieces[:: -(-len(pieces) * largest // SAMPLES)]
     generated = payload.generate(workload.inputs, 2, recipe.seed, batch=largest)
@@ -246,6 +247,14 @@ def _check(recipe: Recipe, workload: Workload) -> None:
     for step in recipe.steps:
         steps_of.check_needs(step, workload)
     gate.check_budget(recipe.budget, workload)
+    if recipe.serve.sequence:
+        raise BadRecipe(
+            "a model that remembers cannot be proven request by request",
+            where="[serve] sequence",
+            fix="run it without --repository, then publish it with: serve add --settings",
+        )
+    outputs = [TensorSpec(name, "float32", ()) for name in workload.outputs]
+    settings.check(recipe.serve, workload.inputs, outputs, recipe.target, _largest(workload, recipe))
 
 
 def _steps(
@@ -265,7 +274,7 @@ def _steps(
             progress(f"{name}: kept from the last run", 1.0)
             if number == len(recipe.steps):
                 with open_graph(graph_of(made), recipe.target) as predictor:
-                    largest = _largest(made.workload, recipe.target)
+                    largest = _largest(made.workload, recipe)
                     quality = evaluate(predictor, made.workload, trained.reference, largest)
         elements.append(dict(made.lineage[-1]))
         current = made
@@ -348,8 +357,8 @@ def _timed(cost: Cost, speeds: Speeds, name: str) -> Cost:
     return replace(cost, latency_ms=speeds.latency_ms(name), throughput=speeds.throughput(name))
 
 
-def _largest(workload: Workload, target: Target) -> int:
-    return model_config.max_batch_size(workload.inputs, target)
+def _largest(workload: Workload, recipe: Recipe) -> int:
+    return model_config.max_batch_size(workload.inputs, recipe.target, recipe.serve)
 
 
 def _folder_name(number: int, name: str) -> str:

@@ -15,6 +15,7 @@ from loadtest.schedule import FASTEST, MOST_IN_FLIGHT
 from optimize.errors import BadRecipe
 from optimize.export.onnx import Onnx
 from optimize.step import METHODS, NAMES
+from serve.settings import Settings
 from serve.target import Target
 
 STAGES = ("torch", "export", "graph")
@@ -57,6 +58,7 @@ class Recipe:
         budget: what the result must keep and may cost.
         target: where the result will run.
         load: the load test at the endpoint.
+        serve: how the result is served, beside what the target says.
     """
 
     steps: tuple[Any, ...]
@@ -64,12 +66,15 @@ class Recipe:
     budget: Budget = Budget()
     target: Target = Target()
     load: Load = Load()
+    serve: Settings = Settings()
 
     def document(self) -> dict[str, Any]:
         """Return the plain mapping that `parse` reads back."""
         values: dict[str, Any] = {"seed": self.seed, "target": self.target.document()}
         for name in ("budget", "load"):
             values[name] = {key: value for key, value in asdict(getattr(self, name)).items() if value is not None}
+        if asked := self.serve.document():
+            values["serve"] = asked
         values["step"] = [{"use": METHODS[type(step)].name, **_plain(step)} for step in self.steps]
         return values
 
@@ -107,7 +112,7 @@ def parse(document: Mapping[str, Any], where: str = "recipe") -> Recipe:
     Raises:
         BadRecipe: as `load`.
     """
-    _check_keys(document, ["seed", "budget", "target", "load", "step"], where)
+    _check_keys(document, ["seed", "budget", "target", "load", "serve", "step"], where)
     tables = document.get("step", [])
     if not isinstance(tables, list) or not tables:
         raise BadRecipe("has no steps", where=where, fix="add a [[step]] table with a `use` key")
@@ -121,6 +126,7 @@ def parse(document: Mapping[str, Any], where: str = "recipe") -> Recipe:
         build(Budget, document.get("budget", {}), f"{where}, [budget]"),
         build(Target, document.get("target", {}), f"{where}, [target]"),
         build(Load, document.get("load", {}), f"{where}, [load]"),
+        build(Settings, document.get("serve", {}), f"{where}, [serve]"),
     )
     if recipe.budget.keep is not None and recipe.budget.max_drop is not None:
         raise BadRecipe("keep and max_drop are both given", where=f"{where}, [budget]", fix="keep one of them")

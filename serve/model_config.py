@@ -15,56 +15,109 @@ from tritonclient.grpc.model_config_pb2 import (
 
 from loadtest.errors import BadInput
 from loadtest.tensors import TRITON_DTYPES, Dim, TensorSpec
+from serve import gpu, sequences
 from serve.errors import BadRepository
+from serve.settings import Settings, check
 from serve.target import Target
 
 LEAST_MAX_BATCH = 32
 """Throughput still rises up to batches of about 32 on a CPU, also when nobody measures at that size."""
+DEFAULT = Settings()
+NONFINITE = "lathe.nonfinite"
+"""A parameter that our backends read, and that others ignore."""
 
 
 def build(
-    model: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], target: Target, versions: Sequence[int]
+    model: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    target: Target,
+    versions: Sequence[int],
+    settings: Settings = DEFAULT,
 ) -> ModelConfig:
     """Return the configuration that serves `versions` of `model` on `target`.
 
     Requests are batched by the server when the first dim of every input and output is the batch axis.
 
     Raises:
-        BadInput: if there are no inputs or outputs, only some are batched, or one is a single number without a batch.
+        BadInput: there are no inputs or outputs, only some are batched, one is a single number without a batch, or a
+            setting does not fit the model or the target.
     """
     if not inputs or not outputs:
         raise BadInput("a served model needs at least one input and one output")
-    batch = max_batch_size([*inputs, *outputs], target)
+    batch = max_batch_size([*inputs, *outputs], target, settings)
+    check(settings, inputs, outputs, target, batch)
     config = ModelConfig(name=model, backend=target.runtime, max_batch_size=batch)
-    for spec in inputs:
-        config.input.append(_tensor(ModelInput(), spec, batch > 0))
-    for spec in outputs:
-        config.output.append(_tensor(ModelOutput(), spec, batch > 0))
+    inner = settings.sequence.inner() if settings.sequence else set()
+    config.input.extend(_tensor(ModelInput(), spec, batch > 0) for spec in inputs if spec.name not in inner)
+    config.output.extend(_tensor(ModelOutput(), spec, batch > 0) for spec in outputs if spec.name not in inner)
     config.version_policy.specific.versions.extend(versions)
-    kind = ModelInstanceGroup.KIND_GPU if target.device == "cuda" else ModelInstanceGroup.KIND_CPU
-    # One instance with all cores: on a CPU, instances × threads above the cores halves the throughput.
-    config.instance_group.add(name=model, count=1, kind=kind)
-    for key, value in PARAMETERS[target.runtime](target, inputs, batch).items():
-        config.parameters[key].string_value = value
-    if target.runtime == "openvino":
-        # Triton's OpenVINO backend looks for its own format where no file is named.
-        config.default_model_filename = "model.onnx"
+    _add_instances(config, target, settings)
+    _add_parameters(config, inputs, target, settings)
+    if target.device == "cuda":
+        gpu.add(config, inputs, settings)
+    if settings.cache:
+        config.response_cache.enable = True
+    if settings.sequence:
+        # Triton warms up no model that remembers.
+        sequences.add(config, settings.sequence, {spec.name: spec for spec in (*inputs, *outputs)}, settings.instances)
+        return config
     if batch:
-        # No queue limit: with max_queue_size the dynamic batcher of Triton 24.10 misses wake-ups, and a request in a
-        # few hundred then waits half a second (`benchmarks/queue_limit.py` shows it).
-        config.dynamic_batching.SetInParent()
-    for size in sorted({1, max(batch, 1)}):
+        _add_batching(config, settings)
+    measured = {size for size in (*settings.preferred, *target.batch) if size <= batch}
+    for size in sorted({1, max(batch, 1), *measured}):
         _warm_up(config, inputs, size)
     return config
 
 
-def _for_onnxruntime(target: Target, _inputs: Sequence[TensorSpec], _batch: int) -> dict[str, str]:
+def _add_parameters(config: ModelConfig, inputs: Sequence[TensorSpec], target: Target, settings: Settings) -> None:
+    threads = settings.threads or max(1, target.cores // settings.instances)
+    for key, value in PARAMETERS[target.runtime](threads, inputs, config.max_batch_size).items():
+        config.parameters[key].string_value = value
+    if settings.nonfinite == "refuse":
+        config.parameters[NONFINITE].string_value = "refuse"
+    if target.runtime == "openvino":
+        # Triton's OpenVINO backend looks for its own format where no file is named.
+        config.default_model_filename = "model.onnx"
+
+
+def _add_instances(config: ModelConfig, target: Target, settings: Settings) -> None:
+    kind = ModelInstanceGroup.KIND_GPU if target.device == "cuda" else ModelInstanceGroup.KIND_CPU
+    # One instance with all cores: on a CPU, instances × threads above the cores halves the throughput.
+    group = config.instance_group.add(name=config.name, count=settings.instances, kind=kind, gpus=settings.gpus)
+    for name, count in sorted(settings.resources.items()):
+        group.rate_limiter.resources.add(name=name, count=count)
+    if settings.weight:
+        group.rate_limiter.priority = settings.weight
+
+
+def _add_batching(config: ModelConfig, settings: Settings) -> None:
+    """Let the server batch. Without a setting nothing waits: under load batches form of what came meanwhile."""
+    batching = config.dynamic_batching
+    batching.SetInParent()
+    batching.preferred_batch_size.extend(settings.preferred)
+    batching.max_queue_delay_microseconds = settings.queue_delay_us
+    if settings.priorities:
+        batching.priority_levels = settings.priorities
+        # A request that asks for nothing comes last.
+        batching.default_priority_level = settings.priorities
+    policy = batching.default_queue_policy
+    if settings.queue or settings.timeout_ms:
+        # Not by default: with max_queue_size the dynamic batcher of Triton 24.10 misses wake-ups, and a request in a
+        # few hundred then waits half a second (`benchmarks/queue_limit.py` shows it).
+        policy.max_queue_size = settings.queue
+        policy.default_timeout_microseconds = round(settings.timeout_ms * 1000)
+        policy.timeout_action = policy.DELAY if settings.on_timeout == "delay" else policy.REJECT
+        policy.allow_timeout_override = bool(settings.timeout_ms)
+
+
+def _for_onnxruntime(threads: int, _inputs: Sequence[TensorSpec], _batch: int) -> dict[str, str]:
     # Threads that spin after a call take the cores from tritonserver's own threads and from other processes.
-    return {"intra_op_thread_count": str(target.cores), "session.intra_op.allow_spinning": "0"}
+    return {"intra_op_thread_count": str(threads), "session.intra_op.allow_spinning": "0"}
 
 
-def _for_openvino(target: Target, inputs: Sequence[TensorSpec], batch: int) -> dict[str, str]:
-    parameters = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(target.cores)}
+def _for_openvino(threads: int, inputs: Sequence[TensorSpec], batch: int) -> dict[str, str]:
+    parameters = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)}
     # Triton's own backend runs nothing but full batches, and fills them up only where no other dim changes size.
     if batch and not any(isinstance(dim, Dim) for spec in inputs for dim in spec.dims[1:]):
         parameters["ENABLE_BATCH_PADDING"] = "YES"
@@ -74,7 +127,7 @@ def _for_openvino(target: Target, inputs: Sequence[TensorSpec], batch: int) -> d
 PARAMETERS = {"onnxruntime": _for_onnxruntime, "openvino": _for_openvino}
 
 
-def max_batch_size(specs: Sequence[TensorSpec], target: Target) -> int:
+def max_batch_size(specs: Sequence[TensorSpec], target: Target, settings: Settings = DEFAULT) -> int:
     """Return the largest batch that the server may form of tensors like `specs`; 0 when they have no batch axis.
 
     Raises:
@@ -90,6 +143,13 @@ def max_batch_size(specs: Sequence[TensorSpec], target: Target) -> int:
             fix="give every input and output the batch axis, or none",
         )
     largest = min(axis.maximum for axis in axes if isinstance(axis, Dim))
+    if settings.max_batch is not None:
+        if settings.max_batch > largest:
+            raise BadInput(
+                f"max_batch = {settings.max_batch} is above the largest batch of the model, {largest}",
+                fix="lower it, or raise the batch axis' maximum in the workload",
+            )
+        return settings.max_batch
     return min(largest, max(LEAST_MAX_BATCH, *target.batch))
 
 

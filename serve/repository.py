@@ -24,6 +24,7 @@ from loadtest.errors import UsageError
 from loadtest.tensors import TensorSpec
 from serve import model_config, scratch
 from serve.errors import BadRepository
+from serve.settings import Settings
 from serve.target import Target
 
 LINEAGE = "lineage.json"
@@ -44,6 +45,7 @@ class Staged:
         inputs: the specs of its inputs.
         outputs: the specs of its outputs.
         target: what it is made for.
+        settings: how it is served beside that.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Staged:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     target: Target
+    settings: Settings
 
     @property
     def folder(self) -> Path:
@@ -79,6 +82,7 @@ def stage(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     target: Target,
+    settings: Settings = model_config.DEFAULT,
 ) -> Iterator[Staged]:
     """Lay out the next version of `model` in a private folder beside `repository`, removed at the end of the block.
 
@@ -89,6 +93,7 @@ def stage(
         inputs: the specs of the graph's inputs.
         outputs: the specs of the graph's outputs.
         target: what the configuration is derived for.
+        settings: what it is to say beside that.
 
     Raises:
         UsageError: if the name cannot be a folder and a model name.
@@ -97,9 +102,9 @@ def stage(
     repository = repository.absolute()
     check(repository, model)
     number = max(numbers(repository, model), default=0) + 1
-    config = model_config.build(model, inputs, outputs, target, [number])
+    config = model_config.build(model, inputs, outputs, target, [number], settings)
     with scratch.folder(repository.parent, f".{repository.name}.staged-") as at:
-        staged = Staged(at, model, number, config, repository, tuple(inputs), tuple(outputs), target)
+        staged = Staged(at, model, number, config, repository, tuple(inputs), tuple(outputs), target, settings)
         staged.folder.mkdir(parents=True)
         (staged.path / model / CONFIG).write_text(model_config.text(config))
         _copy_model(onnx, staged.folder)
@@ -140,6 +145,7 @@ def publish(staged: Staged, lineage: dict[str, Any]) -> Version:
         "inputs": [spec.document() for spec in staged.inputs],
         "outputs": [spec.document() for spec in staged.outputs],
         "target": staged.target.document(),
+        "serve": staged.settings.document(),
         "config": model_config.text(staged.config),
         "digests": digests,
         "lived": [now()],

@@ -18,16 +18,14 @@ from typing import Any
 import numpy as np
 
 from loadtest.errors import MachineError
-from loadtest.tensors import Dim, TensorSpec
 from optimize.bundle import Bundle, replacing
 from optimize.errors import BadBundle, BadGraph
 from optimize.export import tensorrt_rules
 from optimize.export.tensorrt_rules import Finding
-from serve import model_config
+from serve import gpu, model_config, settings
 from serve.target import LARGEST_BATCH, Target
 
-PLAN, SCRIPTS = "model.plan", ("build.py", "build.sh")
-SIZES = {"min": "minimum", "opt": "typical", "max": "maximum"}
+SCRIPTS = ("build.py", "build.sh")
 
 BUILD_PY = '''"""Builds the engine of {name} with Polygraphy, on the machine and in the image that will serve it."""
 
@@ -91,15 +89,6 @@ class Written:
         }
 
 
-def profile(inputs: Sequence[TensorSpec]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Return the smallest, the typical and the largest shape of every input that has a dim which changes size."""
-    return {
-        spec.name: {short: spec.shape(size=size) for short, size in SIZES.items()}
-        for spec in inputs
-        if any(isinstance(dim, Dim) and dim.minimum < dim.maximum for dim in spec.dims)
-    }
-
-
 def write(bundle: Bundle, folder: Path, *, build: bool = True) -> Written:
     """Write the repositories `plan/` and `onnx/` and both build scripts to `folder`, whole or not at all.
 
@@ -160,8 +149,8 @@ def _write(bundle: Bundle, graph: Path, folder: Path) -> None:
         place.mkdir(parents=True)
     for file in graph.parent.glob(f"{graph.name}*"):
         shutil.copyfile(file, onnx / "1" / file.name)
-    shapes = profile(inputs)
-    paths = {"onnx": f"onnx/{name}/1/{graph.name}", "plan": f"plan/{name}/1/{PLAN}"}
+    shapes = gpu.profile(inputs)
+    paths = {"onnx": f"onnx/{name}/1/{graph.name}", "plan": f"plan/{name}/1/{gpu.PLAN}"}
     lines = (f"    {tensor!r}: {tuple(sizes.values())!r}," for tensor, sizes in shapes.items())
     (folder / "build.py").write_text(BUILD_PY.format(name=name, profile="\n".join(lines), **paths))
     options = [f"--onnx={paths['onnx']}", f"--saveEngine={paths['plan']}", "--stronglyTyped", "--skipInference"]
@@ -170,20 +159,17 @@ def _write(bundle: Bundle, graph: Path, folder: Path) -> None:
     script.write_text(BUILD_SH.format(name=name, options=" \\\n  ".join(shlex.quote(option) for option in options)))
     script.chmod(0o755)
     config = _config(bundle, graph)
-    (plan / "config.pbtxt").write_text(model_config.text(_engine_config(config)))
-    (onnx / "config.pbtxt").write_text(model_config.text(_accelerated(config, tensorrt_rules.precision(graph), shapes)))
+    (plan / "config.pbtxt").write_text(model_config.text(gpu.engine(config)))
+    (onnx / "config.pbtxt").write_text(model_config.text(config))
 
 
 def _shape_options(shapes: dict[str, dict[str, tuple[int, ...]]]) -> list[str]:
-    return [f"--{size}Shapes={_shapes(shapes, size)}" for size in SIZES] if shapes else []
-
-
-def _shapes(shapes: dict[str, dict[str, tuple[int, ...]]], size: str) -> str:
-    return ",".join(f"{name}:{'x'.join(map(str, sizes[size]))}" for name, sizes in shapes.items())
+    sizes = gpu.SIZES if shapes else ()
+    return [f"--{size}Shapes={gpu.joined_shapes(shapes, size)}" for size in sizes]
 
 
 def _config(bundle: Bundle, graph: Path) -> Any:
-    """Return the config that both repositories have in common; the server batches as far as the profile reaches."""
+    """Return the config with the TensorRT accelerator; the server batches as far as the profile reaches."""
     from optimize.endpoint import output_specs
     from optimize.predict import OnnxPredictor
 
@@ -194,32 +180,10 @@ def _config(bundle: Bundle, graph: Path) -> Any:
     outputs = output_specs(workload, graph, answers)
     largest = min(spec.shape(size="maximum")[0] for spec in workload.inputs)
     target = Target(device="cuda", batch=(1, min(largest, LARGEST_BATCH)))
-    return model_config.build(workload.name, workload.inputs, outputs, target, [1])
-
-
-def _engine_config(config: Any) -> Any:
-    made = type(config)()
-    made.CopyFrom(config)
-    made.backend, made.default_model_filename = "tensorrt", PLAN
-    # These speak to ONNX Runtime.
-    made.parameters.clear()
-    return made
-
-
-def _accelerated(config: Any, precision: str, shapes: dict[str, dict[str, tuple[int, ...]]]) -> Any:
-    """Let ONNX Runtime hand the graph to TensorRT, with the options that Triton's backend passes on."""
-    made = type(config)()
-    made.CopyFrom(config)
-    accelerator = made.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
-    if precision in ("INT8", "FP16", "BF16"):
-        accelerator.parameters["precision_mode"] = precision
-    folder = f"/tmp/tensorrt-{config.name}"  # noqa: S108 a path in the server's container
-    for cache in ("engine", "timing"):
-        accelerator.parameters[f"trt_{cache}_cache_enable"] = "1"
-        accelerator.parameters[f"trt_{cache}_cache_path"] = folder
-    for size in SIZES if shapes else ():
-        accelerator.parameters[f"trt_profile_{size}_shapes"] = _shapes(shapes, size)
-    return made
+    lowest = tensorrt_rules.precision(graph)
+    # A graph with FP8 states it itself, in its Q/DQ pairs.
+    asked = {"accelerator": "tensorrt", "precision": "FP32" if lowest == "FP8" else lowest}
+    return model_config.build(workload.name, workload.inputs, outputs, target, [1], settings.read(asked, workload.name))
 
 
 def _build(folder: Path) -> None:

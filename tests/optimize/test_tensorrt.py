@@ -23,7 +23,7 @@ from optimize.errors import BadBundle, BadGraph
 from optimize.export import tensorrt, tensorrt_rules
 from optimize.export.onnx import export
 from optimize.workload import Workload
-from serve import model_config
+from serve import gpu, model_config
 from tests.optimize.conftest import Optimize
 
 Graph = dict[str, Any]
@@ -259,7 +259,7 @@ def test_the_accelerator_is_told_of_int8(small: Workload, tmp_path: Path) -> Non
 def test_a_dim_of_its_own_is_in_the_profile_and_fixed_inputs_are_not() -> None:
     tokens = Dim("tokens", 2, 32, 512)
     fixed = TensorSpec("fixed", "float32", (Dim("batch", 1, 1, 1), 3))
-    assert tensorrt.profile([TensorSpec("ids", "int64", (BATCH, tokens)), fixed]) == {
+    assert gpu.profile([TensorSpec("ids", "int64", (BATCH, tokens)), fixed]) == {
         "ids": {"min": (1, 2), "opt": (8, 32), "max": (64, 512)}
     }
 

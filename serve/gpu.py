@@ -1,0 +1,64 @@
+"""The part of a model's configuration that speaks to GPUs and TensorRT, in Triton's protobuf message.
+
+No GPU was at hand when this was tested: it is checked against Triton's schema and the keys that its ONNX Runtime
+backend documents.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from loadtest.tensors import Dim, TensorSpec
+from serve.settings import Settings
+
+PLAN = "model.plan"
+SIZES = {"min": "minimum", "opt": "typical", "max": "maximum"}
+"""TensorRT's names of the sizes in a profile, and ours."""
+
+
+def add(config: ModelConfig, inputs: Sequence[TensorSpec], settings: Settings) -> None:
+    """Write into the configuration what holds for a GPU: pinned memory, and the accelerator with cached engines."""
+    optimization = config.optimization
+    optimization.input_pinned_memory.enable = settings.pinned
+    optimization.output_pinned_memory.enable = settings.pinned
+    if not settings.accelerator:
+        return
+    accelerator = optimization.execution_accelerators.gpu_execution_accelerator.add(name=settings.accelerator)
+    if settings.precision != "FP32":
+        accelerator.parameters["precision_mode"] = settings.precision
+    if settings.cuda_graphs:
+        accelerator.parameters["trt_cuda_graph_enable"] = "1"
+    folder = f"/tmp/tensorrt-{config.name}"  # noqa: S108 a path in the server's container
+    for cache in ("engine", "timing"):
+        accelerator.parameters[f"trt_{cache}_cache_enable"] = "1"
+        accelerator.parameters[f"trt_{cache}_cache_path"] = folder
+    shapes = profile(inputs)
+    for size in SIZES if shapes else ():
+        accelerator.parameters[f"trt_profile_{size}_shapes"] = joined_shapes(shapes, size)
+
+
+def engine(config: ModelConfig, *, cuda_graphs: bool = False) -> ModelConfig:
+    """Return the configuration that serves a TensorRT engine, `model.plan`, in the place of the ONNX file."""
+    made = ModelConfig()
+    made.CopyFrom(config)
+    made.backend, made.default_model_filename = "tensorrt", PLAN
+    # These speak to ONNX Runtime.
+    made.parameters.clear()
+    made.optimization.ClearField("execution_accelerators")
+    if cuda_graphs:
+        made.optimization.cuda.graphs = True
+    return made
+
+
+def profile(inputs: Sequence[TensorSpec]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Return the smallest, the typical and the largest shape of every input that has a dim which changes size."""
+    return {
+        spec.name: {short: spec.shape(size=size) for short, size in SIZES.items()}
+        for spec in inputs
+        if any(isinstance(dim, Dim) and dim.minimum < dim.maximum for dim in spec.dims)
+    }
+
+
+def joined_shapes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]], size: str) -> str:
+    """Return shapes of `profile` as TensorRT's tools take them: `image:1x3x8x8,mask:1x8`."""
+    return ",".join(f"{name}:{'x'.join(map(str, sizes[size]))}" for name, sizes in shapes.items())

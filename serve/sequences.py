@@ -1,0 +1,56 @@
+"""Sequence batching: the part of a model's configuration that makes the server remember."""
+
+from collections.abc import Mapping
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelSequenceBatching
+
+from loadtest.errors import BadInput
+from loadtest.tensors import TRITON_DTYPES, Dim, TensorSpec
+from serve.settings import Sequences
+
+FLAGS = {"bool": "bool_false_true", "float32": "fp32_false_true", "int32": "int32_false_true"}
+"""The dtypes of an input that takes a flag, and the field that says what no and yes are in it."""
+IDS = ("uint64", "int64", "uint32", "int32", "object")
+
+
+def add(config: ModelConfig, sequence: Sequences, specs: Mapping[str, TensorSpec], instances: int) -> None:
+    """Write `sequence_batching` into the configuration.
+
+    Raises:
+        BadInput: a control or a state has a dtype or dims that it cannot have.
+    """
+    made = config.sequence_batching
+    made.max_sequence_idle_microseconds = round(sequence.idle_s * 1e6)
+    if sequence.strategy == "direct":
+        made.direct.SetInParent()
+    else:
+        made.oldest.max_candidate_sequences = max(config.max_batch_size, 1) * instances
+    for kind, name in sequence.controls().items():
+        control = made.control_input.add(name=name).control.add(kind=kind)
+        dtype = specs[name].dtype
+        if dtype not in (IDS if kind.endswith("CORRID") else FLAGS):
+            raise BadInput(f"sequence: the input {name} has the dtype {dtype}", fix=f"use one of {', '.join(FLAGS)}")
+        if kind.endswith("CORRID"):
+            control.data_type = _data_type(specs[name])
+        else:
+            getattr(control, FLAGS[dtype]).extend([0, 1])
+    for source, result in sequence.state.items():
+        _add_state(made, specs[source], specs[result], bool(config.max_batch_size))
+
+
+def _add_state(made: ModelSequenceBatching, source: TensorSpec, result: TensorSpec, batched: bool) -> None:
+    dims = source.dims[1:] if batched else source.dims
+    if source.dtype != result.dtype or any(isinstance(dim, Dim) for dim in dims):
+        raise BadInput(
+            f"sequence: the state {source.name} must have fixed dims and the dtype of {result.name}",
+            fix="give it one shape, whatever the request",
+        )
+    state = made.state.add(input_name=source.name, output_name=result.name, data_type=_data_type(source))
+    state.dims.extend(int(dim) for dim in dims if not isinstance(dim, Dim))
+    first = state.initial_state.add(name="zeros", data_type=state.data_type, zero_data=True)
+    first.dims.extend(state.dims)
+
+
+def _data_type(spec: TensorSpec) -> str:
+    kind = TRITON_DTYPES[spec.dtype]
+    return f"TYPE_{'STRING' if kind == 'BYTES' else kind}"
