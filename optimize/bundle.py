@@ -69,6 +69,8 @@ def save(bundle: Bundle, folder: Path, key: str = "") -> Bundle:
                 shutil.copyfile(file, temporary / file.name.replace(bundle.graph.name, GRAPH, 1))
         description = document(
             bundle_format=FORMAT,
+            name=bundle.workload.name,
+            inputs=[spec.document() for spec in bundle.workload.inputs],
             workload=_describe_source(bundle.workload, folder),
             structure=structure(bundle.module, bundle.workload.build(student_of(bundle.lineage))),
             lineage=list(bundle.lineage),

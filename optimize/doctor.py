@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve import install
+from serve import install, releases
 from serve.errors import NotInstalled
 
 PYTHON = ((3, 11), (3, 13))
@@ -42,34 +42,6 @@ FEATURES = {
 }
 WHEELS = {"0.7.0": "2.51.0 (24.10)"}
 """What a release of nvidia-pytriton carries."""
-# From NVIDIA's "Release Compatibility Matrix", docs/introduction/compatibility.md of triton-inference-server/server,
-# read in August 2026. It states TensorRT for the TensorRT-LLM image only; the support matrix of the plain image was not
-# at hand.
-IMAGES = {
-    "26.07": "10.14.1.48",
-    "26.06": "10.14.1.48",
-    "26.05": "10.14.1.48",
-    "26.04": "10.14.1.48",
-    "26.03": "10.14.1.48",
-    "26.02": "10.13.3.9",
-    "26.01": "10.13.3.9",
-    "25.12": "10.13.3.9",
-    "25.11": "10.13.3.9",
-    "25.10": "10.11.0.33",
-    "25.09": "10.11.0.33",
-    "25.08": "10.11.0.33",
-    "25.07": "10.10.0.31",
-    "25.06": "10.10.0.31",
-    "25.05": "10.9.0.34",
-    "25.04": "10.9.0.34",
-    "25.03": "10.9.0.34",
-    "25.02": "10.8.0.43",
-    "25.01": "10.8.0.43",
-    "24.12": "10.7.0",
-    "24.11": "10.6.0",
-    "24.10": "10.4.0",
-}
-"""TensorRT in nvcr.io/nvidia/tritonserver:RELEASE-trtllm-python-py3; a plan is loaded by the version that made it."""
 
 
 @dataclass(frozen=True)
@@ -272,14 +244,7 @@ def _images() -> list[Check]:
     version = _version("tensorrt")
     if not version:
         return [Check("triton image", "not checked: no tensorrt here", wanted, False)]
-    fits = [release for release, theirs in IMAGES.items() if _same(version, theirs)]
+    fits = [release for release, theirs in releases.TENSORRT.items() if releases.same(version, theirs)]
     found = ", ".join(f"{release}-trtllm-python-py3" for release in fits)
     fix = f"TensorRT {version} is in no image of the table; build the plan in the image that will serve it"
     return [Check("triton image", found, wanted, bool(fits), "" if fits else fix)]
-
-
-def _same(version: str, other: str) -> bool:
-    """Compare as far as the shorter one goes, three numbers at least: the table knows some only as 10.7.0."""
-    one, two = version.split("."), other.split(".")
-    length = max(3, min(len(one), len(two)))
-    return one[:length] == two[:length]

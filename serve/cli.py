@@ -3,9 +3,13 @@
 import click
 
 from loadtest.commandline import CommandGroup, version
+from serve.commands.add import add
+from serve.commands.canary import canary
+from serve.commands.check import check
 from serve.commands.install import install
-from serve.commands.up import up
-from serve.commands.versions import list_, promote, remove, rollback, why
+from serve.commands.proxy import proxy
+from serve.commands.up import down, status, up
+from serve.commands.versions import list_, promote, remove, rollback, show, why
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -14,7 +18,7 @@ def main() -> None:
     """Install and run a real Triton server over a model repository."""
 
 
-main.add_command(install)
-main.add_command(up)
-for command in (list_, promote, rollback, remove, why):
+for command in (install, up, status, down, proxy):
+    main.add_command(command)
+for command in (add, check, list_, canary, promote, rollback, remove, show, why):
     main.add_command(command)

@@ -1,5 +1,7 @@
 """What can go wrong in the serve room::
 
+Refused (3)
+└── CanaryRefused    a version is not like the one that it is to replace
 BadInput (4)
 └── BadRepository    the model repository, or a file in it, cannot be used
 MachineError (5)
@@ -8,7 +10,11 @@ MachineError (5)
 └── ServerFailed     tritonserver died, refused a model, or did not become ready in time
 """
 
-from loadtest.errors import BadInput, MachineError
+from loadtest.errors import BadInput, MachineError, Refused
+
+
+class CanaryRefused(Refused):
+    """A version is not like the one that it is to replace."""
 
 
 class BadRepository(BadInput):

@@ -56,6 +56,11 @@ class Environment:
     gpu: bool
     openvino: bool
 
+    @property
+    def caches(self) -> Path:
+        """The folder of tritonserver's response caches."""
+        return self.tritonserver.parent.parent / "caches"
+
     def require(self, backend: str) -> None:
         """Say at once that the server cannot run models of `backend`.
 

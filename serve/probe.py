@@ -42,14 +42,27 @@ def watching(endpoint: "Endpoint", repository: Path) -> Iterator[None]:
         thread.join(timeout=5)
 
 
+def health(endpoint: "Endpoint", place: Path) -> dict[str, str]:
+    """Ask every model once, and return `answers`, or what the server said instead, for each."""
+    found = {}
+    with Client(endpoint.plain, timeout=10) as client:
+        for model in endpoint.models:
+            try:
+                client.infer(model, request(client, place, model))
+                found[model] = "answers"
+            except LatheError as error:
+                found[model] = error.what
+    return found
+
+
 def _watch(endpoint: "Endpoint", repository: Path, stop: threading.Event) -> None:
     requests: dict[str, Arrays] = {}
-    with Client(endpoint.grpc, timeout=30) as client:
+    with Client(endpoint.plain, timeout=30) as client:
         while not stop.wait(PERIOD):
             for model in endpoint.models:
                 try:
                     if model not in requests:
-                        requests[model] = _request(client, repository, model)
+                        requests[model] = request(client, repository, model)
                     client.infer(model, requests[model])
                 except ServerAbsent as error:
                     log.info("the probe of %s got no answer: %s", model, error.what)
@@ -60,7 +73,7 @@ def _watch(endpoint: "Endpoint", repository: Path, stop: threading.Event) -> Non
                         _heal(endpoint, model)
 
 
-def _request(client: Client, place: Path, model: str) -> Arrays:
+def request(client: Client, place: Path, model: str) -> Arrays:
     """Return the smallest request of the model, by its lineage, or by what the server says where there is none."""
     try:
         lineage = repository.read_lineage(place, model)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from loadtest.errors import UsageError
 from loadtest.tensors import TensorSpec
-from serve import model_config, scratch
+from serve import model_config, onnx_file, scratch
 from serve.errors import BadRepository
 from serve.settings import Settings
 from serve.target import Target
@@ -107,7 +106,7 @@ def stage(
         staged = Staged(at, model, number, config, repository, tuple(inputs), tuple(outputs), target, settings)
         staged.folder.mkdir(parents=True)
         (staged.path / model / CONFIG).write_text(model_config.text(config))
-        _copy_model(onnx, staged.folder)
+        onnx_file.copy(onnx, staged.folder / MODEL_FILE)
         yield staged
 
 
@@ -118,12 +117,12 @@ def check(repository: Path, model: str) -> None:
         UsageError: if the name cannot be a folder and a model name.
         BadRepository: if `repository` is a file, cannot be written, or is a mount point.
     """
-    _check_name(model)
+    check_name(model)
     _check_writable(repository.absolute())
 
 
-def publish(staged: Staged, lineage: dict[str, Any]) -> Version:
-    """Make a staged version the one that a server loads.
+def publish(staged: Staged, lineage: dict[str, Any], *, live: bool = True) -> Version:
+    """Put a staged version into the repository and make it the one that a server loads.
 
     The first version arrives with its whole model folder by one rename. A later one arrives as a folder that the
     present configuration does not mention, then one rename replaces the configuration; the version before stays.
@@ -131,6 +130,7 @@ def publish(staged: Staged, lineage: dict[str, Any]) -> Version:
     Args:
         staged: what `stage` gave.
         lineage: what to keep in `lineage.json` beside the keys that are written here.
+        live: without it, a version that is not the first waits in the repository for `serve.rollout.promote`.
 
     Raises:
         BadRepository: if another command published this number meanwhile, or the repository cannot be written.
@@ -148,7 +148,7 @@ def publish(staged: Staged, lineage: dict[str, Any]) -> Version:
         "serve": staged.settings.document(),
         "config": model_config.text(staged.config),
         "digests": digests,
-        "lived": [now()],
+        "lived": [now()] if live or not home.exists() else [],
     }
     (staged.folder / LINEAGE).write_text(json.dumps(record, indent=2) + "\n")
     _sync(staged.path)
@@ -156,8 +156,9 @@ def publish(staged: Staged, lineage: dict[str, Any]) -> Version:
         staged.repository.mkdir(parents=True, exist_ok=True)
         if home.exists():
             staged.folder.rename(home / str(number))
-            _sync_folder(home)
-            (staged.path / model / CONFIG).replace(home / CONFIG)
+            if live:
+                _sync_folder(home)
+                (staged.path / model / CONFIG).replace(home / CONFIG)
             _sync_folder(home)
         else:
             (staged.path / model).rename(home)
@@ -188,7 +189,7 @@ def models(repository: Path) -> list[str]:
     if not names:
         raise BadRepository("holds no model", where=str(repository), fix="publish one to it with: optimize run")
     for name in names:
-        if not (repository / name / CONFIG).is_file():
+        if not (repository / name / CONFIG).is_file() and not _bare(repository / name):
             raise BadRepository(
                 f"has no {CONFIG}", where=str(repository / name), fix="write one, or move the folder away"
             )
@@ -202,12 +203,14 @@ def numbers(repository: Path, model: str) -> list[int]:
 
 
 def config(repository: Path, model: str) -> ModelConfig:
-    """Return the model's present configuration.
+    """Return the model's present configuration; of a model without one, what Triton will complete.
 
     Raises:
         BadRepository: if there is none, or it cannot be parsed.
     """
     path = repository / model / CONFIG
+    if not path.exists() and _bare(repository / model):
+        return ModelConfig(name=model, backend="onnxruntime")
     try:
         return model_config.parse(path.read_text(), where=str(path))
     except (OSError, UnicodeDecodeError):
@@ -245,13 +248,17 @@ def read_lineage(repository: Path, model: str, number: int | None = None) -> dic
     return lineage
 
 
-def verify(repository: Path) -> None:
+def verify(repository: Path, names: Sequence[str] | None = None) -> None:
     """Compare every live version's files with the digests in its lineage; versions without one are taken as they are.
+
+    Args:
+        repository: the model repository.
+        names: which models; all unless given.
 
     Raises:
         BadRepository: for the first file that is missing or changed.
     """
-    for model in models(repository):
+    for model in models(repository) if names is None else names:
         for number in live(repository, model):
             folder = repository / model / str(number)
             if (folder / LINEAGE).exists():
@@ -286,7 +293,17 @@ def _verify_version(folder: Path, digests: dict[str, str]) -> None:
             )
 
 
-def _check_name(model: str) -> None:
+def _bare(home: Path) -> bool:
+    """Whether a model without a configuration has an ONNX file, by which Triton can complete one."""
+    return any(home.glob(f"[0-9]*/{MODEL_FILE}"))
+
+
+def check_name(model: str) -> None:
+    """Refuse a name that cannot be a folder of a repository and a model's name.
+
+    Raises:
+        UsageError: saying which letters it may have.
+    """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", model) or ".." in model:
         raise UsageError(
             f"the model name {model!r} cannot be a folder of the repository",
@@ -314,35 +331,6 @@ def _check_writable(repository: Path) -> None:
             where=str(repository),
             fix="use a folder inside it as the repository",
         )
-
-
-def _copy_model(onnx: Path, folder: Path) -> None:
-    if not onnx.is_file():
-        raise BadRepository("there is no such model file", where=str(onnx), fix="export the model first")
-    shutil.copyfile(onnx, folder / MODEL_FILE)
-    for name in _external_files(onnx):
-        source, copy = onnx.parent / name, folder / name
-        if not copy.resolve().is_relative_to(folder.resolve()) or not source.is_file():
-            raise BadRepository(
-                f"its external data {name!r} is not a file beside it", where=str(onnx), fix="export it again"
-            )
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, copy)
-
-
-def _external_files(onnx: Path) -> list[str]:
-    """Return the names of the files that hold the model's tensors outside of it; none if it is no ONNX file at all."""
-    # Imported here because only publishing needs it; `serve up` works without the package onnx.
-    from google.protobuf.message import DecodeError
-    from onnx import load
-    from onnx.external_data_helper import uses_external_data
-
-    try:
-        model = load(onnx, load_external_data=False)
-    except DecodeError:
-        return []
-    tensors = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
-    return sorted({entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"})
 
 
 def _digests(folder: Path, configuration: Path) -> dict[str, str]:

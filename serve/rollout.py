@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -94,6 +95,12 @@ def promote(place: Path, model: str, number: int | None = None, endpoint: Endpoi
                     where=str(home),
                     fix="mend and publish it again, or remove it",
                 ) from error
+            except BaseException:
+                # Ctrl-C: what was live stays so, on disk and, as far as there is time, in the server.
+                _replace(home / repository.CONFIG, before)
+                with suppress(LatheError):
+                    control.load(endpoint.http, endpoint.secret, model)
+                raise
         _note(home / str(number), lived=[*_lived(lineage), repository.now()], failed=None)
     return number
 

@@ -1,4 +1,4 @@
-"""A real tritonserver over a model repository, on loopback, for as long as a `with` block lasts.
+"""A real tritonserver over a model repository, for as long as a `with` block lasts.
 
 The server is an old one with known holes (see the README), so nothing but inference and metadata is open: loading
 models, shared memory, logging and tracing need a secret made at each start. The secret stands on the server's command
@@ -20,18 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-
-from loadtest.client import connect
 from loadtest.errors import MachineError
-from loadtest.tensors import Arrays, Dim, TensorSpec
-from serve import control
+from serve import control, options
 from serve import repository as repositories
 from serve.errors import BadRepository, PortTaken, ServerFailed
 from serve.install import Environment, environment
+from serve.options import LOOPBACK, Listen
 from serve.probe import watching
 
-HOST = "127.0.0.1"
 LAUNCH = Path(__file__).with_name("launch.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel keeps it, not a place for files of ours
 SCHEMES = ("http", "grpc", "http")
@@ -50,6 +46,7 @@ class Endpoint:
         log: what it prints.
         models: the models that it serves.
         secret: opens the restricted protocols (`serve.control`).
+        tls: whether gRPC is encrypted.
     """
 
     http: str
@@ -59,6 +56,12 @@ class Endpoint:
     log: Path
     models: tuple[str, ...]
     secret: str = field(repr=False)
+    tls: bool = False
+
+    @property
+    def plain(self) -> str:
+        """The address at which this machine speaks without TLS."""
+        return self.http if self.tls else self.grpc
 
 
 @contextmanager
@@ -66,9 +69,7 @@ def running(
     repository: Path,
     *,
     models: Sequence[str] | None = None,
-    http_port: int = 0,
-    grpc_port: int = 0,
-    metrics_port: int = 0,
+    listen: Listen = LOOPBACK,
     log: Path | None = None,
     probe: bool = False,
     prefix: Path | None = None,
@@ -83,9 +84,7 @@ def running(
     Args:
         repository: a Triton model repository; the digests of what `serve.repository` published are verified first.
         models: which models to load; default all.
-        http_port: 0 picks a free one, as for the other two.
-        grpc_port: see `http_port`.
-        metrics_port: see `http_port`.
+        listen: addresses, ports, TLS and how much is logged; free ports of the loopback address unless given.
         log: file for what the server prints; default a temporary one, which is kept only if the server fails.
         probe: watch every model and load it again when its backend process has died (`serve.probe`).
         prefix: the server's environment; default `serve.install.prefix()`.
@@ -99,15 +98,27 @@ def running(
         ServerFailed: the server died or refused a model, with its own reason.
     """
     place = environment(prefix)
-    repositories.verify(repository)
     names = tuple(repositories.models(repository) if models is None else models)
+    repositories.verify(repository, names)
     for name in names:
         _check_servable(repository, name, place)
-    ports = _ports((http_port, grpc_port, metrics_port))
+    ports = _ports(listen)
     _sweep_shared_memory()
     with _log(log) as path, path.open("wb") as output:
         secret, region = secrets.token_hex(32), f"lathe-{os.getpid()}-{secrets.token_hex(8)}-"
-        command = _command(place, repository.absolute(), names, ports, secret, region, grace)
+        configs = {name: repositories.config(repository, name) for name in names}
+        command = [
+            str(place.tritonserver),
+            f"--model-repository={repository.absolute()}",
+            f"--backend-directory={place.backends}",
+            f"--backend-config=python,shm-region-prefix-name={region}",
+            *(f"--{kind}-address={listen.host}" for kind in ("http", "grpc", "metrics")),
+            *(f"{option}={port}" for option, port in zip(PORT_OPTIONS, ports, strict=True)),
+            "--allow-gpu-metrics=false",
+            f"--exit-timeout-secs={max(10, round(grace))}",
+            *options.common(configs, secret, listen),
+            *options.cache(configs, place.caches),
+        ]
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), *command],
             env=_variables(place),
@@ -116,8 +127,8 @@ def running(
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the terminal is for us; the server is stopped in order
         )
-        http, grpc, metrics = (f"{scheme}://{HOST}:{port}" for scheme, port in zip(SCHEMES, ports, strict=True))
-        endpoint = Endpoint(http, grpc, metrics, process.pid, path, names, secret)
+        http, grpc, metrics = (f"{kind}://{listen.reached}:{port}" for kind, port in zip(SCHEMES, ports, strict=True))
+        endpoint = Endpoint(http, grpc, metrics, process.pid, path, names, secret, listen.tls is not None)
         try:
             _await_ready(process, endpoint, timeout)
             with watching(endpoint, repository) if probe else nullcontext():
@@ -143,55 +154,17 @@ def wait(endpoint: Endpoint) -> NoReturn:
     raise _death(endpoint, end.si_status if end.si_code == os.CLD_EXITED else -end.si_status)
 
 
-def dry_load(staged: repositories.Staged) -> None:
-    """Serve a staged version with a throw-away server and ask for the batches that it is warmed up with.
-
-    Raises:
-        ServerFailed: the server does not load it, or does not answer.
-        BadRepository: an answer lacks an output, has another shape than the specs say, or is not finite.
-    """
-    config = staged.config
-    with running(staged.path, grace=0) as endpoint, connect(endpoint.grpc) as client:
-        for sample in config.model_warmup:
-            rng = np.random.default_rng(0)
-            batch = sample.batch_size if config.max_batch_size else None
-            answer = client.infer(staged.model, {spec.name: spec.generate(rng, batch) for spec in staged.inputs})
-            for spec in staged.outputs:
-                _check_answer(staged, spec, answer, batch)
-
-
-def _check_answer(staged: repositories.Staged, spec: TensorSpec, answer: Arrays, batch: int | None) -> None:
-    where = f"{staged.model}, output {spec.name}"
-    if spec.name not in answer:
-        raise BadRepository("the server does not answer with it", where=where, fix="export the model again")
-    array = answer[spec.name]
-    dims = spec.dims or (1,)
-    wanted = [batch if axis == 0 and batch else dim for axis, dim in enumerate(dims)]
-    if spec.batched and len(dims) == 1:
-        wanted.append(1)
-    if len(wanted) != array.ndim or any(
-        have != want for have, want in zip(array.shape, wanted, strict=True) if not isinstance(want, Dim)
-    ):
-        raise BadRepository(
-            f"the served shape is {list(array.shape)}, the spec says {list(spec.shape(batch))}",
-            where=where,
-            fix="correct the workload's specs",
-        )
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise BadRepository("the served values are not finite", where=where, fix="look at the model's last step")
-
-
 def _check_servable(repository: Path, model: str, place: Environment) -> None:
     config = repositories.config(repository, model)
     place.require(config.backend)
     where = str(repository / model)
-    if not (config.input and config.output):
+    if not (options.complete(config) or config.backend == "onnxruntime"):
         raise BadRepository("its config.pbtxt must list inputs and outputs", where=where, fix="complete it")
     if not repositories.live(repository, model):
         raise BadRepository("has no version that its config.pbtxt serves", where=where, fix="publish the model again")
 
 
-def _ports(wanted: tuple[int, int, int]) -> tuple[int, ...]:
+def _ports(listen: Listen) -> tuple[int, ...]:
     """Return the ports to use; all are held at once, so that they differ, and let go of right before the server starts.
 
     Raises:
@@ -199,12 +172,13 @@ def _ports(wanted: tuple[int, int, int]) -> tuple[int, ...]:
     """
     with ExitStack() as held:
         taken = []
+        wanted = (listen.http_port, listen.grpc_port, listen.metrics_port)
         for option, port in zip(PORT_OPTIONS, wanted, strict=True):
             listener = held.enter_context(socket.socket())
             # As the server does: connections of a server that has just stopped do not hold the port.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind((HOST, port))
+                listener.bind((listen.host, port))
                 listener.listen()
             except (OSError, OverflowError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "there is no such port"
@@ -233,33 +207,6 @@ def _log(path: Path | None) -> Iterator[Path]:
         raise
     else:
         Path(name).unlink(missing_ok=True)
-
-
-def _command(
-    place: Environment,
-    repository: Path,
-    models: Sequence[str],
-    ports: Sequence[int],
-    secret: str,
-    region: str,
-    grace: float,
-) -> list[str]:
-    restricted = f"{control.RESTRICTED}:{control.ADMIN_KEY}={secret}"
-    return [
-        str(place.tritonserver),
-        f"--model-repository={repository}",
-        f"--backend-directory={place.backends}",
-        f"--backend-config=python,shm-region-prefix-name={region}",
-        "--model-control-mode=explicit",
-        *(f"--load-model={model}" for model in models),
-        "--disable-auto-complete-config",  # every config is complete, and completing costs a process per model
-        *(f"--{kind}-address={HOST}" for kind in ("http", "grpc", "metrics")),
-        *(f"{option}={port}" for option, port in zip(PORT_OPTIONS, ports, strict=True)),
-        f"--http-restricted-api={restricted}",
-        f"--grpc-restricted-protocol={restricted}",
-        "--allow-gpu-metrics=false",
-        f"--exit-timeout-secs={max(10, round(grace))}",
-    ]
 
 
 def _variables(place: Environment) -> dict[str, str]:

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -64,30 +64,33 @@ class Settings:
     """How a model is served; each field's description is what `serve add --help` says of it."""
 
     max_batch: int | None = _field("largest batch that the server forms", None, ge=1, le=LARGEST_BATCH)
-    queue_delay_us: int = _field("time that a request waits for others to share its batch", 0, ge=0, le=10**8)
-    preferred: Sizes = _field("batch sizes that are run at once, worth it for engines built for them", ())
+    queue_delay_us: int = _field("how long a request waits for others to share its batch", 0, ge=0, le=10**8)
+    preferred: Sizes = _field("batch sizes that do not wait for more; for engines built so", ())
     instances: int = _field("copies of the model, per GPU where there are some", 1, ge=1, le=256)
-    threads: int | None = _field("CPU threads of an instance; default: the target's cores shared out", None, ge=1)
+    threads: int | None = _field("CPU threads of an instance; default: its share of the cores", None, ge=1)
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = _field("which GPUs; default: all", ())
     accelerator: Literal["tensorrt"] | None = _field("what ONNX Runtime hands the graph to on a GPU", None)
     precision: Literal["FP32", "FP16", "BF16", "INT8"] = _field("what the accelerator may compute in", "FP32")
     cuda_graphs: bool = _field("let the accelerator replay recorded kernels", False)
     pinned: bool = _field("copy to and from a GPU through pinned memory", True)
     cache: bool = _field("answer a request that was answered before from memory", False)
-    resources: dict[str, Count] = _field("what an instance must hold to run, shared with other models", {})
-    weight: int = _field("how the rate limiter prefers other models: with 2, half as often", 0, ge=0)
-    priorities: int = _field("how many levels of priority a request can ask for; 1 comes first", 0, ge=0, le=1000)
+    resources: dict[str, Count] = _field("what an instance must hold to run, as {memory = 1}", {})
+    weight: int = _field("of the rate limiter: with 2, it runs half as often", 0, ge=0)
+    priorities: int = _field("levels of priority that a request can ask for; 1 is first", 0, ge=0, le=1000)
     queue: int = _field("requests that may wait; more are refused at once", 0, ge=0)
     timeout_ms: float = _field("how long a request may wait", 0.0, ge=0, allow_inf_nan=False)
     on_timeout: Literal["reject", "delay"] = _field("what then becomes of it; delay: after all others", "reject")
     nonfinite: Literal["pass", "refuse"] = _field("what becomes of NaN and infinity in a request", "pass")
-    buckets: dict[str, tuple[Count, ...]] = _field("sizes that clients pad a dim to, so that requests batch", {})
-    sequence: Sequences | None = _field("a table: the model remembers what a sequence of requests said", None)
+    buckets: dict[str, tuple[Count, ...]] = _field("sizes that clients pad a dim to, as {tokens = [16, 128]}", {})
+    sequence: Sequences | None = _field("a table, for a model that remembers", None)
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form: what differs from the defaults."""
         values, usual = asdict(self), asdict(Settings())
         return {key: value for key, value in values.items() if value != usual[key]}
+
+
+DESCRIPTIONS: dict[str, str] = {entry.name: cast(Any, entry.default).description for entry in fields(Settings)}
 
 
 def read(values: Mapping[str, Any], where: str) -> Settings:

@@ -1,16 +1,34 @@
-"""The state file of a running `serve up`: process id, addresses and secret, readable by its user alone."""
+"""The state file of a running `serve up`: process ids, addresses and secret, readable by its user alone."""
 
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from loadtest.commandline import document
 from serve import control
+from serve.repository import live
 from serve.server import Endpoint
+
+
+@dataclass(frozen=True)
+class Running:
+    """A `serve up` of this user's.
+
+    Args:
+        endpoint: its server.
+        repository: what it serves.
+        owner: the process id of `serve up` itself, which SIGTERM ends in order.
+    """
+
+    endpoint: Endpoint
+    repository: Path
+    owner: int
 
 
 def folder() -> Path:
@@ -26,10 +44,12 @@ def recorded(endpoint: Endpoint, repository: Path) -> Iterator[Path]:
     folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder() / f"server-{urlsplit(endpoint.http).port}.json"
     state = document(
+        owner=os.getpid(),
         pid=endpoint.pid,
         http=endpoint.http,
         grpc=endpoint.grpc,
         metrics=endpoint.metrics,
+        tls=endpoint.tls,
         models=endpoint.models,
         repository=str(repository.absolute()),
         secret=endpoint.secret,
@@ -46,21 +66,52 @@ def recorded(endpoint: Endpoint, repository: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
+def everything() -> list[Running]:
+    """Return all servers of this user's that are alive, by HTTP port; a file that a killed command left counts not."""
+    found = []
+    for path in folder().glob("server-*.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            running = _read(json.loads(path.read_text()))
+            if _parent(running.endpoint.pid) == running.owner:
+                found.append(running)
+    return sorted(found, key=lambda running: urlsplit(running.endpoint.http).port or 0)
+
+
 def serving(repository: Path) -> Endpoint | None:
     """Return the server of this user's that serves `repository`, None where none does."""
-    for path in sorted(folder().glob("server-*.json")):
-        with suppress(OSError, ValueError, KeyError):
-            state = json.loads(path.read_text())
-            endpoint = Endpoint(
-                http=state["http"],
-                grpc=state["grpc"],
-                metrics=state["metrics"],
-                pid=state["pid"],
-                log=Path(state["log"]),
-                models=tuple(state["models"]),
-                secret=state["secret"],
-            )
-            # The file of a command that was killed stays; its server is gone.
-            if Path(state["repository"]) == repository.absolute() and control.is_live(endpoint.http):
-                return endpoint
-    return None
+    there = (running.endpoint for running in everything() if running.repository == repository.absolute())
+    return next((endpoint for endpoint in there if control.is_live(endpoint.http)), None)
+
+
+def describe(endpoint: Endpoint, repository: Path) -> dict[str, Any]:
+    """Return what `serve up` and `serve status` say of a server, as JSON values."""
+    models = [{"name": model, "versions": live(repository, model)} for model in endpoint.models]
+    addresses = {"http": endpoint.http, "grpc": endpoint.grpc, "metrics": f"{endpoint.metrics}/metrics"}
+    return {
+        "models": models,
+        **addresses,
+        "tls": endpoint.tls,
+        "repository": str(repository),
+        "pid": endpoint.pid,
+        "log": str(endpoint.log),
+    }
+
+
+def _read(state: dict[str, Any]) -> Running:
+    endpoint = Endpoint(
+        http=state["http"],
+        grpc=state["grpc"],
+        metrics=state["metrics"],
+        pid=state["pid"],
+        log=Path(state["log"]),
+        models=tuple(state["models"]),
+        secret=state["secret"],
+        tls=state["tls"],
+    )
+    return Running(endpoint, Path(state["repository"]), state["owner"])
+
+
+def _parent(pid: int) -> int:
+    """Return the process id of the parent of `pid`: numbers are given anew, but not in such pairs."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])

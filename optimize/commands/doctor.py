@@ -20,10 +20,11 @@ def doctor(as_json: bool) -> None:
     """
     from loadtest.errors import MachineError
     from optimize import doctor as doctors
+    from serve import releases
 
     found = doctors.checks()
     faults = doctors.broken(found)
-    result = {"checks": [asdict(check) for check in found], "images": doctors.IMAGES}
+    result = {"checks": [asdict(check) for check in found], "images": releases.TENSORRT}
     if not as_json:
         for check in found:
             mark = "ok     " if check.ok else "BROKEN " if check.required else "absent "

@@ -4,66 +4,28 @@ It lies beside each backend's `model.py` in the server's environment, which impo
 """
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb
+from graph import idle_seconds, mismatch, refusal, remembered, unfed
 
-
-def refusal(config, numpy_version):
-    """Return why this backend cannot serve `config` (the model configuration as a dict), or None."""
-    tensors = [*config.get("input", []), *config.get("output", [])]
-    optimization = config.get("optimization") or {}
-    reasons = {
-        f"numpy {numpy_version} is installed, and the server's Python backend answers empty tensors with numpy 2": (
-            int(numpy_version.split(".")[0]) >= 2
-        ),
-        "BF16 tensors are not supported": any(tensor["data_type"] == "TYPE_BF16" for tensor in tensors),
-        "implicit state (sequence_batching.state) is not supported": (
-            (config.get("sequence_batching") or {}).get("state")
-        ),
-        "decoupled responses are not supported": (config.get("model_transaction_policy") or {}).get("decoupled"),
-        "batch_input and batch_output are not supported": config.get("batch_input") or config.get("batch_output"),
-        "ragged batches are not supported": any(tensor.get("allow_ragged_batch") for tensor in tensors),
-        "execution accelerators are not supported": any((optimization.get("execution_accelerators") or {}).values()),
-        "custom operator libraries are not supported": (
-            (config.get("model_operations") or {}).get("op_library_filename")
-        ),
-        "inputs and outputs must be listed in config.pbtxt": not (config.get("input") and config.get("output")),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
-
-
-def mismatch(config, kind, tensors):
-    """Return how the `kind`s (input or output) in `config` differ from the graph's, or None.
-
-    `tensors` maps the names in the graph to (Triton data type, dims), with -1 for any dim and None for unknown dims.
-    """
-    for stated in config[kind]:
-        name = stated["name"]
-        if name not in tensors:
-            return f"config.pbtxt has the {kind} {name}, the model has {', '.join(sorted(tensors))}"
-        dtype, shape = tensors[name]
-        if stated["data_type"] != dtype:
-            return f"the {kind} {name} is {stated['data_type']} in config.pbtxt and {dtype} in the model"
-        dims = stated["reshape"].get("shape", []) if "reshape" in stated else stated["dims"]
-        dims = [-1] * (config["max_batch_size"] > 0) + [int(dim) for dim in dims]
-        if shape is None:
-            continue
-        if len(dims) != len(shape) or any(has not in (-1, dim) for dim, has in zip(dims, shape, strict=True)):
-            return f"the {kind} {name} has the shape {dims} by config.pbtxt and {shape} in the model (-1: any)"
-    return None
+NONFINITE = "lathe.nonfinite"
+"""The parameter that makes an instance refuse NaN and infinity."""
 
 
 class Instance:
     """What Triton calls: `initialize` once, then `execute`. The subclass of a runtime has these members.
 
     `load(path, config, processor, device)` loads the file and returns the graph's inputs and outputs, both as
-    `mismatch` takes them; processor is CPU or GPU.
+    `mismatch` takes them; processor is CPU or GPU. `optional` then names the inputs that have a default in the graph.
     `run(names, feed)` returns the outputs of these names by name.
     `public_text(error)` is what a client may read of an exception: one sentence, without paths or code.
     `default_filename` is the file where config.pbtxt names none.
     """
+
+    optional = ()
 
     def initialize(self, args):
         """Load the version's file; raises TritonModelException for anything that would answer wrongly."""
@@ -81,12 +43,15 @@ class Instance:
         except Exception as error:
             pb.Logger.log_error(f"{path}: {error}")
             raise pb.TritonModelException(f"{path.name} cannot be loaded: {self.public_text(error)}") from None
-        for kind, tensors in zip(("input", "output"), graph, strict=True):
-            reason = mismatch(config, kind, tensors)
-            if reason:
-                raise pb.TritonModelException(reason)
+        reasons = [mismatch(config, kind, tensors) for kind, tensors in zip(("input", "output"), graph, strict=True)]
+        reason = next(filter(None, [*reasons, unfed(config, graph[0], self.optional)]), None)
+        if reason:
+            raise pb.TritonModelException(reason)
         self.batching = config["max_batch_size"] > 0
-        self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.finite_only = NONFINITE in config.get("parameters", {})
+        controls, self.states = remembered(config)
+        self.memory, self.idle = {}, idle_seconds(config)
+        self.inputs = [tensor["name"] for tensor in config["input"]] + controls + list(self.states.values())
         self.outputs = [tensor["name"] for tensor in config["output"]]
 
     def execute(self, requests):
@@ -102,9 +67,11 @@ class Instance:
         try:
             feeds = [self._feed(request) for request in requests]
             wanted = [set(request.requested_output_names()) for request in requests]
+            if any(feed.keys() != feeds[0].keys() for feed in feeds):
+                raise ValueError("some have an optional input, others do not")
             names = [name for name in self.outputs if any(name in some for some in wanted)]
             batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
-            results = self.run(names, batch)
+            results = self.run([*names, *self.states], batch)
             sizes = [len(next(iter(feed.values()))) for feed in feeds]
             if any(len(result) != sum(sizes) for result in results.values()):
                 raise ValueError("an output does not have one row per sample")
@@ -112,16 +79,20 @@ class Instance:
             pb.Logger.log_info(f"a batch of {len(requests)} requests failed, each is run alone: {error}")
             return None
         answers, start = [], 0
-        for some, size in zip(wanted, sizes, strict=True):
-            rows = {name: array[start : start + size] for name, array in results.items() if name in some}
-            answers.append(self._response(rows))
+        for request, some, size in zip(requests, wanted, sizes, strict=True):
+            rows = {name: array[start : start + size] for name, array in results.items()}
+            self._remember(request, rows)
+            answers.append(self._response({name: rows[name] for name in names if name in some}))
             start += size
         return answers
 
     def _alone(self, request):
         try:
             wanted = set(request.requested_output_names())
-            return self._response(self.run([name for name in self.outputs if name in wanted], self._feed(request)))
+            names = [name for name in self.outputs if name in wanted]
+            results = self.run([*names, *self.states], self._feed(request))
+            self._remember(request, results)
+            return self._response({name: results[name] for name in names})
         except Exception as error:
             # The client gets one plain sentence; paths, node names and the traceback's text stay in the server's log.
             pb.Logger.log_error(f"a request failed: {error}")
@@ -134,7 +105,26 @@ class Instance:
 
     def _feed(self, request):
         tensors = {name: pb.get_input_tensor_by_name(request, name) for name in self.inputs}
-        return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+        feed = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+        if self.finite_only:
+            for name, array in feed.items():
+                if array.dtype.kind == "f" and not np.isfinite(array).all():
+                    raise ValueError(f"the input {name} holds NaN or infinity")
+        if self.states and not request.flags() & pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
+            feed.update(self.memory.get(request.correlation_id(), (0, {}))[1])
+        return feed
+
+    def _remember(self, request, results):
+        """Keep a sequence's state until its end: the server hands a Python backend the initial one each time."""
+        if not self.states:
+            return
+        sequence, now = request.correlation_id(), time.monotonic()
+        self.memory.pop(sequence, None)
+        if sequence and not request.flags() & pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
+            self.memory[sequence] = now, {source: results[output].copy() for output, source in self.states.items()}
+        # The server forgets a sequence without requests and tells nobody. The oldest are first.
+        while self.memory and now - next(iter(self.memory.values()))[0] > 2 * self.idle:
+            del self.memory[next(iter(self.memory))]
 
     def _response(self, arrays):
         return pb.InferenceResponse([pb.Tensor(name, array) for name, array in arrays.items()])

@@ -1,34 +1,48 @@
-"""`serve up`."""
+"""`serve up`, `status` and `down`: a server's life on this machine."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loadtest.commandline import PATH, document, emit, json_option
+from loadtest.errors import UsageError
 
 if TYPE_CHECKING:
-    from serve.server import Endpoint
+    from serve.options import Listen
+    from serve.state import Running
 
 PORT = click.IntRange(0, 65535)
 
 
 @click.command()
 @click.argument("repository", type=PATH)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--http-port", type=PORT, default=8000, show_default=True, help="0 picks a free one.")
 @click.option("--grpc-port", type=PORT, default=8001, show_default=True, help="0 picks a free one.")
 @click.option("--metrics-port", type=PORT, default=8002, show_default=True, help="0 picks a free one.")
+@click.option("--tls-cert", type=PATH, help="Certificate in PEM, with which gRPC is encrypted.")
+@click.option("--tls-key", type=PATH, help="Its private key.")
+@click.option("--tls-clients", type=PATH, help="Authority whose certificates clients must show (mutual TLS).")
+@click.option("--accept-open-cves", is_flag=True, help="Listen beyond loopback, with holes that `serve doctor` lists.")
 @click.option("--probe/--no-probe", default=True, help="Watch the models and replace dead backend processes.")
 @click.option("--log", type=PATH, help="File for the server's output, overwritten.")
+@click.option(
+    "--log-level", type=click.Choice(["error", "warning", "info", "verbose"]), default="info", show_default=True
+)
+@click.option("--detach", is_flag=True, help="Return once the models are ready; serve status and down see to it.")
+@click.option("--container", metavar="RELEASE", help="Use NVIDIA's image of this release, as in 26.07, by docker.")
+@click.option("--print", "only_print", is_flag=True, help="With --container: print the command, run nothing.")
 @json_option
 def up(
     repository: Path,
-    http_port: int,
-    grpc_port: int,
-    metrics_port: int,
     probe: bool,
     log: Path | None,
+    detach: bool,
+    container: str | None,
+    only_print: bool,
     as_json: bool,
+    **listening: Any,
 ) -> None:
     """Serve every model of REPOSITORY on this machine until Ctrl-C.
 
@@ -41,26 +55,140 @@ def up(
     """
     from serve import server, state
 
+    listen = _listen(**listening)
+    if container:
+        _container(repository, container, listen, only_print)
+        return
+    if only_print:
+        raise UsageError("--print goes with --container", fix="leave it out, or say --container 26.07")
+    if detach:
+        from serve import detach as detached
+
+        ready = detached.start(repository, listen, probe, log)
+        _announce(ready, as_json, "`serve down` stops the server")
+        return
     with (
-        server.running(
-            repository, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, log=log, probe=probe
-        ) as endpoint,
+        server.running(repository, listen=listen, log=log, probe=probe) as endpoint,
         state.recorded(endpoint, repository),
     ):
-        _announce(endpoint, repository, as_json)
+        _announce(state.describe(endpoint, repository), as_json, "Ctrl-C stops the server")
         server.wait(endpoint)
 
 
-def _announce(endpoint: "Endpoint", repository: Path, as_json: bool) -> None:
-    from serve.repository import live
+def _listen(
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_clients: Path | None,
+    accept_open_cves: bool,
+    **addresses: Any,
+) -> "Listen":
+    from serve.options import Listen, Tls
 
-    versions = {model: live(repository, model) for model in endpoint.models}
-    if as_json:
-        models = [{"name": model, "versions": numbers} for model, numbers in versions.items()]
-        addresses = {"http": endpoint.http, "grpc": endpoint.grpc, "metrics": f"{endpoint.metrics}/metrics"}
-        emit(document(models=models, **addresses, pid=endpoint.pid, log=str(endpoint.log)))
+    if bool(tls_cert) != bool(tls_key) or (tls_clients and not tls_cert):
+        raise UsageError(
+            "--tls-cert and --tls-key belong together", fix="give both, --tls-clients beside them if wanted"
+        )
+    tls = Tls(tls_cert, tls_key, tls_clients) if tls_cert and tls_key else None
+    return Listen(tls=tls, exposed=accept_open_cves, **addresses)
+
+
+def _container(repository: Path, release: str, listen: "Listen", only_print: bool) -> None:
+    import os
+    import shlex
+    import shutil
+
+    from loadtest.errors import MachineError
+    from serve import container
+
+    command = container.command(repository, release, listen)
+    if only_print:
+        click.echo(shlex.join(command))
         return
-    for model, numbers in versions.items():
-        click.echo(f"ready: {model}, version {', '.join(map(str, numbers))}, at {endpoint.grpc} and {endpoint.http}")
-        click.echo(f"  loadtest run {model} --url {endpoint.grpc} --repository {repository} --duration 10s")
-    click.echo(f"metrics: {endpoint.metrics}/metrics; log: {endpoint.log}; Ctrl-C stops the server")
+    docker = shutil.which(command[0])
+    if docker is None:
+        raise MachineError("docker is not installed", fix="install it, or print the command with --print")
+    os.execv(docker, command)  # noqa: S606 - it takes this command's place, so that Ctrl-C is its own
+
+
+def _announce(ready: dict[str, Any], as_json: bool, end: str) -> None:
+    if as_json:
+        emit(document(**ready))
+        return
+    for model in ready["models"]:
+        name, versions = model["name"], ", ".join(map(str, model["versions"]))
+        click.echo(f"ready: {name}, version {versions}, at {ready['grpc']} and {ready['http']}")
+        if not ready["tls"]:
+            repository = ready["repository"]
+            click.echo(f"  loadtest run {name} --url {ready['grpc']} --repository {repository} --duration 10s")
+    click.echo(f"metrics: {ready['metrics']}; log: {ready['log']}; {end}")
+
+
+@click.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Ask every model of every `serve up` of yours for an answer, and say which give one.
+
+    Ends with 5 where no server runs, or a model does not answer.
+
+    \b
+    Example:
+      serve status
+    """
+    from loadtest.errors import MachineError
+    from serve import state
+
+    found = [_asked(running) for running in state.everything()]
+    if not as_json:
+        for server in found:
+            click.echo(f"{server['http']}  {server['repository']}")
+            for model in server["models"]:
+                click.echo(f"  {model['name']} {', '.join(map(str, model['versions']))}  {model['health']}")
+    dead = [model for server in found for model in server["models"] if model["health"] != "answers"]
+    if dead or not found:
+        error = MachineError(
+            f"{dead[0]['name']} does not answer: {dead[0]['health']}" if dead else "no server runs",
+            fix="read the server's log" if dead else "start one with: serve up REPOSITORY",
+        )
+        error.partial = {"servers": found}
+        raise error
+    if as_json:
+        emit(document(servers=found))
+
+
+def _asked(running: "Running") -> dict[str, Any]:
+    from serve import probe, state
+
+    described = state.describe(running.endpoint, running.repository)
+    health = probe.health(running.endpoint, running.repository)
+    models = [{**model, "health": health[model["name"]]} for model in described["models"]]
+    return {**described, "models": models}
+
+
+@click.command()
+@click.option("--http-port", type=PORT, help="Which server, where several run.")
+@json_option
+def down(http_port: int | None, as_json: bool) -> None:
+    """Stop a `serve up` of yours; requests in flight are finished first.
+
+    \b
+    Example:
+      serve down
+    """
+    from urllib.parse import urlsplit
+
+    from loadtest.errors import MachineError
+    from serve import detach, state
+
+    found = state.everything()
+    chosen = [running for running in found if http_port in (None, urlsplit(running.endpoint.http).port)]
+    if len(chosen) != 1:
+        urls = ", ".join(running.endpoint.http for running in found)
+        raise MachineError(
+            "several servers run" if chosen else "no such server runs",
+            fix=f"say --http-port; there are {urls}" if urls else "serve status lists them",
+        )
+    detach.stop(chosen[0])
+    if as_json:
+        emit(document(stopped=chosen[0].endpoint.http))
+    else:
+        click.echo(f"stopped: {chosen[0].endpoint.http}")

@@ -1,4 +1,4 @@
-"""`serve list`, `promote`, `rollback`, `remove` and `why`: the versions of a model."""
+"""`serve list`, `promote`, `rollback`, `remove`, `why` and `show`: the versions of a model."""
 
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,36 @@ def why(model: str, repository: Path, as_json: bool) -> None:
     click.echo(f"{model}: " + (f"served at {endpoint.http}" if endpoint else "no server runs; by its configuration"))
     for lineage in lineages:
         _explain(lineage)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("version", type=click.IntRange(1), required=False)
+@repository_option
+@json_option
+def show(model: str, version: int | None, repository: Path, as_json: bool) -> None:
+    """Show how MODEL is served: its present configuration, or the one that VERSION would be served with.
+
+    \b
+    Example:
+      serve show digits_cnn --repository build/model_repository
+    """
+    from google.protobuf import json_format
+
+    from serve import describe, model_config, rollout
+    from serve import repository as repositories
+
+    rollout.standings(repository, model)
+    if version is None:
+        config = repositories.config(repository, model)
+    else:
+        config = model_config.parse(repositories.read_lineage(repository, model, version)["config"])
+    if as_json:
+        emit(document(model=model, config=json_format.MessageToDict(config, preserving_proto_field_name=True)))
+        return
+    click.echo(model)
+    for heading, text in describe.lines(config):
+        click.echo(f"  {heading:14} {text}")
 
 
 def _switch(repository: Path, model: str, number: int | None, as_json: bool) -> None:

@@ -225,13 +225,14 @@ def imported(runtime: str) -> Iterator[types.SimpleNamespace]:
     sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
     try:
         made = {}
-        for name, path in (("instance", BACKENDS / "instance.py"), ("model", BACKENDS / runtime / "model.py")):
+        paths = {"graph": BACKENDS / "graph.py", "instance": BACKENDS / "instance.py"}
+        for name, path in {**paths, "model": BACKENDS / runtime / "model.py"}.items():
             specification = importlib.util.spec_from_file_location(name, path)
             made[name] = sys.modules[name] = importlib.util.module_from_spec(specification)
             specification.loader.exec_module(made[name])
         yield types.SimpleNamespace(**made)
     finally:
-        for name in ("triton_python_backend_utils", "instance", "model"):
+        for name in ("triton_python_backend_utils", "graph", "instance", "model"):
             del sys.modules[name]
 
 

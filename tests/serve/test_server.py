@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,12 +17,11 @@ import pytest
 
 from loadtest.client import connect
 from loadtest.errors import ServerAbsent, ServerFault
-from loadtest.tensors import BATCH, TensorSpec
-from serve import control, model_config, repository, server
+from serve import control, model_config, server
 from serve.errors import BadRepository, NotInstalled, PortTaken, ServerFailed
-from serve.server import Endpoint, dry_load, running
-from serve.target import Target
-from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
+from serve.options import Listen
+from serve.server import Endpoint, running
+from tests.conftest import TINY
 
 ONE = {"x": np.ones((1, 4), np.float32)}
 
@@ -163,7 +162,7 @@ def test_taken_port_is_named_before_anything_starts(
         port = other.getsockname()[1]
         with (
             pytest.raises(PortTaken, match=f"--{option.replace('_', '-')} {port}") as failure,
-            running(model_repository, **{option: port}),
+            running(model_repository, listen=Listen(**{option: port})),
         ):
             pass
     assert failure.value.exit_code == 5
@@ -172,7 +171,8 @@ def test_taken_port_is_named_before_anything_starts(
 def test_one_port_for_two_uses_is_refused(model_repository: Path, server_prefix: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-    with pytest.raises(PortTaken, match="--grpc-port"), running(model_repository, http_port=port, grpc_port=port):
+    listen = Listen(http_port=port, grpc_port=port)
+    with pytest.raises(PortTaken, match="--grpc-port"), running(model_repository, listen=listen):
         pass
 
 
@@ -277,58 +277,8 @@ def test_server_ends_with_a_parent_that_is_killed(model_repository: Path, server
     assert not [path for path in regions if path.exists()]
 
 
-@pytest.fixture
-def staged(place: Path, tmp_path: Path) -> Iterator[repository.Staged]:
-    onnx = save_tiny(tmp_path / "tiny.onnx")
-    with repository.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
-        yield staged
-
-
-def test_dry_load(staged: repository.Staged, server_prefix: Path) -> None:
-    dry_load(staged)
-
-
-def test_dry_load_refuses_what_is_not_finite(place: Path, tmp_path: Path, server_prefix: Path) -> None:
-    onnx = save_tiny(tmp_path / "tiny.onnx", np.full((4, 3), np.inf, np.float32))
-    with (
-        repository.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged,
-        pytest.raises(BadRepository, match="output y: the served values are not finite"),
-    ):
-        dry_load(staged)
-
-
-def test_dry_load_refuses_a_corrupt_model(staged: repository.Staged, server_prefix: Path) -> None:
-    (staged.folder / "model.onnx").write_bytes(b"no graph")
-    with pytest.raises(ServerFailed, match="cannot be loaded"):
-        dry_load(staged)
-
-
-def test_dry_load_refuses_a_frozen_batch_axis(place: Path, tmp_path: Path, server_prefix: Path) -> None:
-    import onnx
-
-    model = onnx.load(save_tiny(tmp_path / "tiny.onnx"))
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    onnx.save(model, tmp_path / "frozen.onnx")
-    with (
-        repository.stage(place, TINY, tmp_path / "frozen.onnx", TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged,
-        pytest.raises(ServerFailed, match=r"shape \[-1, 4\] by config.pbtxt and \[1, 4\] in the model"),
-    ):
-        dry_load(staged)
-
-
-def test_wrong_shape_of_an_answer_is_named(staged: repository.Staged) -> None:
-    spec = TensorSpec("y", "float32", (BATCH, 3))
-    server._check_answer(staged, spec, {"y": np.zeros((8, 3), np.float32)}, 8)
-    for wrong in (np.zeros((8, 4)), np.zeros((1, 3)), np.zeros(8)):
-        with pytest.raises(BadRepository, match="the served shape"):
-            server._check_answer(staged, spec, {"y": wrong}, 8)
-    with pytest.raises(BadRepository, match="does not answer"):
-        server._check_answer(staged, spec, {}, 8)
-
-
 def test_ports_are_free_and_different() -> None:
-    ports = server._ports((0, 0, 0))
+    ports = server._ports(Listen())
     assert len(set(ports)) == 3
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", ports[0])) == errno.ECONNREFUSED

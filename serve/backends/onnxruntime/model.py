@@ -4,27 +4,42 @@ tritonserver uses it where NVIDIA's native backend is absent, for repositories t
 hold `<version>/model.onnx`. It runs in the server's environment and imports nothing but numpy, onnxruntime and
 `instance.py`, which lies beside it there.
 
-Read from config.pbtxt as the native backend reads it:
-    input, output (all dtypes but BF16; strings; `reshape`), max_batch_size, dynamic_batching, version_policy,
-    instance_group, model_warmup, default_model_filename, optimization.graph.level, and the parameters
-    intra_op_thread_count, inter_op_thread_count, execution_mode, enable_mem_arena, enable_mem_pattern.
-Beyond the native backend:
-    parameters named `session.*` become ONNX Runtime session entries (the native backend ignores them).
-Written as documented and not run by lathe's tests, for want of the hardware:
-    KIND_GPU instances. Loading fails unless the session really runs on the CUDA provider.
-Refused when the model loads, because the answers would be wrong or the setting without effect:
-    numpy 2, BF16, implicit state, decoupled responses, batch_input and batch_output, ragged batches, execution
-    accelerators, custom operator libraries, and inputs or outputs that are not the graph's in name, type and shape.
-Not done:
-    completing an absent config.pbtxt.
+Of what the native backend documents (its README, and Triton's model configuration):
+
+    input, output: all dtypes but BF16; strings; scalars; reshape   tested here
+    inputs with a default in the graph, `optional` in config.pbtxt  tested here
+    max_batch_size 0 and above, dynamic_batching, version_policy    tested here
+    instance_group on the CPU, each with threads of its own         tested here
+    sequence_batching with controls and implicit state              tested here; the backend itself keeps the state
+    model_warmup, default_model_filename, external data             tested here
+    response cache, priorities, queue policies                      Triton's core, tested here
+    parameters intra_op_thread_count, inter_op_thread_count,
+      execution_mode, enable_mem_arena, enable_mem_pattern,
+      memory.enable_memory_arena_shrinkage                          tested here
+    optimization.graph.level                                        tested here
+    errors for one request, not its batch; no path in a text        tested here
+    completing a config.pbtxt without inputs and outputs            tested here
+    KIND_GPU, the accelerators cuda and tensorrt, and their options written as documented, not run: no GPU was at hand.
+                                                                    A session that lacks a provider is refused.
+    BF16, batch_input and batch_output, ragged batches, the CPU
+      accelerators, custom operator libraries, decoupled responses  refused when the model loads
+    global thread pools, --backend-config=onnxruntime,...           do not reach a Python-based backend
+
+No answer was compared with the native backend's own: there was no container to run it in. What the two share is the
+file, ONNX Runtime, and this list.
+
+Beyond it: parameters named `session.*` become ONNX Runtime session entries, and `lathe.nonfinite` refuses NaN and
+infinity; the native backend ignores both. numpy 2 is refused, because the carried server answers empty tensors with it.
 """
 
 import re
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb
-from instance import Instance
+from complete import complete
+from instance import NONFINITE, Instance
 
 _GRAPH_LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -48,6 +63,7 @@ _DTYPES = {
     "tensor(bfloat16)": "TYPE_BF16",
 }
 _SWITCHES = {"enable_mem_arena": "enable_cpu_mem_arena", "enable_mem_pattern": "enable_mem_pattern"}
+SHRINKAGE = "memory.enable_memory_arena_shrinkage"
 _THREADS = {"intra_op_thread_count": "intra_op_num_threads", "inter_op_thread_count": "inter_op_num_threads"}
 
 
@@ -56,6 +72,52 @@ def public_text(error):
     text = str(error).split("Status Message:")[-1].strip() or type(error).__name__
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text.splitlines()[0])
     return re.sub(r"(?:Load model from )?\S*/\S+\s*", "", text).strip()
+
+
+_RENAMED = {
+    "max_workspace_size_bytes": "trt_max_workspace_size",
+    "int8_calibration_table_name": "trt_int8_calibration_table_name",
+    "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
+}
+_PRECISIONS = {"FP32": {}, **{name: {f"trt_{name.lower()}_enable": "1"} for name in ("FP16", "BF16", "INT8")}}
+_CUDA = ("cudnn_conv_algo_search", "gpu_mem_limit", "arena_extend_strategy", "do_copy_in_default_stream")
+"""Parameters of the model that Triton's own backend passes on to the CUDA provider, beside those of the accelerator."""
+_SEARCHES = {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"}
+_STRATEGIES = {"0": "kNextPowerOfTwo", "1": "kSameAsRequested"}
+
+
+def providers(config, processor, device):
+    """Return what ONNX Runtime is to run the graph with, as `InferenceSession` takes it; the CPU comes last.
+
+    Raises ValueError for an accelerator or a precision that there is not.
+    """
+    found = []
+    if processor == "GPU":
+        accelerators = (config.get("optimization") or {}).get("execution_accelerators") or {}
+        asked = accelerators.get("gpu_execution_accelerator") or []
+        options = {entry["name"]: dict(entry.get("parameters") or {}) for entry in asked}
+        if unknown := set(options) - {"tensorrt", "cuda"}:
+            raise ValueError(f"the accelerator {', '.join(unknown)} is not known")
+        if "tensorrt" in options:
+            found.append(("TensorrtExecutionProvider", _tensorrt(options["tensorrt"], device)))
+        found.append(("CUDAExecutionProvider", {**_cuda(config), **options.get("cuda", {}), "device_id": device}))
+    return [*found, "CPUExecutionProvider"]
+
+
+def _tensorrt(asked, device):
+    precision = asked.pop("precision_mode", "FP32")
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision_mode {precision} is none of {', '.join(_PRECISIONS)}")
+    renamed = {_RENAMED.get(key, key): value for key, value in asked.items()}
+    return {**renamed, **_PRECISIONS[precision], "device_id": device}
+
+
+def _cuda(config):
+    stated = {key: entry["string_value"] for key, entry in config.get("parameters", {}).items() if key in _CUDA}
+    for key, words in (("cudnn_conv_algo_search", _SEARCHES), ("arena_extend_strategy", _STRATEGIES)):
+        if key in stated:
+            stated[key] = words[stated[key]]
+    return stated
 
 
 def _session_options(config):
@@ -74,20 +136,19 @@ def _session_options(config):
             )
         elif key.startswith("session."):
             options.add_session_config_entry(key, value)
-        else:
+        elif key not in (NONFINITE, SHRINKAGE, *_CUDA):
             pb.Logger.log_warn(f"parameter {key} is not known to this backend and has no effect")
     return options
 
 
 def _session(path, config, processor, device):
-    """Load the model; on a GPU instance, only a session that really has the CUDA provider will do."""
-    providers = ["CPUExecutionProvider"]
-    if processor == "GPU":
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device}))
-    session = ort.InferenceSession(path, _session_options(config), providers=providers)
+    """Load the model; a GPU instance must really have the providers that it was asked to have."""
+    wanted = providers(config, processor, device)
+    session = ort.InferenceSession(path, _session_options(config), providers=wanted)
     # Asked for a provider that does not start, onnxruntime quietly takes the next one.
-    if processor == "GPU" and "CUDAExecutionProvider" not in session.get_providers():
-        raise pb.TritonModelException("KIND_GPU asked for, but onnxruntime's CUDA provider does not start here")
+    for name, _ in wanted[:-1]:
+        if name not in session.get_providers():
+            raise pb.TritonModelException(f"KIND_GPU asked for, but onnxruntime's {name} does not start here")
     return session
 
 
@@ -120,10 +181,31 @@ class TritonPythonModel(Instance):
     default_filename = "model.onnx"
     public_text = staticmethod(public_text)
 
+    @staticmethod
+    def auto_complete_config(made):
+        """Complete a configuration without inputs or outputs; Triton calls it only where the server was so started."""
+        config = made.as_dict()
+        if not (config["input"] and config["output"]):
+            path = Path(pb.get_model_dir()) / (
+                config.get("default_model_filename") or TritonPythonModel.default_filename
+            )
+            session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            try:
+                complete(made, _described(session.get_inputs()), _described(session.get_outputs()))
+            except ValueError as error:
+                raise pb.TritonModelException(str(error)) from None
+        return made
+
     def load(self, path, config, processor, device):
         """Load the graph and return its inputs and outputs."""
         self.session = _session(path, config, processor, device)
-        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        optional = self.session.get_overridable_initializers()
+        self.optional = {tensor.name for tensor in optional}
+        inputs, outputs = [*self.session.get_inputs(), *optional], self.session.get_outputs()
+        shrinkage = config.get("parameters", {}).get(SHRINKAGE)
+        self.options = ort.RunOptions()
+        if shrinkage:
+            self.options.add_run_config_entry(SHRINKAGE, shrinkage["string_value"])
         self.strings = {tensor.name for tensor in [*inputs, *outputs] if tensor.type == "tensor(string)"}
         stated = _described(outputs)
         # A graph may leave an output's shape open, which shows as no dims at all.
@@ -132,5 +214,5 @@ class TritonPythonModel(Instance):
     def run(self, names, feed):
         """Return the outputs of these names for one batch."""
         feed = {name: _to_text(array) if name in self.strings else array for name, array in feed.items()}
-        results = dict(zip(names, self.session.run(names, feed), strict=True))
+        results = dict(zip(names, self.session.run(names, feed, self.options), strict=True))
         return {name: _to_bytes(array) if name in self.strings else array for name, array in results.items()}

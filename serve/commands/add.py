@@ -1,0 +1,106 @@
+"""`serve add`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+
+from loadtest.commandline import PATH, document, emit, json_option, reporting
+from loadtest.errors import UsageError
+from loadtest.tensors import Dim
+from serve.commands.versions import repository_option
+from serve.settings import DESCRIPTIONS
+
+
+def _dim(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, Dim]:
+    """Read `NAME=SMALLEST,TYPICAL,LARGEST`."""
+    found = {}
+    for text in values:
+        name, _, sizes = text.partition("=")
+        try:
+            least, typical, most = map(int, sizes.split(","))
+        except ValueError:
+            raise UsageError(f"--dim {text}: not three sizes", fix="say --dim NAME=SMALLEST,TYPICAL,LARGEST") from None
+        found[name] = Dim(name, least, typical, most)
+    return found
+
+
+def _batch(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(map(int, text.split(",")))
+    except ValueError:
+        raise UsageError(f"--batch {text}: not batch sizes", fix="write them as in --batch 1,32") from None
+
+
+# What `serve.settings` says of each setting is the help; they stand there and nowhere else.
+SETTINGS = "\b\nSettings for --set KEY=VALUE, or for the [serve] table of --settings:\n" + "\n".join(
+    f"  {name:15} {text}" for name, text in DESCRIPTIONS.items()
+)
+
+
+@click.command(epilog=SETTINGS)
+@click.argument("source", type=PATH)
+@click.option("--name", help="The model's name; needed where SOURCE is an ONNX file.")
+@repository_option
+@click.option("--dim", "dims", multiple=True, callback=_dim, help="NAME=SMALLEST,TYPICAL,LARGEST of a dim.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where it will run.")
+@click.option("--runtime", type=click.Choice(["onnxruntime", "openvino"]), help="What will run it there.")
+@click.option("--cores", type=click.IntRange(1), help="CPU cores that the server may use.")
+@click.option("--batch", callback=_batch, help="Batch sizes that matter, as in 1,32.")
+@click.option("--settings", "file", type=PATH, help="TOML file with a [serve] table.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="One setting; see below.")
+@click.option("--check/--no-check", default=True, help="Load it in a throw-away server first.")
+@json_option
+def add(
+    source: Path,
+    name: str | None,
+    repository: Path,
+    dims: dict[str, Dim],
+    file: Path | None,
+    pairs: tuple[str, ...],
+    check: bool,
+    as_json: bool,
+    **target: Any,
+) -> None:
+    """Put a model into the repository as its next version, once a throw-away server has loaded it.
+
+    SOURCE is an ONNX file, a bundle of `optimize`, or REPOSITORY/MODEL/NUMBER, which keeps its lineage. The first
+    version of a model is live at once; a later one waits for `serve promote`.
+
+    \b
+    Example:
+      serve add model.onnx --name classifier --set queue_delay_us=200
+    """
+    from serve import dryload, settings
+    from serve import repository as repositories
+    from serve import source as sources
+    from serve.target import Target
+
+    found = sources.load(source, dims)
+    model = name or found.name
+    if not model:
+        raise UsageError("the model needs a name", fix="say --name NAME")
+    given = {key: value for key, value in target.items() if value is not None}
+    try:
+        made_for = replace(found.target or Target(), **given)
+    except ValidationError as error:
+        raise UsageError(error.errors()[0]["msg"], fix="change --device or --runtime") from None
+    asked = settings.gather(file, pairs, found.settings)
+    with (
+        reporting() as report,
+        repositories.stage(repository, model, found.onnx, found.inputs, found.outputs, made_for, asked) as staged,
+    ):
+        if check:
+            report("loading it in a throw-away server", 0.0)
+            dryload.staged(staged)
+        first = not (repository / model).exists()
+        version = repositories.publish(staged, dict(found.lineage), live=False)
+    state = "live" if first else "staged"
+    if as_json:
+        emit(document(model=model, number=version.number, state=state, digest=version.digest))
+        return
+    click.echo(f"{state}: {model} version {version.number}")
+    if not first:
+        click.echo(f"  serve promote {model} {version.number} --repository {repository}")

@@ -1,0 +1,69 @@
+"""`serve check`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from loadtest.commandline import document, emit, json_option, reporting
+from serve.commands.versions import repository_option
+
+if TYPE_CHECKING:
+    from serve.lint import Finding
+
+
+@click.command()
+@click.argument("model", required=False)
+@repository_option
+@click.option("--image", default="", help="Release of Triton that will serve it, as in 26.07 (default: ours).")
+@click.option("--load/--no-load", default=True, help="Load it in a throw-away server, where the files are in order.")
+@click.option("--strict", is_flag=True, help="Let warnings fail too.")
+@json_option
+def check(model: str | None, repository: Path, image: str, load: bool, strict: bool, as_json: bool) -> None:
+    """Say what is wrong with the repository, or with MODEL alone, one line for each finding.
+
+    Looks at the files first and starts nothing. What is in order there is loaded in a throw-away server, which gets one
+    request for each batch that the model is warmed up with. Ends with 4 if there is an error.
+
+    \b
+    Example:
+      serve check --repository build/model_repository
+    """
+    from serve import lint
+    from serve.errors import BadRepository
+
+    found = lint.check(repository, model, image)
+    if load:
+        with reporting() as report:
+            found += _tried(repository, model, found, report)
+    if not as_json:
+        for finding in found:
+            click.echo(f"{finding.level}: {finding.model}: {finding.where}: {finding.what}\n  fix: {finding.fix}")
+    faults = [finding for finding in found if strict or finding.level == "error"]
+    result = {"findings": [finding.document() for finding in found]}
+    if faults:
+        failure = BadRepository(
+            f"{len(faults)} findings, the first: {faults[0].what}", where=faults[0].where, fix=faults[0].fix
+        )
+        failure.partial = result
+        raise failure
+    if as_json:
+        emit(document(**result))
+    else:
+        click.echo("nothing is wrong" if not found else f"no errors, {len(found)} warnings")
+
+
+def _tried(
+    repository: Path, model: str | None, found: "list[Finding]", report: Callable[[str, float], None]
+) -> "list[Finding]":
+    """Load each model whose files are in order; return what the server found."""
+    from serve import dryload, lint
+
+    broken = {finding.model for finding in found if finding.level == "error"}
+    names = [name for name in lint.names(repository) if name not in broken and model in (None, name)]
+    more = []
+    for number, name in enumerate(names):
+        report(f"loading: {name}", number / len(names))
+        more += dryload.findings(repository, name)
+    return more

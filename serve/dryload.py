@@ -1,0 +1,113 @@
+"""Dry load: a throw-away server loads a model and answers each batch that it is warmed up with."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from loadtest.client import Client, connect
+from loadtest.errors import BadInput, LatheError
+from loadtest.tensors import Arrays, Dim, TensorSpec
+from serve import repository
+from serve.errors import BadRepository, NotInstalled
+from serve.lint import Finding
+from serve.server import running
+
+KINDS = ("inputs", "outputs")
+HERE = ("onnxruntime", "openvino")
+"""Backends that the server of `serve install` has."""
+FIXES = {
+    r"KIND_GPU|no GPUs|CUDA": "set kind: KIND_CPU, or serve it on a machine with a GPU: serve install --gpu",
+    r"cannot be loaded|[Pp]rotobuf": "export the model again: its file is no graph that the runtime can read",
+    r"External data|external data": "put the file with the weights beside the model",
+    r"by config\.pbtxt and|in config\.pbtxt and|config\.pbtxt has": "correct config.pbtxt to what the model has",
+    r"is not supported|are not supported": "change the configuration, or serve it with NVIDIA's image",
+    r"warmup|warm-up": "correct the shapes of model_warmup, or leave it out",
+    r"memory|bad_alloc": "use a smaller max_batch_size, or a machine with more memory",
+    r"the model refused the request": "the graph does not run for every batch; export it again with a free batch axis",
+}
+"""What to do about what the server says, by words in it."""
+
+
+def staged(version: repository.Staged) -> None:
+    """Try a version that no server sees yet.
+
+    Raises:
+        ServerFailed: the server does not load it, or does not answer.
+        BadRepository: an answer lacks an output, has another shape than the specs say, or is not finite.
+    """
+    with running(version.path, grace=0) as endpoint, connect(endpoint.grpc) as client:
+        _ask(client, version.config, version.inputs, version.outputs)
+
+
+def published(place: Path, model: str) -> None:
+    """Try what `model`'s configuration serves in the repository `place`; raises as `staged`."""
+    config = repository.config(place, model)
+    with running(place, models=[model], grace=0) as endpoint, connect(endpoint.grpc) as client:
+        try:
+            lineage = repository.read_lineage(place, model)
+            inputs, outputs = ([TensorSpec.from_document(spec) for spec in lineage[kind]] for kind in KINDS)
+        except BadInput:
+            # Published by others: no lineage says which sizes it takes, so those that may change are 1.
+            inputs, outputs = client.metadata(model)
+        _ask(client, config, inputs, outputs)
+
+
+def findings(place: Path, model: str) -> list[Finding]:
+    """Return what a throw-away server says is wrong with `model`, in plain words; nothing where all is well.
+
+    A model that only NVIDIA's image can run is passed over.
+    """
+    config = repository.config(place, model)
+    if config.backend not in HERE:
+        return []
+    try:
+        published(place, model)
+    except NotInstalled:
+        raise
+    except LatheError as error:
+        what, fix = _plain(error.what)
+        return [Finding(model, str(place / model), what, fix or error.fix)]
+    return []
+
+
+def _plain(text: str) -> tuple[str, str]:
+    """Return the server's words without its own circumstance, and what to do about them."""
+    text = re.sub(r"^(?:the server says: |model \S+, version \d+: )+", "", text)
+    return text, next((fix for pattern, fix in FIXES.items() if re.search(pattern, text)), "")
+
+
+def _ask(client: Client, config: ModelConfig, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    if config.HasField("sequence_batching"):
+        # A lone request belongs to no sequence; that it loads must do.
+        return
+    rng = np.random.default_rng(0)
+    sizes = {sample.batch_size for sample in config.model_warmup} or {1}
+    for size in sorted(sizes):
+        batch = size if config.max_batch_size else None
+        answer = client.infer(config.name, {spec.name: spec.generate(rng, batch) for spec in inputs})
+        for spec in outputs:
+            _check_answer(config.name, spec, answer, batch)
+
+
+def _check_answer(model: str, spec: TensorSpec, answer: Arrays, batch: int | None) -> None:
+    where = f"{model}, output {spec.name}"
+    if spec.name not in answer:
+        raise BadRepository("the server does not answer with it", where=where, fix="export the model again")
+    array = answer[spec.name]
+    dims = spec.dims or (1,)
+    wanted = [batch if axis == 0 and batch else dim for axis, dim in enumerate(dims)]
+    if spec.batched and len(dims) == 1:
+        wanted.append(1)
+    if len(wanted) != array.ndim or any(
+        have != want for have, want in zip(array.shape, wanted, strict=True) if not isinstance(want, Dim)
+    ):
+        raise BadRepository(
+            f"the served shape is {list(array.shape)}, the spec says {list(spec.shape(batch))}",
+            where=where,
+            fix="correct the workload's specs",
+        )
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise BadRepository("the served values are not finite", where=where, fix="look at the model's last step")

@@ -1,0 +1,133 @@
+"""Proxy: an nginx before the HTTP port, for what tritonserver does not do: TLS, a limit for bodies, and buffering.
+
+nginx reads a request whole before it passes it on with its length. That closes the flood of one-byte chunks that ends
+an old tritonserver, and keeps slow clients from holding its connections.
+"""
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from loadtest.client import parse_url
+from loadtest.errors import UsageError
+from serve.errors import BadRepository
+
+CONF = "nginx.conf"
+CLOSED = "repository|systemsharedmemory|cudasharedmemory|trace|logging"
+"""Paths under /v2/ that load code, share memory or change the server; the proxy passes none of them on."""
+
+TEMPLATE = """\
+# Before tritonserver at {url}. Check it with: nginx -p {folder} -c {conf} -t
+# Start it with:                             nginx -p {folder} -c {conf}
+worker_processes auto;
+pid nginx.pid;
+error_log error.log;
+events {{
+    worker_connections 4096;
+}}
+http {{
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+
+    # A body is read whole, within these limits, before tritonserver sees any of it.
+    client_max_body_size {limit};
+    client_body_timeout 30s;
+    client_header_timeout 10s;
+    proxy_request_buffering on;
+    proxy_read_timeout {timeout}s;
+
+    upstream triton {{
+        server {upstream};
+        keepalive 64;
+    }}
+    server {{
+        listen {listen} ssl;
+        ssl_certificate {certificate};
+        ssl_certificate_key {key};
+        ssl_protocols TLSv1.2 TLSv1.3;
+{clients}
+        location ~ ^/v2/({closed})(/|$) {{
+            return 403;
+        }}
+        location ~ ^/v2(/models/|/health/|/?$) {{
+            proxy_pass http://triton;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Host $host;
+        }}
+        location / {{
+            return 404;
+        }}
+    }}
+}}
+"""
+CLIENTS = """\
+        ssl_client_certificate {clients};
+        ssl_verify_client on;
+"""
+
+
+def write(
+    folder: Path,
+    url: str,
+    listen: str,
+    certificate: Path,
+    key: Path,
+    *,
+    clients: Path | None = None,
+    limit: str = "64m",
+    timeout: int = 60,
+) -> Path:
+    """Write `nginx.conf` into `folder`, which nginx also uses for its files, and return it.
+
+    Args:
+        folder: made if it is not there.
+        url: of tritonserver's HTTP port, `http://HOST:PORT`.
+        listen: where nginx listens, as in `0.0.0.0:8443`.
+        certificate: in PEM, as the key.
+        key: of the certificate.
+        clients: the authority whose certificates clients must show.
+        limit: largest body, as nginx writes it; 64m is what images from 25.07 on allow.
+        timeout: seconds that an answer may take.
+
+    Raises:
+        UsageError: `url`, `listen` or `limit` is not of that form.
+        BadRepository: a file is not there.
+    """
+    if parse_url(url)[0] != "http":
+        raise UsageError("nginx stands before the HTTP port", where=url, fix="give http://HOST:PORT")
+    if not re.fullmatch(r"(?:[\w.:\[\]-]+:)?\d{1,5}", listen):
+        raise UsageError(f"--listen {listen} is no address", fix="write HOST:PORT, as in 0.0.0.0:8443")
+    if not re.fullmatch(r"\d+[kmg]?", limit):
+        raise UsageError(f"--body-limit {limit} is no size", fix="write it as in 64m")
+    for path in filter(None, (certificate, key, clients)):
+        if not path.is_file():
+            raise BadRepository("there is no such file", where=str(path), fix="give a file in PEM")
+    folder.mkdir(parents=True, exist_ok=True)
+    conf = folder / CONF
+    text = TEMPLATE.format(
+        url=url,
+        folder=folder.absolute(),
+        conf=CONF,
+        limit=limit,
+        timeout=timeout,
+        upstream=urlsplit(url).netloc,
+        listen=listen,
+        certificate=_quoted(certificate),
+        key=_quoted(key),
+        clients=CLIENTS.format(clients=_quoted(clients)) if clients else "",
+        closed=CLOSED,
+    )
+    partial = conf.with_name(f".{CONF}")
+    partial.write_text(text)
+    return partial.replace(conf)
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as nginx takes it, whatever characters it has."""
+    text = str(path.absolute()).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'

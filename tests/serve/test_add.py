@@ -1,0 +1,149 @@
+"""`serve add` and `serve show`: a file, a bundle or a version becomes the next version, with settings."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadtest.client import connect
+from loadtest.errors import UsageError
+from loadtest.tensors import BATCH, Dim, TensorSpec
+from serve import repository, rollout, source
+from serve.errors import BadRepository
+from serve.server import running
+from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
+from tests.serve.test_up import serve
+
+TOKENS = Dim("tokens", 1, 8, 64)
+
+
+@pytest.fixture
+def place(tmp_path: Path, publish_tiny: Callable[..., repository.Version]) -> Path:
+    place = tmp_path / "model_repository"
+    publish_tiny(place)
+    return place
+
+
+def free(path: Path, name: str = "tokens") -> Path:
+    """The tiny model with a second dim that changes size."""
+    import onnx
+
+    model = onnx.load(save_tiny(path, np.ones((1, 3), np.float32)))
+    dim = model.graph.input[0].type.tensor_type.shape.dim[1]
+    dim.dim_param = name
+    onnx.save(model, path)
+    return path
+
+
+def test_a_file_is_added_checked_and_waits_for_its_promotion(place: Path, tmp_path: Path, server_prefix: Path) -> None:
+    onnx = save_tiny(tmp_path / "twice.onnx", 2 * TINY_WEIGHT)
+    before = (place / TINY / "config.pbtxt").read_bytes()
+    at = ("--repository", str(place))
+    done = serve("add", str(onnx), "--name", TINY, *at, "--cores", "1", "--set", "queue_delay_us=300")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"staged: {TINY} version 2\n  serve promote {TINY} 2 --repository {place}\n"
+    assert (place / TINY / "config.pbtxt").read_bytes() == before
+    assert [standing.state for standing in rollout.standings(place, TINY)] == ["live", "staged"]
+    shown = serve("show", TINY, "2", *at).stdout
+    assert "batching       up to 32, a request waits up to 300 µs for others\n" in shown
+    assert "up to 32, of what waits already\n" in serve("show", TINY, *at).stdout
+    rollout.promote(place, TINY, 2)
+    assert "300 µs" in serve("show", TINY, *at).stdout
+    served = json.loads(serve("show", TINY, *at, "--json").stdout)["config"]
+    assert served["dynamic_batching"]["max_queue_delay_microseconds"] == "300"
+    with running(place) as endpoint, connect(endpoint.grpc) as client:
+        x = np.ones((2, 4), np.float32)
+        np.testing.assert_allclose(client.infer(TINY, {"x": x})["y"], x @ (2 * TINY_WEIGHT), rtol=1e-6)
+
+
+def test_a_version_keeps_its_lineage_and_settings(place: Path, tmp_path: Path) -> None:
+    other = tmp_path / "production"
+    for pairs in (("--set", "instances=2", "--set", "queue_delay_us=9"), ("--set", "instances=3")):
+        name = place / TINY / "1" if len(pairs) == 4 else other / TINY / "1"
+        done = serve("add", str(name), "--repository", str(other), "--no-check", *pairs, "--json")
+        assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["model"], document["number"], document["state"]) == (TINY, 2, "staged")
+    lineage = repository.read_lineage(other, TINY, 2)
+    assert lineage["made_by"] == "a test"
+    assert lineage["serve"] == {"instances": 3, "queue_delay_us": 9}
+    assert lineage["source"]["path"] == str(other / TINY / "1")
+    assert lineage["inputs"] == [spec.document() for spec in TINY_INPUTS]
+    assert [standing.state for standing in rollout.standings(other, TINY)] == ["live", "staged"]
+    repository.verify(other)
+
+
+def test_a_file_tells_its_specs(tmp_path: Path) -> None:
+    found = source.load(save_tiny(tmp_path / "tiny.onnx"), {})
+    assert (found.inputs, found.outputs) == (TINY_INPUTS, TINY_OUTPUTS)
+    with pytest.raises(UsageError, match="the sizes of the dim tokens of x are not known"):
+        source.load(free(tmp_path / "free.onnx"), {})
+    found = source.load(tmp_path / "free.onnx", {"tokens": TOKENS})
+    assert found.inputs == (TensorSpec("x", "float32", (BATCH, TOKENS)),)
+    with pytest.raises(UsageError, match="--dim x_1="):
+        source.load(free(tmp_path / "nameless.onnx", ""), {})
+    assert source.load(tmp_path / "nameless.onnx", {"x_1": TOKENS}).inputs[0].dims == (BATCH, TOKENS)
+
+
+def test_a_bundle_tells_ranges_and_values(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    free(bundle / "model.onnx")
+    spec = TensorSpec("x", "float32", (BATCH, TOKENS), values=(-3, 3))
+    described = {
+        "name": "free",
+        "inputs": [spec.document()],
+        "digests": {"model.onnx": repository.digest(bundle / "model.onnx")},
+        "lineage": [{"name": "export.onnx", "quality": {"metric": "accuracy", "value": 0.5}}],
+    }
+    (bundle / "bundle.json").write_text(json.dumps(described))
+    found = source.load(bundle, {})
+    assert (found.name, found.inputs) == ("free", (spec,))
+    assert found.lineage["lineage"] == described["lineage"]
+    (bundle / "model.onnx").write_bytes((bundle / "model.onnx").read_bytes() + b" ")
+    with pytest.raises(BadRepository, match="was changed after it was written"):
+        source.load(bundle, {})
+    (bundle / "bundle.json").write_text("{}")
+    with pytest.raises(BadRepository, match="is not a bundle of this version"):
+        source.load(bundle, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (("nothing.onnx", "--name", "m"), 4, "is no model"),
+        (("FILE",), 2, "the model needs a name"),
+        (("FILE", "--name", "a/b"), 2, "cannot be a folder"),
+        (("FILE", "--name", "m", "--set", "instances=many"), 2, "instances = 'many' cannot be"),
+        (("FILE", "--name", "m", "--set", "gpus=[0]"), 4, "gpus: only a GPU has that"),
+        (("FILE", "--name", "m", "--dim", "tokens=1,2"), 2, "not three sizes"),
+        (("FILE", "--name", "m", "--batch", "all"), 2, "not batch sizes"),
+        (("FILE", "--name", "m", "--device", "cuda", "--runtime", "openvino"), 2, "openvino runs on a CPU"),
+        (("FILE", "--name", "m", "--settings", "none.toml"), 4, "none.toml"),
+    ],
+)
+def test_what_cannot_be_added_changes_nothing(
+    place: Path, tmp_path: Path, options: tuple[str, ...], code: int, says: str
+) -> None:
+    file = save_tiny(tmp_path / "tiny.onnx")
+    arguments = [str(file) if option == "FILE" else option for option in options]
+    done = serve("add", *arguments, "--repository", str(place), "--no-check")
+    assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert repository.models(place) == [TINY]
+    assert repository.numbers(place, TINY) == [1]
+
+
+def test_a_model_that_does_not_load_is_not_added(place: Path, tmp_path: Path, server_prefix: Path) -> None:
+    import onnx
+
+    file = save_tiny(tmp_path / "tiny.onnx")
+    model = onnx.load(file)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, file)
+    done = serve("add", str(file), "--name", TINY, "--repository", str(place))
+    assert done.returncode == 5
+    assert "NoSuchOperator" in done.stderr
+    assert repository.numbers(place, TINY) == [1]

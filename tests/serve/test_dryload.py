@@ -1,0 +1,68 @@
+"""Dry load: what a throw-away server finds wrong with a version."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadtest.tensors import BATCH, TensorSpec
+from serve import dryload, repository
+from serve.errors import BadRepository, ServerFailed
+from serve.target import Target
+from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "model_repository"
+
+
+@pytest.fixture
+def staged(place: Path, tmp_path: Path) -> Iterator[repository.Staged]:
+    onnx = save_tiny(tmp_path / "tiny.onnx")
+    with repository.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
+        yield staged
+
+
+def test_dry_load(staged: repository.Staged, server_prefix: Path) -> None:
+    dryload.staged(staged)
+
+
+def test_dry_load_refuses_what_is_not_finite(place: Path, tmp_path: Path, server_prefix: Path) -> None:
+    onnx = save_tiny(tmp_path / "tiny.onnx", np.full((4, 3), np.inf, np.float32))
+    with (
+        repository.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged,
+        pytest.raises(BadRepository, match="output y: the served values are not finite"),
+    ):
+        dryload.staged(staged)
+
+
+def test_dry_load_refuses_a_corrupt_model(staged: repository.Staged, server_prefix: Path) -> None:
+    (staged.folder / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(ServerFailed, match="cannot be loaded"):
+        dryload.staged(staged)
+
+
+def test_dry_load_refuses_a_frozen_batch_axis(place: Path, tmp_path: Path, server_prefix: Path) -> None:
+    import onnx
+
+    model = onnx.load(save_tiny(tmp_path / "tiny.onnx"))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, tmp_path / "frozen.onnx")
+    with (
+        repository.stage(place, TINY, tmp_path / "frozen.onnx", TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged,
+        pytest.raises(ServerFailed, match=r"shape \[-1, 4\] by config.pbtxt and \[1, 4\] in the model"),
+    ):
+        dryload.staged(staged)
+
+
+def test_wrong_shape_of_an_answer_is_named(staged: repository.Staged) -> None:
+    spec = TensorSpec("y", "float32", (BATCH, 3))
+    dryload._check_answer(TINY, spec, {"y": np.zeros((8, 3), np.float32)}, 8)
+    for wrong in (np.zeros((8, 4)), np.zeros((1, 3)), np.zeros(8)):
+        with pytest.raises(BadRepository, match="the served shape"):
+            dryload._check_answer(TINY, spec, {"y": wrong}, 8)
+    with pytest.raises(BadRepository, match="does not answer"):
+        dryload._check_answer(TINY, spec, {}, 8)
