@@ -34,7 +34,6 @@ def publish(place: Path, model: str, onnx: Path, inputs, outputs, asked=None, mo
 TUNED = {
     "inter_op_thread_count": "2",
     "execution_mode": "1",
-    "enable_mem_arena": "0",
     "enable_mem_pattern": "0",
     "memory.enable_memory_arena_shrinkage": "cpu:0",
 }
@@ -76,6 +75,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, server_prefix: Path) -> Iterat
     publish(
         place, "tuned", onnx, [X], [Y], {"threads": 3}, "\n".join([*entries, "optimization { graph { level: 2 } }"])
     )
+    publish(place, "lean", onnx, [X], [Y], {}, 'parameters { key: "enable_mem_arena" value { string_value: "0" } }')
     with running(place, grace=0) as endpoint:
         yield endpoint
 
@@ -181,7 +181,7 @@ def test_the_cache_answers_what_was_answered(lab: Endpoint) -> None:
 
 def test_copies_priorities_and_tuned_sessions_answer(lab: Endpoint) -> None:
     with connect(lab.grpc) as client:
-        for model in ("copies", "levels", "tuned"):
+        for model in ("copies", "levels", "tuned", "lean"):
             for size in (1, 5, 32):
                 values = np.linspace(-1, 1, size, dtype=np.float32)
                 np.testing.assert_array_equal(client.infer(model, row(*values))["y"].ravel(), -values)
