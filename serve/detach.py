@@ -48,7 +48,9 @@ def start(repository: Path, listen: Listen, probe: bool, log: Path | None) -> di
         try:
             while process.poll() is None:
                 with suppress(ValueError):
-                    return dict(json.loads(Path(ready.name).read_text()))
+                    document = json.loads(Path(ready.name).read_text())
+                    if "error" not in document:
+                        return dict(document)
                 time.sleep(0.05)
         except BaseException:
             process.terminate()

@@ -180,6 +180,7 @@ def _files(subject: Subject) -> Iterator[Finding]:
                     subject.model,
                     number,
                     repository.read_lineage(subject.home.parent, subject.model, number),
+                    live=serves,
                 )
             except LatheError as error:
                 yield subject.error(error.what, error.fix, Path(error.where))
@@ -207,6 +208,7 @@ def _graph(subject: Subject) -> Iterator[Finding]:
             continue
         try:
             boundary = onnx_file.boundary(path)
+            onnx_file.external(path)
         except LatheError as error:
             yield subject.error(error.what, error.fix, path)
             continue

@@ -71,14 +71,26 @@ def copy(onnx: Path, destination: Path) -> None:
     if not onnx.is_file():
         raise BadRepository("there is no such model file", where=str(onnx), fix="export the model first")
     shutil.copyfile(onnx, destination)
-    for name in _external_files(onnx):
-        source, target = onnx.parent / name, folder / name
-        if not target.resolve().is_relative_to(folder.resolve()) or not source.is_file():
+    for name in external(onnx):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(onnx.parent / name, target)
+
+
+def external(onnx: Path) -> list[str]:
+    """Return the names of the files that hold the model's tensors outside of it.
+
+    Raises:
+        BadRepository: one is not there, or not in the model's own folder.
+    """
+    names = _external_files(onnx)
+    for name in names:
+        path = onnx.parent / name
+        if not path.resolve().is_relative_to(onnx.parent.resolve()) or not path.is_file():
             raise BadRepository(
                 f"its external data {name!r} is not a file beside it", where=str(onnx), fix="export it again"
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+    return names
 
 
 def _external_files(onnx: Path) -> list[str]:

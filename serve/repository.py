@@ -265,19 +265,26 @@ def verify(repository: Path, names: Sequence[str] | None = None) -> None:
                 _verify_version(folder, read_lineage(repository, model, number)["digests"])
 
 
-def verify_version(repository: Path, model: str, number: int, lineage: dict[str, Any]) -> None:
-    """Compare the files of a version that need not be live, and its configuration in the lineage, with their digests.
+def verify_version(repository: Path, model: str, number: int, lineage: dict[str, Any], *, live: bool = False) -> None:
+    """Compare the files of a version, and its configuration in the lineage, with their digests.
+
+    Args:
+        repository: the model repository.
+        model: the model's name.
+        number: the version's number.
+        lineage: its lineage.
+        live: compare the model's present configuration too.
 
     Raises:
         BadRepository: for the first that is missing or changed.
     """
     digests = dict(lineage["digests"])
     folder = repository / model / str(number)
-    if hashlib.sha256(lineage["config"].encode()).hexdigest() != digests.pop(CONFIG):
+    if hashlib.sha256(lineage["config"].encode()).hexdigest() != digests[CONFIG]:
         raise BadRepository(
             "its configuration changed after it was published", where=str(folder / LINEAGE), fix="publish it again"
         )
-    _verify_version(folder, digests)
+    _verify_version(folder, digests if live else {name: digests[name] for name in digests if name != CONFIG})
 
 
 def _verify_version(folder: Path, digests: dict[str, str]) -> None:

@@ -20,6 +20,7 @@ from serve.server import Endpoint, running
 from serve.target import Target
 from tests.conftest import TINY, TINY_WEIGHT
 
+SHARED = ("graph", "complete", "instance")
 TABLE = np.arange(30, dtype=np.float32).reshape(10, 3)
 IDS, ROWS = TensorSpec("ids", "int64", (BATCH, 1), values=(0, 9)), TensorSpec("rows", "float32", (BATCH, 1, 3))
 
@@ -225,14 +226,14 @@ def imported(runtime: str) -> Iterator[types.SimpleNamespace]:
     sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
     try:
         made = {}
-        paths = {"graph": BACKENDS / "graph.py", "instance": BACKENDS / "instance.py"}
-        for name, path in {**paths, "model": BACKENDS / runtime / "model.py"}.items():
+        shared = {name: BACKENDS / f"{name}.py" for name in SHARED}
+        for name, path in {**shared, "model": BACKENDS / runtime / "model.py"}.items():
             specification = importlib.util.spec_from_file_location(name, path)
             made[name] = sys.modules[name] = importlib.util.module_from_spec(specification)
             specification.loader.exec_module(made[name])
         yield types.SimpleNamespace(**made)
     finally:
-        for name in ("triton_python_backend_utils", "graph", "instance", "model"):
+        for name in ("triton_python_backend_utils", *SHARED, "model"):
             del sys.modules[name]
 
 

@@ -185,20 +185,26 @@ def test_copies_priorities_and_tuned_sessions_answer(lab: Endpoint) -> None:
             for size in (1, 5, 32):
                 values = np.linspace(-1, 1, size, dtype=np.float32)
                 np.testing.assert_array_equal(client.infer(model, row(*values))["y"].ravel(), -values)
-    children = [Path(f"/proc/{pid}") for pid in Path(f"/proc/{lab.pid}/task/{lab.pid}/children").read_text().split()]
-    assert sum(b"copies" in (child / "cmdline").read_bytes() for child in children) == 2
+    assert len(processes(lab, "copies")) == 2
+
+
+def processes(endpoint: Endpoint, model: str) -> list[Path]:
+    """The backend processes of a model."""
+    children = [
+        Path(f"/proc/{pid}") for pid in Path(f"/proc/{endpoint.pid}/task/{endpoint.pid}/children").read_text().split()
+    ]
+    commands = {child: (child / "cmdline").read_bytes().split(b"\0") for child in children}
+    return [
+        child
+        for child, command in commands.items()
+        if command[0].endswith(b"stub") and f"/{model}/".encode() in command[1]
+    ]
 
 
 def test_threads_are_each_models_own(lab: Endpoint) -> None:
     """`tuned` asked for three threads within an operator and two across; `finite` for one."""
-
-    def threads(model: str) -> int:
-        for pid in Path(f"/proc/{lab.pid}/task/{lab.pid}/children").read_text().split():
-            if model.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return len(list(Path(f"/proc/{pid}/task").iterdir()))
-        raise AssertionError(f"no process of {model}")
-
-    assert threads("tuned") == threads("finite") + 2 + 1
+    threads = {model: len(list((processes(lab, model)[0] / "task").iterdir())) for model in ("tuned", "finite")}
+    assert threads["tuned"] == threads["finite"] + 2 + 1
 
 
 @pytest.fixture

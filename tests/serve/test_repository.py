@@ -178,7 +178,7 @@ KILLED = """
     def die(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    hooks = {"copy": (repository, "_copy_model"), "sync": (repository, "_sync"), "switch": (Path, "replace")}
+    hooks = {"copy": (repository.onnx_file, "copy"), "sync": (repository, "_sync"), "switch": (Path, "replace")}
     setattr(*hooks[hook], die)
     with stage(place, onnx) as staged:
         repository.publish(staged, {})
