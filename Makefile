@@ -9,7 +9,7 @@ SOURCES := optimize serve loadtest tests examples benchmarks
 REPOSITORY := build/model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help machine server demo test check bench bench-compress zoo refresh-model-repository clean
+.PHONY: help machine server demo test check bench bench-compress bench-serve zoo refresh-model-repository clean
 
 help: machine  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 34
@@ -54,6 +54,9 @@ check: server  ## lint, types and the fast tests
 
 bench: server  ## both workloads, and the figures that README.md quotes
 	$(BIN)/python benchmarks/main_job.py
+
+bench-serve: server  ## what an application sees while versions change, a process dies and half an hour passes
+	$(BIN)/python benchmarks/serving.py
 
 zoo: server  ## every example architecture through its recipe to an endpoint; NAMES="mlp lstm" runs some of them
 	$(BIN)/python benchmarks/zoo.py $(NAMES)

@@ -3,15 +3,12 @@
 import importlib
 import importlib.metadata
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from serve import install, releases
-from serve.errors import NotInstalled
+from serve import releases
+from serve.doctor import Check, gpu, server
 
 PYTHON = ((3, 11), (3, 13))
 REQUIRED = {
@@ -40,29 +37,6 @@ FEATURES = {
     "avx512_bf16": "bfloat16 products",
     "amx_bf16": "bfloat16 in tiles",
 }
-WHEELS = {"0.7.0": "2.51.0 (24.10)"}
-"""What a release of nvidia-pytriton carries."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing looked for.
-
-    Args:
-        name: what.
-        found: the version or the state; empty where it is not there.
-        wanted: what is needed, or what it would be good for.
-        ok: whether what is wanted is there.
-        fix: the command that brings it; empty where all is well or nothing can be done.
-        required: whether the work on a CPU needs it.
-    """
-
-    name: str
-    found: str
-    wanted: str
-    ok: bool
-    fix: str = ""
-    required: bool = False
 
 
 def checks() -> list[Check]:
@@ -71,18 +45,13 @@ def checks() -> list[Check]:
         _python,
         _packages,
         _session,
-        _server,
+        server,
         _cpu,
-        _gpu,
+        gpu,
         _optional,
         _images,
     )
     return [check for kind in kinds for check in kind()]
-
-
-def broken(found: list[Check]) -> list[Check]:
-    """Return what the work on a CPU needs and does not have."""
-    return [check for check in found if check.required and not check.ok]
 
 
 def _python() -> list[Check]:
@@ -181,21 +150,6 @@ def providers() -> tuple[list[str], str]:
             sys.modules["onnxruntime"].set_default_logger_severity(2)
 
 
-def _server() -> list[Check]:
-    wanted = "the environment that serve install makes, for proof at an endpoint"
-    try:
-        made = install.environment()
-    except NotInstalled as error:
-        return [Check("server", "", wanted, False, f"serve install  ({error.what})")]
-    return [Check("server", f"tritonserver {triton_version(made.site_packages)} in {made.prefix}", wanted, True)]
-
-
-def triton_version(site_packages: Path) -> str:
-    """Return which tritonserver the nvidia-pytriton wheel there carries; the binary itself does not say."""
-    wheel = next((path.stem.partition("-")[2] for path in site_packages.glob("nvidia_pytriton-*.dist-info")), "")
-    return WHEELS.get(wheel, f"of nvidia-pytriton {wheel or 'of no stated version'}")
-
-
 def _cpu() -> list[Check]:
     flags = cpu_flags()
     if not flags:
@@ -212,22 +166,6 @@ def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:
     except OSError:
         return set()
     return set(line.partition(":")[2].split())
-
-
-def _gpu() -> list[Check]:
-    wanted = 'an NVIDIA GPU and its driver, for device = "cuda" and TensorRT'
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return [Check("driver", "", wanted, False, "install NVIDIA's driver on a machine with a GPU")]
-    query = [program, "--query-gpu=driver_version,name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return [Check("driver", "", wanted, False, f"nvidia-smi does not answer: {error}")]
-    found = " | ".join(done.stdout.split("\n")).strip(" |")
-    if done.returncode or not found:
-        return [Check("driver", "", wanted, False, f"nvidia-smi: {(done.stdout + done.stderr).strip()[:200]}")]
-    return [Check("driver", found, wanted, True)]
 
 
 def _optional() -> list[Check]:

@@ -6,6 +6,7 @@ from loadtest.commandline import CommandGroup, version
 from serve.commands.add import add
 from serve.commands.canary import canary
 from serve.commands.check import check
+from serve.commands.doctor import doctor
 from serve.commands.install import install
 from serve.commands.proxy import proxy
 from serve.commands.up import down, status, up
@@ -18,7 +19,7 @@ def main() -> None:
     """Install and run a real Triton server over a model repository."""
 
 
-for command in (install, up, status, down, proxy):
+for command in (install, up, status, down, proxy, doctor):
     main.add_command(command)
 for command in (add, check, list_, canary, promote, rollback, remove, show, why):
     main.add_command(command)

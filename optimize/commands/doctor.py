@@ -1,10 +1,9 @@
 """`optimize doctor`: what this machine has, what it lacks, and the command that installs it."""
 
-from dataclasses import asdict
-
 import click
 
-from loadtest.commandline import document, emit, json_option
+from loadtest.commandline import json_option
+from serve.commands.doctor import report
 
 
 @click.command()
@@ -18,25 +17,9 @@ def doctor(as_json: bool) -> None:
     Example:
       optimize doctor
     """
-    from loadtest.errors import MachineError
     from optimize import doctor as doctors
     from serve import releases
 
-    found = doctors.checks()
-    faults = doctors.broken(found)
-    result = {"checks": [asdict(check) for check in found], "images": releases.TENSORRT}
-    if not as_json:
-        for check in found:
-            mark = "ok     " if check.ok else "BROKEN " if check.required else "absent "
-            click.echo(f"{mark} {check.name:24} {check.found or '-'}")
-            if not check.ok:
-                click.echo(f"{'':33}{check.wanted}" + (f"; {check.fix}" if check.fix else ""))
-    elif not faults:
-        emit(document(**result))
-    if faults:
-        error = MachineError(
-            f"{len(faults)} things that work on a CPU needs: {', '.join(check.name for check in faults)}",
-            fix=faults[0].fix,
-        )
-        error.partial = result
+    error = report(doctors.checks(), as_json, images=releases.TENSORRT)
+    if error:
         raise error

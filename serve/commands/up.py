@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from serve.state import Running
 
 PORT = click.IntRange(0, 65535)
+LEVEL = click.Choice(["error", "warning", "info", "verbose"])
 
 
 @click.command()
@@ -27,9 +28,7 @@ PORT = click.IntRange(0, 65535)
 @click.option("--accept-open-cves", is_flag=True, help="Listen beyond loopback, with holes that `serve doctor` lists.")
 @click.option("--probe/--no-probe", default=True, help="Watch the models and replace dead backend processes.")
 @click.option("--log", type=PATH, help="File for the server's output, overwritten.")
-@click.option(
-    "--log-level", type=click.Choice(["error", "warning", "info", "verbose"]), default="info", show_default=True
-)
+@click.option("--log-level", type=LEVEL, default="info", show_default=True, help="How much the server prints.")
 @click.option("--detach", is_flag=True, help="Return once the models are ready; serve status and down see to it.")
 @click.option("--container", metavar="RELEASE", help="Use NVIDIA's image of this release, as in 26.07, by docker.")
 @click.option("--print", "only_print", is_flag=True, help="With --container: print the command, run nothing.")

@@ -12,6 +12,7 @@ import pytest
 
 from optimize import doctor
 from serve import install
+from serve.doctor import Check, broken
 from serve.errors import NotInstalled
 from tests.optimize.conftest import Optimize
 
@@ -39,7 +40,7 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> Any:
     return hide
 
 
-def checked() -> dict[str, doctor.Check]:
+def checked() -> dict[str, Check]:
     return {check.name: check for check in doctor.checks()}
 
 
@@ -61,10 +62,10 @@ def test_a_missing_package_ends_with_5_and_its_command(absent: Any, optimize: Op
     assert ended.code == 5
     result = json.loads(ended.out)
     assert result["error"]["kind"] == "MachineError"
-    broken = [check for check in result["checks"] if check["required"] and not check["ok"]]
-    assert [check["name"] for check in broken] == ["torch-pruning"]
-    assert "pip install" in broken[0]["fix"]
-    assert "torch_pruning" in broken[0]["fix"]
+    missing = [check for check in result["checks"] if check["required"] and not check["ok"]]
+    assert [check["name"] for check in missing] == ["torch-pruning"]
+    assert "pip install" in missing[0]["fix"]
+    assert "torch_pruning" in missing[0]["fix"]
     text = optimize("doctor")
     assert text.code == 5
     assert "BROKEN  torch-pruning" in text.out
@@ -73,13 +74,13 @@ def test_a_missing_package_ends_with_5_and_its_command(absent: Any, optimize: Op
 def test_a_version_out_of_range_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     stated = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.1.0" if name == "torch" else stated(name))
-    assert [check.name for check in doctor.broken(doctor.checks())] == ["torch"]
+    assert [check.name for check in broken(doctor.checks())] == ["torch"]
 
 
 def test_a_missing_optional_package_is_no_fault(absent: Any) -> None:
     absent("openvino")
     found = doctor.checks()
-    assert doctor.broken(found) == []
+    assert broken(found) == []
     openvino = next(check for check in found if check.name == "openvino")
     assert (openvino.ok, openvino.fix) == (False, "pip install 'lathe[openvino]'")
 
@@ -93,12 +94,12 @@ def test_providers_are_asked_of_a_session(monkeypatch: pytest.MonkeyPatch) -> No
     assert "CPUExecutionProvider" in found
     assert message == ""
 
-    def broken(*_args: object, **_named: object) -> None:
+    def fail(*_args: object, **_named: object) -> None:
         raise RuntimeError("no such library")
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", broken)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
     assert doctor.providers() == ([], "no such library")
-    assert [check.name for check in doctor.broken(doctor.checks())] == ["onnxruntime on the CPU"]
+    assert [check.name for check in broken(doctor.checks())] == ["onnxruntime on the CPU"]
 
 
 def test_the_server_is_named_by_its_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,10 +254,9 @@ GOOD = {
 def test_what_the_backend_refuses(backend) -> None:
     assert backend.instance.refusal(GOOD, "1.26.4") is None
     assert "numpy 2.4.6" in backend.instance.refusal(GOOD, "2.4.6")
-    accelerated = {"execution_accelerators": {"gpu_execution_accelerator": [{"name": "tensorrt"}]}}
+    accelerated = {"execution_accelerators": {"cpu_execution_accelerator": [{"name": "openvino"}]}}
     for change, word in [
         ({"output": [{"name": "y", "data_type": "TYPE_BF16"}]}, "BF16"),
-        ({"sequence_batching": {"state": [{"input_name": "s"}]}}, "implicit state"),
         ({"model_transaction_policy": {"decoupled": True}}, "decoupled"),
         ({"batch_input": [{"kind": "BATCH_ITEM_SHAPE"}]}, "batch_input"),
         ({"batch_output": [{"kind": "BATCH_SCATTER_WITH_INPUT_SHAPE"}]}, "batch_output"),

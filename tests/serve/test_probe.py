@@ -51,7 +51,7 @@ def test_probe_replaces_a_killed_backend_process(
 def test_request_without_a_lineage_comes_from_the_server(endpoint: Endpoint, model_repository: Path, tmp_path) -> None:
     with connect(endpoint.grpc) as client:
         for place in (model_repository, tmp_path):
-            request = probe._request(client, place, TINY)
+            request = probe.request(client, place, TINY)
             assert {name: (array.shape, array.dtype) for name, array in request.items()} == {"x": ((1, 4), np.float32)}
             client.infer(TINY, request)
 

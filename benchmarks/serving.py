@@ -1,0 +1,173 @@
+"""What an application sees while versions change, a backend process dies, and hours pass: `make bench-serve`.
+
+Each part is a load test of the committed model beside something that happens to its server. Prints every figure beside
+what is wanted and writes build/bench/serving.json.
+"""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from loadtest import results
+from serve import repository, rollout, server, settings, source
+from serve.server import Endpoint
+
+OUTPUT = Path("build/bench")
+COMMITTED, MODEL = Path("model_repository/digits_cnn/1"), "digits_cnn"
+RATE, CHANGES = 200, 50
+WANTED = {
+    "50 changes of version: requests that failed": ("=", 0),
+    "50 changes of version: wrong answers": ("=", 0),
+    "process killed: seconds until right again": ("≤", 4.0),
+    "process killed: wrong answers": ("=", 0),
+    "memory: growth after warm-up": ("≤", 0.02),
+}
+
+
+def add(place: Path, **asked: Any) -> None:
+    """Publish the committed model as the next version, with settings."""
+    found = source.load(COMMITTED, {})
+    assert found.target is not None
+    made = settings.read(asked, "benchmark")
+    with repository.stage(place, MODEL, found.onnx, found.inputs, found.outputs, found.target, made) as staged:
+        repository.publish(staged, dict(found.lineage))
+
+
+@contextmanager
+def load(endpoint: Endpoint, place: Path, file: Path, seconds: float, rate: float) -> Iterator[dict[str, Any]]:
+    """Send requests at a constant rate from a process of its own; the mapping holds its report after the block."""
+    told: dict[str, Any] = {}
+    command = [sys.executable, "-m", "loadtest", "run", MODEL, "--url", endpoint.http, "--rate", str(rate)]
+    command += ["--duration", f"{seconds:g}s", "--output", str(file), "--repository", str(place), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        yield told
+        said, _ = process.communicate(timeout=seconds + 60)
+        told.update(json.loads(said))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def release(place: Path, seconds: float) -> dict[str, float]:
+    """Change the live version 50 times between two configurations, under load."""
+    file, took = OUTPUT / "release.jsonl", []
+    with server.running(place) as endpoint, load(endpoint, place, file, seconds, RATE) as told:
+        time.sleep(3)
+        for number in range(CHANGES):
+            begun = time.perf_counter()
+            rollout.promote(place, MODEL, number % 2 + 1, endpoint)
+            took.append(time.perf_counter() - begun)
+    if sum(took) + 3 > seconds:
+        raise SystemExit(f"the changes took {sum(took):.0f} s, longer than the load; give --release-seconds")
+    requests = told["requests"]
+    return {
+        "50 changes of version: requests that failed": requests["failed"] + requests["dropped"],
+        "50 changes of version: wrong answers": requests["mismatched"],
+        "50 changes of version: requests": requests["done"],
+        "50 changes of version: seconds for one, median": statistics.median(took),
+        "50 changes of version: p99, ms": told["latency_ms"]["p99"],
+    }
+
+
+def backend_processes(endpoint: Endpoint) -> list[int]:
+    """Return the process ids of the model's instances."""
+    children = Path(f"/proc/{endpoint.pid}/task/{endpoint.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"backend_stub" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def death(place: Path) -> dict[str, float]:
+    """Kill the backend process under load, with the probe on, and see when answers are right again."""
+    file = OUTPUT / "death.jsonl"
+    with server.running(place, probe=True) as endpoint, load(endpoint, place, file, 20, RATE) as told:
+        time.sleep(6)
+        killed = time.time()
+        for pid in backend_processes(endpoint):
+            os.kill(pid, signal.SIGKILL)
+    found = results.read(file)
+    begun = killed - datetime.fromisoformat(found.header["clock_start"]).timestamp()
+    bad = found.of("error", "timeout", "dropped")
+    last = float(found.planned[bad].max()) if bad.any() else begun
+    return {
+        "process killed: seconds until right again": last - begun,
+        "process killed: wrong answers": told["requests"]["mismatched"],
+        "process killed: requests that failed": told["requests"]["failed"],
+    }
+
+
+def resident(endpoint: Endpoint) -> int:
+    """Return the bytes of the server and its backend processes, shared pages counted by their share (PSS)."""
+    pids = [endpoint.pid, *backend_processes(endpoint)]
+    rolled = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids)
+    return sum(int(line.split()[1]) for text in rolled for line in text.splitlines() if line.startswith("Pss:")) * 1024
+
+
+def memory(place: Path, minutes: float) -> dict[str, float]:
+    """Drive the server at 70 % of what it holds and compare its memory after a minute with that at the end."""
+    with server.running(place) as endpoint:
+        command = [sys.executable, "-m", "loadtest", "run", MODEL, "--url", endpoint.http, "--concurrency", "32"]
+        told = subprocess.run([*command, "--duration", "10s", "--json"], capture_output=True, text=True, check=False)
+        rate = 0.7 * json.loads(told.stdout)["rate"]["achieved"]
+        seen = []
+        with load(endpoint, place, OUTPUT / "memory.jsonl", 60 * minutes, rate):
+            end = time.monotonic() + 60 * minutes - 1
+            while time.monotonic() < end:
+                time.sleep(5)
+                seen.append(resident(endpoint))
+    warm, late = np.median(seen[12:18]), np.median(seen[-6:])
+    return {
+        "memory: growth after warm-up": float(late / warm - 1),
+        "memory: MiB at the end": float(late / 2**20),
+        "memory: minutes": minutes,
+        "memory: requests per second": rate,
+    }
+
+
+def show(figures: dict[str, float]) -> None:
+    """Print every figure, those with a limit beside it."""
+    table = Table(title="serving", title_justify="left")
+    for title in ("figure", "measured", "wanted", ""):
+        table.add_column(title, justify="right" if title in ("measured", "wanted") else "left")
+    for name, value in figures.items():
+        sign, limit = WANTED.get(name, ("", 0))
+        met = value == limit if sign == "=" else value <= limit
+        verdict = "" if not sign else "reached" if met else "MISSED"
+        table.add_row(name, f"{value:.4g}", f"{sign} {limit:g}" if sign else "", verdict)
+    Console(width=110).print(table)
+
+
+@click.command()
+@click.option("--release-seconds", default=180.0, help="Length of the load under which versions change.")
+@click.option("--minutes", default=30.0, help="Length of the load under which memory is watched; 2 at least.")
+def main(release_seconds: float, minutes: float) -> None:
+    """Measure every part and print the figures beside what is wanted."""
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) / "model_repository"
+        add(place)
+        add(place, queue_delay_us=300, max_batch=16)
+        figures |= release(place, release_seconds)
+        figures |= death(place)
+        figures |= memory(place, minutes)
+    (OUTPUT / "serving.json").write_text(json.dumps({"date": time.strftime("%F"), "figures": figures}, indent=2))
+    show(figures)
+
+
+if __name__ == "__main__":
+    main()

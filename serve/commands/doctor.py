@@ -1,0 +1,72 @@
+"""`serve doctor`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loadtest.commandline import document, emit, json_option
+
+if TYPE_CHECKING:
+    from serve.doctor import Check
+
+MITIGATION = (
+    "so it listens on loopback alone, and keeps what loads, shares or logs behind a secret of each start",
+    "for others: NVIDIA's image (serve up --container 26.07), or at least a proxy before it (serve proxy)",
+)
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Check what serving works with, and list the known holes of the server that `serve install` brings.
+
+    Ends with 0 where nothing is missing for work on a CPU, else with 5.
+
+    \b
+    Example:
+      serve doctor
+    """
+    from serve import doctor as doctors
+    from serve import releases
+
+    holes = {
+        f"CVE-{number}": {"closed_in": release, "note": releases.GRAVEST.get(number, "")}
+        for release, numbers in releases.OPEN_CVES.items()
+        for number in numbers
+    }
+    faults = report(doctors.checks(), as_json, cves=holes)
+    if not as_json:
+        last = max(releases.OPEN_CVES)
+        click.echo(f"\ntritonserver {releases.CARRIED} has {len(holes)} known CVEs, the last closed in {last};")
+        for line in MITIGATION:
+            click.echo(f"  {line}")
+        for name, hole in holes.items():
+            click.echo(f"  {name}  closed in {hole['closed_in']}  {hole['note']}".rstrip())
+    if faults:
+        raise faults
+
+
+def report(found: "Sequence[Check]", as_json: bool, **more: Any) -> Any:
+    """Print the checks, or emit them; return the error to raise where something is missing that a CPU needs."""
+    from loadtest.errors import MachineError
+    from serve.doctor import broken
+
+    faults = broken(found)
+    result = {"checks": [asdict(check) for check in found], **more}
+    if not as_json:
+        for check in found:
+            mark = "ok     " if check.ok else "BROKEN " if check.required else "absent "
+            click.echo(f"{mark} {check.name:24} {check.found or '-'}")
+            if not check.ok:
+                click.echo(f"{'':33}{check.wanted}" + (f"; {check.fix}" if check.fix else ""))
+    elif not faults:
+        emit(document(**result))
+    if not faults:
+        return None
+    error = MachineError(
+        f"{len(faults)} things that work on a CPU needs: {', '.join(check.name for check in faults)}", fix=faults[0].fix
+    )
+    error.partial = result
+    return error
