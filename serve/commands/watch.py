@@ -114,7 +114,7 @@ def _view(place: str, rates: "list[Rates]", memory: dict[str, Any]) -> "Renderab
     from loadtest.report import number
 
     table = Table(box=None, pad_edge=False)
-    table.add_column("model", overflow="ellipsis", no_wrap=True)
+    table.add_column("model", overflow="fold")  # the only one that gives way on a narrow terminal
     for heading in _HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for model in rates:

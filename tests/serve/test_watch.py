@@ -1,5 +1,7 @@
 """`serve watch` beside a real `serve up`."""
 
+import dataclasses
+import io
 import json
 import os
 import pty
@@ -15,8 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from loadtest.client import connect
+from loadtest.errors import MachineError
+from serve import metrics, state
+from serve.commands import watch
 from serve.server import Endpoint
 from tests.conftest import TINY
 from tests.serve.test_up import ROOT, serve, up
@@ -117,14 +123,14 @@ def test_a_server_that_goes_away(model_repository: Path, server_prefix: Path, tm
     env = {"XDG_RUNTIME_DIR": str(tmp_path)}
     with (
         up(model_repository, tmp_path, "--no-probe") as (process, ready),
-        watching(env, stdout=subprocess.PIPE) as watch,
+        watching(env, stdout=subprocess.PIPE) as watcher,
     ):
-        assert watch.stdout
-        assert watch.stdout.readline().startswith("http://127.0.0.1:")
+        assert watcher.stdout
+        assert watcher.stdout.readline().startswith("http://127.0.0.1:")
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
-        _, said = watch.communicate(timeout=60)
-    assert watch.returncode == 5
+        _, said = watcher.communicate(timeout=60)
+    assert watcher.returncode == 5
     first, *fix = said.splitlines()
     assert first.startswith(f"error: {ready['metrics']}: nothing answers")
     assert len(fix) == 1
@@ -141,6 +147,31 @@ def test_which_server(endpoint: Endpoint, tmp_path: Path) -> None:
     assert interval["memory"]["server_pss_bytes"] is None
     assert "machine_used_bytes" in interval["memory"]
     assert "by whatever runs there" in serve("watch", "--url", endpoint.metrics, "--count", "1", env=nobody).stdout
+
+
+def test_one_of_several_servers_must_be_chosen(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = dataclasses.replace(endpoint, metrics="http://127.0.0.1:1")
+    both = [state.Running(server, tmp_path, os.getpid()) for server in (endpoint, other)]
+    monkeypatch.setattr(state, "everything", lambda: both)
+    with pytest.raises(MachineError, match="several servers run") as raised:
+        watch._found(None)
+    assert f"{endpoint.metrics}, {other.metrics}" in raised.value.fix
+    assert watch._found(f"{endpoint.metrics}/metrics") == (endpoint.metrics.removeprefix("http://"), endpoint.pid)
+    assert watch._found("127.0.0.1:2") == ("127.0.0.1:2", None)
+
+
+def test_a_long_name_and_long_numbers_fit_into_80_columns() -> None:
+    name = "a_sentence_embedding_model_with_a_very_long_name"
+    rates = metrics.Rates(name, "12", 12345.6, {"OTHER": 1234.5}, 128, 1234.5, 1234.5, {"0.99": 12345.6}, 1234)
+    memory = {"server_pss_bytes": None, "machine_used_bytes": 2**40, "machine_total_bytes": 2**41}
+    console = Console(width=80, file=io.StringIO())
+    console.print(watch._view("127.0.0.1:8002", [rates], memory))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert {"12,346", "128", "1,234", "1234"} <= set(shown.split())
+    assert f"{name} 12 failed: OTHER 1,234/s" in shown
 
 
 @pytest.mark.parametrize("wrong", [("--interval", "1ms"), ("--count", "0"), ("--url", "grpc://127.0.0.1:8001")])
