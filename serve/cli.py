@@ -8,9 +8,11 @@ from serve.commands.canary import canary
 from serve.commands.check import check
 from serve.commands.doctor import doctor
 from serve.commands.install import install
+from serve.commands.monitoring import monitoring
 from serve.commands.proxy import proxy
 from serve.commands.up import down, status, up
 from serve.commands.versions import list_, promote, remove, rollback, show, why
+from serve.commands.watch import watch
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,7 +21,23 @@ def main() -> None:
     """Install and run a real Triton server over a model repository."""
 
 
-for command in (install, up, status, down, proxy, doctor):
-    main.add_command(command)
-for command in (add, check, list_, canary, promote, rollback, remove, show, why):
+for command in (
+    install,
+    doctor,
+    up,
+    status,
+    down,
+    watch,
+    monitoring,
+    proxy,
+    add,
+    check,
+    list_,
+    show,
+    why,
+    canary,
+    promote,
+    rollback,
+    remove,
+):
     main.add_command(command)
