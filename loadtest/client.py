@@ -204,8 +204,14 @@ class Client:
             answer = self._json("get_inference_statistics", model, version)
             return sum((_statistics(entry) for entry in answer["model_stats"]), Statistics())
 
-    def infer(self, model: str, inputs: Arrays, version: str = "") -> dict[str, Array]:
+    def infer(self, model: str, inputs: Arrays, version: str = "", *, sequence: int = 0) -> dict[str, Array]:
         """Send one request with binary tensors and return the model's outputs.
+
+        Args:
+            model: its name.
+            inputs: by name, the batch axis first where the model has one.
+            version: which one; the server's choice unless given.
+            sequence: for a model that remembers, the id of a sequence that this request alone makes up.
 
         Raises:
             RequestRejected: the server calls the request wrong.
@@ -216,8 +222,9 @@ class Client:
         for name, array in inputs.items():
             tensor = self._library.InferInput(name, list(array.shape), TRITON_DTYPES[array.dtype.name])
             tensors.append(tensor.set_data_from_numpy(array))
+        whole = {"sequence_id": sequence, "sequence_start": True, "sequence_end": True} if sequence else {}
         with self._naming(model, version), translated(self.url):
-            result = self._client.infer(model, tensors, model_version=version, **self._options)
+            result = self._client.infer(model, tensors, model_version=version, **whole, **self._options)
             answer = result.get_response()
             outputs = answer["outputs"] if self._scheme == "http" else answer.outputs
             names = [output["name"] if self._scheme == "http" else output.name for output in outputs]

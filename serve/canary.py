@@ -111,10 +111,11 @@ def compare(place: Path, model: str, old: int, new: int, requests: Sequence[Arra
         running(root, grace=0) as endpoint,
         connect(endpoint.grpc) as client,
     ):
+        alone = int(repository.config(root, SIDES[0]).HasField("sequence_batching"))
         for side in SIDES:
             for request in requests[:WARM]:
-                _ask(client, side, request)
-        pairs = [_pair(client, request, number) for number, request in enumerate(requests)]
+                _ask(client, side, request, alone)
+        pairs = [_pair(client, request, number, alone) for number, request in enumerate(requests)]
     return _summary(pairs)
 
 
@@ -144,18 +145,18 @@ Answer = tuple[dict[str, Array] | str, float]
 """The outputs, or what the server said instead; and seconds."""
 
 
-def _ask(client: Client, side: str, request: Arrays) -> Answer:
+def _ask(client: Client, side: str, request: Arrays, sequence: int) -> Answer:
     begun = time.perf_counter()
     try:
-        return client.infer(side, request), time.perf_counter() - begun
+        return client.infer(side, request, sequence=sequence), time.perf_counter() - begun
     except LatheError as error:
         return error.what, time.perf_counter() - begun
 
 
-def _pair(client: Client, request: Arrays, number: int) -> dict[str, Answer]:
+def _pair(client: Client, request: Arrays, number: int, sequence: int) -> dict[str, Answer]:
     """Ask both, the one first now, the other first next time."""
     order = SIDES if number % 2 else SIDES[::-1]
-    return {side: _ask(client, side, request) for side in order}
+    return {side: _ask(client, side, request, sequence) for side in order}
 
 
 def _summary(pairs: Sequence[dict[str, Answer]]) -> Comparison:

@@ -16,7 +16,8 @@ import numpy as np
 from loadtest.client import Client
 from loadtest.errors import LatheError, ServerAbsent
 from loadtest.tensors import Arrays, TensorSpec
-from serve import control, repository
+from serve import control
+from serve import repository as repositories
 from serve.errors import BadRepository
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 PERIOD = 1.0  # seconds
 DEAD = "is not healthy"
 """What the server's answer says when the model's backend process has died."""
+
+SEQUENCE = 2**63 - 1
+"""The id of the sequence that each request of the probe makes up; ids of clients rarely get so far."""
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +52,7 @@ def health(endpoint: "Endpoint", place: Path) -> dict[str, str]:
     with Client(endpoint.plain, timeout=10) as client:
         for model in endpoint.models:
             try:
-                client.infer(model, request(client, place, model))
+                client.infer(model, request(client, place, model), sequence=_alone(place, model))
                 found[model] = "answers"
             except LatheError as error:
                 found[model] = error.what
@@ -63,7 +67,7 @@ def _watch(endpoint: "Endpoint", repository: Path, stop: threading.Event) -> Non
                 try:
                     if model not in requests:
                         requests[model] = request(client, repository, model)
-                    client.infer(model, requests[model])
+                    client.infer(model, requests[model], sequence=_alone(repository, model))
                 except ServerAbsent as error:
                     log.info("the probe of %s got no answer: %s", model, error.what)
                 except LatheError as error:
@@ -73,10 +77,15 @@ def _watch(endpoint: "Endpoint", repository: Path, stop: threading.Event) -> Non
                         _heal(endpoint, model)
 
 
+def _alone(place: Path, model: str) -> int:
+    """Return the id of the probe's own sequence for a model that remembers, else 0."""
+    return SEQUENCE if repositories.config(place, model).HasField("sequence_batching") else 0
+
+
 def request(client: Client, place: Path, model: str) -> Arrays:
     """Return the smallest request of the model, by its lineage, or by what the server says where there is none."""
     try:
-        lineage = repository.read_lineage(place, model)
+        lineage = repositories.read_lineage(place, model)
         specs = [TensorSpec.from_document(document) for document in lineage["inputs"]]
     except BadRepository:
         specs, _ = client.metadata(model)

@@ -142,8 +142,7 @@ def publish(staged: Staged, lineage: dict[str, Any], *, live: bool = True) -> Ve
         **lineage,
         "model": model,
         "number": number,
-        "inputs": [spec.document() for spec in staged.inputs],
-        "outputs": [spec.document() for spec in staged.outputs],
+        **_boundary(staged),
         "target": staged.target.document(),
         "serve": staged.settings.document(),
         "config": model_config.text(staged.config),
@@ -170,6 +169,16 @@ def publish(staged: Staged, lineage: dict[str, Any], *, live: bool = True) -> Ve
             ) from None
         raise
     return Version(model, number, total(digests), home / str(number))
+
+
+def _boundary(staged: Staged) -> dict[str, Any]:
+    """Return the specs of what clients send and get, and under `kept` of what the server fills in and keeps itself."""
+    inner = staged.settings.sequence.inner() if staged.settings.sequence else set()
+    found: dict[str, Any] = {"kept": {}}
+    for kind, specs in (("inputs", staged.inputs), ("outputs", staged.outputs)):
+        found[kind] = [spec.document() for spec in specs if spec.name not in inner]
+        found["kept"][kind] = [spec.document() for spec in specs if spec.name in inner]
+    return found
 
 
 def models(repository: Path) -> list[str]:

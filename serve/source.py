@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from onnx import ValueInfoProto
 
 BUNDLE = "bundle.json"
-WRITTEN = ("model", "number", "inputs", "outputs", "target", "serve", "config", "digests", "lived", "failed")
+WRITTEN = ("model", "number", "inputs", "outputs", "kept", "target", "serve", "config", "digests", "lived", "failed")
 """Keys of a lineage that belong to one version in one repository."""
 
 
@@ -72,11 +72,13 @@ def _from_version(path: Path) -> Source:
         raise BadRepository("is not the folder of a version", where=str(path), fix="give REPOSITORY/MODEL/NUMBER")
     lineage = repository.read_lineage(place, model, int(number))
     repository.verify_version(place, model, int(number), lineage)
-    inputs, outputs = (tuple(map(TensorSpec.from_document, lineage[kind])) for kind in ("inputs", "outputs"))
+    kept = lineage.get("kept", {})
+    stated = ([*lineage[kind], *kept.get(kind, [])] for kind in ("inputs", "outputs"))
+    inputs, outputs = (tuple(map(TensorSpec.from_document, specs)) for specs in stated)
     onnx = path / repository.MODEL_FILE
-    kept = {key: value for key, value in lineage.items() if key not in WRITTEN}
+    own = {key: value for key, value in lineage.items() if key not in WRITTEN}
     target = Target(**lineage["target"])
-    return Source(onnx, inputs, outputs, model, target, lineage.get("serve", {}), {**kept, **_origin(path, onnx)})
+    return Source(onnx, inputs, outputs, model, target, lineage.get("serve", {}), {**own, **_origin(path, onnx)})
 
 
 def _from_bundle(path: Path, dims: Mapping[str, Dim]) -> Source:

@@ -13,7 +13,7 @@ import pytest
 from loadtest.client import connect
 from loadtest.errors import RequestRejected
 from loadtest.tensors import BATCH, TensorSpec
-from serve import repository, settings
+from serve import dryload, probe, repository, settings, source
 from serve.server import Endpoint, running
 from serve.target import Target
 from tests.conftest import TINY_WEIGHT, save_tiny
@@ -137,6 +137,34 @@ def test_sequences_of_many_clients_at_once(lab: Endpoint) -> None:
     for thread in threads:
         thread.join()
     assert not wrong, wrong
+
+
+def test_what_the_server_keeps_is_no_clients_affair(lab: Endpoint) -> None:
+    place = lab_repository(lab)
+    for model in ("sums_oldest", "flags"):
+        lineage = repository.read_lineage(place, model)
+        assert [spec["name"] for spec in lineage["inputs"]] == ["x"]
+        assert [spec["name"] for spec in lineage["outputs"]] == ["y"]
+        assert lineage["kept"]["inputs"]
+    assert set(probe.health(lab, place).values()) == {"answers"}
+    found = source.load(place / "sums_oldest" / "1", {})
+    assert [spec.name for spec in found.inputs] == ["x", "sum"]
+    with repository.stage(
+        place.parent / "again",
+        "sums",
+        found.onnx,
+        found.inputs,
+        found.outputs,
+        Target(cores=1),
+        settings.read(found.settings, ""),
+    ) as staged:
+        dryload.staged(staged)
+
+
+def lab_repository(endpoint: Endpoint) -> Path:
+    """The repository that a server of ours was started over."""
+    command = Path(f"/proc/{endpoint.pid}/cmdline").read_bytes().split(b"\0")
+    return Path(next(word for word in command if word.startswith(b"--model-repository=")).decode().partition("=")[2])
 
 
 def test_a_control_input_says_what_is_first(lab: Endpoint) -> None:
