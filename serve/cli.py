@@ -6,8 +6,10 @@ from loadtest.commandline import CommandGroup, version
 from serve.commands.add import add
 from serve.commands.canary import canary
 from serve.commands.check import check
+from serve.commands.clients import clients
 from serve.commands.install import install
 from serve.commands.proxy import proxy
+from serve.commands.stub import stub
 from serve.commands.up import down, status, up
 from serve.commands.versions import list_, promote, remove, rollback, show, why
 
@@ -18,7 +20,7 @@ def main() -> None:
     """Install and run a real Triton server over a model repository."""
 
 
-for command in (install, up, status, down, proxy):
+for command in (install, up, status, down, proxy, stub):
     main.add_command(command)
-for command in (add, check, list_, canary, promote, rollback, remove, show, why):
+for command in (add, check, clients, list_, canary, promote, rollback, remove, show, why):
     main.add_command(command)
