@@ -13,7 +13,7 @@ from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, Arrays
 
 def http_request(host: str, model: str, inputs: Arrays, version: str = "") -> bytes:
     """Return the whole HTTP/1.1 request, from `POST` to the last byte of the last tensor."""
-    tensors = {name: _raw(array) for name, array in inputs.items()}
+    tensors = {name: packed(array) for name, array in inputs.items()}
     body: dict[str, Any] = {
         "inputs": [
             {
@@ -57,7 +57,7 @@ def grpc_request(model: str, inputs: Arrays, version: str = "") -> bytes:
     request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
     for name, array in inputs.items():
         request.inputs.add(name=name, datatype=TRITON_DTYPES[array.dtype.name], shape=array.shape)
-        request.raw_input_contents.append(_raw(array))
+        request.raw_input_contents.append(packed(array))
     return bytes(request.SerializeToString())
 
 
@@ -71,7 +71,8 @@ def grpc_outputs(response: Any) -> dict[str, Array]:
     return {output.name: _array(output.datatype, list(output.shape), raw) for output, raw in pairs}
 
 
-def _raw(array: Array) -> bytes:
+def packed(array: Array) -> bytes:
+    """Return the bytes of a binary tensor: little-endian values, row by row; strings each behind their length."""
     if array.dtype == object:
         from tritonclient.utils import serialize_byte_tensor
 

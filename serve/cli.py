@@ -6,10 +6,12 @@ from loadtest.commandline import CommandGroup, version
 from serve.commands.add import add
 from serve.commands.canary import canary
 from serve.commands.check import check
+from serve.commands.clients import clients
 from serve.commands.doctor import doctor
 from serve.commands.install import install
 from serve.commands.monitoring import monitoring
 from serve.commands.proxy import proxy
+from serve.commands.stub import stub
 from serve.commands.up import down, status, up
 from serve.commands.versions import list_, promote, remove, rollback, show, why
 from serve.commands.watch import watch
@@ -30,6 +32,8 @@ for command in (
     watch,
     monitoring,
     proxy,
+    clients,
+    stub,
     add,
     check,
     list_,

@@ -26,8 +26,9 @@ def publish(place: Path, model: str, onnx: Path, inputs, outputs, asked=None, mo
     """Publish with settings, and with further text of a configuration."""
     made = settings.read(asked or {}, model)
     with repository.stage(place, model, onnx, inputs, outputs, Target(cores=1), made) as staged:
-        path = staged.path / model / "config.pbtxt"
-        path.write_text(f"{path.read_text()}\n{more}\n")
+        if more:
+            path = staged.path / model / "config.pbtxt"
+            path.write_text(f"{path.read_text()}\n{more}\n")
         repository.publish(staged, {})
 
 
