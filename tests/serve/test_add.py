@@ -1,6 +1,7 @@
 """`serve add` and `serve show`: a file, a bundle or a version becomes the next version, with settings."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,3 +148,21 @@ def test_a_model_that_does_not_load_is_not_added(place: Path, tmp_path: Path, se
     assert done.returncode == 5
     assert "NoSuchOperator" in done.stderr
     assert repository.numbers(place, TINY) == [1]
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, publish_tiny: Callable[..., repository.Version]) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        publish_tiny(small / "model_repository")
+        onnx = save_tiny(tmp_path / "large.onnx", np.zeros((400, 400), np.float32))
+        done = serve("add", str(onnx), "--name", TINY, "--repository", str(small / "model_repository"), "--no-check")
+        assert done.returncode == 5
+        assert "the disk is full" in done.stderr
+        assert repository.numbers(small / "model_repository", TINY) == [1]
+        assert sorted(path.name for path in small.iterdir()) == ["model_repository"]
+        repository.verify(small / "model_repository")
+    finally:
+        subprocess.run(["umount", small], check=True)
