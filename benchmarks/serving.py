@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -23,18 +24,22 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from loadtest import results
+from loadtest import payload, results
+from optimize.predict import OnnxPredictor
 from serve import repository, rollout, server, settings, source
 from serve.server import Endpoint
 
 OUTPUT = Path("build/bench")
 COMMITTED, MODEL = Path("model_repository/digits_cnn/1"), "digits_cnn"
+TEXTS = "sentence_embedding"
+"""A model whose own time outweighs what a request costs the server."""
 RATE, CHANGES = 200, 50
 WANTED = {
     "50 changes of version: requests that failed": ("=", 0),
     "50 changes of version: wrong answers": ("=", 0),
     "process killed: seconds until right again": ("≤", 4.0),
     "process killed: wrong answers": ("=", 0),
+    "half load: p99 over the time of a p99 batch here, delay off": ("≤", 3.0),
     "memory: growth after warm-up": ("≤", 0.02),
 }
 
@@ -49,11 +54,13 @@ def add(place: Path, **asked: Any) -> None:
 
 
 @contextmanager
-def load(endpoint: Endpoint, place: Path, file: Path, seconds: float, rate: float) -> Iterator[dict[str, Any]]:
-    """Send requests at a constant rate from a process of its own; the mapping holds its report after the block."""
+def load(
+    endpoint: Endpoint, place: Path, file: Path, seconds: float, rate: float, *options: str, model: str = MODEL
+) -> Iterator[dict[str, Any]]:
+    """Send requests at a rate from a process of its own; the mapping holds its report after the block."""
     told: dict[str, Any] = {}
-    command = [sys.executable, "-m", "loadtest", "run", MODEL, "--url", endpoint.http, "--rate", str(rate)]
-    command += ["--duration", f"{seconds:g}s", "--output", str(file), "--repository", str(place), "--json"]
+    command = [sys.executable, "-m", "loadtest", "run", model, "--url", endpoint.http, "--rate", str(rate)]
+    command += ["--duration", f"{seconds:g}s", "--output", str(file), "--repository", str(place), *options, "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         yield told
@@ -117,12 +124,70 @@ def resident(endpoint: Endpoint) -> int:
     return sum(int(line.split()[1]) for text in rolled for line in text.splitlines() if line.startswith("Pss:")) * 1024
 
 
+def publish_texts(place: Path) -> None:
+    """Make the sentence embedding in INT8 and publish it; a second time it comes from build/bench."""
+    command = [sys.executable, "-m", "optimize", "run", f"examples/{TEXTS}.py:workload"]
+    command += ["--recipe", f"examples/{TEXTS}.toml", "--output", str(OUTPUT / TEXTS), "--repository", str(place)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def half_load(place: Path) -> dict[str, float]:
+    """Send Poisson arrivals at half of what the server holds, and compare p99 with the time of a large batch here."""
+    with server.running(place, models=[TEXTS]) as endpoint:
+        rate = 0.5 * saturation(endpoint, TEXTS, place)
+        before = batches(endpoint, TEXTS)
+        file = OUTPUT / "half.jsonl"
+        with load(endpoint, place, file, 30, rate, "--arrival", "poisson", model=TEXTS) as told:
+            pass
+        counted = {size: count - before.get(size, 0) for size, count in batches(endpoint, TEXTS).items()}
+    # The largest batch that all but one request in a hundred are within.
+    sizes = np.repeat(list(counted), [size * count for size, count in counted.items()])
+    large = int(np.percentile(sizes, 99, method="inverted_cdf"))
+    delay = repository.config(place, TEXTS).dynamic_batching.max_queue_delay_microseconds / 1000
+    alone = in_process(place / TEXTS / "1", large)
+    return {
+        "half load: p99 over the time of a p99 batch here, delay off": float(told["latency_ms"]["p99"] - delay) / alone,
+        "half load: p99, ms": told["latency_ms"]["p99"],
+        "half load: samples in a p99 batch": large,
+        "half load: ms of such a batch here": alone,
+        "half load: requests per second": rate,
+    }
+
+
+def saturation(endpoint: Endpoint, model: str, place: Path) -> float:
+    """Return how many requests a second 32 connections get answered."""
+    command = [sys.executable, "-m", "loadtest", "run", model, "--url", endpoint.http, "--concurrency", "32"]
+    command += ["--repository", str(place), "--duration", "10s", "--json"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    return float(json.loads(told.stdout)["rate"]["achieved"])
+
+
+def batches(endpoint: Endpoint, model: str) -> dict[int, int]:
+    """Return how often the server has run each size of batch."""
+    with urllib.request.urlopen(f"{endpoint.http}/v2/models/{model}/stats") as answer:  # noqa: S310 - our own server
+        stats = json.load(answer)["model_stats"]
+    return {
+        entry["batch_size"]: entry["compute_infer"]["count"] for version in stats for entry in version["batch_stats"]
+    }
+
+
+def in_process(version: Path, batch: int) -> float:
+    """Return the median milliseconds of a call with `batch` samples in this process."""
+    found = source.load(version, {})
+    inputs = payload.generate(found.inputs, 1, 0, batch=batch)[0]
+    times = []
+    with OnnxPredictor(found.onnx) as onnx:
+        for _ in range(100):
+            begun = time.perf_counter()
+            onnx.predict(inputs)
+            times.append(time.perf_counter() - begun)
+    return statistics.median(times) * 1000
+
+
 def memory(place: Path, minutes: float) -> dict[str, float]:
     """Drive the server at 70 % of what it holds and compare its memory after a minute with that at the end."""
     with server.running(place) as endpoint:
-        command = [sys.executable, "-m", "loadtest", "run", MODEL, "--url", endpoint.http, "--concurrency", "32"]
-        told = subprocess.run([*command, "--duration", "10s", "--json"], capture_output=True, text=True, check=False)
-        rate = 0.7 * json.loads(told.stdout)["rate"]["achieved"]
+        rate = 0.7 * saturation(endpoint, MODEL, place)
         seen = []
         with load(endpoint, place, OUTPUT / "memory.jsonl", 60 * minutes, rate):
             end = time.monotonic() + 60 * minutes - 1
@@ -131,6 +196,7 @@ def memory(place: Path, minutes: float) -> dict[str, float]:
                 seen.append(resident(endpoint))
     warm, late = np.median(seen[12:18]), np.median(seen[-6:])
     return {
+        "half load: p99 over the time of a p99 batch here, delay off": ("≤", 3.0),
         "memory: growth after warm-up": float(late / warm - 1),
         "memory: MiB at the end": float(late / 2**20),
         "memory: minutes": minutes,
@@ -164,6 +230,8 @@ def main(release_seconds: float, minutes: float) -> None:
         add(place, queue_delay_us=300, max_batch=16)
         figures |= release(place, release_seconds)
         figures |= death(place)
+        publish_texts(place)
+        figures |= half_load(place)
         figures |= memory(place, minutes)
     (OUTPUT / "serving.json").write_text(json.dumps({"date": time.strftime("%F"), "figures": figures}, indent=2))
     show(figures)
