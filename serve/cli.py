@@ -7,6 +7,7 @@ from serve.commands.add import add
 from serve.commands.canary import canary
 from serve.commands.check import check
 from serve.commands.install import install
+from serve.commands.pipeline import pipeline
 from serve.commands.proxy import proxy
 from serve.commands.up import down, status, up
 from serve.commands.versions import list_, promote, remove, rollback, show, why
@@ -20,5 +21,5 @@ def main() -> None:
 
 for command in (install, up, status, down, proxy):
     main.add_command(command)
-for command in (add, check, list_, canary, promote, rollback, remove, show, why):
+for command in (add, pipeline, check, list_, canary, promote, rollback, remove, show, why):
     main.add_command(command)
