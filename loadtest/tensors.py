@@ -67,7 +67,8 @@ class TensorSpec:
         dtype: a numpy name, such as `float32` or `int64`.
         dims: each an int or a `Dim`; the batch axis, when there is one, is a `Dim` named `batch` in the first place.
         values: for an input, the inclusive range that generated values are drawn from; None means [0, 1).
-        examples: for an input of strings, what generated values are drawn from; without any they are numbers as text.
+        examples: for an input of strings, what generated values are drawn from, the smallest first; numbers as text
+            where there are none.
     """
 
     name: str
@@ -99,8 +100,9 @@ class TensorSpec:
         """Return random values in range, of `self.shape(batch, size)`."""
         shape = self.shape(batch, size)
         if self.dtype == "object":
-            drawn = rng.integers(0, len(self.examples) or 10**6, int(np.prod(shape)))
-            words = [self.examples[number] if self.examples else b"%d" % number for number in drawn]
+            examples = self.examples[:1] if size == "minimum" else self.examples
+            drawn = rng.integers(0, len(examples) or 10**6, int(np.prod(shape)))
+            words = [examples[number] if examples else b"%d" % number for number in drawn]
             return np.array(words, dtype=object).reshape(shape)
         low, high = self.values or (0, 1)
         if self.dtype == "bool" or np.issubdtype(np.dtype(self.dtype), np.integer):

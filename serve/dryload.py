@@ -66,9 +66,9 @@ def findings(place: Path, model: str) -> list[Finding]:
 
     A model that only NVIDIA's image can run is passed over, and so is Python of others: who knows what it imports.
     """
-    if not _runs_here(place, model):
-        return []
     try:
+        if not _runs_here(place, model):
+            return []
         published(place, model)
     except NotInstalled:
         raise

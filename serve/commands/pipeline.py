@@ -72,7 +72,7 @@ def text(model: str, as_json: bool, **options: Any) -> None:
 @click.option("--mode", type=click.Choice(["gray", "rgb"]), help="What it sees.  [default: by its channels]")
 @click.option("--mean", default="0", show_default=True, help="Of the scaled pixels; one value, or one a channel.")
 @click.option("--std", default="1", show_default=True, help="Likewise, as in 0.229,0.224,0.225.")
-@click.option("--scale", type=float, default=255.0, show_default=True, help="What pixels are divided by first.")
+@click.option("--scale", type=float, help="What pixels are divided by first.  [default: 255, or 1 for uint8]")
 @click.option("--labels", type=PATH, help="Text file with the name of a class a line.  [default: their indices]")
 @check_option
 @json_option

@@ -32,7 +32,7 @@ def image(
     mode: Mode | None = None,
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
-    scale: float = 255.0,
+    scale: float | None = None,
     labels: Path | None = None,
     check: bool = True,
 ) -> list[repository.Version]:
@@ -49,7 +49,7 @@ def image(
         mode: what the channels are; by their number unless given.
         mean: what is taken off the scaled pixels, one value or one for each channel.
         std: what the rest is divided by, likewise.
-        scale: what pixels, 0 to 255, are divided by first.
+        scale: what pixels, 0 to 255, are divided by first; 255 unless given, or 1 where the model takes uint8.
         labels: text file, a line for each class; without it the label is the index as text.
         check: let a throw-away server answer through it first.
 
@@ -69,6 +69,8 @@ def image(
     for option, values in (("--mean", mean), ("--std", std)):
         if len(values) not in (1, CHANNELS[mode]):
             raise UsageError(f"{option}: {len(values)} values for {CHANNELS[mode]} channels", fix="give one for each")
+    if scale is None:
+        scale = 1.0 if pixels.dtype == "uint8" else 255.0
     if not scale or not all(std):
         raise UsageError("--scale or --std is 0, and pixels are divided by them", fix="use 1 to leave them as they are")
     settings = {

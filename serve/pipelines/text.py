@@ -134,7 +134,8 @@ def _vocabulary(tokenizer: Path) -> int:
     command = [str(environment().python), "-I", "-c", READ, str(tokenizer)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise _unreadable(tokenizer, f"the library cannot read it: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or ["it ends without a word"]
+        raise _unreadable(tokenizer, f"the library cannot read it: {said[-1]}")
     return int(done.stdout)
 
 

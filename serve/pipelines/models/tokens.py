@@ -31,6 +31,9 @@ class Tokens:
             "pad_id": padding.get("pad_id", next((number for number in found if number is not None), 0)),
             "pad_type_id": padding.get("pad_type_id", 0),
         }
+        marks = self.tokenizer.num_special_tokens_to_add(False)
+        if marks >= self.buckets[-1]:
+            raise ValueError(f"{self.buckets[-1]} tokens leave no room for a text beside {marks} special ones")
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(self.buckets[-1], direction=truncation.get("direction", "right"))
 
