@@ -12,7 +12,8 @@ from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
 
-from loadtest.errors import UsageError
+from loadtest.client import Client
+from loadtest.errors import RequestRejected, UsageError
 from loadtest.tensors import Arrays, Dim, TensorSpec
 from serve import dryload, model_config, repository, scratch
 from serve.errors import BadRepository
@@ -219,9 +220,7 @@ def _lay_out(at: Path, inner: Called, part: Part) -> repository.Staged:
 
 
 def _try(staged: repository.Staged, inner: Called, trial: Trial | None) -> None:
-    from loadtest.errors import RequestRejected
-
-    def ask_the_model(client: Any) -> None:
+    def ask_the_model(client: Client) -> None:
         if trial is None:
             return
         try:

@@ -86,7 +86,7 @@ def _roles(inner: Called) -> Roles:
     roles: Roles = {}
     for spec in inner.inputs:
         role = "mask" if "mask" in spec.name else "types" if "type" in spec.name else "ids"
-        like = roles.get("ids", spec)
+        like = next(iter(roles.values()), spec)
         fits = spec.batched and len(spec.dims) == 2 and spec.dtype in ("int64", "int32") and role not in roles
         if not fits or (spec.dims, spec.dtype) != (like.dims, like.dtype):
             roles = {}
