@@ -3,6 +3,7 @@
 The export, the Triton config, warm-up requests and load payloads are all derived from it.
 """
 
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,12 +67,15 @@ class TensorSpec:
         dtype: a numpy name, such as `float32` or `int64`.
         dims: each an int or a `Dim`; the batch axis, when there is one, is a `Dim` named `batch` in the first place.
         values: for an input, the inclusive range that generated values are drawn from; None means [0, 1).
+        examples: for an input of strings, what generated values are drawn from, the smallest first; numbers as text
+            where there are none.
     """
 
     name: str
     dtype: str
     dims: tuple[int | Dim, ...]
     values: tuple[float, float] | None = None
+    examples: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in TRITON_DTYPES:
@@ -96,7 +100,9 @@ class TensorSpec:
         """Return random values in range, of `self.shape(batch, size)`."""
         shape = self.shape(batch, size)
         if self.dtype == "object":
-            words = [b"%d" % number for number in rng.integers(0, 10**6, int(np.prod(shape)))]
+            examples = self.examples[:1] if size == "minimum" else self.examples
+            drawn = rng.integers(0, len(examples) or 10**6, int(np.prod(shape)))
+            words = [examples[number] if examples else b"%d" % number for number in drawn]
             return np.array(words, dtype=object).reshape(shape)
         low, high = self.values or (0, 1)
         if self.dtype == "bool" or np.issubdtype(np.dtype(self.dtype), np.integer):
@@ -111,7 +117,8 @@ class TensorSpec:
             else dim
             for dim in self.dims
         ]
-        return {"name": self.name, "dtype": self.dtype, "dims": dims, "values": self.values}
+        examples = {"examples": [b64encode(example).decode() for example in self.examples]} if self.examples else {}
+        return {"name": self.name, "dtype": self.dtype, "dims": dims, "values": self.values, **examples}
 
     @staticmethod
     def from_document(document: Mapping[str, Any]) -> "TensorSpec":
@@ -121,4 +128,5 @@ class TensorSpec:
             for dim in document["dims"]
         )
         values = document.get("values")
-        return TensorSpec(document["name"], document["dtype"], dims, tuple(values) if values else None)
+        examples = tuple(map(b64decode, document.get("examples", ())))
+        return TensorSpec(document["name"], document["dtype"], dims, tuple(values) if values else None, examples)

@@ -123,6 +123,8 @@ def compare(place: Path, model: str, old: int, new: int, requests: Sequence[Arra
 def _side_by_side(place: Path, model: str, numbers: Sequence[int]) -> Iterator[Path]:
     """Yield a repository with a model `old` and a model `new`, whose files are links to those of the two versions."""
     with scratch.folder() as root:
+        for called in repository.calls(place, model):
+            (root / called).symlink_to((place / called).absolute())
         for side, number in zip(SIDES, numbers, strict=True):
             lineage = repository.read_lineage(place, model, number)
             repository.verify_version(place, model, number, lineage)

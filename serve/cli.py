@@ -10,6 +10,7 @@ from serve.commands.clients import clients
 from serve.commands.doctor import doctor
 from serve.commands.install import install
 from serve.commands.monitoring import monitoring
+from serve.commands.pipeline import pipeline
 from serve.commands.proxy import proxy
 from serve.commands.stub import stub
 from serve.commands.up import down, status, up
@@ -35,6 +36,7 @@ for command in (
     clients,
     stub,
     add,
+    pipeline,
     check,
     list_,
     show,

@@ -16,6 +16,11 @@ def lines(config: ModelConfig) -> Iterator[tuple[str, str]]:
     yield "versions", ", ".join(map(str, versions)) or "as Triton chooses"
     yield "inputs", "; ".join(map(_tensor, config.input)) or "as the model has them"
     yield "outputs", "; ".join(map(_tensor, config.output)) or "as the model has them"
+    steps = config.ensemble_scheduling.step
+    if steps:
+        yield "steps", " → ".join(step.model_name for step in steps)
+        yield "batching", f"up to {config.max_batch_size} in one request; each step puts requests together by itself"
+        return
     yield "instances", "; ".join(map(_group, config.instance_group)) or "as Triton chooses"
     yield "batching", _batching(config)
     if config.HasField("dynamic_batching"):

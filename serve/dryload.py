@@ -1,7 +1,7 @@
 """Dry load: a throw-away server loads a model and answers each batch that it is warmed up with."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +31,19 @@ FIXES = {
 """What to do about what the server says, by words in it."""
 
 
-def staged(version: repository.Staged) -> None:
+def staged(version: repository.Staged, more: Callable[[Client], None] = lambda _: None) -> None:
     """Try a version that no server sees yet.
+
+    Args:
+        version: what `serve.repository.stage` gave, or the last part of a pipeline.
+        more: asks the same server further questions, and raises where an answer is not right.
 
     Raises:
         ServerFailed: the server does not load it, or does not answer.
         BadRepository: an answer lacks an output, has another shape than the specs say, or is not finite.
     """
     with running(version.path, grace=0) as endpoint, connect(endpoint.grpc) as client:
+        more(client)
         inner = version.settings.sequence.inner() if version.settings.sequence else set()
         inputs, outputs = (
             [spec for spec in specs if spec.name not in inner] for specs in (version.inputs, version.outputs)
@@ -49,7 +54,8 @@ def staged(version: repository.Staged) -> None:
 def published(place: Path, model: str) -> None:
     """Try what `model`'s configuration serves in the repository `place`; raises as `staged`."""
     config = repository.config(place, model)
-    with running(place, models=[model], grace=0) as endpoint, connect(endpoint.grpc) as client:
+    models = [*repository.calls(place, model), model]
+    with running(place, models=models, grace=0) as endpoint, connect(endpoint.grpc) as client:
         try:
             lineage = repository.read_lineage(place, model)
             inputs, outputs = ([TensorSpec.from_document(spec) for spec in lineage[kind]] for kind in KINDS)
@@ -62,12 +68,11 @@ def published(place: Path, model: str) -> None:
 def findings(place: Path, model: str) -> list[Finding]:
     """Return what a throw-away server says is wrong with `model`, in plain words; nothing where all is well.
 
-    A model that only NVIDIA's image can run is passed over.
+    A model that only NVIDIA's image can run is passed over, and so is Python of others: who knows what it imports.
     """
-    config = repository.config(place, model)
-    if config.backend not in HERE:
-        return []
     try:
+        if not _runs_here(place, model):
+            return []
         published(place, model)
     except NotInstalled:
         raise
@@ -75,6 +80,17 @@ def findings(place: Path, model: str) -> list[Finding]:
         what, fix = _plain(error.what)
         return [Finding(model, str(place / model), what, fix or error.fix)]
     return []
+
+
+def _runs_here(place: Path, model: str) -> bool:
+    config = repository.config(place, model)
+    if config.platform == "ensemble":
+        return all(_runs_here(place, name) for name in repository.calls(place, model))
+    if config.backend == "python":
+        number = max(repository.live(place, model), default=0)
+        ours = (place / model / str(number) / repository.LINEAGE).exists()
+        return ours and all(_runs_here(place, name) for name in repository.calls(place, model))
+    return config.backend in HERE
 
 
 def _plain(text: str) -> tuple[str, str]:
@@ -86,7 +102,9 @@ def _plain(text: str) -> tuple[str, str]:
 def _ask(client: Client, config: ModelConfig, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
     alone = int(config.HasField("sequence_batching"))
     rng = np.random.default_rng(0)
-    sizes = {sample.batch_size for sample in config.model_warmup} or {1}
+    # The steps of a pipeline are not warmed up.
+    ours = {1, config.max_batch_size} if config.backend in ("", "python") else {1}
+    sizes = {sample.batch_size for sample in config.model_warmup} or ours
     for size in sorted(sizes):
         batch = size if config.max_batch_size else None
         answer = client.infer(config.name, {spec.name: spec.generate(rng, batch) for spec in inputs}, sequence=alone)

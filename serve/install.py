@@ -285,6 +285,8 @@ def _python_backend(place: Path, version: str) -> None:
     wheel = place / "lib" / f"python{version}" / "site-packages" / "pytriton" / "tritonserver"
     python = place / "backends" / "python"
     python.mkdir(parents=True)
+    # What Python compiles it would keep beside the file, in the user's repository. The process heeds no variable.
+    (wheel.parents[1] / "lathe.pth").write_text("import sys; sys.dont_write_bytecode = True\n")
     for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
         shutil.copy2(wheel / "backends" / "python" / name, python)
     shutil.copy2(wheel / "python_backend_stubs" / version / "triton_python_backend_stub", python)

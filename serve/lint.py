@@ -5,6 +5,7 @@ An *error* is what a server refuses or answers wrongly; a *warning* is what make
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,12 @@ from serve.backends import graph
 from serve.errors import BadRepository
 
 Level = Literal["error", "warning"]
-FILES = {"onnxruntime": repository.MODEL_FILE, "openvino": repository.MODEL_FILE, "tensorrt": gpu.PLAN}
+FILES = {
+    "onnxruntime": repository.MODEL_FILE,
+    "openvino": repository.MODEL_FILE,
+    "tensorrt": gpu.PLAN,
+    "python": "model.py",
+}
 PLATFORMS = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
 VERSION = slice(24, 28)
 """Where a TensorRT engine states the version of TensorRT that built it, by its makers' word (NVIDIA/TensorRT #3073)."""
@@ -219,6 +225,41 @@ def _graph(subject: Subject) -> Iterator[Finding]:
                 )
 
 
+def _calls(subject: Subject) -> Iterator[Finding]:
+    """Look for the models that a pipeline calls, and for the tensors that its steps hand over."""
+    place = subject.home.parent
+    there = names(place)
+    missing = [name for name in repository.calls(place, subject.model) if name not in there]
+    for name in missing:
+        yield subject.error(
+            f"calls {name}, which is not in the repository", f"publish {name}, or move {subject.model} away"
+        )
+    for step in subject.config.ensemble_scheduling.step:
+        if step.model_name in missing:
+            continue
+        try:
+            inner = repository.config(place, step.model_name)
+        except LatheError:
+            continue  # the finding is that model's own
+        for kind, asked, stated in (("input", step.input_map, inner.input), ("output", step.output_map, inner.output)):
+            unknown = sorted(set(asked) - {tensor.name for tensor in stated})
+            if stated and unknown:
+                yield subject.error(
+                    f"calls {step.model_name} with the {kind} {', '.join(unknown)}, which it does not have",
+                    "make the pipeline again: serve pipeline",
+                )
+
+
+def _padded(subject: Subject) -> bool:
+    """Whether a pipeline of the repository pads what it sends to the model."""
+    place = subject.home.parent
+    for name in names(place):
+        with suppress(LatheError):
+            if subject.model in repository.calls(place, name) and "buckets" in repository.read_lineage(place, name):
+                return True
+    return False
+
+
 def _hardware(subject: Subject) -> Iterator[Finding]:
     groups = subject.config.instance_group
     on_gpu = any(group.kind == ModelInstanceGroup.KIND_GPU for group in groups)
@@ -272,7 +313,7 @@ def _batching(subject: Subject) -> Iterator[Finding]:
         return
     free = [t.name for t in subject.config.input if any(dim < 0 for dim in t.dims) and not t.allow_ragged_batch]
     buckets = (subject.lineage.get("serve") or {}).get("buckets")
-    if free and not buckets:
+    if free and not buckets and not _padded(subject):
         yield subject.warning(
             f"requests whose {', '.join(free)} differ in size are not batched together",
             "let clients pad to few sizes: serve add --set 'buckets={NAME = [16, 32, 64]}', or send them through a "
@@ -290,5 +331,5 @@ def _batching(subject: Subject) -> Iterator[Finding]:
 
 
 RULES: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
-    *(_names, _versions, _files, _graph, _hardware, _engine, _batching),
+    *(_names, _versions, _files, _graph, _calls, _hardware, _engine, _batching),
 )

@@ -49,8 +49,8 @@ def build(
     check(settings, inputs, outputs, target, batch)
     config = ModelConfig(name=model, backend=target.runtime, max_batch_size=batch)
     inner = settings.sequence.inner() if settings.sequence else set()
-    config.input.extend(_tensor(ModelInput(), spec, batch > 0) for spec in inputs if spec.name not in inner)
-    config.output.extend(_tensor(ModelOutput(), spec, batch > 0) for spec in outputs if spec.name not in inner)
+    config.input.extend(stated(ModelInput(), spec, batch > 0) for spec in inputs if spec.name not in inner)
+    config.output.extend(stated(ModelOutput(), spec, batch > 0) for spec in outputs if spec.name not in inner)
     config.version_policy.specific.versions.extend(versions)
     _add_instances(config, target, settings)
     _add_parameters(config, inputs, target, settings)
@@ -176,7 +176,12 @@ def _dims(spec: TensorSpec, batched: bool) -> list[int]:
     return [-1 if isinstance(dim, Dim) else dim for dim in (spec.dims[1:] if batched else spec.dims)]
 
 
-def _tensor(tensor: ModelInput | ModelOutput, spec: TensorSpec, batched: bool) -> ModelInput | ModelOutput:
+def stated(tensor: ModelInput | ModelOutput, spec: TensorSpec, batched: bool) -> ModelInput | ModelOutput:
+    """Return `tensor` with what a configuration says of `spec`.
+
+    Raises:
+        BadInput: it is a single number without a batch axis.
+    """
     dims = _dims(spec, batched)
     kind = TRITON_DTYPES[spec.dtype]
     tensor.name = spec.name

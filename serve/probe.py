@@ -6,7 +6,7 @@ fails. Unloading and loading the model starts a new process. (Servers from 26.01
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,10 +34,12 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def watching(endpoint: "Endpoint", repository: Path) -> Iterator[None]:
+def watching(endpoint: "Endpoint", place: Path) -> Iterator[None]:
     """Probe all of the endpoint's models from a thread while the block lasts; what it heals is logged as a warning."""
     stop = threading.Event()
-    thread = threading.Thread(target=_watch, args=(endpoint, repository, stop), name="probe", daemon=True)
+    # A pipeline that fails may only miss a model that it calls: those are healed first.
+    models = sorted(endpoint.models, key=lambda model: bool(repositories.calls(place, model)))
+    thread = threading.Thread(target=_watch, args=(endpoint, place, models, stop), name="probe", daemon=True)
     thread.start()
     try:
         yield
@@ -59,15 +61,15 @@ def health(endpoint: "Endpoint", place: Path) -> dict[str, str]:
     return found
 
 
-def _watch(endpoint: "Endpoint", repository: Path, stop: threading.Event) -> None:
+def _watch(endpoint: "Endpoint", place: Path, models: Sequence[str], stop: threading.Event) -> None:
     requests: dict[str, Arrays] = {}
     with Client(endpoint.plain, timeout=30) as client:
         while not stop.wait(PERIOD):
-            for model in endpoint.models:
+            for model in models:
                 try:
                     if model not in requests:
-                        requests[model] = request(client, repository, model)
-                    client.infer(model, requests[model], sequence=_alone(repository, model))
+                        requests[model] = request(client, place, model)
+                    client.infer(model, requests[model], sequence=_alone(place, model))
                 except ServerAbsent as error:
                     log.info("the probe of %s got no answer: %s", model, error.what)
                 except LatheError as error:

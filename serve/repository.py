@@ -235,6 +235,19 @@ def live(repository: Path, model: str) -> list[int]:
     return there if policy.HasField("all") else there[-max(1, policy.latest.num_versions) :]
 
 
+def calls(repository: Path, model: str) -> list[str]:
+    """Return the names of the models that `model` calls, sorted: the steps of an ensemble, and what its lineage names.
+
+    Raises:
+        BadRepository: its configuration or its lineage cannot be read.
+    """
+    steps = {step.model_name for step in config(repository, model).ensemble_scheduling.step}
+    number = max(live(repository, model), default=0)
+    if (repository / model / str(number) / LINEAGE).exists():
+        steps.update(call["model"] for call in read_lineage(repository, model, number).get("calls", ()))
+    return sorted(steps)
+
+
 def read_lineage(repository: Path, model: str, number: int | None = None) -> dict[str, Any]:
     """Return the `lineage.json` of a version; of the highest live one unless `number` is given.
 

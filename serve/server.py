@@ -160,6 +160,11 @@ def _check_servable(repository: Path, model: str, place: Environment) -> None:
     where = str(repository / model)
     if not (options.complete(config) or config.backend == "onnxruntime"):
         raise BadRepository("its config.pbtxt must list inputs and outputs", where=where, fix="complete it")
+    there = {path.name for path in repository.iterdir()}
+    if missing := [name for name in repositories.calls(repository, model) if name not in there]:
+        raise BadRepository(
+            f"calls {missing[0]}, which is not in the repository", where=where, fix="publish that model"
+        )
     if not repositories.live(repository, model):
         raise BadRepository("has no version that its config.pbtxt serves", where=where, fix="publish the model again")
 

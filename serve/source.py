@@ -71,6 +71,8 @@ def _from_version(path: Path) -> Source:
     if not number.isdigit():
         raise BadRepository("is not the folder of a version", where=str(path), fix="give REPOSITORY/MODEL/NUMBER")
     lineage = repository.read_lineage(place, model, int(number))
+    if "kind" in lineage:
+        raise BadRepository("belongs to a pipeline", where=str(path), fix="make it anew there: serve pipeline")
     repository.verify_version(place, model, int(number), lineage)
     kept = lineage.get("kept", {})
     stated = ([*lineage[kind], *kept.get(kind, [])] for kind in ("inputs", "outputs"))

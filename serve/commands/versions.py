@@ -167,6 +167,8 @@ def _explain(lineage: dict[str, Any]) -> None:
     for key, value in lineage.items():
         if isinstance(value, str | bool | int | float) and key not in ("config", "number", "model"):
             click.echo(f"  {key}: {value}")
+    for call in lineage.get("calls", []):
+        click.echo(f"  calls: {call['model']}, made for version {call['number']} ({call['digest'][:12]})")
     for step in lineage.get("lineage", []):
         quality = step["quality"]
         click.echo(f"  {step['name']}: {quality['metric']} {quality['value']:.4f}")
