@@ -32,7 +32,7 @@ from optimize.measure import Cost, Speeds
 from optimize.predict import TorchPredictor, cut, open_graph
 from optimize.recipe import Recipe, ordered
 from optimize.workload import Workload
-from serve import model_config, scratch, settings
+from serve import curve, model_config, scratch, settings
 from serve.target import Target
 
 SAMPLES = 512
@@ -112,6 +112,8 @@ def _run(
         environment=page.environment(recipe.target.device),
     )
     gates = _gates(recipe, trained, last, quality, speeds, elements, folder, strict)
+    if recipe.target.device == "cuda":
+        recipe = replace(recipe, serve=curve.fill(recipe.serve, speeds.latency_ms(final)))
     if repository is not None and (force or all(entry.passed for entry in gates)):
         from optimize import endpoint
 
