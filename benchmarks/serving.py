@@ -186,7 +186,7 @@ def in_process(version: Path, batch: int) -> float:
 
 def memory(place: Path, minutes: float) -> dict[str, float]:
     """Drive the server at 70 % of what it holds and compare its memory after a minute with that at the end."""
-    with server.running(place) as endpoint:
+    with server.running(place, models=[MODEL]) as endpoint:
         rate = 0.7 * saturation(endpoint, MODEL, place)
         seen = []
         with load(endpoint, place, OUTPUT / "memory.jsonl", 60 * minutes, rate):
@@ -196,7 +196,6 @@ def memory(place: Path, minutes: float) -> dict[str, float]:
                 seen.append(resident(endpoint))
     warm, late = np.median(seen[12:18]), np.median(seen[-6:])
     return {
-        "half load: p99 over the time of a p99 batch here, delay off": ("≤", 3.0),
         "memory: growth after warm-up": float(late / warm - 1),
         "memory: MiB at the end": float(late / 2**20),
         "memory: minutes": minutes,
