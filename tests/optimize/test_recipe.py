@@ -68,3 +68,16 @@ def test_no_such_recipe(tmp_path: Path) -> None:
         recipes.load(tmp_path / "absent.toml")
     with pytest.raises(BadRecipe, match="no such recipe"):
         recipes.load(tmp_path)
+
+
+def test_how_the_result_is_served_stands_in_the_recipe() -> None:
+    document = {
+        "step": [{"use": "quantize.dynamic"}],
+        "serve": {"queue_delay_us": 200, "buckets": {"tokens": [16, 32]}},
+    }
+    made = recipes.parse(document)
+    assert (made.serve.queue_delay_us, made.serve.buckets) == (200, {"tokens": (16, 32)})
+    assert recipes.parse(made.document()) == made
+    assert "serve" not in recipes.parse({"step": document["step"]}).document()
+    with pytest.raises(BadRecipe, match=r"\[serve\]: unknown key 'queue_delay'"):
+        recipes.parse({**document, "serve": {"queue_delay": 200}})
