@@ -26,7 +26,7 @@ from rich.table import Table
 
 from loadtest import payload, results
 from optimize.predict import OnnxPredictor
-from serve import repository, rollout, server, settings, source
+from serve import metrics, repository, rollout, server, settings, source
 from serve.server import Endpoint
 
 OUTPUT = Path("build/bench")
@@ -117,13 +117,6 @@ def death(place: Path) -> dict[str, float]:
     }
 
 
-def resident(endpoint: Endpoint) -> int:
-    """Return the bytes of the server and its backend processes, shared pages counted by their share (PSS)."""
-    pids = [endpoint.pid, *backend_processes(endpoint)]
-    rolled = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids)
-    return sum(int(line.split()[1]) for text in rolled for line in text.splitlines() if line.startswith("Pss:")) * 1024
-
-
 def publish_texts(place: Path) -> None:
     """Make the sentence embedding in INT8 and publish it; a second time it comes from build/bench."""
     command = [sys.executable, "-m", "optimize", "run", f"examples/{TEXTS}.py:workload"]
@@ -193,7 +186,7 @@ def memory(place: Path, minutes: float) -> dict[str, float]:
             end = time.monotonic() + 60 * minutes - 1
             while time.monotonic() < end:
                 time.sleep(5)
-                seen.append(resident(endpoint))
+                seen.append(metrics.memory(endpoint.pid) or 0)
     warm, late = np.median(seen[12:18]), np.median(seen[-6:])
     return {
         "memory: growth after warm-up": float(late / warm - 1),

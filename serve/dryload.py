@@ -44,7 +44,7 @@ def staged(version: repository.Staged, more: Callable[[Client], None] = lambda _
     """
     with running(version.path, grace=0) as endpoint, connect(endpoint.grpc) as client:
         more(client)
-        inner = version.settings.sequence.inner() if version.settings.sequence else set()
+        inner = version.settings.inner()
         inputs, outputs = (
             [spec for spec in specs if spec.name not in inner] for specs in (version.inputs, version.outputs)
         )

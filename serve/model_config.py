@@ -48,7 +48,7 @@ def build(
     batch = max_batch_size([*inputs, *outputs], target, settings)
     check(settings, inputs, outputs, target, batch)
     config = ModelConfig(name=model, backend=target.runtime, max_batch_size=batch)
-    inner = settings.sequence.inner() if settings.sequence else set()
+    inner = settings.inner()
     config.input.extend(stated(ModelInput(), spec, batch > 0) for spec in inputs if spec.name not in inner)
     config.output.extend(stated(ModelOutput(), spec, batch > 0) for spec in outputs if spec.name not in inner)
     config.version_policy.specific.versions.extend(versions)

@@ -62,14 +62,15 @@ def health(endpoint: "Endpoint", place: Path) -> dict[str, str]:
 
 
 def _watch(endpoint: "Endpoint", place: Path, models: Sequence[str], stop: threading.Event) -> None:
-    requests: dict[str, Arrays] = {}
+    requests: dict[str, tuple[Arrays, int]] = {}
     with Client(endpoint.plain, timeout=30) as client:
         while not stop.wait(PERIOD):
             for model in models:
                 try:
                     if model not in requests:
-                        requests[model] = request(client, place, model)
-                    client.infer(model, requests[model], sequence=_alone(place, model))
+                        requests[model] = request(client, place, model), _alone(place, model)
+                    inputs, sequence = requests[model]
+                    client.infer(model, inputs, sequence=sequence)
                 except ServerAbsent as error:
                     log.info("the probe of %s got no answer: %s", model, error.what)
                 except LatheError as error:

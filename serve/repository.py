@@ -173,7 +173,7 @@ def publish(staged: Staged, lineage: dict[str, Any], *, live: bool = True) -> Ve
 
 def _boundary(staged: Staged) -> dict[str, Any]:
     """Return the specs of what clients send and get, and under `kept` of what the server fills in and keeps itself."""
-    inner = staged.settings.sequence.inner() if staged.settings.sequence else set()
+    inner = staged.settings.inner()
     found: dict[str, Any] = {"kept": {}}
     for kind, specs in (("inputs", staged.inputs), ("outputs", staged.outputs)):
         found[kind] = [spec.document() for spec in specs if spec.name not in inner]

@@ -84,6 +84,10 @@ class Settings:
     buckets: dict[str, tuple[Count, ...]] = _field("sizes that clients pad a dim to, as {tokens = [16, 128]}", {})
     sequence: Sequences | None = _field("a table, for a model that remembers", None)
 
+    def inner(self) -> set[str]:
+        """Return the names of the tensors that the server itself fills and keeps; none without a sequence."""
+        return self.sequence.inner() if self.sequence else set()
+
     def document(self) -> dict[str, Any]:
         """Return the JSON form: what differs from the defaults."""
         values, usual = asdict(self), asdict(Settings())
@@ -128,7 +132,7 @@ def check(
         BadInput: naming the setting.
     """
     names = {spec.name for spec in (*inputs, *outputs)}
-    named = settings.sequence.inner() if settings.sequence else set()
+    named = settings.inner()
     dims = {dim.name for spec in inputs for dim in spec.dims[1:] if isinstance(dim, Dim)}
     asked = settings.document()
     gpu_only = [key for key in GPU_ONLY if key in asked]

@@ -45,8 +45,8 @@ def up(
 ) -> None:
     """Serve every model of REPOSITORY on this machine until Ctrl-C.
 
-    Verifies the digests of the published versions, starts a Triton server on loopback addresses, and prints one line
-    per model when all are ready. Requests in flight are finished before it ends.
+    Verifies the digests of the published versions, starts a Triton server, on loopback addresses unless told otherwise,
+    and prints one line per model when all are ready. Requests in flight are finished before it ends.
 
     \b
     Example:
@@ -54,8 +54,12 @@ def up(
     """
     from serve import server, state
 
+    # The holes are those of the embedded server.
+    listening["accept_open_cves"] |= bool(container)
     listen = _listen(**listening)
     if container:
+        if detach or log or as_json:
+            raise UsageError("--container goes with none of --detach, --log and --json", fix="leave them out")
         _container(repository, container, listen, only_print)
         return
     if only_print:

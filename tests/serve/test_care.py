@@ -261,6 +261,10 @@ def test_the_containers_command(model_repository: Path, certificates: Path) -> N
     assert "--publish=127.0.0.1:9000:8000" in command
     assert "--grpc-server-cert=/certificates/server.crt" in command
     assert f"--volume={certificates}/server.key:/certificates/server.key:ro" in command
+    # What --host warns of are the holes of the embedded server, not of the image.
+    everywhere = serve("up", str(model_repository), "--container", "26.07", "--print", "--host", "0.0.0.0")
+    assert "--publish=0.0.0.0:8000:8000" in shlex.split(everywhere.stdout), everywhere.stderr
+    assert serve("up", str(model_repository), "--container", "26.07", "--print", "--detach").returncode == 2
     assert serve("up", str(model_repository), "--container", "latest", "--print").returncode == 2
     assert serve("up", str(model_repository), "--print").returncode == 2
 
