@@ -1,0 +1,86 @@
+"""Served over in-process at saturation, and who had the cores meanwhile: a part of `make bench-serve`.
+
+Drives a model behind the server and the same file in this process, in turn, with the same cores and the batch that the
+server formed on average.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import main_job
+
+from loadtest import payload
+from optimize.predict import OnnxPredictor
+from serve import server, source
+from serve.server import Endpoint
+
+CONNECTIONS, SECONDS = 64, 9
+BEGIN, WATCHED = 4.0, 4.0
+"""The client has started and warmed up after BEGIN seconds; the cores are watched for WATCHED seconds from then."""
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def instances(endpoint: Endpoint) -> list[int]:
+    """Return the process ids of the models' instances."""
+    children = Path(f"/proc/{endpoint.pid}/task/{endpoint.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"backend_stub" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def served(endpoint: Endpoint, model: str, place: Path) -> dict[str, float]:
+    """Drive the endpoint from a process of its own: requests a second, mean batch, and the cores each party had."""
+    command = [sys.executable, "-m", "loadtest", "run", model, "--url", endpoint.http, "--repository", str(place)]
+    command += ["--concurrency", str(CONNECTIONS), "--duration", f"{SECONDS}s", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as client:
+        parties = {"model": instances(endpoint), "server": [endpoint.pid], "client": [client.pid]}
+        time.sleep(BEGIN)
+        before, begun = {name: sum(map(cpu_seconds, pids)) for name, pids in parties.items()}, time.perf_counter()
+        time.sleep(WATCHED)
+        wall = time.perf_counter() - begun
+        cores = {name: (sum(map(cpu_seconds, pids)) - before[name]) / wall for name, pids in parties.items()}
+        told = json.loads(client.communicate()[0])
+    return {"rate": told["rate"]["achieved"], "batch": told["server"]["mean_batch"], **cores}
+
+
+def alone(onnx: OnnxPredictor, place: Path, model: str, batch: int) -> dict[str, float]:
+    """Run back-to-back calls in this process: samples a second, and the cores that they had."""
+    inputs = payload.generate(source.load(place / model / "1", {}).inputs, 1, 0, batch=batch)[0]
+    onnx.predict(inputs)
+    cpu, begun, count = time.process_time(), time.perf_counter(), 0
+    while time.perf_counter() - begun < main_job.SECONDS:
+        onnx.predict(inputs)
+        count += batch
+    wall = time.perf_counter() - begun
+    return {"rate": count / wall, "model": (time.process_time() - cpu) / wall}
+
+
+def measure(place: Path, model: str) -> dict[str, float]:
+    """Return the medians of alternating pairs."""
+    found = source.load(place / model / "1", {})
+    assert found.target is not None
+    pairs = []
+    with OnnxPredictor(found.onnx, cores=found.target.cores) as onnx, server.running(place, models=[model]) as endpoint:
+        for _ in range(main_job.PAIRS):
+            through = served(endpoint, model, place)
+            pairs.append((through, alone(onnx, place, model, round(through["batch"]))))
+    figures = {f"at saturation: cores of the {party}": [pair[0][party] for pair in pairs] for party in PARTIES}
+    figures["at saturation: samples in a mean batch"] = [through["batch"] for through, _ in pairs]
+    figures["at saturation: cores of the model, in-process"] = [own["model"] for _, own in pairs]
+    figures["at saturation: served over in-process"] = [through["rate"] / own["rate"] for through, own in pairs]
+    figures["at saturation: the same for each of the model's core-seconds"] = [
+        through["rate"] / through["model"] / (own["rate"] / own["model"]) for through, own in pairs
+    ]
+    return {name: statistics.median(values) for name, values in figures.items()}
+
+
+PARTIES = ("model", "server", "client")
