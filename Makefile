@@ -9,7 +9,7 @@ SOURCES := optimize serve loadtest tests examples benchmarks
 REPOSITORY := build/model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help machine server demo test check bench bench-compress bench-serve zoo refresh-model-repository clean
+.PHONY: help machine server demo test check bench bench-compress bench-serve bench-gpu zoo refresh-model-repository clean
 
 help: machine  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 34
@@ -57,6 +57,9 @@ bench: server  ## both workloads, and the figures that README.md quotes
 
 bench-serve: server  ## what an application sees while versions change, a process dies and half an hour passes
 	$(BIN)/python benchmarks/serving.py
+
+bench-gpu: $(READY)  ## MiniLM and ResNet-50 batched on a GPU, served and in process; without a GPU it says so
+	$(BIN)/python benchmarks/gpu.py
 
 zoo: server  ## every example architecture through its recipe to an endpoint; NAMES="mlp lstm" runs some of them
 	$(BIN)/python benchmarks/zoo.py $(NAMES)

@@ -150,6 +150,16 @@ def providers() -> tuple[list[str], str]:
             sys.modules["onnxruntime"].set_default_logger_severity(2)
 
 
+def lacks_gpu() -> str:
+    """Return why nothing can run on a GPU here, or an empty text: a session is asked, which falls back in silence."""
+    import torch  # a CUDA build of it brings the libraries that onnxruntime looks for
+
+    if "CUDAExecutionProvider" in providers()[0]:
+        return ""
+    there = torch.cuda.is_available() or any(check.ok for check in gpu())
+    return "a GPU, but onnxruntime's CUDA provider does not start" if there else "no GPU"
+
+
 def _cpu() -> list[Check]:
     flags = cpu_flags()
     if not flags:

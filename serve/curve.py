@@ -29,9 +29,8 @@ def fill(settings: Settings, latency_ms: Mapping[int, float]) -> Settings:
     smallest = min(latency_ms)
     pays = throughput[most] >= WORTHWHILE * throughput[smallest]
     delay = round(1000 * latency_ms[smallest] / smallest / 2) if pays else 0
-    asked = settings.document()
     return replace(
         settings,
-        max_batch=settings.max_batch if "max_batch" in asked else most,
-        queue_delay_us=settings.queue_delay_us if "queue_delay_us" in asked else delay,
+        max_batch=most if settings.max_batch is None else settings.max_batch,
+        queue_delay_us=delay if settings.queue_delay_us is None else settings.queue_delay_us,
     )

@@ -96,7 +96,7 @@ def _add_batching(config: ModelConfig, settings: Settings) -> None:
     batching = config.dynamic_batching
     batching.SetInParent()
     batching.preferred_batch_size.extend(settings.preferred)
-    batching.max_queue_delay_microseconds = settings.queue_delay_us
+    batching.max_queue_delay_microseconds = settings.queue_delay_us or 0
     if settings.priorities:
         batching.priority_levels = settings.priorities
         # A request that asks for nothing comes last.

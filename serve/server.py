@@ -294,4 +294,4 @@ def _reason(log: str) -> str:
 
 def _plain(text: str) -> str:
     text = text.split("\\n\\nAt:")[0].replace("\\n", " ")
-    return re.sub(r"^(?:Internal: |Invalid argument - |TritonModelException: )+", "", text).strip()
+    return re.sub(r"^(?:Internal: |Invalid argument(?: -|:) |TritonModelException: )+", "", text).strip()

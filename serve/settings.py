@@ -64,7 +64,8 @@ class Settings:
     """How a model is served; each field's description is what `serve add --help` says of it."""
 
     max_batch: int | None = _field("largest batch that the server forms", None, ge=1, le=LARGEST_BATCH)
-    queue_delay_us: int = _field("how long a request waits for others to share its batch", 0, ge=0, le=10**8)
+    # None, so that a 0 that was asked for stays on a GPU, where a measured curve fills in what was not (`serve.curve`).
+    queue_delay_us: int | None = _field("how long a request waits for others to share its batch", None, ge=0, le=10**8)
     preferred: Sizes = _field("batch sizes that do not wait for more; for engines built so", ())
     instances: int = _field("copies of the model, per GPU where there are some", 1, ge=1, le=256)
     threads: int | None = _field("CPU threads of an instance; default: its share of the cores", None, ge=1)

@@ -1,5 +1,6 @@
 """What several rooms' tests share: the installed server, and one tiny model behind a real endpoint."""
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +34,31 @@ def save_tiny(path: Path, weight: np.ndarray = TINY_WEIGHT) -> Path:
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     return path
+
+
+@functools.cache
+def lacks_gpu() -> str:
+    from optimize import doctor
+
+    return doctor.lacks_gpu()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `gpu` where a session gets none, with the reason."""
+    if item.get_closest_marker("gpu") and (why := lacks_gpu()):
+        pytest.skip(f"not run: {why}")
+
+
+@pytest.fixture
+def no_gpu() -> None:
+    if not lacks_gpu():
+        pytest.skip("there is a GPU")
+
+
+@pytest.fixture(scope="session")
+def gpu_server(server_prefix: Path) -> Path:
+    """The same environment with onnxruntime's CUDA provider, which every other test can use too."""
+    return install(gpu=True)
 
 
 @pytest.fixture(scope="session")

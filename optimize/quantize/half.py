@@ -148,6 +148,10 @@ def _compute(source: str, destination: str, kept: list[str]) -> None:
         op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *SUMS],
         node_block_list=kept,
     )
+    # It writes a Cast for every float32 operator that reads a value, all of them under one name.
+    single = list({tuple(node.output): node for node in converted.graph.node}.values())
+    del converted.graph.node[:]
+    converted.graph.node.extend(single)
     external = converted.ByteSize() >= graph.LARGEST_FILE
     onnx.save(converted, destination, save_as_external_data=external, location=f"{Path(destination).name}.data")
 
@@ -156,6 +160,8 @@ def _join(model: "onnx_ir.Model") -> None:
     """Connect float32 operators directly: the converter narrows between any two, and a large value overflows there."""
     import onnx_ir
 
+    # The converter puts its own nodes last.
+    model.graph.sort()
     for node in model.graph:
         before = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
         if before is None or before.op_type != "Cast" or node.outputs[0].is_graph_output():

@@ -138,6 +138,26 @@ def test_half_keeps_what_would_overflow(tmp_path: Path, small: Workload) -> None
     assert stored == {onnx_ir.DataType.FLOAT}
 
 
+def test_half_has_one_cast_for_all_readers_of_a_value(tmp_path: Path, small: Workload) -> None:
+    class Forked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.norm, self.out = nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 10)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            x = self.wide(image.flatten(1)).relu()
+            return self.out(x.softmax(1) + self.norm(x))
+
+    torch.manual_seed(0)
+    forked = replace(small, model=Forked())
+    exported = export(forked.build(), forked.inputs, forked.outputs, tmp_path / "forked.onnx")
+    (scratch := tmp_path / "scratch").mkdir()
+    made = step.apply(Half(compute=True), exported, context(forked, scratch))
+    # Nodes in order, and every name written once.
+    onnx.checker.check_model(onnx.load(made), full_check=True)
+    assert distance(made, exported, forked) < 5e-3
+
+
 def test_half_computes_in_one_format_only(apply: Apply) -> None:
     with pytest.raises(BadRecipe, match="float16 only"):
         apply(Half(compute=True, dtype="bfloat16"))

@@ -20,7 +20,7 @@ from serve.server import Endpoint, running
 from serve.target import Target
 from tests.conftest import TINY, TINY_WEIGHT
 
-SHARED = ("graph", "complete", "instance")
+SHARED = ("graph", "complete", "binding", "instance")
 TABLE = np.arange(30, dtype=np.float32).reshape(10, 3)
 IDS, ROWS = TensorSpec("ids", "int64", (BATCH, 1), values=(0, 9)), TensorSpec("rows", "float32", (BATCH, 1, 3))
 

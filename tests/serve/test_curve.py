@@ -1,5 +1,6 @@
 """Batch size and queue delay from a measured curve."""
 
+from serve import settings
 from serve.curve import fill
 from serve.settings import Settings
 
@@ -20,3 +21,9 @@ def test_where_batching_brings_little_nothing_waits() -> None:
 def test_what_was_asked_for_stays() -> None:
     made = fill(Settings(max_batch=16, queue_delay_us=7, instances=2), GPU)
     assert (made.max_batch, made.queue_delay_us, made.instances) == (16, 7, 2)
+
+
+def test_no_delay_can_be_asked_for() -> None:
+    asked = settings.gather(None, ["queue_delay_us=0"], {})
+    assert asked.document() == {"queue_delay_us": 0}
+    assert fill(settings.read(asked.document(), "lineage"), GPU).queue_delay_us == 0

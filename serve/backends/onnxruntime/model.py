@@ -1,8 +1,8 @@
 """The Triton backend named `onnxruntime`, as a Python-based backend on ONNX Runtime's Python API.
 
 tritonserver uses it where NVIDIA's native backend is absent, for repositories that say `backend: "onnxruntime"` and
-hold `<version>/model.onnx`. It runs in the server's environment and imports nothing but numpy, onnxruntime and
-`instance.py`, which lies beside it there.
+hold `<version>/model.onnx`. It runs in the server's environment and imports nothing but numpy, onnxruntime and the
+files that lie beside it there.
 
 Of what the native backend documents (its README, and Triton's model configuration):
 
@@ -21,6 +21,9 @@ Of what the native backend documents (its README, and Triton's model configurati
     completing a config.pbtxt without inputs and outputs            tested here
     KIND_GPU, the accelerators cuda and tensorrt, and their options written as documented, not run: no GPU was at hand.
                                                                     A session that lacks a provider is refused.
+    IO binding on a GPU, output_pinned_memory                       written as documented, not run; the same function is
+                                                                    tested on the CPU. Strings go without it.
+    input_pinned_memory                                             has no effect: Triton hands over plain memory
     BF16, batch_input and batch_output, ragged batches, the CPU
       accelerators, custom operator libraries, decoupled responses  refused when the model loads
     global thread pools, --backend-config=onnxruntime,...           do not reach a Python-based backend
@@ -35,6 +38,7 @@ infinity; the native backend ignores both. numpy 2 is refused, because the carri
 import re
 from pathlib import Path
 
+import binding
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb
@@ -199,6 +203,7 @@ class TritonPythonModel(Instance):
     def load(self, path, config, processor, device):
         """Load the graph and return its inputs and outputs."""
         self.session = _session(path, config, processor, device)
+        self.place = binding.outputs_to(config, device) if processor == "GPU" else None
         optional = self.session.get_overridable_initializers()
         self.optional = {tensor.name for tensor in optional}
         inputs, outputs = [*self.session.get_inputs(), *optional], self.session.get_outputs()
@@ -214,5 +219,16 @@ class TritonPythonModel(Instance):
     def run(self, names, feed):
         """Return the outputs of these names for one batch."""
         feed = {name: _to_text(array) if name in self.strings else array for name, array in feed.items()}
-        results = dict(zip(names, self.session.run(names, feed, self.options), strict=True))
+        results = dict(zip(names, self._results(names, feed), strict=True))
         return {name: _to_bytes(array) if name in self.strings else array for name, array in results.items()}
+
+    def _results(self, names, feed):
+        if self.place is None or not self.strings.isdisjoint((*names, *feed)):
+            return self.session.run(names, feed, self.options)
+        try:
+            return binding.run(self.session, names, feed, self.options, self.place)
+        except RuntimeError as error:
+            # A plain run says with its code what is wrong with a request; if it answers, the fault was the binding's.
+            results = self.session.run(names, feed, self.options)
+            pb.Logger.log_warn(f"tensors could not be bound, the model ran without that: {error}")
+            return results

@@ -1,0 +1,271 @@
+"""Batched serving on a GPU: `make bench-gpu`. Without one it says so and ends; it needs no network.
+
+MiniLM and a ResNet-50-shaped network, FP32 and FP16, are exported, get their batch and queue delay from the measured
+time of a call at several batch sizes, are published for a CUDA target, served, and driven to saturation, in turns with
+the same file in this process. Writes benchmarks/results/gpu-DATE-DEVICE.json and the same figures as a table, .md.
+"""
+
+import json
+import os
+import re
+import shutil
+import statistics
+import sysconfig
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import main_job
+import networks
+
+from loadtest import drive, payload, report
+from optimize import doctor, endpoint, measure
+from optimize.export.onnx import export
+from optimize.measure import Speeds
+from optimize.predict import OnnxPredictor
+from optimize.quantize import half
+from optimize.report import page
+from optimize.step import Context
+from optimize.workload import Workload
+from serve import curve, install, repository, server
+from serve.server import Endpoint
+from serve.settings import Settings
+from serve.target import Target
+
+RESULTS = Path("benchmarks/results")
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+FP32, FP16, SINGLE = "fp32", "fp16", "unbatched"
+WANTED = {
+    "served over in process, FP32": 0.90,
+    "served over in process, FP16": 0.90,
+    "FP16 over FP32, served": 2.0,
+    "batched over unbatched, FP16 served": 10.0,
+}
+"""The least that is wanted, for each network."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long it is measured.
+
+    Args:
+        pairs: turns of every served model and of this process.
+        seconds: of one load, and of one stretch of calls in this process.
+        concurrency: samples in flight at saturation, in units of the largest batch.
+        samples: in a request.
+    """
+
+    pairs: int = 7
+    seconds: float = 5.0
+    concurrency: int = 4
+    samples: int = 1
+
+
+def graphs(made: Workload, target: Target, folder: Path) -> dict[str, Path]:
+    """Export the network and convert a copy to FP16 arithmetic; inputs and outputs keep their types."""
+    module, full, converted = made.build(), folder / "fp32.onnx", folder / "fp16.onnx"
+    export(module, made.inputs, made.outputs, full)
+    shutil.copyfile(full, converted)
+    context = Context(made, module, target, 0, folder, lambda _text, _share: None)
+    half.apply(half.Half(compute=True), converted, context)
+    return {FP32: full, FP16: converted}
+
+
+def served_as(speeds: Speeds, samples: int = 1) -> dict[str, Settings]:
+    """Return the settings of every model: batch and delay from the curve of its file; one takes requests singly.
+
+    Args:
+        speeds: the curves.
+        samples: in a request; no batch may be smaller.
+    """
+    found = {name: curve.fill(Settings(), speeds.latency_ms(name)) for name in (FP32, FP16)}
+    made = {name: replace(asked, max_batch=max(samples, asked.max_batch or 1)) for name, asked in found.items()}
+    return made | {SINGLE: Settings(max_batch=samples, queue_delay_us=0)}
+
+
+def publish(
+    place: Path, made: Workload, files: Mapping[str, Path], settings: Mapping[str, Settings], target: Target
+) -> None:
+    """Publish each of the settings as a model of its own."""
+    for name, asked in settings.items():
+        graph = files.get(name, files[FP16])
+        with OnnxPredictor(graph, target.device) as onnx:
+            outputs = onnx.predict(payload.generate(made.inputs, 1, 0)[0])
+        specs = endpoint.output_specs(made, graph, outputs)
+        with repository.stage(place, name, graph, made.inputs, specs, target, asked) as staged:
+            repository.publish(staged, {})
+
+
+def load(running: Endpoint, made: Workload, model: str, effort: Effort, **how: Any) -> dict[str, Any]:
+    """Return the load test's document; `how` is a `concurrency`, or a `rate` with its `arrival`.
+
+    Raises:
+        SystemExit: a request failed, so that the figures would be those of something else.
+    """
+    plan = drive.Plan(model, running.http, duration=effort.seconds, seed=0, warmup=1.0, **how)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "load.jsonl"
+        drive.run(plan, payload.generate(made.inputs, 16, 0, batch=effort.samples), file)
+        told = report.summarize(file)
+    if told["requests"]["failed"] or told["requests"]["mismatched"]:
+        raise SystemExit(f"{made.name}, {model}: {told['why']}")
+    return told
+
+
+def turns(
+    running: Endpoint,
+    made: Workload,
+    local: Mapping[str, OnnxPredictor],
+    settings: Mapping[str, Settings],
+    effort: Effort,
+) -> list[dict[str, Any]]:
+    """Drive every model to saturation and call the same files here, by turns, backwards in every second one.
+
+    Each turn holds by model `served` samples a second, the `batch` that the server formed, what the client says
+    against the figure (`why`), and for files `alone`: samples a second here, in calls of that batch.
+    """
+    connections = {
+        name: effort.concurrency * (asked.max_batch or 1) // effort.samples for name, asked in settings.items()
+    }
+    # The model without batches gets as many requests as its twin.
+    connections[SINGLE] = connections[FP16]
+    found = []
+    for number in range(effort.pairs):
+        turn: dict[str, Any] = {}
+        for name in sorted(settings, reverse=number % 2 == 1):
+            told = load(running, made, name, effort, concurrency=connections[name])
+            batch = told["server"]["mean_batch"]
+            turn[name] = {"served": told["rate"]["samples"], "batch": batch, "why": told["why"]}
+            if name in local:
+                turn[name]["alone"] = main_job.in_process(local[name], made, max(1, round(batch)), effort.seconds)
+        found.append(turn)
+    return found
+
+
+def half_load(running: Endpoint, made: Workload, rate: float, effort: Effort) -> dict[str, Any]:
+    """Return the load test's document for Poisson arrivals of samples at half of `rate`, FP16."""
+    return load(running, made, FP16, effort, rate=rate / 2 / effort.samples, arrival="poisson")
+
+
+def figures(found: Sequence[Mapping[str, Any]], speeds: Speeds, half_loaded: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of one network by name; ratios are medians over turns."""
+
+    def ratio(over: tuple[str, str], under: tuple[str, str]) -> float:
+        return statistics.median(turn[over[0]][over[1]] / turn[under[0]][under[1]] for turn in found)
+
+    def median(model: str, key: str) -> float:
+        return statistics.median(turn[model][key] for turn in found)
+
+    best = {name: max(speeds.throughput(name).values()) for name in (FP32, FP16)}
+    return {
+        "served over in process, FP32": ratio((FP32, "served"), (FP32, "alone")),
+        "served over in process, FP16": ratio((FP16, "served"), (FP16, "alone")),
+        "FP16 over FP32, served": ratio((FP16, "served"), (FP32, "served")),
+        "batched over unbatched, FP16 served": ratio((FP16, "served"), (SINGLE, "served")),
+        "FP16 over FP32, in process, best batches": best[FP16] / best[FP32],
+        "samples a second, FP32 served": median(FP32, "served"),
+        "samples a second, FP16 served": median(FP16, "served"),
+        "samples a second, FP16 unbatched": median(SINGLE, "served"),
+        "samples in a batch, FP16": median(FP16, "batch"),
+        "ms, p99 at half load, Poisson, FP16": half_loaded["latency_ms"]["p99"],
+    }
+
+
+def measured(made: Workload, target: Target, effort: Effort, folder: Path) -> dict[str, Any]:
+    """Export, publish, serve and drive one network on the target's device.
+
+    Args:
+        made: the network and what it takes.
+        target: the device, and the batch sizes of the curve.
+        effort: how long.
+        folder: an empty one, for the files.
+    """
+    files = graphs(made, target, folder)
+    speeds = measure.speed(files, made.inputs, target, baseline=FP32)
+    settings = served_as(speeds, effort.samples)
+    place = folder / "model_repository"
+    publish(place, made, files, settings, target)
+    local = {name: OnnxPredictor(file, target.device, target.cores) for name, file in files.items()}
+    with server.running(place, log=folder / "server.log") as running:
+        found = turns(running, made, local, settings, effort)
+        half_loaded = half_load(running, made, statistics.median(turn[FP16]["served"] for turn in found), effort)
+    return {
+        "source": made.source,
+        "figures": figures(found, speeds, half_loaded),
+        "latency_ms": {name: speeds.latency_ms(name) for name in files},
+        "settings": {name: asked.document() for name, asked in settings.items()},
+        "turns": found,
+        "half load": {"valid": half_loaded["valid"], "why": half_loaded["why"], "rate": half_loaded["rate"]},
+    }
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """Return the figures in Markdown, each beside what is wanted of it."""
+    lines = [
+        f"# GPU-batched serving, {document['date']}",
+        "",
+        ", ".join(f"{name}: {value}" for name, value in document["machine"].items()) + ".",
+        f"Medians of {document['effort']['pairs']} turns; printed by `make bench-gpu`.",
+    ]
+    for network, found in document["networks"].items():
+        lines += ["", f"## {network}", "", "| figure | measured | wanted | |", "| --- | ---: | ---: | --- |"]
+        for name, value in found["figures"].items():
+            least = WANTED.get(name)
+            wanted = "" if least is None else f"≥ {least:g}"
+            verdict = "" if least is None else "reached" if value >= least else "MISSED"
+            lines.append(f"| {name} | {value:.4g} | {wanted} | {verdict} |")
+        chosen = found["settings"][FP16]
+        batches = f"FP16 batches up to {chosen['max_batch']}, queue delay {chosen['queue_delay_us']} µs."
+        lines += ["", f"From `{found['source']}`. {batches}"]
+        if doubts := sorted({entry["why"] for turn in found["turns"] for entry in turn.values() if entry["why"]}):
+            lines.append(f"The load test says of some runs: {'; '.join(doubts)}.")
+    return "\n".join(lines) + "\n"
+
+
+def write(found: Mapping[str, Any], gpu: str, effort: Effort, folder: Path) -> str:
+    """Write both files of a run, named after the day and the device, and return the table."""
+    day = time.strftime("%F")
+    machine = page.environment() | {"GPU": gpu}
+    document = {"date": day, "machine": machine, "effort": asdict(effort), "networks": found}
+    stem = f"gpu-{day}-{re.sub('[^a-z0-9]+', '-', gpu.lower()).strip('-')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{stem}.json").write_text(json.dumps(document, indent=2))
+    text = table(document)
+    (folder / f"{stem}.md").write_text(text)
+    return text
+
+
+def lend_libraries() -> None:
+    """Let the server find the CUDA libraries that torch's packages brought into this environment."""
+    packages = Path(sysconfig.get_path("purelib"), "nvidia")
+    folders = sorted({str(file.parent) for file in packages.rglob("lib*.so.*")})
+    os.environ["LD_LIBRARY_PATH"] = ":".join(filter(None, [*folders, os.environ.get("LD_LIBRARY_PATH")]))
+
+
+@click.command()
+@click.option("--pairs", default=Effort.pairs, help="Turns; 7 at least for a figure that is quoted.")
+@click.option("--seconds", default=Effort.seconds, help="Length of every load and of every stretch of calls.")
+@click.option("--samples", default=Effort.samples, help="Samples in a request.")
+def main(pairs: int, seconds: float, samples: int) -> None:
+    """Measure both networks and print the figures beside what is wanted; without a GPU, say so."""
+    if why := doctor.lacks_gpu():
+        click.echo(f"not run: {why}")
+        raise SystemExit(0 if why == "no GPU" else 1)
+    # Only where the server has no CUDA provider yet; pip's own PIP_NO_INDEX and PIP_FIND_LINKS do it without a network.
+    install.install(gpu=True)
+    lend_libraries()
+    effort = Effort(pairs, seconds, samples=samples)
+    target, found = Target(device="cuda", batch=BATCHES), {}
+    for made in (networks.minilm(), networks.resnet50()):
+        click.echo(f"{made.name}: {made.source}", err=True)
+        with tempfile.TemporaryDirectory() as folder:
+            found[made.name] = measured(made, target, effort, Path(folder))
+    click.echo(write(found, doctor.gpu()[0].found, effort, RESULTS))
+
+
+if __name__ == "__main__":
+    main()
