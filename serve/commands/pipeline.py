@@ -108,6 +108,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 def _publish(build: "Callable[..., list[Version]]", model: str, options: dict[str, Any], as_json: bool) -> None:
     from serve import repository as repositories
+    from serve import rollout, state
 
     place = options.pop("repository")
     with reporting() as report:
@@ -116,11 +117,16 @@ def _publish(build: "Callable[..., list[Version]]", model: str, options: dict[st
         versions = build(place, model, **options)
     whole = versions[-1]
     live = whole.number in repositories.live(place, whole.model)
+    endpoint = state.serving(place) if live else None
+    for part in versions if endpoint else ():
+        rollout.promote(place, part.model, part.number, endpoint)
     if as_json:
         parts = [{"model": part.model, "number": part.number, "digest": part.digest} for part in versions]
-        emit(document(model=whole.model, calls=model, state="live" if live else "staged", parts=parts))
+        kind, url = "live" if live else "staged", endpoint and endpoint.http
+        emit(document(model=whole.model, calls=model, state=kind, parts=parts, url=url))
         return
     for part in versions:
-        click.echo(f"{'live' if live else 'staged'}: {part.model} version {part.number}")
+        loaded = f", loaded at {endpoint.http}" if endpoint else ""
+        click.echo(f"{'live' if live else 'staged'}: {part.model} version {part.number}{loaded}")
     for part in versions if not live else ():
         click.echo(f"  serve promote {part.model} {part.number} --repository {place}")
