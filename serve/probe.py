@@ -15,8 +15,8 @@ import numpy as np
 
 from loadtest.client import Client
 from loadtest.errors import LatheError, ModelMissing, ServerAbsent
-from loadtest.tensors import Arrays, TensorSpec
-from serve import control
+from loadtest.tensors import Arrays
+from serve import control, interface
 from serve import repository as repositories
 from serve.errors import BadRepository
 
@@ -103,14 +103,10 @@ def _alone(place: Path, model: str) -> int:
 
 
 def request(client: Client, place: Path, model: str) -> Arrays:
-    """Return the smallest request of the model, by its lineage, or by what the server says where there is none."""
-    try:
-        lineage = repositories.read_lineage(place, model)
-        specs = [TensorSpec.from_document(document) for document in lineage["inputs"]]
-    except BadRepository:
-        specs, _ = client.metadata(model)
+    """Return the smallest request of the model, by its interface."""
     rng = np.random.default_rng(0)
-    return {spec.name: spec.generate(rng, size="minimum") for spec in specs}
+    inputs = interface.read(place, model, client=client).inputs
+    return {spec.name: spec.generate(rng, size="minimum") for spec in inputs}
 
 
 def _heal(endpoint: "Endpoint", model: str) -> None:

@@ -1,5 +1,6 @@
 import logging
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 
 from loadtest.client import connect
 from loadtest.errors import LatheError
-from serve import control, probe
+from serve import control, dryload, interface, probe
+from serve.errors import BadRepository
 from serve.server import Endpoint, running
 from tests.conftest import TINY
 from tests.serve.test_server import eventually
@@ -48,12 +50,20 @@ def test_probe_replaces_a_killed_backend_process(
         assert answers(endpoint.grpc)
 
 
-def test_request_without_a_lineage_comes_from_the_server(endpoint: Endpoint, model_repository: Path, tmp_path) -> None:
+def test_a_request_is_known_without_lineage_and_without_configuration(
+    endpoint: Endpoint, model_repository: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "model_repository"
+    shutil.copytree(model_repository, place)
     with connect(endpoint.grpc) as client:
-        for place in (model_repository, tmp_path):
+        for file in ("nothing", "1/lineage.json", "config.pbtxt"):
+            (place / TINY / file).unlink(missing_ok=True)
             request = probe.request(client, place, TINY)
             assert {name: (array.shape, array.dtype) for name, array in request.items()} == {"x": ((1, 4), np.float32)}
             client.infer(TINY, request)
+    dryload.published(place, TINY)
+    with pytest.raises(BadRepository, match="lists no inputs"):
+        interface.read(place, TINY)
 
 
 def test_without_a_probe_it_stays_dead(model_repository: Path, server_prefix: Path) -> None:
