@@ -71,3 +71,7 @@ def test_without_a_probe_it_stays_dead(model_repository: Path, server_prefix: Pa
         assert answers(endpoint.grpc)
         os.kill(backend_processes(endpoint.pid)[0], signal.SIGKILL)
         assert eventually(lambda: not answers(endpoint.grpc))
+
+
+def test_models_of_every_kind_answer_the_probe(served: Endpoint, kinds: Path) -> None:
+    assert set(probe.health(served, kinds).values()) == {"answers"}
