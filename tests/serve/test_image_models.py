@@ -1,7 +1,11 @@
 """Image pipelines around models of many kinds: colour, layout, dtype, and what their scores are."""
 
-from collections.abc import Iterator
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +13,9 @@ import pytest
 from loadtest.client import connect
 from loadtest.tensors import BATCH, TensorSpec
 from serve import repository
+from serve.errors import ServerFailed
 from serve.install import environment
+from serve.pipelines import publish as publishing
 from serve.pipelines.image import image
 from serve.server import Endpoint, running
 from serve.target import Target
@@ -128,3 +134,56 @@ def test_other_integers_are_refused(tmp_path: Path) -> None:
         repository.publish(staged, {})
     done = serve("pipeline", "image", "whole", "--repository", str(place))
     assert (done.returncode, "its inputs are not one image: x: int32" in done.stderr) == (4, True), done.stderr
+
+
+def content(place: Path) -> dict[str, bytes]:
+    """Every file, and every empty folder, below the folder in which the repository is."""
+    found = sorted(place.parent.rglob("*"))
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in found}
+
+
+def test_a_part_that_fails_its_dry_load_leaves_nothing(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, server_prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "model_repository"
+    publish(place, tmp_path / "model.onnx", "planes")
+    before = content(place)
+
+    def broken(model: str, *shared: str) -> dict[str, Path]:
+        found = files(model, *shared)
+        return {"model.py": found["model.py"]} if model == "label" else found
+
+    files = publishing.files
+    monkeypatch.setattr(publishing, "files", broken)
+    # A server that fails leaves its log among the temporary files.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("logs")))
+    with pytest.raises(ServerFailed, match="No module named 'step'"):
+        image(place, "planes")
+    assert content(place) == before
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+@pytest.mark.parametrize("there", [(), ("planes_decoder",), ("planes_decoder", "planes_label", "planes_image")])
+def test_a_part_that_cannot_be_published_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: Sequence[str], renamed: bool
+) -> None:
+    place = tmp_path / "model_repository"
+    publish(place, tmp_path / "model.onnx", "planes")
+    image(place, "planes", check=False)
+    for gone in {"planes_decoder", "planes_label", "planes_image"} - set(there):
+        shutil.rmtree(place / gone)
+    before = content(place)
+
+    def fails_last(staged: repository.Staged, *arguments: Any, **options: Any) -> repository.Version:
+        if staged.model == "planes_image" and not renamed:
+            raise OSError(errno.ENOSPC, "the disk is full")
+        version = real(staged, *arguments, **options)
+        if staged.model == "planes_image":
+            raise KeyboardInterrupt
+        return version
+
+    real = repository.publish
+    monkeypatch.setattr(repository, "publish", fails_last)
+    with pytest.raises(KeyboardInterrupt if renamed else OSError):
+        image(place, "planes", check=False)
+    assert content(place) == before
