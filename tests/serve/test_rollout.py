@@ -206,6 +206,8 @@ def watched(env: dict[str, str]) -> set[str]:
 def test_a_new_model_reaches_the_running_server_and_goes_again(
     place: Path, server_prefix: Path, tmp_path: Path, publish_tiny: Publish
 ) -> None:
+    from onnx import load, save
+
     runtime = tmp_path / "runtime"
     env, at = {"XDG_RUNTIME_DIR": str(runtime)}, ("--repository", str(place))
     onnx = str(save_tiny(tmp_path / "tiny.onnx"))
@@ -226,7 +228,10 @@ def test_a_new_model_reaches_the_running_server_and_goes_again(
         with pytest.raises(ModelMissing):
             client.infer("added", {"x": ONE})
         assert set(asked(env)) == watched(env) == {TINY, "promoted"}
-        refused = serve("add", onnx, "--name", "added", "--runtime", "openvino", "--no-check", *at, env=env)
+        model = load(onnx)
+        model.graph.node[0].op_type = "NoSuchOperator"
+        save(model, onnx)
+        refused = serve("add", onnx, "--name", "added", "--no-check", *at, env=env)
         assert refused.returncode == 5
         assert "version 1 is not loaded: " in refused.stderr
         process.terminate()
