@@ -3,6 +3,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 
 from loadtest.client import connect
 from loadtest.errors import LatheError
-from serve import control, dryload, interface, probe
+from loadtest.tensors import BATCH, TensorSpec
+from serve import control, dryload, interface, probe, repository, rollout
 from serve.errors import BadRepository
 from serve.server import Endpoint, running
-from tests.conftest import TINY
+from serve.target import Target
+from tests.conftest import TINY, TINY_OUTPUTS, save_tiny
 from tests.serve.test_server import eventually
 
 ONE = {"x": np.ones((1, 4), np.float32)}
@@ -75,3 +78,20 @@ def test_without_a_probe_it_stays_dead(model_repository: Path, server_prefix: Pa
 
 def test_models_of_every_kind_answer_the_probe(served: Endpoint, kinds: Path) -> None:
     assert set(probe.health(served, kinds).values()) == {"answers"}
+
+
+def test_the_probe_follows_to_a_version_with_other_inputs(
+    tmp_path: Path, server_prefix: Path, publish_tiny: Callable[..., repository.Version]
+) -> None:
+    place = tmp_path / "model_repository"
+    publish_tiny(place)
+    wide = save_tiny(tmp_path / "wide.onnx", np.ones((6, 3), np.float32))
+    specs = (TensorSpec("x", "float32", (BATCH, 6)),), TINY_OUTPUTS
+    with running(place, probe=True, grace=0) as endpoint, connect(endpoint.grpc) as client:
+        assert eventually(lambda: client.statistics(TINY).inference_count > 33)  # the warm-up, and then the probe
+        with repository.stage(place, TINY, wide, *specs, Target(cores=1)) as staged:
+            number = repository.publish(staged, {}, live=False).number
+        rollout.promote(place, TINY, number, endpoint)
+        for dead in backend_processes(endpoint.pid):
+            os.kill(dead, signal.SIGKILL)
+        assert eventually(lambda: probe.health(endpoint, place) == {TINY: "answers"})
