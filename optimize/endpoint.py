@@ -26,7 +26,7 @@ from optimize.gate import Gate
 from optimize.predict import EndpointPredictor, OnnxPredictor, cut, open_graph
 from optimize.recipe import Load, Recipe
 from optimize.workload import Workload
-from serve import install, model_config, server
+from serve import install, model_config, rollout, server, state
 from serve import repository as repositories
 from serve.server import Endpoint
 from serve.target import Target
@@ -66,7 +66,7 @@ def prove(
     force: bool,
     progress: Progress,
 ) -> Proof:
-    """Serve `made`, judge it at the endpoint, and publish it unless a gate says no.
+    """Serve `made`, judge it at the endpoint, and publish it unless a gate says no; a running `serve up` loads it.
 
     Args:
         made: the bundle to publish.
@@ -78,6 +78,9 @@ def prove(
         gates: what was judged so far; all of them passed, or `force` is set.
         force: publish whatever the gates say.
         progress: told what goes on.
+
+    Raises:
+        ServerFailed: the server over `repository` does not load it; what it served it still serves.
     """
     workload = made.workload
     specs = output_specs(workload, graph_of(made), quality.outputs)
@@ -236,5 +239,8 @@ def _publish(staged: repositories.Staged, made: Bundle, gates: list[Gate], parit
         "tolerance": parity["tolerance"],
         "forced": forced,
     }
-    version = repositories.publish(staged, lineage)
-    return {"model": version.model, "number": version.number, "digest": version.digest, "forced": forced}
+    version = repositories.publish(staged, lineage, live=False)
+    running = state.serving(staged.repository)
+    rollout.promote(staged.repository, version.model, version.number, running)
+    told = {"model": version.model, "number": version.number, "digest": version.digest, "forced": forced}
+    return {**told, "url": running and running.http}

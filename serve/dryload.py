@@ -8,14 +8,13 @@ import numpy as np
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from loadtest.client import Client, connect
-from loadtest.errors import BadInput, LatheError
+from loadtest.errors import LatheError
 from loadtest.tensors import Arrays, Dim, TensorSpec
-from serve import repository
+from serve import interface, repository
 from serve.errors import BadRepository, NotInstalled
 from serve.lint import Finding
 from serve.server import running
 
-KINDS = ("inputs", "outputs")
 HERE = ("onnxruntime", "openvino")
 """Backends that the server of `serve install` has."""
 FIXES = {
@@ -53,16 +52,10 @@ def staged(version: repository.Staged, more: Callable[[Client], None] = lambda _
 
 def published(place: Path, model: str) -> None:
     """Try what `model`'s configuration serves in the repository `place`; raises as `staged`."""
-    config = repository.config(place, model)
     models = [*repository.calls(place, model), model]
     with running(place, models=models, grace=0) as endpoint, connect(endpoint.grpc) as client:
-        try:
-            lineage = repository.read_lineage(place, model)
-            inputs, outputs = ([TensorSpec.from_document(spec) for spec in lineage[kind]] for kind in KINDS)
-        except BadInput:
-            # Published by others: no lineage says which sizes it takes, so those that may change are 1.
-            inputs, outputs = client.metadata(model)
-        _ask(client, config, inputs, outputs)
+        found = interface.read(place, model, client=client)
+        _ask(client, found.config, found.inputs, found.outputs)
 
 
 def findings(place: Path, model: str) -> list[Finding]:

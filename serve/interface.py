@@ -1,16 +1,17 @@
 """Interface: what clients send to a version of a model and get back, from its configuration and its lineage.
 
 The configuration has the names, dtypes and dims, which the server holds a request to. The lineage knows what it does
-not say: how large the dims are that change size, and in which range values lie.
+not say: how large the dims are that change size, in which range values lie, and examples of strings.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
 
+from loadtest.client import Client
 from loadtest.tensors import NUMPY_DTYPES, UNBOUNDED, Dim, TensorSpec
 from serve import repository as repositories
 from serve.errors import BadRepository
@@ -49,24 +50,34 @@ class Interface:
         return any(control.kind == control.Kind.Value(SEQUENCE_ID) and _is_text(control) for control in controls)
 
 
-def read(place: Path, model: str, number: int) -> Interface:
+def read(place: Path, model: str, number: int | None = None, client: Client | None = None) -> Interface:
     """Return the interface of a version of `model` in the repository `place`.
 
+    Args:
+        place: the repository.
+        model: the model's name.
+        number: the version; the highest live one unless given.
+        client: of a server that serves it, and is asked for what the configuration leaves to the server.
+
     Raises:
-        BadRepository: the configuration lists no inputs or outputs, or one of a type that numpy has not; the lineage
-            cannot be read.
+        BadRepository: the configuration lists no inputs or outputs and there is no client, or one of a type that numpy
+            has not; the lineage cannot be read.
     """
     config = repositories.config(place, model)
+    number = max(repositories.live(place, model), default=0) if number is None else number
     where = str(place / model / repositories.CONFIG)
-    if not (config.input and config.output):
-        raise BadRepository("lists no inputs or no outputs", where=where, fix="complete it, or publish with: serve add")
     known: dict[str, Any] = {}
     if (place / model / str(number) / repositories.LINEAGE).exists():
         known = repositories.read_lineage(place, model, number)
-    inputs, outputs = (
-        tuple(_spec(tensor, known.get(kind, ()), config.max_batch_size, where) for tensor in tensors)
-        for kind, tensors in (("inputs", config.input), ("outputs", config.output))
-    )
+    if config.input and config.output:
+        inputs, outputs = (
+            tuple(_spec(tensor, known.get(kind, ()), config.max_batch_size, where) for tensor in tensors)
+            for kind, tensors in (("inputs", config.input), ("outputs", config.output))
+        )
+    elif client:
+        inputs, outputs = map(tuple, client.metadata(model))
+    else:
+        raise BadRepository("lists no inputs or no outputs", where=where, fix="complete it, or publish with: serve add")
     buckets = {name: tuple(sorted(sizes)) for name, sizes in known.get("serve", {}).get("buckets", {}).items()}
     optional = frozenset(tensor.name for tensor in config.input if tensor.optional)
     return Interface(model, number, config, inputs, outputs, optional, buckets, bool(known))
@@ -91,7 +102,8 @@ def _spec(
         dim = own[axis] if len(own) == len(tensor.dims) else size
         unknown = Dim(f"{tensor.name}_{axis + bool(max_batch)}", 1, 1, UNBOUNDED)
         dims.append(size if size >= 0 else dim if isinstance(dim, Dim) else unknown)
-    return TensorSpec(tensor.name, NUMPY_DTYPES[datatype], tuple(dims), stated[0].values if stated else None)
+    spec = TensorSpec(tensor.name, NUMPY_DTYPES[datatype], tuple(dims))
+    return replace(spec, values=stated[0].values, examples=stated[0].examples) if stated else spec
 
 
 def _is_text(control: Any) -> bool:

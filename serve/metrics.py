@@ -134,7 +134,9 @@ def parse(text: str, at: float) -> Scrape:
 def between(before: Scrape, after: Scrape) -> list[Rates]:
     """Return what each version did that is there at the second scrape, by model and number."""
     seconds = after.at - before.at
-    keys = sorted(after.models, key=lambda key: (key[0], len(key[1]), key[1]))
+    # Of a version that was unloaded, Triton 24.10 keeps the failures and nothing else.
+    there = [key for key, samples in after.models.items() if (SUCCESS, "") in samples]
+    keys = sorted(there, key=lambda key: (key[0], len(key[1]), key[1]))
     return [_rates(*key, before.models.get(key, {}), after.models[key], seconds) for key in keys]
 
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from serve.errors import BadRepository
 
 if TYPE_CHECKING:
-    from onnx import ValueInfoProto
+    from onnx import GraphProto, ValueInfoProto
 
 KINDS = {"FLOAT": "FP32", "DOUBLE": "FP64", "FLOAT16": "FP16", "BFLOAT16": "BF16"}
 """ONNX's names of types where Triton has others."""
+KEEPING = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "QuantizeLinear", "DequantizeLinear")
+"""Operators that leave values as they are, as far as their type can hold them."""
 
 
 def boundary(path: Path) -> tuple[dict[str, tuple[str, list[int] | None]], dict[str, tuple[str, list[int] | None]]]:
@@ -42,13 +44,7 @@ def values(path: Path) -> "tuple[list[ValueInfoProto], list[ValueInfoProto]]":
     Raises:
         BadRepository: it is not an ONNX file, or has none.
     """
-    from google.protobuf.message import DecodeError
-    from onnx import load
-
-    try:
-        graph = load(path, load_external_data=False).graph
-    except DecodeError:
-        raise BadRepository("is not an ONNX file", where=str(path), fix="export the model again") from None
+    graph = _graph(path)
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     if not inputs or not graph.output:
@@ -56,9 +52,33 @@ def values(path: Path) -> "tuple[list[ValueInfoProto], list[ValueInfoProto]]":
     return inputs, list(graph.output)
 
 
+def maker(path: Path, output: str) -> str:
+    """Return the operator that an output of an ONNX file comes from, as in `Softmax`, empty if none makes it.
+
+    Passed over is what leaves the values as they are, but for their shape and type.
+
+    Raises:
+        BadRepository: it is not an ONNX file.
+    """
+    nodes = {name: node for node in _graph(path).node for name in node.output}
+    while output in nodes and nodes[output].op_type in KEEPING:
+        output = nodes[output].input[0]
+    return str(nodes[output].op_type) if output in nodes else ""
+
+
 def size(value: "ValueInfoProto", axis: int) -> int:
     """Return the size of a dim, 0 if it changes."""
     return max(0, int(value.type.tensor_type.shape.dim[axis].dim_value))
+
+
+def _graph(path: Path) -> "GraphProto":
+    from google.protobuf.message import DecodeError
+    from onnx import load
+
+    try:
+        return load(path, load_external_data=False).graph
+    except DecodeError:
+        raise BadRepository("is not an ONNX file", where=str(path), fix="export the model again") from None
 
 
 def copy(onnx: Path, destination: Path) -> None:

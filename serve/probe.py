@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadtest.client import Client
-from loadtest.errors import LatheError, ServerAbsent
-from loadtest.tensors import Arrays, TensorSpec
-from serve import control
+from loadtest.errors import LatheError, ModelMissing, ServerAbsent
+from loadtest.tensors import Arrays
+from serve import control, interface
 from serve import repository as repositories
 from serve.errors import BadRepository
 
@@ -35,11 +35,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def watching(endpoint: "Endpoint", place: Path) -> Iterator[None]:
-    """Probe all of the endpoint's models from a thread while the block lasts; what it heals is logged as a warning."""
+    """Probe all models from a thread while the block lasts, those too that come later; what it heals is a warning."""
     stop = threading.Event()
-    # A pipeline that fails may only miss a model that it calls: those are healed first.
-    models = sorted(endpoint.models, key=lambda model: bool(repositories.calls(place, model)))
-    thread = threading.Thread(target=_watch, args=(endpoint, place, models, stop), name="probe", daemon=True)
+    thread = threading.Thread(target=_watch, args=(endpoint, place, stop), name="probe", daemon=True)
     thread.start()
     try:
         yield
@@ -49,22 +47,26 @@ def watching(endpoint: "Endpoint", place: Path) -> Iterator[None]:
 
 
 def health(endpoint: "Endpoint", place: Path) -> dict[str, str]:
-    """Ask every model once, and return `answers`, or what the server said instead, for each."""
+    """Ask every model of the repository once, and return `answers`, or what the server said instead, for each."""
     found = {}
     with Client(endpoint.plain, timeout=10) as client:
-        for model in endpoint.models:
+        for model in repositories.models(place):
             try:
                 client.infer(model, request(client, place, model), sequence=_alone(place, model))
                 found[model] = "answers"
+            except ModelMissing:
+                found[model] = f"not loaded; load it with: serve promote {model}"
             except LatheError as error:
                 found[model] = error.what
     return found
 
 
-def _watch(endpoint: "Endpoint", place: Path, models: Sequence[str], stop: threading.Event) -> None:
+def _watch(endpoint: "Endpoint", place: Path, stop: threading.Event) -> None:
     requests: dict[str, tuple[Arrays, int]] = {}
+    models = list(endpoint.models)
     with Client(endpoint.plain, timeout=30) as client:
         while not stop.wait(PERIOD):
+            models = _served(endpoint, place, models)
             for model in models:
                 try:
                     if model not in requests:
@@ -74,10 +76,25 @@ def _watch(endpoint: "Endpoint", place: Path, models: Sequence[str], stop: threa
                 except ServerAbsent as error:
                     log.info("the probe of %s got no answer: %s", model, error.what)
                 except LatheError as error:
+                    # The version that is live now may take something else.
+                    requests.pop(model, None)
                     # Not ready is what an earlier attempt left that failed half-way. Any other answer, a full queue
                     # for one, comes from a process that lives.
-                    if DEAD in error.what or not control.is_ready(endpoint.http, model):
+                    dead = DEAD in error.what or not control.is_ready(endpoint.http, model)
+                    if dead and (place / model).exists():
                         _heal(endpoint, model)
+
+
+def _served(endpoint: "Endpoint", place: Path, before: Sequence[str]) -> list[str]:
+    """Return the models of the repository that the server has loaded once: what is new there may be on its way in."""
+    try:
+        there = repositories.models(place)
+        found = [model for model in there if model in before or control.is_ready(endpoint.http, model)]
+        # A pipeline that fails may only miss a model that it calls: those are healed first.
+        return sorted(found, key=lambda model: bool(repositories.calls(place, model)))
+    except BadRepository:
+        # Somebody's folder is half copied, or the last model went; whatever else was served still is.
+        return [model for model in before if (place / model).exists()]
 
 
 def _alone(place: Path, model: str) -> int:
@@ -86,14 +103,10 @@ def _alone(place: Path, model: str) -> int:
 
 
 def request(client: Client, place: Path, model: str) -> Arrays:
-    """Return the smallest request of the model, by its lineage, or by what the server says where there is none."""
-    try:
-        lineage = repositories.read_lineage(place, model)
-        specs = [TensorSpec.from_document(document) for document in lineage["inputs"]]
-    except BadRepository:
-        specs, _ = client.metadata(model)
+    """Return the smallest request of the model, by its interface."""
     rng = np.random.default_rng(0)
-    return {spec.name: spec.generate(rng, size="minimum") for spec in specs}
+    inputs = interface.read(place, model, client=client).inputs
+    return {spec.name: spec.generate(rng, size="minimum") for spec in inputs}
 
 
 def _heal(endpoint: "Endpoint", model: str) -> None:

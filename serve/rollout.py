@@ -90,8 +90,9 @@ def promote(place: Path, model: str, number: int | None = None, endpoint: Endpoi
             except LatheError as error:
                 _replace(home / repository.CONFIG, before)
                 _note(home / str(number), failed={"when": repository.now(), "why": error.what})
+                still = "" if before == lineage["config"] else ", what was live still is"
                 raise ServerFailed(
-                    f"version {number} is not loaded, what was live still is: {error.what}",
+                    f"version {number} is not loaded{still}: {error.what}",
                     where=str(home),
                     fix="mend and publish it again, or remove it",
                 ) from error
@@ -142,6 +143,30 @@ def remove(place: Path, model: str, keep: int) -> list[int]:
         with scratch.folder(home, ".removed-") as hidden:
             for number in gone:
                 (home / str(number)).rename(hidden / str(number))
+    return gone
+
+
+def remove_model(place: Path, model: str, endpoint: Endpoint | None = None) -> list[int]:
+    """Take a whole model out of the repository `place`, then out of the server `endpoint` that serves it, if one does.
+
+    Returns:
+        The numbers of its versions.
+
+    Raises:
+        BadRepository: there is no such model, or another one calls it.
+        ServerFailed: the server does not unload it; the repository holds it no more.
+    """
+    gone = [standing.number for standing in standings(place, model)]
+    callers = [name for name in repository.models(place) if model in repository.calls(place, name)]
+    if callers:
+        raise BadRepository(
+            f"is called by {', '.join(callers)}", where=str(place / model), fix=f"remove {callers[0]} first"
+        )
+    with scratch.alone(place / model), scratch.folder(place.parent, f".{place.name}.removed-") as hidden:
+        # In this order, since the probe loads again what is there and not ready.
+        (place / model).rename(hidden / model)
+        if endpoint is not None:
+            control.unload(endpoint.http, endpoint.secret, model)
     return gone
 
 

@@ -44,7 +44,7 @@ class Endpoint:
         metrics: `http://127.0.0.1:PORT`; the figures are under `/metrics`.
         pid: the process id of tritonserver.
         log: what it prints.
-        models: the models that it serves.
+        models: the models that it was started with.
         secret: opens the restricted protocols (`serve.control`).
         tls: whether gRPC is encrypted.
     """

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from loadtest.commandline import document
 from serve import control
-from serve.repository import live
+from serve import repository as repositories
 from serve.server import Endpoint
 
 
@@ -85,7 +85,8 @@ def serving(repository: Path) -> Endpoint | None:
 
 def describe(endpoint: Endpoint, repository: Path) -> dict[str, Any]:
     """Return what `serve up` and `serve status` say of a server, as JSON values."""
-    models = [{"name": model, "versions": live(repository, model)} for model in endpoint.models]
+    there = repositories.models(repository)
+    models = [{"name": model, "versions": repositories.live(repository, model)} for model in there]
     addresses = {"http": endpoint.http, "grpc": endpoint.grpc, "metrics": f"{endpoint.metrics}/metrics"}
     return {
         "models": models,

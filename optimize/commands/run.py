@@ -26,7 +26,8 @@ def run(
 ) -> None:
     """Run a recipe on SOURCE, a workload such as path/to/file.py:function.
 
-    A killed run resumes where it stopped. A gate that says no ends the run with exit code 3.
+    A killed run resumes where it stopped. A gate that says no ends the run with exit code 3. A `serve up` over the
+    repository loads what is published at once.
 
     \b
     Example:

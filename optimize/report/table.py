@@ -37,7 +37,8 @@ def run(document: dict[str, Any]) -> None:
     if document["version"]:
         version = document["version"]
         forced = " (forced)" if version.get("forced") else ""
-        console.print(f"published: {version['model']} version {version['number']}{forced}")
+        loaded = f", loaded at {version['url']}" if version.get("url") else ""
+        console.print(f"published: {version['model']} version {version['number']}{forced}{loaded}", soft_wrap=True)
     console.print(f"bundle: {document['bundle']}", soft_wrap=True)
     if document.get("report"):
         console.print(f"proof page: {document['report']}", soft_wrap=True)

@@ -67,13 +67,13 @@ def add(
     """Put a model into the repository as its next version, once a throw-away server has loaded it.
 
     SOURCE is an ONNX file, a bundle of `optimize`, or REPOSITORY/MODEL/NUMBER, which keeps its lineage. The first
-    version of a model is live at once; a later one waits for `serve promote`.
+    version of a model is live at once, also on a running `serve up`; a later one waits for `serve promote`.
 
     \b
     Example:
       serve add model.onnx --name classifier --set queue_delay_us=200
     """
-    from serve import dryload, settings
+    from serve import dryload, rollout, settings, state
     from serve import repository as repositories
     from serve import source as sources
     from serve.target import Target
@@ -97,10 +97,14 @@ def add(
             dryload.staged(staged)
         first = not (repository / model).exists()
         version = repositories.publish(staged, dict(found.lineage), live=False)
-    state = "live" if first else "staged"
+    endpoint = state.serving(repository) if first else None
+    if endpoint:
+        rollout.promote(repository, model, version.number, endpoint)
+    url = endpoint and endpoint.http
+    kind = "live" if first else "staged"
     if as_json:
-        emit(document(model=model, number=version.number, state=state, digest=version.digest))
+        emit(document(model=model, number=version.number, state=kind, digest=version.digest, url=url))
         return
-    click.echo(f"{state}: {model} version {version.number}")
+    click.echo(f"{kind}: {model} version {version.number}" + (f", loaded at {url}" if url else ""))
     if not first:
         click.echo(f"  serve promote {model} {version.number} --repository {repository}")

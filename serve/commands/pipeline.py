@@ -73,13 +73,19 @@ def text(model: str, as_json: bool, **options: Any) -> None:
 @click.option("--mean", default="0", show_default=True, help="Of the scaled pixels; one value, or one a channel.")
 @click.option("--std", default="1", show_default=True, help="Likewise, as in 0.229,0.224,0.225.")
 @click.option("--scale", type=float, help="What pixels are divided by first.  [default: 255, or 1 for uint8]")
+@click.option(
+    "--scores",
+    type=click.Choice(["logits", "probabilities"]),
+    help="What MODEL answers with.  [default: probabilities if its last operator is a softmax or sigmoid, else logits]",
+)
 @click.option("--labels", type=PATH, help="Text file with the name of a class a line.  [default: their indices]")
 @check_option
 @json_option
 def image(model: str, size: str | None, mean: str, std: str, as_json: bool, **options: Any) -> None:
     """JPEG and PNG files in, `label` and `score` of MODEL out: each is decoded, turned upright, resized and normalized.
 
-    MODEL answers with logits [batch, classes]; the score is their softmax. In NVIDIA's container: pip install pillow.
+    MODEL answers with logits [batch, classes], whose softmax is the score, or with probabilities, which stay as they
+    are. In NVIDIA's container: pip install pillow.
 
     \b
     Example:
@@ -108,6 +114,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 def _publish(build: "Callable[..., list[Version]]", model: str, options: dict[str, Any], as_json: bool) -> None:
     from serve import repository as repositories
+    from serve import rollout, state
 
     place = options.pop("repository")
     with reporting() as report:
@@ -116,11 +123,16 @@ def _publish(build: "Callable[..., list[Version]]", model: str, options: dict[st
         versions = build(place, model, **options)
     whole = versions[-1]
     live = whole.number in repositories.live(place, whole.model)
+    endpoint = state.serving(place) if live else None
+    for part in versions if endpoint else ():
+        rollout.promote(place, part.model, part.number, endpoint)
     if as_json:
         parts = [{"model": part.model, "number": part.number, "digest": part.digest} for part in versions]
-        emit(document(model=whole.model, calls=model, state="live" if live else "staged", parts=parts))
+        kind, url = "live" if live else "staged", endpoint and endpoint.http
+        emit(document(model=whole.model, calls=model, state=kind, parts=parts, url=url))
         return
     for part in versions:
-        click.echo(f"{'live' if live else 'staged'}: {part.model} version {part.number}")
+        loaded = f", loaded at {endpoint.http}" if endpoint else ""
+        click.echo(f"{'live' if live else 'staged'}: {part.model} version {part.number}{loaded}")
     for part in versions if not live else ():
         click.echo(f"  serve promote {part.model} {part.number} --repository {place}")

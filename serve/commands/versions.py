@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from loadtest.commandline import PATH, document, emit, json_option
+from loadtest.errors import UsageError
 
 repository_option = click.option(
     "--repository", type=PATH, default="model_repository", show_default=True, help="The model repository."
@@ -46,8 +47,8 @@ def list_(repository: Path, as_json: bool) -> None:
 def promote(model: str, version: int | None, repository: Path, as_json: bool) -> None:
     """Make VERSION of MODEL, or its newest, the one that is served.
 
-    A running `serve up` over the repository loads it at once, and answers with the version before until it is ready. A
-    version that it cannot load does not replace the one that serves.
+    A running `serve up` over the repository loads it at once, also a model that is new to it, and answers with the
+    version before until it is ready. A version that it cannot load does not replace the one that serves.
 
     \b
     Example:
@@ -74,19 +75,25 @@ def rollback(model: str, repository: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("model")
-@click.option("--keep", type=click.IntRange(1), required=True, help="How many of the newest versions stay.")
+@click.option("--keep", type=click.IntRange(1), help="How many of the newest versions stay.")
+@click.option("--all", "whole", is_flag=True, help="Delete the whole model; a running `serve up` unloads it.")
 @repository_option
 @json_option
-def remove(model: str, keep: int, repository: Path, as_json: bool) -> None:
+def remove(model: str, keep: int | None, whole: bool, repository: Path, as_json: bool) -> None:
     """Delete old versions of MODEL; the live one stays, and the one that `serve rollback` would go back to.
 
     \b
     Example:
       serve remove digits_cnn --keep 3 --repository build/model_repository
     """
-    from serve import rollout
+    from serve import rollout, state
 
-    gone = rollout.remove(repository, model, keep)
+    if whole == bool(keep):
+        raise UsageError("one of --keep and --all says what goes", fix="say --keep N, or --all for the whole model")
+    if keep:
+        gone = rollout.remove(repository, model, keep)
+    else:
+        gone = rollout.remove_model(repository, model, state.serving(repository))
     if as_json:
         emit(document(model=model, removed=gone))
     else:

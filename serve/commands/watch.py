@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from serve.metrics import Rates
+    from serve.state import Running
 
 SHORTEST = 0.1
 _HEADINGS = ("req/s", "p50\nms", "p95\nms", "p99\nms", "batch", "queue\nms", "compute\nms", "pending", "failed/s")
@@ -46,7 +47,7 @@ def watch(url: str | None, interval: float, count: int | None, as_json: bool) ->
 
     if interval < SHORTEST:
         raise UsageError("--interval is too short", fix=f"give {SHORTEST * 1000:.0f}ms or more")
-    place, pid = _found(url)
+    place, server = _found(url)
     seen: list[dict[str, Any]] = []
     try:
         before = metrics.fetch(place)
@@ -54,9 +55,14 @@ def watch(url: str | None, interval: float, count: int | None, as_json: bool) ->
             for _ in range(count or 1) if count or as_json else itertools.count():
                 time.sleep(interval)
                 after = metrics.fetch(place)
-                rates = metrics.between(before, after)
+                # Of a model whose process died once, Triton 24.10 keeps the metrics when the model is gone.
+                rates = [
+                    model
+                    for model in metrics.between(before, after)
+                    if server is None or (server.repository / model.model).exists()
+                ]
                 memory = {
-                    "server_pss_bytes": metrics.memory(pid) if pid else None,
+                    "server_pss_bytes": metrics.memory(server.endpoint.pid) if server else None,
                     "machine_used_bytes": after.machine.get(metrics.MACHINE_USED),
                     "machine_total_bytes": after.machine.get(metrics.MACHINE_TOTAL),
                 }
@@ -72,11 +78,11 @@ def watch(url: str | None, interval: float, count: int | None, as_json: bool) ->
         emit(document(url=f"http://{place}", intervals=seen))
 
 
-def _found(url: str | None) -> tuple[str, int | None]:
-    """Return the address to ask, and the server's process id where it is a `serve up` of this user's."""
+def _found(url: str | None) -> "tuple[str, Running | None]":
+    """Return the address to ask, and the server there where it is a `serve up` of this user's."""
     from serve import metrics, state
 
-    running = {metrics.address(running.endpoint.metrics): running.endpoint.pid for running in state.everything()}
+    running = {metrics.address(running.endpoint.metrics): running for running in state.everything()}
     if url:
         place = metrics.address(url)
         return place, running.get(place.replace("localhost", "127.0.0.1"))

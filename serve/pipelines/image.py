@@ -11,16 +11,19 @@ import numpy as np
 from loadtest.errors import UsageError
 from loadtest.payload import describe
 from loadtest.tensors import Dim, TensorSpec
-from serve import repository
+from serve import onnx_file, repository
 from serve.errors import BadRepository
 from serve.pipelines import publish as publishing
 from serve.pipelines.publish import Called, Part, called, pipeline
 
 Mode = Literal["gray", "rgb"]
+Scores = Literal["logits", "probabilities"]
 CHANNELS: dict[Mode, int] = {"gray": 1, "rgb": 3}
 LAYOUTS = {"CHW": (1, 2, 0), "HWC": (0, 1, 2)}
 """Where height, width and channels are among a sample's dims."""
 BLOCKS, EXAMPLES = 7, 4
+PROBABLE = ("Softmax", "Sigmoid", "HardSigmoid")
+"""Operators of ONNX whose results are probabilities."""
 
 
 def image(
@@ -33,23 +36,26 @@ def image(
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
     scale: float | None = None,
+    scores: Scores | None = None,
     labels: Path | None = None,
     check: bool = True,
 ) -> list[repository.Version]:
     """Publish a pipeline that takes `image`, a JPEG or PNG file for each sample [batch, 1], and answers what is on it.
 
-    The outputs are `label`, strings [batch, 1], and `score`, float32 [batch, 1]: the softmax of the greatest logit.
+    The outputs are `label`, strings [batch, 1], and `score`, float32 [batch, 1], the probability of that class: the
+    softmax of the greatest logit, or the greatest of the model's own probabilities.
 
     Args:
         place: the repository that holds the model.
         model: takes pixels [batch, channels, height, width], [batch, height, width, channels] or, gray, without
-            channels, and answers with one output of logits [batch, classes].
+            channels, as floats or uint8, and answers with one output [batch, classes].
         name: of the pipeline; `MODEL_image` unless given.
         size: height and width in pixels; the model's own where they are fixed.
         mode: what the channels are; by their number unless given.
         mean: what is taken off the scaled pixels, one value or one for each channel.
         std: what the rest is divided by, likewise.
         scale: what pixels, 0 to 255, are divided by first; 255 unless given, or 1 where the model takes uint8.
+        scores: what that output is; where not given, probabilities if a softmax or a sigmoid makes it, else logits.
         labels: text file, a line for each class; without it the label is the index as text.
         check: let a throw-away server answer through it first.
 
@@ -64,29 +70,22 @@ def image(
     inner = called(place, model)
     pixels, layout, mode = _pixels(inner, mode)
     height, width = _size(pixels, layout, size)
-    logits = _logits(inner)
-    _check_labels(inner, logits, labels)
-    for option, values in (("--mean", mean), ("--std", std)):
-        if len(values) not in (1, CHANNELS[mode]):
-            raise UsageError(f"{option}: {len(values)} values for {CHANNELS[mode]} channels", fix="give one for each")
-    if scale is None:
-        scale = 1.0 if pixels.dtype == "uint8" else 255.0
-    if not scale or not all(std):
-        raise UsageError("--scale or --std is 0, and pixels are divided by them", fix="use 1 to leave them as they are")
+    classes = _classes(inner)
+    _check_labels(inner, classes, labels)
     settings = {
-        **{"height": height, "width": width, "mode": mode, "layout": layout, "dtype": pixels.dtype, "scale": scale},
-        **{"mean": ",".join(map(str, mean)), "std": ",".join(map(str, std))},
+        **{"height": height, "width": width, "mode": mode, "layout": layout, "dtype": pixels.dtype},
+        **_normalization(pixels.dtype, mode, mean, std, scale),
     }
     given = TensorSpec("image", "object", (inner.batch, 1), examples=_examples(height, width, CHANNELS[mode]))
     answer = (TensorSpec("label", "object", (inner.batch, 1)), TensorSpec("score", "float32", (inner.batch, 1)))
     stem = name or model
     first, last, whole = f"{stem}_decoder", f"{stem}_label", name or f"{model}_image"
     decoded = TensorSpec("pixels", pixels.dtype, pixels.dims)
-    answered = TensorSpec("logits", logits.dtype, logits.dims)
+    answered = TensorSpec("classes", classes.dtype, classes.dims)
     steps = [
         (first, {"image": "image"}, {"pixels": "pixels"}),
-        (model, {pixels.name: "pixels"}, {logits.name: "logits"}),
-        (last, {"logits": "logits"}, {"label": "label", "score": "score"}),
+        (model, {pixels.name: "pixels"}, {classes.name: "classes"}),
+        (last, {"classes": "classes"}, {"label": "label", "score": "score"}),
     ]
     kept = {"labels.txt": labels} if labels else {}
     parts = [
@@ -95,7 +94,7 @@ def image(
             *((given,), (decoded,), {"kind": "step"}, publishing.files("image")),
         ),
         Part(
-            publishing.python(last, inner, [answered], answer, {}),
+            publishing.python(last, inner, [answered], answer, {"scores": scores or _scores(inner, classes)}),
             *((answered,), answer, {"kind": "step"}, {**publishing.files("label"), **kept}),
         ),
         Part(publishing.ensemble(whole, inner, [given], answer, steps), (given,), answer, pipeline(inner)),
@@ -143,26 +142,52 @@ def _size(spec: TensorSpec, layout: str, asked: tuple[int, int] | None) -> tuple
     return asked
 
 
-def _logits(inner: Called) -> TensorSpec:
+def _normalization(
+    dtype: str, mode: Mode, mean: Sequence[float], std: Sequence[float], scale: float | None
+) -> dict[str, str]:
+    """Return what is done to the values of the pixels, as the decoder's settings."""
+    for option, values in (("--mean", mean), ("--std", std)):
+        if len(values) not in (1, CHANNELS[mode]):
+            raise UsageError(f"{option}: {len(values)} values for {CHANNELS[mode]} channels", fix="give one for each")
+    if scale is None:
+        scale = 1.0 if dtype == "uint8" else 255.0
+    if not scale or not all(std):
+        raise UsageError("--scale or --std is 0, and pixels are divided by them", fix="use 1 to leave them as they are")
+    if dtype == "uint8" and (scale != 1 or any(mean) or set(std) != {1}):
+        raise UsageError(
+            "the model takes uint8, and normalized pixels are no such numbers",
+            fix="leave out --scale, --mean and --std",
+        )
+    return {"scale": str(scale), "mean": ",".join(map(str, mean)), "std": ",".join(map(str, std))}
+
+
+def _scores(inner: Called, classes: TensorSpec) -> Scores:
+    """Return what the model's file says that its output is; a file that is no ONNX says nothing."""
+    onnx = inner.place / inner.name / str(inner.lineage["number"]) / repository.MODEL_FILE
+    made_by = onnx_file.maker(onnx, classes.name) if onnx.exists() else ""
+    return "probabilities" if made_by in PROBABLE else "logits"
+
+
+def _classes(inner: Called) -> TensorSpec:
     fitting = [spec for spec in inner.outputs if spec.dtype.startswith("float") and len(spec.dims) == 2]
     if len(fitting) != 1:
         raise inner.error(
-            f"one output of logits [batch, classes] is wanted, it has {'; '.join(map(describe, inner.outputs))}",
+            f"one output [batch, classes] of floats is wanted, it has {'; '.join(map(describe, inner.outputs))}",
             "name a model that classifies",
         )
     return fitting[0]
 
 
-def _check_labels(inner: Called, logits: TensorSpec, labels: Path | None) -> None:
+def _check_labels(inner: Called, classes: TensorSpec, labels: Path | None) -> None:
     if labels is None:
         return
     try:
         count = len(labels.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError):
         raise BadRepository("cannot be read as UTF-8 text", where=str(labels), fix="write a label a line") from None
-    if isinstance(logits.dims[1], int) and count != logits.dims[1]:
+    if isinstance(classes.dims[1], int) and count != classes.dims[1]:
         raise BadRepository(
-            f"has {count} lines, and {inner.name} tells {logits.dims[1]} classes apart",
+            f"has {count} lines, and {inner.name} tells {classes.dims[1]} classes apart",
             where=str(labels),
             fix="write a label a line, in the order of the classes",
         )

@@ -5,7 +5,8 @@ of one), and of a pipeline what it `calls`.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,8 @@ def publish(
 ) -> list[repository.Version]:
     """Publish the parts of a pipeline, the pipeline itself last.
 
-    The first version is live at once; of a pipeline that was there before, all parts wait to be promoted.
+    The first version is live at once; of a pipeline that was there before, all parts wait to be promoted. Where one
+    cannot be published, those before it are taken back.
 
     Args:
         inner: the model that is called.
@@ -184,9 +186,32 @@ def publish(
             _try(staged[-1], inner, trial)
             (at / inner.name).unlink()
         first = not (place / staged[-1].model).exists()
-        return [
-            repository.publish(one, dict(part.lineage), live=first) for one, part in zip(staged, parts, strict=True)
-        ]
+        with _all_or_none(at, staged):
+            return [
+                repository.publish(one, dict(part.lineage), live=first) for one, part in zip(staged, parts, strict=True)
+            ]
+
+
+@contextmanager
+def _all_or_none(at: Path, staged: Sequence[repository.Staged]) -> Iterator[None]:
+    """Move what the block published back to the folder `at` if it fails, and the configurations to what they were."""
+    configs = [one.repository / one.model / repository.CONFIG for one in staged]
+    kept = [at / f"{one.model}.before" for one in staged]
+    for config, copy in zip(configs, kept, strict=True):
+        if config.exists():
+            shutil.copy(config, copy)
+    try:
+        yield
+    except BaseException:
+        for one, config, copy in reversed(list(zip(staged, configs, kept, strict=True))):
+            if one.folder.exists():
+                continue  # it never left
+            if copy.exists():
+                copy.replace(config)
+                (config.parent / str(one.number)).rename(one.folder)
+            else:
+                config.parent.rename(one.folder.parent)
+        raise
 
 
 def _check_names(inner: Called, parts: Sequence[Part]) -> None:

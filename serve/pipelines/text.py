@@ -18,6 +18,8 @@ from serve.pipelines.publish import Called, Part, Trial, called, pipeline
 
 Style = Literal["ensemble", "bls"]
 Roles = dict[str, TensorSpec]
+ROLES = {"mask": "mask", "type": "types", "segment": "types"}
+"""What an input is by a word in its name; one without any of them takes the ids."""
 MOST_TOKENS, SHORTEST = 128, 16
 TOKENIZER = "tokenizer.json"
 EXAMPLES = (
@@ -85,7 +87,7 @@ def _roles(inner: Called) -> Roles:
     """Return the model's inputs by what they are: ids, mask, types; the last two only where it has them."""
     roles: Roles = {}
     for spec in inner.inputs:
-        role = "mask" if "mask" in spec.name else "types" if "type" in spec.name else "ids"
+        role = next((role for word, role in ROLES.items() if word in spec.name), "ids")
         like = next(iter(roles.values()), spec)
         fits = spec.batched and len(spec.dims) == 2 and spec.dtype in ("int64", "int32") and role not in roles
         if not fits or (spec.dims, spec.dtype) != (like.dims, like.dtype):
@@ -96,7 +98,7 @@ def _roles(inner: Called) -> Roles:
         described = "; ".join(map(describe, inner.inputs))
         raise inner.error(
             f"its inputs are not token ids: {described}",
-            "name a model of int64 [batch, tokens]: ids, and a mask and token types where it takes them",
+            "name a model of int64 or int32 [batch, tokens]: ids, and a mask and token types where it takes them",
         )
     return roles
 

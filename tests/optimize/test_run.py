@@ -14,7 +14,7 @@ import pytest
 from loadtest.client import connect
 from optimize import pipeline, recipe
 from optimize.workload import load
-from serve import server
+from serve import control, server, state
 from tests.optimize.conftest import SMALL, Optimize
 
 SOURCE = f"{SMALL}:workload"
@@ -124,14 +124,20 @@ def test_each_command_alone_on_the_bundles(finished: dict[str, object], optimize
     assert "out of order" in again.err
 
 
-def test_a_second_run_resumes_and_publishes_the_next_version(finished: dict[str, object], optimize: Optimize) -> None:
+def test_a_second_run_resumes_and_publishes_the_next_version(
+    finished: dict[str, object], optimize: Optimize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     place = Path(str(finished["place"]))
     arguments = ("--recipe", place / "recipe.toml", "--output", place / "run", "--repository", place / "repository")
-    ended = optimize("run", SOURCE, *arguments, "--json")
-    assert ended.code == 0, ended.err
+    with server.running(place / "repository") as endpoint, state.recorded(endpoint, place / "repository"):
+        ended = optimize("run", SOURCE, *arguments, "--json")
+        assert ended.code == 0, ended.err
+        assert control.versions(endpoint.http, "small") == [2]
     document = json.loads(ended.out)
     assert document["resumed"] is True
     assert document["version"]["number"] == 2
+    assert document["version"]["url"] == endpoint.http
     assert "kept from the last run" in ended.err
     (place / "other.toml").write_text(RECIPE.replace("0.25", "0.3"))
     ended = optimize("run", SOURCE, "--recipe", place / "other.toml", "--output", place / "run", "--json")

@@ -1,7 +1,9 @@
 import logging
 import os
+import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,12 @@ import pytest
 
 from loadtest.client import connect
 from loadtest.errors import LatheError
-from serve import control, probe
+from loadtest.tensors import BATCH, TensorSpec
+from serve import control, dryload, interface, probe, repository, rollout
+from serve.errors import BadRepository
 from serve.server import Endpoint, running
-from tests.conftest import TINY
+from serve.target import Target
+from tests.conftest import TINY, TINY_OUTPUTS, save_tiny
 from tests.serve.test_server import eventually
 
 ONE = {"x": np.ones((1, 4), np.float32)}
@@ -48,12 +53,20 @@ def test_probe_replaces_a_killed_backend_process(
         assert answers(endpoint.grpc)
 
 
-def test_request_without_a_lineage_comes_from_the_server(endpoint: Endpoint, model_repository: Path, tmp_path) -> None:
+def test_a_request_is_known_without_lineage_and_without_configuration(
+    endpoint: Endpoint, model_repository: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "model_repository"
+    shutil.copytree(model_repository, place)
     with connect(endpoint.grpc) as client:
-        for place in (model_repository, tmp_path):
+        for file in ("nothing", "1/lineage.json", "config.pbtxt"):
+            (place / TINY / file).unlink(missing_ok=True)
             request = probe.request(client, place, TINY)
             assert {name: (array.shape, array.dtype) for name, array in request.items()} == {"x": ((1, 4), np.float32)}
             client.infer(TINY, request)
+    dryload.published(place, TINY)
+    with pytest.raises(BadRepository, match="lists no inputs"):
+        interface.read(place, TINY)
 
 
 def test_without_a_probe_it_stays_dead(model_repository: Path, server_prefix: Path) -> None:
@@ -61,3 +74,24 @@ def test_without_a_probe_it_stays_dead(model_repository: Path, server_prefix: Pa
         assert answers(endpoint.grpc)
         os.kill(backend_processes(endpoint.pid)[0], signal.SIGKILL)
         assert eventually(lambda: not answers(endpoint.grpc))
+
+
+def test_models_of_every_kind_answer_the_probe(served: Endpoint, kinds: Path) -> None:
+    assert set(probe.health(served, kinds).values()) == {"answers"}
+
+
+def test_the_probe_follows_to_a_version_with_other_inputs(
+    tmp_path: Path, server_prefix: Path, publish_tiny: Callable[..., repository.Version]
+) -> None:
+    place = tmp_path / "model_repository"
+    publish_tiny(place)
+    wide = save_tiny(tmp_path / "wide.onnx", np.ones((6, 3), np.float32))
+    specs = (TensorSpec("x", "float32", (BATCH, 6)),), TINY_OUTPUTS
+    with running(place, probe=True, grace=0) as endpoint, connect(endpoint.grpc) as client:
+        assert eventually(lambda: client.statistics(TINY).inference_count > 33)  # the warm-up, and then the probe
+        with repository.stage(place, TINY, wide, *specs, Target(cores=1)) as staged:
+            number = repository.publish(staged, {}, live=False).number
+        rollout.promote(place, TINY, number, endpoint)
+        for dead in backend_processes(endpoint.pid):
+            os.kill(dead, signal.SIGKILL)
+        assert eventually(lambda: probe.health(endpoint, place) == {TINY: "answers"})

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -11,10 +13,13 @@ import numpy as np
 import pytest
 
 from loadtest.client import connect
+from loadtest.errors import ModelMissing
 from serve import control, repository, rollout
 from serve.errors import BadRepository, ServerFailed
 from serve.server import Endpoint, running
-from tests.conftest import TINY, TINY_WEIGHT
+from tests.conftest import TINY, TINY_WEIGHT, save_tiny
+from tests.serve.test_probe import backend_processes
+from tests.serve.test_server import eventually
 from tests.serve.test_up import serve, up
 
 ONE = np.ones((1, 4), np.float32)
@@ -184,3 +189,59 @@ def test_the_commands_find_the_running_server(place: Path, server_prefix: Path, 
     wrong = serve("promote", TINY, "9", *at, env=env)
     assert (wrong.returncode, wrong.stdout) == (4, "")
     assert "there is no version 9" in wrong.stderr
+
+
+def asked(env: dict[str, str]) -> dict[str, str]:
+    """What `serve status` says of each model."""
+    found = json.loads(serve("status", "--json", env=env).stdout)["servers"]
+    return {model["name"]: model["health"] for model in found[0]["models"]}
+
+
+def watched(env: dict[str, str]) -> set[str]:
+    """The models that `serve watch` shows."""
+    told = json.loads(serve("watch", "--json", "--interval", "500ms", env=env).stdout)
+    return {model["model"] for model in told["intervals"][0]["models"]}
+
+
+def test_a_new_model_reaches_the_running_server_and_goes_again(
+    place: Path, server_prefix: Path, tmp_path: Path, publish_tiny: Publish
+) -> None:
+    from onnx import load, save
+
+    runtime = tmp_path / "runtime"
+    env, at = {"XDG_RUNTIME_DIR": str(runtime)}, ("--repository", str(place))
+    onnx = str(save_tiny(tmp_path / "tiny.onnx"))
+    with up(place, runtime) as (process, ready), connect(ready["grpc"]) as client:
+        done = serve("add", onnx, "--name", "added", "--no-check", *at, env=env)
+        assert done.stdout == f"live: added version 1, loaded at {ready['http']}\n", done.stderr
+        publish_tiny(place, "promoted")
+        assert asked(env)["promoted"] == "not loaded; load it with: serve promote promoted"
+        assert serve("promote", "promoted", *at, env=env).returncode == 0
+        names = {TINY, "added", "promoted"}
+        assert asked(env) == dict.fromkeys(names, "answers")
+        assert watched(env) == names
+        for backend in backend_processes(ready["pid"]):
+            os.kill(backend, signal.SIGKILL)
+        assert eventually(lambda: set(asked(env).values()) == {"answers"})
+        gone = serve("remove", "added", "--all", *at, env=env)
+        assert gone.stdout == "removed: 1\n", gone.stderr
+        with pytest.raises(ModelMissing):
+            client.infer("added", {"x": ONE})
+        assert set(asked(env)) == watched(env) == {TINY, "promoted"}
+        model = load(onnx)
+        model.graph.node[0].op_type = "NoSuchOperator"
+        save(model, onnx)
+        refused = serve("add", onnx, "--name", "added", "--no-check", *at, env=env)
+        assert refused.returncode == 5
+        assert "version 1 is not loaded: " in refused.stderr
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert "added" not in said.replace("the backend process of added was dead; the model is loaded again", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model_repository", "runtime", "tiny.onnx"]
+
+
+def test_what_remove_needs_to_know(place: Path) -> None:
+    for options in ((), ("--keep", "1", "--all")):
+        done = serve("remove", TINY, *options, "--repository", str(place))
+        assert (done.returncode, "one of --keep and --all" in done.stderr) == (2, True)
+    assert repository.models(place) == [TINY]
