@@ -55,8 +55,16 @@ check: server  ## lint, types and the fast tests
 bench: server  ## both workloads, and the figures that README.md quotes
 	$(BIN)/python benchmarks/main_job.py
 
-bench-serve: server  ## what an application sees while versions change, a process dies and half an hour passes
+# The peers' servers in environments of their own.
+PEERS := $(patsubst benchmarks/peer_servers/%.txt,.venv-servers/%/.ready,$(wildcard benchmarks/peer_servers/*.txt))
+.venv-servers/%/.ready: benchmarks/peer_servers/%.txt | machine
+	$(PYTHON) -m venv .venv-servers/$*
+	.venv-servers/$*/bin/pip install -r $<
+	@touch $@
+
+bench-serve: server $(PEERS)  ## what an application sees while versions change, processes die, time passes; and at the peers'
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/serving_peers.py
 
 bench-gpu: $(READY)  ## MiniLM and ResNet-50 batched on a GPU, served and in process; without a GPU it says so
 	$(BIN)/python benchmarks/gpu.py

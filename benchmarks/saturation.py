@@ -22,6 +22,7 @@ from serve.server import Endpoint
 CONNECTIONS, SECONDS = 64, 9
 BEGIN, WATCHED = 4.0, 4.0
 """The client has started and warmed up after BEGIN seconds; the cores are watched for WATCHED seconds from then."""
+PARTIES = ("model", "server", "client")
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -81,6 +82,3 @@ def measure(place: Path, model: str) -> dict[str, float]:
         through["rate"] / through["model"] / (own["rate"] / own["model"]) for through, own in pairs
     ]
     return {name: statistics.median(values) for name, values in figures.items()}
-
-
-PARTIES = ("model", "server", "client")

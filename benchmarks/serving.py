@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 import numpy as np
+import saturation
 from rich.console import Console
 from rich.table import Table
 
@@ -40,6 +41,7 @@ WANTED = {
     "process killed: seconds until right again": ("≤", 4.0),
     "process killed: wrong answers": ("=", 0),
     "half load: p99 over the time of a p99 batch here, delay off": ("≤", 3.0),
+    "at saturation: served over in-process": ("≥", 0.95),
     "memory: growth after warm-up": ("≤", 0.02),
 }
 
@@ -92,19 +94,13 @@ def release(place: Path, seconds: float) -> dict[str, float]:
     }
 
 
-def backend_processes(endpoint: Endpoint) -> list[int]:
-    """Return the process ids of the model's instances."""
-    children = Path(f"/proc/{endpoint.pid}/task/{endpoint.pid}/children").read_text().split()
-    return [int(pid) for pid in children if b"backend_stub" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
 def death(place: Path) -> dict[str, float]:
     """Kill the backend process under load, with the probe on, and see when answers are right again."""
     file = OUTPUT / "death.jsonl"
     with server.running(place, probe=True) as endpoint, load(endpoint, place, file, 20, RATE) as told:
         time.sleep(6)
         killed = time.time()
-        for pid in backend_processes(endpoint):
+        for pid in saturation.instances(endpoint):
             os.kill(pid, signal.SIGKILL)
     found = results.read(file)
     begun = killed - datetime.fromisoformat(found.header["clock_start"]).timestamp()
@@ -127,7 +123,7 @@ def publish_texts(place: Path) -> None:
 def half_load(place: Path) -> dict[str, float]:
     """Send Poisson arrivals at half of what the server holds, and compare p99 with the time of a large batch here."""
     with server.running(place, models=[TEXTS]) as endpoint:
-        rate = 0.5 * saturation(endpoint, TEXTS, place)
+        rate = 0.5 * most(endpoint, TEXTS, place)
         before = batches(endpoint, TEXTS)
         file = OUTPUT / "half.jsonl"
         with load(endpoint, place, file, 30, rate, "--arrival", "poisson", model=TEXTS) as told:
@@ -147,7 +143,7 @@ def half_load(place: Path) -> dict[str, float]:
     }
 
 
-def saturation(endpoint: Endpoint, model: str, place: Path) -> float:
+def most(endpoint: Endpoint, model: str, place: Path) -> float:
     """Return how many requests a second 32 connections get answered."""
     command = [sys.executable, "-m", "loadtest", "run", model, "--url", endpoint.http, "--concurrency", "32"]
     command += ["--repository", str(place), "--duration", "10s", "--json"]
@@ -180,7 +176,7 @@ def in_process(version: Path, batch: int) -> float:
 def memory(place: Path, minutes: float) -> dict[str, float]:
     """Drive the server at 70 % of what it holds and compare its memory after a minute with that at the end."""
     with server.running(place, models=[MODEL]) as endpoint:
-        rate = 0.7 * saturation(endpoint, MODEL, place)
+        rate = 0.7 * most(endpoint, MODEL, place)
         seen = []
         with load(endpoint, place, OUTPUT / "memory.jsonl", 60 * minutes, rate):
             end = time.monotonic() + 60 * minutes - 1
@@ -189,6 +185,7 @@ def memory(place: Path, minutes: float) -> dict[str, float]:
                 seen.append(metrics.memory(endpoint.pid) or 0)
     warm, late = np.median(seen[12:18]), np.median(seen[-6:])
     return {
+        "at saturation: served over in-process": ("≥", 0.95),
         "memory: growth after warm-up": float(late / warm - 1),
         "memory: MiB at the end": float(late / 2**20),
         "memory: minutes": minutes,
@@ -203,7 +200,7 @@ def show(figures: dict[str, float]) -> None:
         table.add_column(title, justify="right" if title in ("measured", "wanted") else "left")
     for name, value in figures.items():
         sign, limit = WANTED.get(name, ("", 0))
-        met = value == limit if sign == "=" else value <= limit
+        met = {"=": value == limit, "≤": value <= limit, "≥": value >= limit, "": True}[sign]
         verdict = "" if not sign else "reached" if met else "MISSED"
         table.add_row(name, f"{value:.4g}", f"{sign} {limit:g}" if sign else "", verdict)
     Console(width=110).print(table)
@@ -224,6 +221,7 @@ def main(release_seconds: float, minutes: float) -> None:
         figures |= death(place)
         publish_texts(place)
         figures |= half_load(place)
+        figures |= saturation.measure(place, TEXTS)
         figures |= memory(place, minutes)
     (OUTPUT / "serving.json").write_text(json.dumps({"date": time.strftime("%F"), "figures": figures}, indent=2))
     show(figures)

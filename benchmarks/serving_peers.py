@@ -7,6 +7,7 @@ writes build/bench/serving_peers.json.
 
 import json
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -19,6 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,7 @@ def save_mlp(path: Path) -> None:
     """Write a seeded network of 784-128-64-10 with a free batch axis."""
     widths, draw = (784, 128, 64, 10), np.random.default_rng(0)
     nodes, weights = [], []
-    for at, (rows, columns) in enumerate(zip(widths, widths[1:], strict=False)):
+    for at, (rows, columns) in enumerate(pairwise(widths)):
         weight = draw.normal(0, rows**-0.5, (rows, columns)).astype(np.float32)
         weights.append(numpy_helper.from_array(weight, f"w{at}"))
         nodes.append(helper.make_node("MatMul", [f"x{at}", f"w{at}"], [f"m{at}"]))
@@ -290,6 +292,8 @@ def publish(place: Path, model: str, onnx: Path) -> None:
 @click.option("--seconds", default=3, help="Length of one side of a pair.")
 def main(names: tuple[str, ...], pairs: int, seconds: int) -> None:
     """Measure our server beside each peer and print the ratios."""
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk is missing; install it with: sudo apt-get install -y wrk")
     place, mlp = OUTPUT / "peers" / "model_repository", OUTPUT / "peers" / "mlp.onnx"
     place.mkdir(parents=True, exist_ok=True)
     graphs = {

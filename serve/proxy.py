@@ -2,6 +2,10 @@
 
 nginx reads a request whole before it passes it on with its length. That closes the flood of one-byte chunks that ends
 an old tritonserver, and keeps slow clients from holding its connections.
+
+It also passes on no more than `MOST_IN_FLIGHT` requests at a time. A thread of Triton 24.10's HTTP front end is told of
+finished answers through a socket that holds about 280 messages; one that does not fit is thrown away, and its client
+waits for ever (seen as EAGAIN in that thread's `sendto`, one for each lost answer). gRPC has no such socket.
 """
 
 import re
@@ -15,6 +19,9 @@ from serve.errors import BadRepository
 CONF = "nginx.conf"
 CLOSED = "repository|systemsharedmemory|cudasharedmemory|trace|logging"
 """Paths under /v2/ that load code, share memory or change the server; the proxy passes none of them on."""
+
+MOST_IN_FLIGHT = 256
+"""Requests that tritonserver has at a time; nginx answers 502 to the next one."""
 
 TEMPLATE = """\
 # Before tritonserver at {url}. Check it with: nginx -p {folder} -c {conf} -t
@@ -41,7 +48,9 @@ http {{
     proxy_read_timeout {timeout}s;
 
     upstream triton {{
-        server {upstream};
+        zone triton 64k;
+        # With more at once, tritonserver can lose answers.
+        server {upstream} max_conns={most} max_fails=0;
         keepalive 64;
     }}
     server {{
@@ -116,6 +125,7 @@ def write(
         limit=limit,
         timeout=timeout,
         upstream=urlsplit(url).netloc,
+        most=MOST_IN_FLIGHT,
         listen=listen,
         certificate=_quoted(certificate),
         key=_quoted(key),

@@ -12,9 +12,7 @@ class Served(litserve.LitAPI):
     """One model at the path of the V2 protocol; the session is made in the worker process."""
 
     def __init__(self, name: str, entry: dict[str, Any]) -> None:
-        super().__init__(
-            max_batch_size=LARGEST, batch_timeout=DELAY_SECONDS, api_path=f"/v2/models/{name}/infer"
-        )
+        super().__init__(max_batch_size=LARGEST, batch_timeout=DELAY_SECONDS, api_path=f"/v2/models/{name}/infer")
         self.entry = entry
 
     def setup(self, device: str) -> None:

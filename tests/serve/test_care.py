@@ -1,6 +1,7 @@
 """A server's life and what stands before it: detach, status, down, TLS, the proxy, the container's command."""
 
 import http.client
+import http.server
 import json
 import re
 import shlex
@@ -8,8 +9,12 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -194,6 +199,41 @@ def ask(port: int, authority: Path, path: str, body: object = None, own: tuple[P
         return connection.getresponse().status
     finally:
         connection.close()
+
+
+class Waiting(http.server.BaseHTTPRequestHandler):
+    """An overloaded server: it answers nothing until `full` is set."""
+
+    full = threading.Event()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.full.wait(30)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@needs_nginx
+def test_the_proxy_passes_on_no_more_at_once_than_the_server_can_answer(
+    endpoint: Endpoint, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http.server.ThreadingHTTPServer, "request_queue_size", 512)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Waiting) as behind, ThreadPoolExecutor(300) as pool:
+        threading.Thread(target=behind.serve_forever, daemon=True).start()
+        overloaded = replace(endpoint, http=f"http://127.0.0.1:{behind.server_port}")
+        with nginx(tmp_path / "nginx", overloaded, certificates) as port:
+            paths = ["/v2/models/x/infer"] * 300
+            answers = [pool.submit(ask, port, certificates / "ca.crt", path, "{}") for path in paths]
+            refused = 300 - proxy.MOST_IN_FLIGHT
+            assert eventually(lambda: sum(answer.done() for answer in answers) == refused)
+            assert {answer.result() for answer in answers if answer.done()} == {502}
+            Waiting.full.set()
+            assert Counter(answer.result() for answer in answers) == {200: proxy.MOST_IN_FLIGHT, 502: refused}
+        behind.shutdown()
 
 
 @needs_nginx
