@@ -1,0 +1,38 @@
+"""What a server keeps of the requests that it has answered: nothing."""
+
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from loadtest import drive, payload, report
+from serve import metrics, source
+from serve.server import running
+
+COMMITTED, MODEL = Path("model_repository"), "digits_cnn"
+MINUTES, EVERY = 3, 5
+"""How long the load lasts, and seconds between two looks at the memory."""
+
+
+@pytest.mark.slow
+def test_three_minutes_of_load_leave_the_memory_as_it_was(server_prefix: Path, tmp_path: Path) -> None:
+    requests = payload.generate(source.load(COMMITTED / MODEL / "1", {}).inputs, 16, 0)
+    seen = []
+    with running(COMMITTED, models=[MODEL]) as endpoint, ThreadPoolExecutor(1) as pool:
+
+        def load(**how: float) -> float:
+            plan = drive.Plan(MODEL, endpoint.http, in_flight=256, **how)  # type: ignore[arg-type]
+            drive.run(plan, requests, tmp_path / "load.jsonl")
+            return float(report.summarize(tmp_path / "load.jsonl")["rate"]["achieved"])
+
+        rate = load(duration=5, concurrency=32)
+        # More at once than ever comes later: a queue grows to its longest before the memory is first looked at.
+        load(duration=5, concurrency=256)
+        driving = pool.submit(load, duration=60 * MINUTES, rate=0.7 * rate)
+        while wait([driving], EVERY).not_done:
+            seen.append(metrics.memory(endpoint.pid) or 0)
+        assert driving.result() > 0.3 * rate
+    minute = 60 // EVERY
+    warm, late = median(seen[minute // 2 : minute]), median(seen[-minute // 2 :])
+    assert late < 1.02 * warm, [round(bytes_ / 2**20, 1) for bytes_ in seen]
