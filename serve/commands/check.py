@@ -39,19 +39,19 @@ def check(model: str | None, repository: Path, image: str, load: bool, strict: b
             found += _tried(repository, model, found, report)
     if not as_json:
         for finding in found:
-            click.echo(f"{finding.level}: {finding.model}: {finding.where}: {finding.what}\n  fix: {finding.fix}")
+            line = f"{finding.level}: {finding.model}: {finding.where}: {finding.what}; fix: {finding.fix}"
+            click.echo(" ".join(line.split()))
     faults = [finding for finding in found if strict or finding.level == "error"]
     result = {"findings": [finding.document() for finding in found]}
     if faults:
-        failure = BadRepository(
-            f"{len(faults)} findings, the first: {faults[0].what}", where=faults[0].where, fix=faults[0].fix
-        )
+        count = f"{len(faults)} findings, the first" if len(faults) > 1 else "1 finding"
+        failure = BadRepository(f"{count}: {faults[0].what}", where=faults[0].where, fix=faults[0].fix)
         failure.partial = result
         raise failure
     if as_json:
         emit(document(**result))
     else:
-        click.echo("nothing is wrong" if not found else f"no errors, {len(found)} warnings")
+        click.echo("nothing is wrong" if not found else f"no errors; warnings: {len(found)}")
 
 
 def _tried(
