@@ -95,6 +95,10 @@ def test_what_cannot_be_promoted(place: Path) -> None:
         rollout.promote(place, TINY, 7)
     with pytest.raises(BadRepository, match="holds no model nope"):
         rollout.standings(place, "nope")
+    with pytest.raises(BadRepository, match="holds no model nope"):
+        rollout.remove(place, "nope", keep=1)
+    shown = serve("show", TINY, "7", "--repository", str(place))
+    assert (shown.returncode, shown.stderr.splitlines()[-1]) == (4, "  fix: there are 1, 2")
     (place / TINY / "1" / "model.onnx").write_bytes(b"something else")
     with pytest.raises(BadRepository, match="changed after it was published"):
         rollout.promote(place, TINY, 1)
