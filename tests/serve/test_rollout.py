@@ -179,6 +179,11 @@ def test_the_commands_find_the_running_server(place: Path, server_prefix: Path, 
         assert "made_by: a test" in serve("why", TINY, *at, env=env).stdout
         assert json.loads(serve("rollback", TINY, *at, "--json", env=env).stdout)["live"] == 2
         assert control.versions(ready["http"], TINY) == [2]
+        # A status is the server's word, also where the repository went on without it.
+        rollout.promote(place, TINY, 1)
+        (server,) = json.loads(serve("status", "--json", env=env).stdout)["servers"]
+        assert server["models"] == [{"name": TINY, "versions": [2], "health": "answers"}]
+        rollout.promote(place, TINY, 2)
         process.terminate()
         process.communicate(timeout=60)
     listed = json.loads(serve("list", *at, "--json", env=env).stdout)["models"]
