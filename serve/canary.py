@@ -61,7 +61,7 @@ class Comparison:
         difference: largest absolute difference of a float output; infinite where only one has a value.
         latency_ms: median of each version, alternating, one request at a time.
         slowdown: median of new over old, request by request, and its 95 % interval.
-        refused: what the new version said first, if it failed.
+        refused: what the new version said first, if it failed, or if nothing could be compared.
     """
 
     requests: int
@@ -180,7 +180,7 @@ def _summary(pairs: Sequence[dict[str, Answer]]) -> Comparison:
         max(differences),
         {side: float(np.median(seconds)) * 1e3 if len(seconds) else float("nan") for side, seconds in times.items()},
         _median(times["new"] / times["old"]),
-        str(refused[0]) if failed else "",
+        str(refused[0]) if refused and (failed or not answered) else "",
     )
 
 

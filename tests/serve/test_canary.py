@@ -131,3 +131,4 @@ def test_failures_and_times_are_counted() -> None:
     assert passed(slow, slowdown=2.1)["not slower"]
     nothing = canary._summary([pair("no", "no")])
     assert not passed(nothing)["agreement"]
+    assert nothing.refused == "no"
