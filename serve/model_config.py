@@ -209,7 +209,7 @@ def _warm_up(config: ModelConfig, inputs: Sequence[TensorSpec], size: int) -> No
         entry.data_type = tensor.data_type
         entry.dims.extend(shape or (1,))
         # Zero is a valid index, token and flag; random bytes of an integer input would be none of these. Those of a
-        # float input hold NaN, and Triton 24.10 crashes when a model refuses its warm-up.
+        # float input hold NaN, and Triton 24.10 may crash when a model refuses its warm-up.
         if spec.dtype.startswith("float") and NONFINITE not in config.parameters:
             entry.random_data = True
         else:

@@ -279,7 +279,7 @@ def _death(endpoint: Endpoint, code: int) -> ServerFailed:
     if code < 0 and "error: creating server" not in log:
         what = f"tritonserver was killed by {signal.Signals(-code).name}"
         if refused := re.search(r'"(a request failed: .*)"\s*\Z', log):
-            # Triton 24.10 does not survive a model that refuses its warm-up.
+            # Triton 24.10 does not always survive a model that refuses its warm-up.
             what += f" after {refused[1]}"
     else:
         what = _reason(log) or f"tritonserver ended by itself with exit code {code}"

@@ -1,5 +1,6 @@
 """`serve check`."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loadtest.commandline import document, emit, json_option, reporting
+from loadtest.errors import UsageError
 from serve.commands.versions import repository_option
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ def check(model: str | None, repository: Path, image: str, load: bool, strict: b
     from serve import lint
     from serve.errors import BadRepository
 
+    if image and not re.fullmatch(r"\d\d\.\d\d", image):
+        raise UsageError(f"--image {image} is no release", fix="write it as in --image 26.07")
     found = lint.check(repository, model, image)
     if load:
         with reporting() as report:

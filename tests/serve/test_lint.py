@@ -220,6 +220,7 @@ def test_the_command_says_one_line_for_each_and_ends_with_4(place: Path, server_
     document = json.loads(serve("check", "--repository", str(place), "--json").stdout)
     assert [set(entry) for entry in document["findings"]] == [{"model", "where", "what", "fix", "level"}] * 2
     assert document["error"]["exit"] == 4
+    assert serve("check", "--repository", str(place), "--image", "latest").returncode == 2
 
 
 def test_the_server_is_asked_where_the_files_are_in_order(place: Path, tmp_path: Path, server_prefix: Path) -> None:
