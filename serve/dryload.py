@@ -25,7 +25,7 @@ FIXES = {
     r"by config\.pbtxt and|in config\.pbtxt and|config\.pbtxt has": "correct config.pbtxt to what the model has",
     r"is not supported|are not supported": "change the configuration, or serve it with NVIDIA's image",
     r"unexpected shape for input": "correct the dims of the input in config.pbtxt, or those in its model_warmup",
-    r"warmup|warm-up|killed by SIG.* after a request failed": "correct the shapes and values of model_warmup, or leave it out",
+    r"warmup|warm-up|killed by SIG.* after a request failed": "correct what model_warmup sends, or leave it out",
     r"memory|bad_alloc": "use a smaller max_batch_size, or a machine with more memory",
     r"the model refused the request": "the graph does not run for every batch; export it again with a free batch axis",
 }
