@@ -58,10 +58,10 @@ class Comparison:
         requests: how many were sent to each.
         failed: how many the new version refused that the old one answered.
         agreement: as in `Thresholds`; NaN if nothing could be compared.
-        difference: largest absolute difference of a float output.
+        difference: largest absolute difference of a float output; infinite where only one has a value.
         latency_ms: median of each version, alternating, one request at a time.
         slowdown: median of new over old, request by request, and its 95 % interval.
-        refused: what the new version said first, if it failed.
+        refused: what the new version said first, if it failed, or if nothing could be compared.
     """
 
     requests: int
@@ -180,7 +180,7 @@ def _summary(pairs: Sequence[dict[str, Answer]]) -> Comparison:
         max(differences),
         {side: float(np.median(seconds)) * 1e3 if len(seconds) else float("nan") for side, seconds in times.items()},
         _median(times["new"] / times["old"]),
-        str(refused[0]) if failed else "",
+        str(refused[0]) if refused and (failed or not answered) else "",
     )
 
 
@@ -188,6 +188,8 @@ def _likeness(old: Array, new: Array | None) -> float:
     """Return the mean cosine of the rows of a float output, the share of equal rows of another one."""
     if new is None or new.shape != old.shape or new.dtype != old.dtype:
         return 0.0
+    if not old.size:
+        return 1.0
     one, two = old.reshape(len(old), -1), new.reshape(len(new), -1)
     if old.dtype.kind != "f":
         return float((one == two).all(1).mean())
@@ -201,9 +203,17 @@ def _likeness(old: Array, new: Array | None) -> float:
 
 
 def _difference(old: Array, new: Array | None) -> float:
-    if new is None or new.shape != old.shape or old.dtype.kind != "f" or not old.size:
+    if old.dtype.kind != "f":
         return 0.0
-    return float(np.nan_to_num(np.abs(old.astype(np.float64) - new)).max())
+    if new is None or new.shape != old.shape:
+        return float("inf")
+    if not old.size:
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(old.astype(np.float64) - new)
+    # NaN beside NaN is the same answer, also infinity beside the same infinity; beside anything else it is none.
+    same = (old == new) | (np.isnan(old) & np.isnan(new))
+    return float(np.where(same, 0.0, np.nan_to_num(apart, nan=np.inf, posinf=np.inf)).max())
 
 
 def _median(values: Any) -> tuple[float, float, float]:

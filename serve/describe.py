@@ -29,6 +29,8 @@ def lines(config: ModelConfig) -> Iterator[tuple[str, str]]:
         sequence = config.sequence_batching
         yield "sequences", f"end after {sequence.max_sequence_idle_microseconds / 1e6:g} s without a request"
         yield "state", ", ".join(f"{state.output_name} → {state.input_name}" for state in sequence.state) or "none"
+    if config.optimization.input_pinned_memory.enable:
+        yield "copies", "through pinned memory"
     for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
         options = ", ".join(f"{key}={value}" for key, value in sorted(accelerator.parameters.items()))
         yield "accelerator", f"{accelerator.name}: {options}"
@@ -51,8 +53,11 @@ def _tensor(tensor: ModelInput | ModelOutput) -> str:
 def _group(group: ModelInstanceGroup) -> str:
     gpus = f" {', '.join(map(str, group.gpus))}" if group.gpus else ""
     held = ", ".join(f"{resource.count} of {resource.name}" for resource in group.rate_limiter.resources)
-    return f"{group.count} {KINDS.get(group.kind, 'where Triton chooses')}{gpus}" + (
-        f", holding {held}" if held else ""
+    weight = group.rate_limiter.priority
+    return (
+        f"{group.count} {KINDS.get(group.kind, 'where Triton chooses')}{gpus}"
+        + (f", holding {held}" if held else "")
+        + (f", of weight {weight}" if weight else "")
     )
 
 

@@ -10,7 +10,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from loadtest.client import Client, connect
 from loadtest.errors import LatheError
 from loadtest.tensors import Arrays, Dim, TensorSpec
-from serve import interface, repository
+from serve import interface, repository, scratch
 from serve.errors import BadRepository, NotInstalled
 from serve.lint import Finding
 from serve.server import running
@@ -23,7 +23,8 @@ FIXES = {
     r"External data|external data": "put the file with the weights beside the model",
     r"by config\.pbtxt and|in config\.pbtxt and|config\.pbtxt has": "correct config.pbtxt to what the model has",
     r"is not supported|are not supported": "change the configuration, or serve it with NVIDIA's image",
-    r"warmup|warm-up": "correct the shapes of model_warmup, or leave it out",
+    r"unexpected shape for input": "correct the dims of the input in config.pbtxt, or those in its model_warmup",
+    r"warmup|warm-up|killed by SIG.* after a request failed": "correct what model_warmup sends, or leave it out",
     r"memory|bad_alloc": "use a smaller max_batch_size, or a machine with more memory",
     r"the model refused the request": "the graph does not run for every batch; export it again with a free batch axis",
 }
@@ -50,10 +51,10 @@ def staged(version: repository.Staged, more: Callable[[Client], None] = lambda _
         _ask(client, version.config, inputs, outputs)
 
 
-def published(place: Path, model: str) -> None:
-    """Try what `model`'s configuration serves in the repository `place`; raises as `staged`."""
+def published(place: Path, model: str, log: Path | None = None) -> None:
+    """Try what `model`'s configuration serves in the repository `place`; `log` as in `running`; raises as `staged`."""
     models = [*repository.calls(place, model), model]
-    with running(place, models=models, grace=0) as endpoint, connect(endpoint.grpc) as client:
+    with running(place, models=models, grace=0, log=log) as endpoint, connect(endpoint.grpc) as client:
         found = interface.read(place, model, client=client)
         _ask(client, found.config, found.inputs, found.outputs)
 
@@ -66,12 +67,15 @@ def findings(place: Path, model: str) -> list[Finding]:
     try:
         if not _runs_here(place, model):
             return []
-        published(place, model)
+        with scratch.folder() as at:
+            published(place, model, at / "server.log")
     except NotInstalled:
         raise
     except LatheError as error:
         what, fix = _plain(error.what)
-        return [Finding(model, str(place / model), what, fix or error.fix)]
+        return [
+            Finding(model, str(place / model), what, fix or f"read what the server says: serve up {place} --log FILE")
+        ]
     return []
 
 

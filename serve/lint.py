@@ -26,6 +26,7 @@ FILES = {
     "python": "model.py",
 }
 PLATFORMS = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
+THREADS = "intra_op_thread_count"
 VERSION = slice(24, 28)
 """Where a TensorRT engine states the version of TensorRT that built it, by its makers' word (NVIDIA/TensorRT #3073)."""
 
@@ -136,12 +137,14 @@ def _folder(home: Path) -> Iterator[Finding]:
     except LatheError as error:
         yield Finding(home.name, str(home), error.what, error.fix)
     for path in (home, *sorted(home.rglob("*"))):
-        if path.is_symlink() and not path.resolve().is_relative_to(home.parent.resolve()):
+        # Of a link to itself `Path.resolve` makes an error.
+        there = Path(os.path.realpath(path))
+        if path.is_symlink() and not there.is_relative_to(os.path.realpath(home.parent)):
             fix = "put the file itself here: the server would serve whatever the link points at"
             yield Finding(home.name, str(path), f"is a link out of the repository, to {path.readlink()}", fix)
     for path in sorted(home.iterdir()):
-        if path.is_dir() and not path.name.isdigit() and not path.name.startswith("."):
-            fix = "rename it to a number, or move it away"
+        if path.is_dir() and not repository.NUMBER.fullmatch(path.name) and not path.name.startswith("."):
+            fix = "rename it to a number without zeros before it, or move it away"
             yield Finding(home.name, str(path), "is no version: Triton passes it over", fix, "warning")
 
 
@@ -270,13 +273,18 @@ def _hardware(subject: Subject) -> Iterator[Finding]:
     elif on_gpu and not Path("/dev/nvidiactl").exists():
         yield subject.warning("asks for a GPU, and this machine has none", "serve it on a machine with a GPU")
     cores = len(os.sched_getaffinity(0))
-    stated = dict(subject.config.parameters).get("intra_op_thread_count")
-    threads = int(stated.string_value or 0) or cores if stated else cores
+    stated = {key: value.string_value for key, value in subject.config.parameters.items()}.get(THREADS) or "0"
+    if not stated.isdecimal():
+        yield subject.error(
+            f"the parameter {THREADS} is {stated!r}, no number", f"set {THREADS} to a number of threads"
+        )
+        return
+    threads = int(stated) or cores
     copies = sum(group.count for group in groups if group.kind == ModelInstanceGroup.KIND_CPU)
     if copies > 1 and copies * threads > cores:
         yield subject.warning(
             f"{copies} instances with {threads} threads each share {cores} cores, which can halve the throughput",
-            f"set intra_op_thread_count to {max(1, cores // copies)}, or count to 1",
+            f"set {THREADS} to {max(1, cores // copies)}, or count to 1",
         )
 
 
@@ -302,6 +310,19 @@ def _engine(subject: Subject) -> Iterator[Finding]:
                 "build the engine in the image that serves it",
                 path,
             )
+
+
+def _elsewhere(subject: Subject) -> Iterator[Finding]:
+    """Say of a model that no dry load tries, so that silence about it is no praise."""
+    if subject.backend == "python" and not subject.lineage:
+        yield subject.warning("is Python of others, so it is not tried here", "try it with: serve up")
+    elif not subject.backend:
+        yield subject.warning("states no backend, so it is not tried here", "set backend, as in backend: 'onnxruntime'")
+    elif subject.backend not in (*FILES, "ensemble"):
+        yield subject.warning(
+            f"asks for the backend {subject.backend}, which our server does not have, so it is not tried here",
+            "correct its name, or serve it with NVIDIA's image",
+        )
 
 
 def _batching(subject: Subject) -> Iterator[Finding]:
@@ -331,5 +352,5 @@ def _batching(subject: Subject) -> Iterator[Finding]:
 
 
 RULES: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
-    *(_names, _versions, _files, _graph, _calls, _hardware, _engine, _batching),
+    *(_names, _versions, _files, _graph, _calls, _hardware, _engine, _elsewhere, _batching),
 )

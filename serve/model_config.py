@@ -169,7 +169,9 @@ def parse(text: str, where: str = "config.pbtxt") -> ModelConfig:
     try:
         return text_format.Parse(text, ModelConfig())
     except text_format.ParseError as error:
-        raise BadRepository(f"not a Triton model configuration: {error}", where=where) from None
+        raise BadRepository(
+            f"not a Triton model configuration: {error}", where=where, fix="correct that line, or publish it again"
+        ) from None
 
 
 def _dims(spec: TensorSpec, batched: bool) -> list[int]:
@@ -206,8 +208,9 @@ def _warm_up(config: ModelConfig, inputs: Sequence[TensorSpec], size: int) -> No
         entry = sample.inputs[spec.name]
         entry.data_type = tensor.data_type
         entry.dims.extend(shape or (1,))
-        # Zero is a valid index, token and flag; random bytes of an integer input would be none of these.
-        if spec.dtype.startswith("float"):
+        # Zero is a valid index, token and flag; random bytes of an integer input would be none of these. Those of a
+        # float input hold NaN, and Triton 24.10 may crash when a model refuses its warm-up.
+        if spec.dtype.startswith("float") and NONFINITE not in config.parameters:
             entry.random_data = True
         else:
             entry.zero_data = True

@@ -1,6 +1,7 @@
 """Options: what a tritonserver is told on its command line, the embedded one and NVIDIA's image alike."""
 
 import ipaddress
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +47,20 @@ class Tls:
         """Return tritonserver's options.
 
         Raises:
-            BadRepository: a file is not there.
+            BadRepository: a file is not there, or the key is not the certificate's.
         """
         for path in self.files():
             if not path.is_file():
                 raise BadRepository("there is no such file", where=str(path), fix="give a file in PEM")
+        try:
+            # Of a wrong pair tritonserver says that its port is in use.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, lambda: "")
+        except ssl.SSLError:
+            raise BadRepository(
+                f"and {self.key} are no certificate and its key",
+                where=str(self.certificate),
+                fix="give the certificate, and its key without a password, in PEM",
+            ) from None
         files = {"server-cert": self.certificate, "server-key": self.key, "root-cert": self.clients}
         named = [f"--grpc-{name}={path.absolute()}" for name, path in files.items() if path]
         return ["--grpc-use-ssl=true", f"--grpc-use-ssl-mutual={'true' if self.clients else 'false'}", *named]
@@ -61,13 +71,14 @@ class Listen:
     """Where a server listens, and how it speaks.
 
     Args:
-        host: the address; the embedded server has known holes, so nothing but loopback without `exposed`.
+        host: the address; nothing but loopback without `exposed` where the release has known holes.
         http_port: 0 picks a free one, as for the other two.
         grpc_port: see `http_port`.
         metrics_port: see `http_port`.
         tls: encrypts gRPC; tritonserver knows no TLS over HTTP (`serve proxy`).
         log_level: how much it logs.
         exposed: who starts it knows that its holes are open to whoever reaches `host`.
+        release: of the server.
     """
 
     host: str = HOST
@@ -77,17 +88,20 @@ class Listen:
     tls: Tls | None = None
     log_level: LogLevel = "info"
     exposed: bool = False
+    release: str = releases.CARRIED
 
     def __post_init__(self) -> None:
         try:
-            loopback = ipaddress.ip_address(self.host).is_loopback
+            loopback = ipaddress.IPv4Address(self.host).is_loopback
         except ValueError:
-            raise UsageError(f"--host {self.host} is no address", fix="give one such as 127.0.0.1 or 0.0.0.0") from None
-        if not loopback and not self.exposed:
-            count = sum(map(len, releases.OPEN_CVES.values()))
+            raise UsageError(
+                f"--host {self.host} is no IPv4 address", fix="give one such as 127.0.0.1 or 0.0.0.0"
+            ) from None
+        count = len(releases.open_cves(self.release))
+        if count and not loopback and not self.exposed:
             raise UsageError(
                 f"--host {self.host} opens a server with {count} known CVEs to others",
-                fix="use --container, a proxy before 127.0.0.1 (serve proxy), or say --accept-open-cves",
+                fix=f"use --container {releases.CLOSED}, `serve proxy` before 127.0.0.1, or say --accept-open-cves",
             )
 
     @property

@@ -31,6 +31,8 @@ TENSORRT = {
 
 CARRIED = "24.10"
 """The release whose server `serve install` brings."""
+CLOSED = "26.07"
+"""A release without those below."""
 OPEN_CVES = {
     "25.05": (
         "2025-23321",
@@ -68,6 +70,11 @@ GRAVEST = {
     "2026-47627": "rated 9.8",
 }
 """Those rated above 9 of 10, and what is known of them."""
+
+
+def open_cves(release: str) -> list[str]:
+    """Return the CVEs above that a release, as in `26.05`, still has."""
+    return [cve for closed, cves in OPEN_CVES.items() if release < closed for cve in cves]
 
 
 def same(version: str, other: str) -> bool:

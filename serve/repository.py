@@ -29,6 +29,7 @@ from serve.target import Target
 LINEAGE = "lineage.json"
 CONFIG = "config.pbtxt"
 MODEL_FILE = "model.onnx"
+NUMBER = re.compile(r"0|[1-9][0-9]*")
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def models(repository: Path) -> list[str]:
 def numbers(repository: Path, model: str) -> list[int]:
     """Return the numbers of all version folders of `model`, sorted; empty if there is no such model."""
     home = repository / model
-    return sorted(int(path.name) for path in home.glob("[0-9]*") if path.name.isdigit()) if home.is_dir() else []
+    return sorted(int(path.name) for path in home.glob("[0-9]*/") if NUMBER.fullmatch(path.name))
 
 
 def config(repository: Path, model: str) -> ModelConfig:

@@ -51,6 +51,23 @@ def standings(place: Path, model: str) -> list[Standing]:
     return found
 
 
+def known(place: Path, model: str, number: int | None = None) -> int:
+    """Return `number`, or that of the newest version.
+
+    Raises:
+        BadRepository: there is no such model, or no such version of it.
+    """
+    there = [standing.number for standing in standings(place, model)]
+    number = number or max(there, default=1)
+    if number not in there:
+        raise BadRepository(
+            f"there is no version {number}",
+            where=str(place / model),
+            fix=f"there are {', '.join(map(str, there))}" if there else "publish one with: optimize run",
+        )
+    return number
+
+
 def promote(place: Path, model: str, number: int | None = None, endpoint: Endpoint | None = None) -> int:
     """Make `number` the live version: one rename of the configuration, then the running server loads it.
 
@@ -71,14 +88,7 @@ def promote(place: Path, model: str, number: int | None = None, endpoint: Endpoi
         ServerFailed: the server does not load it; what was live still is.
     """
     home = place / model
-    known = [standing.number for standing in standings(place, model)]
-    number = number or max(known, default=1)
-    if number not in known:
-        raise BadRepository(
-            f"there is no version {number}",
-            where=str(home),
-            fix=f"there are {', '.join(map(str, known))}" if known else "publish one with: optimize run",
-        )
+    number = known(place, model, number)
     with scratch.alone(home):
         lineage = repository.read_lineage(place, model, number)
         repository.verify_version(place, model, number, lineage)
@@ -133,6 +143,7 @@ def remove(place: Path, model: str, keep: int) -> list[int]:
         The numbers that went.
     """
     home = place / model
+    known(place, model)
     with scratch.alone(home):
         found = standings(place, model)
         spared = {standing.number for standing in found if standing.state == "live"}

@@ -31,6 +31,7 @@ from serve.probe import watching
 LAUNCH = Path(__file__).with_name("launch.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel keeps it, not a place for files of ours
 SCHEMES = ("http", "grpc", "http")
+UNNAMED = "[request id: <id_unknown>] "
 PORT_OPTIONS = ("--http-port", "--grpc-port", "--metrics-port")
 
 
@@ -277,6 +278,9 @@ def _death(endpoint: Endpoint, code: int) -> ServerFailed:
     # A server that gives up while starting may still crash on its way out.
     if code < 0 and "error: creating server" not in log:
         what = f"tritonserver was killed by {signal.Signals(-code).name}"
+        if refused := re.search(r'"(a request failed: .*)"\s*\Z', log):
+            # Triton 24.10 does not always survive a model that refuses its warm-up.
+            what += f" after {refused[1]}"
     else:
         what = _reason(log) or f"tritonserver ended by itself with exit code {code}"
     return ServerFailed(what, where=endpoint.http, fix=f"the server's log has more: {endpoint.log}")
@@ -293,5 +297,5 @@ def _reason(log: str) -> str:
 
 
 def _plain(text: str) -> str:
-    text = text.split("\\n\\nAt:")[0].replace("\\n", " ")
-    return re.sub(r"^(?:Internal: |Invalid argument(?: -|:) |TritonModelException: )+", "", text).strip()
+    text = text.split("\\n\\nAt:")[0].replace("\\n", " ").partition(" NOTE: ")[0].replace(UNNAMED, "")
+    return re.sub(r"^(?:Internal: |Invalid argument(?::| -) |TritonModelException: )+", "", text).strip()

@@ -52,18 +52,28 @@ def load(path: Path, dims: Mapping[str, Dim]) -> Source:
 
     Raises:
         BadRepository: there is nothing of that kind, or its files changed after they were written.
-        UsageError: the range of a dim is not known.
+        UsageError: the range of a dim is not known, or one is given that would not be used.
     """
     if (path / repository.LINEAGE).is_file():
-        return _from_version(path)
-    if (path / BUNDLE).is_file():
-        return _from_bundle(path, dims)
-    if path.is_file():
+        found = _from_version(path)
+    elif (path / BUNDLE).is_file():
+        found = _from_bundle(path, dims)
+    elif path.is_file():
         inputs, outputs = _specs(path, dims)
-        return Source(path, inputs, outputs, lineage=_origin(path, path))
-    raise BadRepository(
-        "is no model", where=str(path), fix="give an ONNX file, a bundle of optimize, or a version's folder"
-    )
+        found = Source(path, inputs, outputs, lineage=_origin(path, path))
+    else:
+        raise BadRepository(
+            "is no model", where=str(path), fix="give an ONNX file, a bundle of optimize, or a version's folder"
+        )
+    used = {dim for spec in (*found.inputs, *found.outputs) for dim in spec.dims if isinstance(dim, Dim)}
+    if unused := sorted(set(dims.values()) - used, key=str):
+        raise UsageError(
+            f"--dim {unused[0].name} would have no effect",
+            where=str(path),
+            fix=f"its dims that change size are {', '.join(sorted({dim.name for dim in used})) or 'none'}; those of a "
+            "version stay as they are",
+        )
+    return found
 
 
 def _from_version(path: Path) -> Source:

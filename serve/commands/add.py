@@ -8,7 +8,7 @@ import click
 from pydantic import ValidationError
 
 from loadtest.commandline import PATH, document, emit, json_option, reporting
-from loadtest.errors import UsageError
+from loadtest.errors import BadInput, UsageError
 from loadtest.tensors import Dim
 from serve.commands.versions import repository_option
 from serve.settings import DESCRIPTIONS
@@ -23,7 +23,10 @@ def _dim(_context: click.Context, _option: click.Parameter, values: tuple[str, .
             least, typical, most = map(int, sizes.split(","))
         except ValueError:
             raise UsageError(f"--dim {text}: not three sizes", fix="say --dim NAME=SMALLEST,TYPICAL,LARGEST") from None
-        found[name] = Dim(name, least, typical, most)
+        try:
+            found[name] = Dim(name, least, typical, most)
+        except BadInput as error:
+            raise UsageError(f"--dim {text}: {error.what}", fix="say --dim NAME=SMALLEST,TYPICAL,LARGEST") from None
     return found
 
 
@@ -86,7 +89,8 @@ def add(
     try:
         made_for = replace(found.target or Target(), **given)
     except ValidationError as error:
-        raise UsageError(error.errors()[0]["msg"], fix="change --device or --runtime") from None
+        wrong = error.errors()[0]
+        raise UsageError(f"--{wrong['loc'][0]}: {wrong['msg']}", fix="change that option") from None
     asked = settings.gather(file, pairs, found.settings)
     with (
         reporting() as report,

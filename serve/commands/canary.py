@@ -53,8 +53,11 @@ def canary(
     from loadtest.tensors import TensorSpec
     from serve import canary as canaries
     from serve import repository as repositories
+    from serve import rollout
     from serve.errors import CanaryRefused
 
+    for version in (old, new):
+        rollout.known(repository, model, version)
     lineage = repositories.read_lineage(repository, model, old)
     specs = [TensorSpec.from_document(spec) for spec in lineage["inputs"]]
     sent = payload.load_npz(requests, specs, batch) if requests else payload.generate(specs, count, seed, batch)

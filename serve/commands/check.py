@@ -1,5 +1,6 @@
 """`serve check`."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loadtest.commandline import document, emit, json_option, reporting
+from loadtest.errors import UsageError
 from serve.commands.versions import repository_option
 
 if TYPE_CHECKING:
@@ -33,25 +35,27 @@ def check(model: str | None, repository: Path, image: str, load: bool, strict: b
     from serve import lint
     from serve.errors import BadRepository
 
+    if image and not re.fullmatch(r"\d\d\.\d\d", image):
+        raise UsageError(f"--image {image} is no release", fix="write it as in --image 26.07")
     found = lint.check(repository, model, image)
     if load:
         with reporting() as report:
             found += _tried(repository, model, found, report)
     if not as_json:
         for finding in found:
-            click.echo(f"{finding.level}: {finding.model}: {finding.where}: {finding.what}\n  fix: {finding.fix}")
+            line = f"{finding.level}: {finding.model}: {finding.where}: {finding.what}; fix: {finding.fix}"
+            click.echo(" ".join(line.split()))
     faults = [finding for finding in found if strict or finding.level == "error"]
     result = {"findings": [finding.document() for finding in found]}
     if faults:
-        failure = BadRepository(
-            f"{len(faults)} findings, the first: {faults[0].what}", where=faults[0].where, fix=faults[0].fix
-        )
+        count = f"{len(faults)} findings, the first" if len(faults) > 1 else "1 finding"
+        failure = BadRepository(f"{count}: {faults[0].what}", where=faults[0].where, fix=faults[0].fix)
         failure.partial = result
         raise failure
     if as_json:
         emit(document(**result))
     else:
-        click.echo("nothing is wrong" if not found else f"no errors, {len(found)} warnings")
+        click.echo("nothing is wrong" if not found else f"no errors; warnings: {len(found)}")
 
 
 def _tried(

@@ -1,12 +1,13 @@
 """`serve up`, `status` and `down`: a server's life on this machine."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from loadtest.commandline import PATH, document, emit, json_option
-from loadtest.errors import UsageError
+from loadtest.errors import LatheError, UsageError
 
 if TYPE_CHECKING:
     from serve.options import Listen
@@ -52,11 +53,10 @@ def up(
     Example:
       serve up build/model_repository --http-port 8000
     """
-    from serve import server, state
+    from serve import releases, server, state
 
-    # The holes are those of the embedded server.
-    listening["accept_open_cves"] |= bool(container)
-    listen = _listen(**listening)
+    # The holes are those of the server's release.
+    listen = _listen(release=container or releases.CARRIED, **listening)
     if container:
         if detach or log or as_json:
             raise UsageError("--container goes with none of --detach, --log and --json", fix="leave them out")
@@ -159,11 +159,16 @@ def status(as_json: bool) -> None:
 
 
 def _asked(running: "Running") -> dict[str, Any]:
-    from serve import probe, state
+    from serve import probe, rollout, state
 
     described = state.describe(running.endpoint, running.repository)
     health = probe.health(running.endpoint, running.repository)
-    models = [{**model, "health": health[model["name"]]} for model in described["models"]]
+    models = []
+    for model in described["models"]:
+        with suppress(LatheError):
+            # The repository may say another version than the one that this server has.
+            model["versions"] = rollout.serving(running.repository, model["name"], running.endpoint)
+        models.append({**model, "health": health[model["name"]]})
     return {**described, "models": models}
 
 

@@ -147,7 +147,8 @@ def show(model: str, version: int | None, repository: Path, as_json: bool) -> No
     if version is None:
         config = repositories.config(repository, model)
     else:
-        config = model_config.parse(repositories.read_lineage(repository, model, version)["config"])
+        number = rollout.known(repository, model, version)
+        config = model_config.parse(repositories.read_lineage(repository, model, number)["config"])
     if as_json:
         emit(document(model=model, config=json_format.MessageToDict(config, preserving_proto_field_name=True)))
         return
@@ -170,7 +171,12 @@ def _switch(repository: Path, model: str, number: int | None, as_json: bool) -> 
 
 
 def _explain(lineage: dict[str, Any]) -> None:
+    from serve import repository as repositories
+
     click.echo(f"version {lineage['number']}, live since {lineage.get('lived', ['an unknown time'])[-1]}")
+    click.echo(f"  digest: {repositories.total(lineage['digests'])[:12]}")
+    if source := lineage.get("source"):
+        click.echo(f"  source: {source['path']} ({source['digest'][:12]})")
     for key, value in lineage.items():
         if isinstance(value, str | bool | int | float) and key not in ("config", "number", "model"):
             click.echo(f"  {key}: {value}")

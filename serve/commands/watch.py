@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SHORTEST = 0.1
 _HEADINGS = ("req/s", "p50\nms", "p95\nms", "p99\nms", "batch", "queue\nms", "compute\nms", "pending", "failed/s")
+_NARROW = ("req/s", "p99\nms", "batch", "queue\nms", "failed/s")
+"""What a terminal below 80 columns has room for."""
 _WIDE = 160
 """Columns where there is no terminal to fit."""
 
@@ -37,7 +39,7 @@ def watch(url: str | None, interval: float, count: int | None, as_json: bool) ->
 
     Rates and means are those of the interval, latency quantiles are Triton's own, over a sliding window; it has
     none for a model with a response cache. A request that a full queue refuses is counted nowhere by Triton 24.10, one
-    that waited too long is. The requests of the probe of `serve up` count too.
+    that waited too long is. The requests of the probe of `serve up` count too. A terminal below 80 columns gets fewer.
 
     \b
     Example:
@@ -106,13 +108,13 @@ def _showing(as_json: bool, place: str) -> "Iterator[Callable[[list[Rates], dict
         yield lambda rates, memory: None
     elif console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            yield lambda rates, memory: live.update(_view(place, rates, memory), refresh=True)
+            yield lambda rates, memory: live.update(_view(place, rates, memory, console.width), refresh=True)
     else:
         console = Console(width=_WIDE)
         yield lambda rates, memory: console.print(_view(place, rates, memory))
 
 
-def _view(place: str, rates: "list[Rates]", memory: dict[str, Any]) -> "RenderableType":
+def _view(place: str, rates: "list[Rates]", memory: dict[str, Any], width: int = _WIDE) -> "RenderableType":
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -121,10 +123,11 @@ def _view(place: str, rates: "list[Rates]", memory: dict[str, Any]) -> "Renderab
 
     table = Table(box=None, pad_edge=False)
     table.add_column("model", overflow="fold")  # the only one that gives way on a narrow terminal
-    for heading in _HEADINGS:
+    headings = _NARROW if width < 80 else _HEADINGS
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for model in rates:
-        table.add_row(f"{model.model} {model.version}", *_row(model))
+        table.add_row(f"{model.model} {model.version}", *map(_row(model).get, headings))
     reasons = [
         f"{model.model} {model.version} failed: {reason} {number(rate)}/s"
         for model in rates
@@ -135,13 +138,14 @@ def _view(place: str, rates: "list[Rates]", memory: dict[str, Any]) -> "Renderab
     return Group(Text(head), table, *map(Text, reasons), Text(_memory(memory)), Text(""))
 
 
-def _row(model: "Rates") -> Iterator[str]:
+def _row(model: "Rates") -> dict[str, str]:
+    """Return what stands below each heading."""
     from loadtest.report import number
 
     quantiles = (model.quantiles_ms.get(quantile) for quantile in ("0.5", "0.95", "0.99"))
-    yield from map(number, (model.requests, *quantiles, model.batch, model.queue_ms, model.compute_ms))
-    yield f"{model.pending}"
-    yield number(sum(model.failures.values()))
+    figures = map(number, (model.requests, *quantiles, model.batch, model.queue_ms, model.compute_ms))
+    row = (*figures, f"{model.pending}", number(sum(model.failures.values())))
+    return dict(zip(_HEADINGS, row, strict=True))
 
 
 def _memory(memory: dict[str, Any]) -> str:

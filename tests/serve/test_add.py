@@ -52,6 +52,7 @@ def test_a_file_is_added_checked_and_waits_for_its_promotion(place: Path, tmp_pa
     assert "up to 32, of what waits already\n" in serve("show", TINY, *at).stdout
     rollout.promote(place, TINY, 2)
     assert "300 µs" in serve("show", TINY, *at).stdout
+    assert f"  source: {onnx} ({repository.digest(onnx)[:12]})\n" in serve("why", TINY, *at).stdout
     served = json.loads(serve("show", TINY, *at, "--json").stdout)["config"]
     assert served["dynamic_batching"]["max_queue_delay_microseconds"] == "300"
     with running(place) as endpoint, connect(endpoint.grpc) as client:
@@ -120,7 +121,11 @@ def test_a_bundle_tells_ranges_and_values(tmp_path: Path) -> None:
         (("FILE", "--name", "m", "--set", "instances=many"), 2, "instances = 'many' cannot be"),
         (("FILE", "--name", "m", "--set", "gpus=[0]"), 4, "gpus: only a GPU has that"),
         (("FILE", "--name", "m", "--dim", "tokens=1,2"), 2, "not three sizes"),
+        (("FILE", "--name", "m", "--dim", "tokens=3,2,1"), 2, "needs 1 <= minimum <= typical <= maximum"),
+        (("FILE", "--name", "m", "--dim", "tokens=1,2,3"), 2, "--dim tokens would have no effect"),
+        (("VERSION", "--dim", "batch=1,2,3"), 2, "those of a version stay as they are"),
         (("FILE", "--name", "m", "--batch", "all"), 2, "not batch sizes"),
+        (("FILE", "--name", "m", "--batch", "0,4"), 2, "--batch: Input should be greater than or equal to 1"),
         (("FILE", "--name", "m", "--device", "cuda", "--runtime", "openvino"), 2, "openvino runs on a CPU"),
         (("FILE", "--name", "m", "--settings", "none.toml"), 4, "none.toml"),
     ],
@@ -129,7 +134,8 @@ def test_what_cannot_be_added_changes_nothing(
     place: Path, tmp_path: Path, options: tuple[str, ...], code: int, says: str
 ) -> None:
     file = save_tiny(tmp_path / "tiny.onnx")
-    arguments = [str(file) if option == "FILE" else option for option in options]
+    places = {"FILE": str(file), "VERSION": str(place / TINY / "1")}
+    arguments = [places.get(option, option) for option in options]
     done = serve("add", *arguments, "--repository", str(place), "--no-check")
     assert (done.returncode, says in done.stderr) == (code, True), done.stderr
     assert len(done.stderr.splitlines()) <= 2

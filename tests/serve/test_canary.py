@@ -61,7 +61,7 @@ def test_the_command_decides(place: Path, server_prefix: Path, tmp_path: Path) -
     assert document["error"]["kind"] == "CanaryRefused"
     assert document["agreement"] < 0.9
     missing = serve("canary", TINY, "1", "9", *at)
-    assert missing.returncode == 4
+    assert (missing.returncode, missing.stderr.splitlines()[-1]) == (4, "  fix: there are 1, 2, 3")
 
 
 def test_a_changed_version_is_not_compared(place: Path, tmp_path: Path) -> None:
@@ -91,10 +91,30 @@ ROW = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
         (np.array([[b"a"], [b"b"]], object), np.array([[b"a"], [b"c"]], object), 0.5),
         (ROW, ROW[:1], 0),
         (ROW, None, 0),
+        (ROW[:0], ROW[:0], 1),
     ],
 )
 def test_likeness(old: np.ndarray, new: np.ndarray | None, likeness: float) -> None:
     assert canary._likeness(old, new) == pytest.approx(likeness)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "difference"),
+    [
+        (ROW, ROW + 0.5, 0.5),
+        (ROW, np.full_like(ROW, np.nan), np.inf),
+        (np.full_like(ROW, np.nan), ROW, np.inf),
+        (np.full_like(ROW, np.nan), np.full_like(ROW, np.nan), 0),
+        (np.full_like(ROW, np.inf), np.full_like(ROW, np.inf), 0),
+        (ROW, np.full_like(ROW, -np.inf), np.inf),
+        (ROW, ROW[:1], np.inf),
+        (ROW[:0], ROW[:0], 0),
+        (ROW, None, np.inf),
+        (np.array([1]), np.array([2]), 0),
+    ],
+)
+def test_difference(old: np.ndarray, new: np.ndarray | None, difference: float) -> None:
+    assert canary._difference(old, new) == difference
 
 
 def pair(old: object, new: object, seconds: tuple[float, float] = (1.0, 1.0)) -> dict[str, object]:
@@ -111,3 +131,4 @@ def test_failures_and_times_are_counted() -> None:
     assert passed(slow, slowdown=2.1)["not slower"]
     nothing = canary._summary([pair("no", "no")])
     assert not passed(nothing)["agreement"]
+    assert nothing.refused == "no"

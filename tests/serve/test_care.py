@@ -144,8 +144,9 @@ def test_nothing_is_opened_beyond_loopback_by_accident(model_repository: Path) -
     assert "--accept-open-cves" in refused.stderr
     assert Listen(host="0.0.0.0", exposed=True).reached == "127.0.0.1"
     assert Listen(host="127.0.0.2").reached == "127.0.0.2"
-    with pytest.raises(UsageError, match="is no address"):
-        Listen(host="everywhere")
+    for host in ("everywhere", "::1"):
+        with pytest.raises(UsageError, match="is no IPv4 address"):
+            Listen(host=host)
 
 
 def test_an_exposed_server_answers_where_it_listens(model_repository: Path, server_prefix: Path) -> None:
@@ -156,10 +157,15 @@ def test_an_exposed_server_answers_where_it_listens(model_repository: Path, serv
         assert '"HTTP' not in endpoint.log.read_text()
 
 
-def test_tls_wants_its_files(tmp_path: Path, model_repository: Path) -> None:
+def test_tls_wants_its_files(tmp_path: Path, model_repository: Path, certificates: Path) -> None:
     with pytest.raises(BadRepository, match="there is no such file"):
         Tls(tmp_path / "a", tmp_path / "b").options()
     assert serve("up", str(model_repository), "--tls-cert", "a").returncode == 2
+    certificate, key, other = (certificates / name for name in ("server.crt", "server.key", "client.key"))
+    for wrong in ((key, certificate), (certificate, other), (certificate, certificate)):
+        with pytest.raises(BadRepository, match="are no certificate and its key"):
+            Tls(*wrong).options()
+    assert "--grpc-use-ssl=true" in Tls(certificate, key).options()
 
 
 def free_port() -> int:
@@ -301,7 +307,9 @@ def test_the_containers_command(model_repository: Path, certificates: Path) -> N
     assert "--publish=127.0.0.1:9000:8000" in command
     assert "--grpc-server-cert=/certificates/server.crt" in command
     assert f"--volume={certificates}/server.key:/certificates/server.key:ro" in command
-    # What --host warns of are the holes of the embedded server, not of the image.
+    # What --host warns of are the holes of the release.
+    holes = serve("up", str(model_repository), "--container", "26.05", "--print", "--host", "0.0.0.0")
+    assert (holes.returncode, "a server with 5 known CVEs" in holes.stderr) == (2, True), holes.stderr
     everywhere = serve("up", str(model_repository), "--container", "26.07", "--print", "--host", "0.0.0.0")
     assert "--publish=0.0.0.0:8000:8000" in shlex.split(everywhere.stdout), everywhere.stderr
     assert serve("up", str(model_repository), "--container", "26.07", "--print", "--detach").returncode == 2

@@ -9,6 +9,7 @@ import pytest
 from loadtest.tensors import BATCH, TensorSpec
 from serve import dryload, repository
 from serve.errors import BadRepository, ServerFailed
+from serve.settings import Settings
 from serve.target import Target
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
 
@@ -36,6 +37,38 @@ def test_dry_load_refuses_what_is_not_finite(place: Path, tmp_path: Path, server
         pytest.raises(BadRepository, match="output y: the served values are not finite"),
     ):
         dryload.staged(staged)
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> tuple[Path, tuple[TensorSpec, ...]]:
+    """A model and its input, so large that among random bytes there is a NaN."""
+    onnx = save_tiny(tmp_path / "wide.onnx", np.ones((2000, 3), np.float32))
+    return onnx, (TensorSpec("x", "float32", (BATCH, 2000)),)
+
+
+def test_a_model_that_refuses_nan_is_warmed_up_without(place: Path, wide, server_prefix: Path) -> None:
+    refuses = Settings(nonfinite="refuse")
+    with repository.stage(place, TINY, *wide, TINY_OUTPUTS, Target(cores=1), refuses) as staged:
+        dryload.staged(staged)
+
+
+def test_a_refused_warm_up_is_told_as_one(place: Path, wide, server_prefix: Path) -> None:
+    with repository.stage(place, TINY, *wide, TINY_OUTPUTS, Target(cores=1)) as staged:
+        with (staged.path / TINY / "config.pbtxt").open("a") as config:
+            config.write('parameters { key: "lathe.nonfinite" value { string_value: "refuse" } }')
+        # Whether the server survives it is a matter of luck.
+        with pytest.raises(ServerFailed, match="the input x holds NaN or infinity") as raised:
+            dryload.staged(staged)
+        assert "model_warmup" in dryload._plain(raised.value.what)[1]
+
+
+def test_shapes_of_a_warm_up_are_told_with_the_fix(staged: repository.Staged, server_prefix: Path) -> None:
+    config = staged.path / TINY / "config.pbtxt"
+    head, warm_up, tail = config.read_text().partition("model_warmup")
+    config.write_text(head + warm_up + tail.replace("dims: 4", "dims: 5"))
+    (finding,) = dryload.findings(staged.path, TINY)
+    assert finding.what.endswith("Expected [-1,4], got [1,5].")
+    assert finding.fix == "correct the dims of the input in config.pbtxt, or those in its model_warmup"
 
 
 def test_dry_load_refuses_a_corrupt_model(staged: repository.Staged, server_prefix: Path) -> None:

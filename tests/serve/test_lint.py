@@ -85,6 +85,10 @@ def test_a_wrong_configuration(place: Path, fault: str) -> None:
         ("batch_input [ { kind: BATCH_ELEMENT_COUNT } ]", "error", "batch_input and batch_output are not supported"),
         ("instance_group [ { count: 1 kind: KIND_GPU } ]", "warning", "asks for a GPU, and this machine has none"),
         ("instance_group [ { count: 64 kind: KIND_CPU } ]", "warning", "65 instances with 1 threads each share"),
+        (
+            'parameters { key: "intra_op_thread_count" value { string_value: "all" } }',
+            *("error", "the parameter intra_op_thread_count is 'all', no number"),
+        ),
         ("dynamic_batching { preferred_batch_size: 64 }", "error", "preferred_batch_size 64 is above max_batch_size"),
         ("dynamic_batching { default_queue_policy { max_queue_size: 9 } }", "warning", "wait half a second"),
     ],
@@ -119,6 +123,14 @@ def test_a_half_copied_version_that_does_not_serve_is_a_warning(place: Path) -> 
         ("warning", "has no model.onnx: half copied?"),
         ("warning", "is no version: Triton passes it over"),
     ]
+
+
+def test_what_only_looks_like_a_version(place: Path) -> None:
+    shutil.copytree(place / TINY / "1", place / TINY / "02")
+    (place / TINY / "3").write_text("a file")
+    (place / TINY / "loop").symlink_to("loop")
+    assert found(place) == [("warning", "is no version: Triton passes it over")]
+    assert repository.numbers(place, TINY) == [1]
 
 
 def test_external_data_that_is_missing(place: Path, tmp_path: Path) -> None:
@@ -175,6 +187,20 @@ def test_an_engine_of_another_tensorrt(place: Path) -> None:
     assert found(place, model="engine") == [("warning", "is a TensorRT engine, which only NVIDIA's image serves")]
 
 
+@pytest.mark.parametrize(
+    ("backend", "says"),
+    [
+        ("onnxrt", "asks for the backend onnxrt, which our server does not have"),
+        ("", "states no backend"),
+        ("python", "is Python of others"),
+    ],
+)
+def test_a_model_that_is_not_tried_is_not_praised(place: Path, backend: str, says: str) -> None:
+    replace(place, 'backend: "onnxruntime"', f'backend: "{backend}"')
+    (place / TINY / "1" / "model.py").touch()
+    assert [(level, says in what) for level, what in found(place)] == [("warning", True)]
+
+
 def test_a_model_without_a_configuration(place: Path) -> None:
     config(place).unlink()
     (place / TINY / "1" / "lineage.json").unlink()
@@ -189,14 +215,15 @@ def test_the_command_says_one_line_for_each_and_ends_with_4(place: Path, server_
     said = serve("check", "--repository", str(place))
     assert said.returncode == 4
     lines = said.stdout.splitlines()
-    assert [line.partition(":")[0] for line in lines if not line.startswith("  fix: ")] == ["warning", "error"]
-    assert len(lines) == 4
+    assert [line.partition(":")[0] for line in lines] == ["warning", "error"]
+    assert all("; fix: " in line for line in lines)
     document = json.loads(serve("check", "--repository", str(place), "--json").stdout)
     assert [set(entry) for entry in document["findings"]] == [{"model", "where", "what", "fix", "level"}] * 2
     assert document["error"]["exit"] == 4
+    assert serve("check", "--repository", str(place), "--image", "latest").returncode == 2
 
 
-def test_the_server_is_asked_where_the_files_are_in_order(place: Path, server_prefix: Path) -> None:
+def test_the_server_is_asked_where_the_files_are_in_order(place: Path, tmp_path: Path, server_prefix: Path) -> None:
     import onnx
 
     path = place / TINY / "1" / "model.onnx"
@@ -207,7 +234,9 @@ def test_the_server_is_asked_where_the_files_are_in_order(place: Path, server_pr
     onnx.save(model, path)
     assert found(place) == []
     assert serve("check", "--repository", str(place), "--no-load").returncode == 0
-    said = serve("check", "--repository", str(place))
+    (tmp_path / "tmp").mkdir()
+    said = serve("check", "--repository", str(place), env={"TMPDIR": str(tmp_path / "tmp")})
     assert said.returncode == 4, said
+    assert list((tmp_path / "tmp").iterdir()) == []
     assert "NoSuchOperator" in said.stdout
     assert "fix: export the model again" in said.stdout

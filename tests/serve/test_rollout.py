@@ -100,6 +100,10 @@ def test_what_cannot_be_promoted(place: Path) -> None:
         rollout.promote(place, TINY, 7)
     with pytest.raises(BadRepository, match="holds no model nope"):
         rollout.standings(place, "nope")
+    with pytest.raises(BadRepository, match="holds no model nope"):
+        rollout.remove(place, "nope", keep=1)
+    shown = serve("show", TINY, "7", "--repository", str(place))
+    assert (shown.returncode, shown.stderr.splitlines()[-1]) == (4, "  fix: there are 1, 2")
     (place / TINY / "1" / "model.onnx").write_bytes(b"something else")
     with pytest.raises(BadRepository, match="changed after it was published"):
         rollout.promote(place, TINY, 1)
@@ -180,6 +184,11 @@ def test_the_commands_find_the_running_server(place: Path, server_prefix: Path, 
         assert "made_by: a test" in serve("why", TINY, *at, env=env).stdout
         assert json.loads(serve("rollback", TINY, *at, "--json", env=env).stdout)["live"] == 2
         assert control.versions(ready["http"], TINY) == [2]
+        # A status is the server's word, also where the repository went on without it.
+        rollout.promote(place, TINY, 1)
+        (server,) = json.loads(serve("status", "--json", env=env).stdout)["servers"]
+        assert server["models"] == [{"name": TINY, "versions": [2], "health": "answers"}]
+        rollout.promote(place, TINY, 2)
         process.terminate()
         process.communicate(timeout=60)
     listed = json.loads(serve("list", *at, "--json", env=env).stdout)["models"]

@@ -277,6 +277,22 @@ def test_server_ends_with_a_parent_that_is_killed(model_repository: Path, server
     assert not [path for path in regions if path.exists()]
 
 
+def test_memory_of_servers_that_are_gone_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    rest = "0123456789abcdef-region"
+    names = [f"lathe-{gone.pid}-{rest}", f"lathe-{gone.pid}-{rest}-young", f"lathe-{os.getpid()}-{rest}", "lathe-mine"]
+    for name in names:
+        (memory / name).touch()
+        if "young" not in name:
+            os.utime(memory / name, (0, 0))
+    monkeypatch.setattr(server, "SHARED_MEMORY", memory)
+    server._sweep_shared_memory()
+    assert sorted(path.name for path in memory.iterdir()) == sorted(names[1:])
+
+
 def test_ports_are_free_and_different() -> None:
     ports = server._ports(Listen())
     assert len(set(ports)) == 3

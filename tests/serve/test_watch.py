@@ -174,6 +174,18 @@ def test_a_long_name_and_long_numbers_fit_into_80_columns() -> None:
     assert f"{name} 12 failed: OTHER 1,234/s" in shown
 
 
+@pytest.mark.parametrize("width", [48, 60, 79])
+def test_a_narrow_terminal_gets_fewer_columns_and_the_name(width: int) -> None:
+    rates = metrics.Rates("digits_cnn", "1", 12345.6, {"OTHER": 1234.5}, 128, 1234.5, 1234.5, {"0.99": 12345.6}, 1234)
+    memory = {"server_pss_bytes": 2**27}
+    console = Console(width=width, file=io.StringIO())
+    console.print(watch._view("127.0.0.1:8002", [rates], memory, width))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert "digits_cnn 1 " in shown
+    assert {"req/s", "p99", "batch", "queue", "failed/s", "12,346", "1,234"} <= set(shown.split())
+
+
 @pytest.mark.parametrize("wrong", [("--interval", "1ms"), ("--count", "0"), ("--url", "grpc://127.0.0.1:8001")])
 def test_wrong_options(wrong: tuple[str, str]) -> None:
     assert serve("watch", *wrong).returncode == 2
