@@ -147,6 +147,7 @@ def check(
         f"preferred = {list(settings.preferred)}: above the largest batch, {batch}": (
             batch and max(settings.preferred, default=0) > batch
         ),
+        "weight: it weighs who gets resources, and there are none": settings.weight and not settings.resources,
         "on_timeout: there is no timeout_ms": settings.on_timeout == "delay" and not settings.timeout_ms,
         f"buckets: the inputs' dims that change size are {', '.join(sorted(dims)) or 'none'}": (
             set(settings.buckets) - dims
@@ -162,11 +163,11 @@ def gather(file: Path | None, pairs: Sequence[str], base: Mapping[str, Any]) -> 
     """Return the settings of `base`, changed by the `[serve]` table of a TOML file, changed by pairs `KEY=VALUE`.
 
     Raises:
-        UsageError: the file is not TOML, a pair has no `=`, or a key or value is wrong.
+        UsageError: the file is not TOML or lacks the table, a pair has no `=`, or a key or value is wrong.
     """
     values = dict(base)
     if file is not None:
-        values |= _parsed(file.read_text(), str(file)).get("serve", {})
+        values |= _table(file)
     for pair in pairs:
         key, found, value = pair.partition("=")
         if not found:
@@ -183,8 +184,12 @@ def _value(text: str) -> Any:
         return text
 
 
-def _parsed(text: str, where: str) -> dict[str, Any]:
+def _table(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"is not TOML: {error}", where=where, fix="mend that line; text stands in quotes") from None
+        table = tomllib.loads(file.read_text(encoding="utf-8")).get("serve")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        fix = "mend that line; text stands in quotes"
+        raise UsageError(f"is not TOML: {error}", where=str(file), fix=fix) from None
+    if not isinstance(table, dict):
+        raise UsageError("has no table [serve]", where=str(file), fix="write the settings below a line [serve]")
+    return table

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.commandline import PATH, document, emit, json_option
-from loadtest.errors import LatheError, UsageError
+from loadtest.errors import LatheError, MachineError, UsageError
 
 if TYPE_CHECKING:
     from serve.options import Listen
@@ -64,6 +64,10 @@ def up(
         return
     if only_print:
         raise UsageError("--print goes with --container", fix="leave it out, or say --container 26.07")
+    if other := state.serving(repository):
+        # A release reaches one server; a second one would go on with the old version.
+        fix = "end that one with: serve down; or serve a copy of the repository"
+        raise MachineError("is served already", where=f"{repository}, at {other.http}", fix=fix)
     if detach:
         from serve import detach as detached
 
@@ -100,7 +104,6 @@ def _container(repository: Path, release: str, listen: "Listen", only_print: boo
     import shlex
     import shutil
 
-    from loadtest.errors import MachineError
     from serve import container
 
     command = container.command(repository, release, listen)
@@ -137,7 +140,6 @@ def status(as_json: bool) -> None:
     Example:
       serve status
     """
-    from loadtest.errors import MachineError
     from serve import state
 
     found = [_asked(running) for running in state.everything()]
@@ -184,7 +186,6 @@ def down(http_port: int | None, as_json: bool) -> None:
     """
     from urllib.parse import urlsplit
 
-    from loadtest.errors import MachineError
     from serve import detach, state
 
     found = state.everything()

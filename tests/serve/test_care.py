@@ -67,6 +67,9 @@ def test_a_detached_server_is_seen_and_stopped(model_repository: Path, server_pr
         assert seen[0]["models"] == [{"name": TINY, "versions": [1], "health": "answers"}]
         assert f"  {TINY} 1  answers\n" in serve("status", env=env).stdout
         assert serve("down", "--http-port", "1", env=env).returncode == 5
+        for more in ((), ("--detach",)):
+            second = serve("up", str(model_repository), *FREE, *more, env=env)
+            assert (second.returncode, "is served already" in second.stderr) == (5, True), second.stderr
     finally:
         stopped = serve("down", env=env)
     assert (stopped.returncode, stopped.stdout) == (0, f"stopped: {ready['http']}\n"), stopped.stderr

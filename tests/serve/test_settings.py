@@ -52,6 +52,7 @@ def test_a_wrong_key_or_value_is_named(asked: dict[str, Any], says: str) -> None
         ({"max_batch": 8, "preferred": [4, 16]}, "above the largest batch, 8"),
         ({"accelerator": "tensorrt"}, "accelerator: only a GPU has that"),
         ({"gpus": [0], "cuda_graphs": True}, "gpus, cuda_graphs: only a GPU has that"),
+        ({"weight": 2}, "weight: it weighs who gets resources, and there are none"),
         ({"on_timeout": "delay"}, "on_timeout: there is no timeout_ms"),
         ({"buckets": {"words": [8]}}, "buckets: the inputs' dims that change size are tokens"),
         ({"sequence": {"start": "z"}}, "sequence: the tensors are x, y"),
@@ -92,6 +93,12 @@ def test_pairs_change_the_file_which_changes_what_was(tmp_path: Path) -> None:
     assert made.buckets == {"tokens": (8, 64)}
     with pytest.raises(UsageError, match="--set instances: has no value"):
         settings.gather(None, ["instances"], {})
-    file.write_text("[serve\n")
-    with pytest.raises(UsageError, match="is not TOML"):
-        settings.gather(file, [], {})
+    for content, says in (
+        (b"[serve\n", "is not TOML"),
+        (b"[serve]\non_timeout = '\xff'\n", "is not TOML"),
+        (b"[srve]\ninstances = 2\n", r"has no table \[serve\]"),
+        (b"serve = 3\n", r"has no table \[serve\]"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(UsageError, match=says):
+            settings.gather(file, [], {})

@@ -158,7 +158,7 @@ def test_one_of_several_servers_must_be_chosen(
     with pytest.raises(MachineError, match="several servers run") as raised:
         watch._found(None)
     assert f"{endpoint.metrics}, {other.metrics}" in raised.value.fix
-    assert watch._found(f"{endpoint.metrics}/metrics") == (endpoint.metrics.removeprefix("http://"), endpoint.pid)
+    assert watch._found(f"{endpoint.metrics}/metrics") == (endpoint.metrics.removeprefix("http://"), both[0])
     assert watch._found("127.0.0.1:2") == ("127.0.0.1:2", None)
 
 
