@@ -112,8 +112,8 @@ def _add_batching(config: ModelConfig, settings: Settings) -> None:
 
 
 def _for_onnxruntime(threads: int, _inputs: Sequence[TensorSpec], _batch: int) -> dict[str, str]:
-    # Threads that spin after a call take the cores from tritonserver's own threads and from other processes.
-    return {"intra_op_thread_count": str(threads), "session.intra_op.allow_spinning": "0"}
+    # Threads that spin between operators save their waking; after a call they would take the cores from tritonserver.
+    return {"intra_op_thread_count": str(threads), "session.force_spinning_stop": "1"}
 
 
 def _for_openvino(threads: int, inputs: Sequence[TensorSpec], batch: int) -> dict[str, str]:

@@ -26,7 +26,7 @@ def test_standard_fields() -> None:
     assert not config.dynamic_batching.HasField("default_queue_policy")
     assert [(group.count, group.kind) for group in config.instance_group] == [(1, 2)]  # KIND_CPU
     assert config.parameters["intra_op_thread_count"].string_value == "4"
-    assert config.parameters["session.intra_op.allow_spinning"].string_value == "0"
+    assert config.parameters["session.force_spinning_stop"].string_value == "1"
     assert not config.runtime
 
 

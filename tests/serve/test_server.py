@@ -73,7 +73,7 @@ def test_ready_server_serves_the_standard_configuration(endpoint: Endpoint, mode
     assert [group["count"] for group in served["instance_group"]] == [1]
     assert {key: value["string_value"] for key, value in served["parameters"].items()} == {
         "intra_op_thread_count": "1",
-        "session.intra_op.allow_spinning": "0",
+        "session.force_spinning_stop": "1",
     }
     assert [sample["batch_size"] for sample in served["model_warmup"]] == [1, 32]
 
