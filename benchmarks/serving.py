@@ -185,7 +185,6 @@ def memory(place: Path, minutes: float) -> dict[str, float]:
                 seen.append(metrics.memory(endpoint.pid) or 0)
     warm, late = np.median(seen[12:18]), np.median(seen[-6:])
     return {
-        "at saturation: served over in-process": ("≥", 0.95),
         "memory: growth after warm-up": float(late / warm - 1),
         "memory: MiB at the end": float(late / 2**20),
         "memory: minutes": minutes,
