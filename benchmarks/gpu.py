@@ -141,7 +141,9 @@ def turns(
             batch = told["server"]["mean_batch"]
             turn[name] = {"served": told["rate"]["samples"], "batch": batch, "why": told["why"]}
             if name in local:
-                turn[name]["alone"] = main_job.in_process(local[name], made, max(1, round(batch)), effort.seconds)
+                turn[name]["alone"] = main_job.in_process(
+                    local[name], made.inputs, max(1, round(batch)), effort.seconds
+                )
         found.append(turn)
     return found
 

@@ -7,7 +7,7 @@ and in this process, alternating, with the same model, cores and mean batch. Wri
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest import drive, payload, report
+from loadtest.tensors import TensorSpec
 from optimize import bundle, endpoint, pipeline, recipe, workload
 from optimize.errors import GateRefused
 from optimize.predict import OnnxPredictor
@@ -94,13 +95,13 @@ def drive_once(running: Endpoint, made: Workload, model: str, concurrency: int) 
     return report.summarize(results)
 
 
-def in_process(onnx: OnnxPredictor, made: Workload, batch: int, seconds: float = SECONDS) -> float:
+def in_process(onnx: OnnxPredictor, inputs: Sequence[TensorSpec], batch: int, seconds: float = SECONDS) -> float:
     """Return samples a second of back-to-back calls in this process."""
-    inputs = payload.generate(made.inputs, 1, 0, batch=batch)[0]
-    onnx.predict(inputs)
+    feeds = payload.generate(inputs, 1, 0, batch=batch)[0]
+    onnx.predict(feeds)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        onnx.predict(inputs)
+        onnx.predict(feeds)
         count += batch
     return count / (time.perf_counter() - start)
 
@@ -118,7 +119,7 @@ def saturation() -> dict[str, Any]:
             for name in graphs:
                 load = drive_once(running, made, name, SATURATED)
                 mean = load["server"]["mean_batch"]
-                alone = in_process(local[name], made, round(mean))
+                alone = in_process(local[name], made.inputs, round(mean))
                 served = load["rate"]["achieved"]
                 pairs[name].append({"served": served, "alone": alone, "ratio": served / alone, "mean_batch": mean})
         moderate = drive_once(running, made, "int8", MODERATE)

@@ -10,11 +10,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import main_job
 
-from loadtest import payload
+from loadtest.tensors import TensorSpec
 from optimize.predict import OnnxPredictor
 from serve import server, source
 from serve.server import Endpoint
@@ -53,16 +54,11 @@ def served(endpoint: Endpoint, model: str, place: Path) -> dict[str, float]:
     return {"rate": told["rate"]["achieved"], "batch": told["server"]["mean_batch"], **cores}
 
 
-def alone(onnx: OnnxPredictor, place: Path, model: str, batch: int) -> dict[str, float]:
+def alone(onnx: OnnxPredictor, inputs: Sequence[TensorSpec], batch: int) -> dict[str, float]:
     """Run back-to-back calls in this process: samples a second, and the cores that they had."""
-    inputs = payload.generate(source.load(place / model / "1", {}).inputs, 1, 0, batch=batch)[0]
-    onnx.predict(inputs)
-    cpu, begun, count = time.process_time(), time.perf_counter(), 0
-    while time.perf_counter() - begun < main_job.SECONDS:
-        onnx.predict(inputs)
-        count += batch
-    wall = time.perf_counter() - begun
-    return {"rate": count / wall, "model": (time.process_time() - cpu) / wall}
+    cpu, begun = time.process_time(), time.perf_counter()
+    rate = main_job.in_process(onnx, inputs, batch)
+    return {"rate": rate, "model": (time.process_time() - cpu) / (time.perf_counter() - begun)}
 
 
 def measure(place: Path, model: str) -> dict[str, float]:
@@ -73,7 +69,7 @@ def measure(place: Path, model: str) -> dict[str, float]:
     with OnnxPredictor(found.onnx, cores=found.target.cores) as onnx, server.running(place, models=[model]) as endpoint:
         for _ in range(main_job.PAIRS):
             through = served(endpoint, model, place)
-            pairs.append((through, alone(onnx, place, model, round(through["batch"]))))
+            pairs.append((through, alone(onnx, found.inputs, round(through["batch"]))))
     figures = {f"at saturation: cores of the {party}": [pair[0][party] for pair in pairs] for party in PARTIES}
     figures["at saturation: samples in a mean batch"] = [through["batch"] for through, _ in pairs]
     figures["at saturation: cores of the model, in-process"] = [own["model"] for _, own in pairs]

@@ -66,7 +66,7 @@ class Instance:
         """Run the requests as one batch; None if that fails, so that a bad request cannot spoil the others' answers."""
         try:
             feeds = [self._feed(request) for request in requests]
-            wanted = [request.requested_output_names() for request in requests]
+            wanted = [set(request.requested_output_names()) for request in requests]
             if any(feed.keys() != feeds[0].keys() for feed in feeds):
                 raise ValueError("some have an optional input, others do not")
             names = [name for name in self.outputs if any(name in some for some in wanted)]
@@ -81,9 +81,8 @@ class Instance:
         answers, start = [], 0
         for request, some, size in zip(requests, wanted, sizes, strict=True):
             rows = {name: array[start : start + size] for name, array in results.items()}
-            if self.states:
-                self._remember(request, rows)
-            answers.append(pb.InferenceResponse([pb.Tensor(name, rows[name]) for name in names if name in some]))
+            self._remember(request, rows)
+            answers.append(self._response({name: rows[name] for name in names if name in some}))
             start += size
         return answers
 
