@@ -23,6 +23,8 @@ import main_job
 import networks
 
 from loadtest import drive, payload, report
+from loadtest.plan import Plan
+from loadtest.traffic import Part
 from optimize import doctor, endpoint, measure
 from optimize.export.onnx import export
 from optimize.measure import Speeds
@@ -106,10 +108,10 @@ def load(running: Endpoint, made: Workload, model: str, effort: Effort, **how: A
     Raises:
         SystemExit: a request failed, so that the figures would be those of something else.
     """
-    plan = drive.Plan(model, running.http, duration=effort.seconds, seed=0, warmup=1.0, **how)
+    plan = Plan(running.http, duration=effort.seconds, seed=0, warmup=1.0, **how)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "load.jsonl"
-        drive.run(plan, payload.generate(made.inputs, 16, 0, batch=effort.samples), file)
+        drive.run(plan, [Part(model, payload.generate(made.inputs, 16, 0, batch=effort.samples))], file)
         told = report.summarize(file)
     if told["requests"]["failed"] or told["requests"]["mismatched"]:
         raise SystemExit(f"{made.name}, {model}: {told['why']}")

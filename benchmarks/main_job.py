@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest import drive, payload, report
+from loadtest.plan import Plan
 from loadtest.tensors import TensorSpec
+from loadtest.traffic import Part
 from optimize import bundle, endpoint, pipeline, recipe, workload
 from optimize.errors import GateRefused
 from optimize.predict import OnnxPredictor
@@ -89,9 +91,9 @@ def serving(made: Workload, graphs: dict[str, Path], target: Target) -> Iterator
 
 def drive_once(running: Endpoint, made: Workload, model: str, concurrency: int) -> dict[str, Any]:
     """Return the load test's document for one closed loop."""
-    plan = drive.Plan(model, running.http, duration=SECONDS, concurrency=concurrency, seed=0, warmup=1.0)
+    plan = Plan(running.http, duration=SECONDS, concurrency=concurrency, seed=0, warmup=1.0)
     results = OUTPUT / "load.jsonl"
-    drive.run(plan, payload.generate(made.inputs, 16, 0), results)
+    drive.run(plan, [Part(model, payload.generate(made.inputs, 16, 0))], results)
     return report.summarize(results)
 
 

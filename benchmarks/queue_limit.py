@@ -8,7 +8,9 @@ import tempfile
 from pathlib import Path
 
 from loadtest import drive, payload, report
+from loadtest.plan import Plan
 from loadtest.tensors import TensorSpec
+from loadtest.traffic import Part
 from serve import model_config, repository, server
 
 REPOSITORY, MODEL, SECONDS = Path("model_repository"), "digits_cnn", 5.0
@@ -28,9 +30,9 @@ def main() -> None:
                 lineage.unlink()  # its digests would refuse the changed config
             (place / MODEL / "config.pbtxt").write_text(model_config.text(config))
             with server.running(place) as endpoint:
-                plan = drive.Plan(MODEL, endpoint.http, duration=SECONDS, concurrency=8, seed=0, warmup=0.5)
+                plan = Plan(endpoint.http, duration=SECONDS, concurrency=8, seed=0, warmup=0.5)
                 results = Path(scratch) / "load.jsonl"
-                drive.run(plan, payload.generate(specs, 16, 0), results)
+                drive.run(plan, [Part(MODEL, payload.generate(specs, 16, 0))], results)
             latency = report.summarize(results)["latency_ms"]
             print(f"{name:>20}: " + ", ".join(f"{key} {latency[key]:.1f} ms" for key in ("p50", "p99", "p999", "max")))
 

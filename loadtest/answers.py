@@ -4,7 +4,7 @@ The reference is what it answered to the same request when nothing else was goin
 outputs a little, so the caller says how much is allowed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -24,12 +24,12 @@ class Answers:
     """Compares answers with their references.
 
     Args:
-        references: the right outputs, by payload number; payloads beyond them are not checked.
-        tolerance: the largest absolute difference that a floating-point output may show; others must be equal.
+        references: by payload number the right outputs and the largest absolute difference that a floating-point output
+            may show; others must be equal. Other payloads are not checked.
     """
 
-    def __init__(self, references: Sequence[Arrays], tolerance: float) -> None:
-        self.tolerance, self.checked = tolerance, 0
+    def __init__(self, references: Mapping[int, tuple[Arrays, float]]) -> None:
+        self.checked = 0
         self._references = references
         self._seen: dict[int, bytes] = {}
 
@@ -41,26 +41,27 @@ class Answers:
             raw: the bytes of all outputs. Bytes that were right before need no decoding.
             decode: makes the arrays.
         """
-        if payload >= len(self._references):
+        if payload not in self._references:
             return ""
         self.checked += 1
         if self._seen.get(payload) == raw:
             return ""
-        outputs, reference = decode(), self._references[payload]
+        outputs, (reference, tolerance) = decode(), self._references[payload]
         if outputs.keys() != reference.keys():
             return f"the outputs are {', '.join(outputs)} instead of {', '.join(reference)}"
         for name, array in outputs.items():
-            if text := self._differs(array, reference[name]):
+            if text := _differs(array, reference[name], tolerance):
                 return f"output {name} {text}"
         self._seen[payload] = raw
         return ""
 
-    def _differs(self, array: Array, reference: Array) -> str:
-        if array.shape != reference.shape or array.dtype != reference.dtype:
-            return f"is {array.dtype}{list(array.shape)} instead of {reference.dtype}{list(reference.shape)}"
-        if array.dtype.kind != "f":
-            return "" if np.array_equal(array, reference) else "has other values"
-        # NaN in the reference is the model's own affair and must be NaN again.
-        if np.allclose(array, reference, rtol=0, atol=self.tolerance, equal_nan=True):
-            return ""
-        return f"differs by more than {self.tolerance:g}"
+
+def _differs(array: Array, reference: Array, tolerance: float) -> str:
+    if array.shape != reference.shape or array.dtype != reference.dtype:
+        return f"is {array.dtype}{list(array.shape)} instead of {reference.dtype}{list(reference.shape)}"
+    if array.dtype.kind != "f":
+        return "" if np.array_equal(array, reference) else "has other values"
+    # NaN in the reference is the model's own affair and must be NaN again.
+    if np.allclose(array, reference, rtol=0, atol=tolerance, equal_nan=True):
+        return ""
+    return f"differs by more than {tolerance:g}"

@@ -60,12 +60,12 @@ def _render(results: Results, values: dict[str, Any]) -> str:
 
 def _plan(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what of the plan applies, with units."""
-    units = {"duration": " s", "timeout": " s", "warmup": " s", "rate": " requests/s", "batch": " samples"}
-    only_open = {"arrival", "seed", "in_flight"}
+    units = {"duration": " s", "timeout": " s", "warmup": " s", "think": " s", "rate": " requests/s"}
+    only_open = {"arrival", "profile", "seed", "in_flight", "speed"}
     return [
         (name.replace("in_flight", "most in flight"), f"{value}{units.get(name, '')}")
         for name, value in plan.items()
-        if value not in (None, "") and (plan.get("rate") or name not in only_open)
+        if value not in (None, "") and (plan["concurrency"] is None or name not in only_open)
     ]
 
 
@@ -124,7 +124,7 @@ def _percentiles(results: Results) -> dict[str, str]:
     latency = (results.done - results.planned)[counted]
     service = (results.done - results.sent)[counted & ~np.isnan(results.sent)]
     lines = [(latency, "latency, from the planned time", BLUE)]
-    if results.header["plan"].get("rate"):
+    if results.open:
         lines.insert(0, (service, "service, from the sending", GREY))
     traces = []
     for values, name, color in lines:
@@ -177,7 +177,7 @@ def _throughput(results: Results, values: dict[str, Any]) -> dict[str, str]:
         return np.histogram(moments, edges)[0] / seconds
 
     traces = [_line(middles, per_second(results.done[results.of(OK, MISMATCH)]), "answered", GREEN)]
-    if values["plan"].get("rate"):
+    if results.open:
         traces.insert(0, _line(middles, per_second(results.planned), "due", GREY, dash="dot"))
     if values["requests"]["failed"]:
         failed = ~results.of(OK, MISMATCH) & ~np.isnan(results.done)

@@ -53,6 +53,7 @@ def summary(results: Results) -> dict[str, Any]:
         url=header["url"],
         version=header.get("model_version", ""),
         plan=header["plan"],
+        parts=header["parts"],
         requests=_requests(results),
         rate=_rate(results),
         latency_ms=milliseconds((results.done - results.planned)[counted]),
@@ -101,10 +102,13 @@ def _rate(results: Results) -> dict[str, float]:
     seconds = sending_time(results)
     in_time = results.of(OK) & (results.done <= seconds)
     achieved = float(in_time.sum()) / seconds
-    plan = results.header["plan"]
+    plan, sent = results.header["plan"], ~np.isnan(results.sent)
+    steady = results.open and plan["rate"] and plan["profile"] == "flat"
     # A closed loop has no rate of its own: what it offered is what it sent.
-    offered = plan.get("rate") or float((~np.isnan(results.sent)).sum()) / seconds
-    return {"offered": offered, "achieved": achieved, "samples": achieved * plan.get("batch", 1)}
+    offered = plan["rate"] if steady else float((sent | results.open).sum()) / seconds
+    batches = np.repeat(*(np.array([part[key] for part in results.header["parts"]]) for key in ("batch", "payloads")))
+    samples = float(batches[results.payload[in_time]].sum()) / seconds
+    return {"offered": offered, "achieved": achieved, "samples": samples}
 
 
 def _server(results: Results) -> dict[str, Any] | None:
@@ -148,7 +152,7 @@ def _why_invalid(values: dict[str, Any], results: Results) -> tuple[str, str]:
     if not requests["done"]:
         most = f": {end['errors'][0]['text']}" if end.get("errors") else ""
         return f"not one of {requests['planned']} requests succeeded{most}", "look into the server's log, or send less"
-    return _why_not_the_planned_load(values) if values["plan"].get("rate") else _why_not_the_server(values)
+    return _why_not_the_planned_load(values) if results.open else _why_not_the_server(values)
 
 
 def _why_not_the_planned_load(values: dict[str, Any]) -> tuple[str, str]:
@@ -215,13 +219,19 @@ def _headline(values: dict[str, Any]) -> list[Text]:
 def plan_line(values: dict[str, Any]) -> str:
     """Return the plan in one line."""
     plan = values["plan"]
-    if plan.get("rate"):
-        load = f"open loop, {plan['rate']:g}/s {plan.get('arrival', '')}".rstrip()
-    else:
-        load = f"closed loop, {plan['concurrency']} in flight"
-    version = f" version {values['version']}" if values["version"] else ""
-    batch, duration = plan.get("batch", 1), plan["duration"]
-    return f"{values['model']}{version} at {values['url']}, {load}, batch {batch}, {duration:g} s"
+    models = " + ".join(f"{part['model']} version {part['version']} batch {part['batch']}" for part in values["parts"])
+    return f"{models} at {values['url']}, {load(plan)}, {plan['duration']:g} s"
+
+
+def load(plan: dict[str, Any]) -> str:
+    """Return the kind of load in a few words."""
+    if plan["concurrency"] is not None:
+        think = f", thinking {plan['think']:g} s" if plan["think"] else ""
+        return f"closed loop, {plan['concurrency']} in flight{think}"
+    if plan["trace"] is not None:
+        return f"open loop, the times of {plan['trace']}"
+    profile = "" if plan["profile"] == "flat" else f" {plan['profile']}"
+    return f"open loop, {plan['rate']:g}/s {plan['arrival']}{profile}"
 
 
 def _latency_table(values: dict[str, Any]) -> Table:
@@ -244,12 +254,12 @@ def _facts_table(values: dict[str, Any]) -> Table:
 def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the figures that stand beside the latencies, each as a name and a text."""
     rate, server = values["rate"], values["server"]
-    tolerance = values["plan"].get("tolerance")
+    tolerances = [part["tolerance"] for part in values["parts"] if part["tolerance"] is not None]
     rows = [("throughput", f"{rate['achieved']:,.1f} requests/s, {rate['samples']:,.1f} samples/s")]
-    if values["plan"].get("rate"):
+    if values["plan"]["concurrency"] is None:
         rows.append(("offered", f"{rate['offered']:,.1f} requests/s"))
         rows.append(("lag p99", f"{number(values['lag_ms']['p99'])} ms"))
-    checked = "not checked" if tolerance is None else f"checked, {tolerance:.2g} allowed"
+    checked = f"checked, {max(tolerances):.2g} allowed" if tolerances else "not checked"
     rows.append(("outputs", checked))
     if values["client_cpu"] is not None:
         rows.append(("client CPU", f"{values['client_cpu']:.0%} of one core"))

@@ -1,8 +1,8 @@
 """Results: the file of a load run, one JSON document per line, written while the run goes on.
 
 First line: what was planned. Then one line per request: `n`, the times `planned`, `sent` and `done` in seconds after
-the start (null where it did not happen), `verdict`, `payload`, `worker`. Last line: `end` and what the server counted;
-a file without it comes from a run that was interrupted.
+the start (null where it did not happen), `verdict`, `payload`, `worker`, and `tries` where it was sent more than once.
+Last line: `end` and what the server counted; a file without it comes from a run that was interrupted.
 """
 
 import json
@@ -23,6 +23,16 @@ OK, MISMATCH, ERROR, TIMEOUT, DROPPED = VERDICTS
 
 
 @dataclass(slots=True)
+class Turn:
+    """A request's place in a sequence: the id of that, whether it is its first or last, and its number from 1."""
+
+    id: int
+    start: bool
+    end: bool
+    place: int
+
+
+@dataclass(slots=True)
 class Flight:
     """One request. Times are seconds after the start of the run, None where it did not happen.
 
@@ -30,11 +40,14 @@ class Flight:
         n: its number in the run, from 0.
         planned: when it was due.
         payload: which of the payloads it carries.
-        sent: when its first byte was handed to the connection.
+        sent: when its first byte was handed to the connection, the first time if it was sent again.
         done: when the whole answer was there, or the failure was known.
         verdict: one of `VERDICTS`.
         error: what went wrong, in words.
         gone: whether the connection failed, rather than the request.
+        tries: how often it was sent.
+        first: when it was sent first, once it was sent again.
+        turn: its place in a sequence.
     """
 
     n: int
@@ -45,6 +58,9 @@ class Flight:
     verdict: str = OK
     error: str = ""
     gone: bool = False
+    tries: int = 1
+    first: float | None = None
+    turn: Turn | None = None
 
 
 class Writer:
@@ -53,8 +69,9 @@ class Writer:
     `add` only keeps the line, so that no disk access falls between two requests; `flush` writes what was kept.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+    def __init__(self, path: Path, header: dict[str, Any], worker: int = 0) -> None:
         self._lines: list[str] = []
+        self._worker = worker
         self._file: IO[str] = path.open("w", encoding="utf-8")
         self._file.write(json.dumps({"format": FORMAT, **header}) + "\n")
         self._file.flush()
@@ -69,9 +86,10 @@ class Writer:
         """Keep one request's line."""
         sent = "null" if flight.sent is None else f"{flight.sent:.6f}"
         done = "null" if flight.done is None else f"{flight.done:.6f}"
+        tries = f',"tries":{flight.tries}' if flight.tries > 1 else ""
         self._lines.append(
             f'{{"n":{flight.n},"planned":{flight.planned:.6f},"sent":{sent},"done":{done},'
-            f'"verdict":"{flight.verdict}","payload":{flight.payload},"worker":0}}\n'
+            f'"verdict":"{flight.verdict}","payload":{flight.payload},"worker":{self._worker}{tries}}}\n'
         )
 
     def flush(self) -> None:
@@ -100,6 +118,8 @@ class Results:
         end: the last line; None when the run was interrupted.
         planned, sent, done: seconds after the start, NaN where it did not happen.
         verdict: index into `VERDICTS`.
+        payload: the number of what it carried.
+        tries: how often it was sent.
     """
 
     header: dict[str, Any]
@@ -108,6 +128,13 @@ class Results:
     sent: Seconds
     done: Seconds
     verdict: NDArray[np.int8]
+    payload: NDArray[np.int32]
+    tries: NDArray[np.int32]
+
+    @property
+    def open(self) -> bool:
+        """Whether the requests were due at times of their own."""
+        return self.header["plan"].get("concurrency") is None
 
     def of(self, *verdicts: str) -> NDArray[np.bool_]:
         """Return a mask of the requests with one of these verdicts."""
@@ -120,12 +147,16 @@ class _Columns:
     sent: "array[float]" = field(default_factory=lambda: array("d"))
     done: "array[float]" = field(default_factory=lambda: array("d"))
     verdict: "array[int]" = field(default_factory=lambda: array("b"))
+    payload: "array[int]" = field(default_factory=lambda: array("i"))
+    tries: "array[int]" = field(default_factory=lambda: array("i"))
 
     def add(self, row: dict[str, Any]) -> None:
         for column, key in ((self.planned, "planned"), (self.sent, "sent"), (self.done, "done")):
             value = row[key]
             column.append(float("nan") if value is None else value)
         self.verdict.append(VERDICTS.index(row["verdict"]))
+        self.payload.append(row["payload"])
+        self.tries.append(row.get("tries", 1))
 
 
 def read(path: Path) -> Results:
@@ -180,4 +211,6 @@ def _sorted(header: dict[str, Any], end: dict[str, Any] | None, columns: _Column
         np.array(columns.sent)[order],
         np.array(columns.done)[order],
         np.array(columns.verdict, dtype=np.int8)[order],
+        np.array(columns.payload, dtype=np.int32)[order],
+        np.array(columns.tries, dtype=np.int32)[order],
     )

@@ -8,11 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from loadtest.results import Turn
 from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, Arrays
 
 
-def http_request(host: str, model: str, inputs: Arrays, version: str = "") -> bytes:
-    """Return the whole HTTP/1.1 request, from `POST` to the last byte of the last tensor."""
+def http_request(host: str, model: str, inputs: Arrays, version: str = "", turn: Turn | None = None) -> bytes:
+    """Return the whole HTTP/1.1 request, from `POST` to the last byte of the last tensor.
+
+    Args:
+        host: HOST:PORT.
+        model: its name.
+        inputs: by name.
+        version: of the model; empty lets the server choose.
+        turn: its place in a sequence.
+    """
     tensors = {name: packed(array) for name, array in inputs.items()}
     body: dict[str, Any] = {
         "inputs": [
@@ -24,7 +33,7 @@ def http_request(host: str, model: str, inputs: Arrays, version: str = "") -> by
             }
             for name, array in inputs.items()
         ],
-        "parameters": {"binary_data_output": True},
+        "parameters": {"binary_data_output": True} | _sequence(turn),
     }
     header = json.dumps(body, separators=(",", ":")).encode()
     length = len(header) + sum(map(len, tensors.values()))
@@ -34,6 +43,12 @@ def http_request(host: str, model: str, inputs: Arrays, version: str = "") -> by
         f"Inference-Header-Content-Length: {len(header)}\r\nContent-Length: {length}\r\n\r\n"
     )
     return b"".join([start.encode(), header, *tensors.values()])
+
+
+def _sequence(turn: Turn | None) -> dict[str, int]:
+    if turn is None:
+        return {}
+    return {"sequence_id": turn.id, "sequence_start": turn.start, "sequence_end": turn.end}
 
 
 def http_outputs(header: bytes, raw: bytes) -> dict[str, Array]:
@@ -50,11 +65,16 @@ def http_outputs(header: bytes, raw: bytes) -> dict[str, Array]:
     return outputs
 
 
-def grpc_request(model: str, inputs: Arrays, version: str = "") -> bytes:
+def grpc_request(model: str, inputs: Arrays, version: str = "", turn: Turn | None = None) -> bytes:
     """Return the serialised `ModelInferRequest`."""
     from tritonclient.grpc import service_pb2
 
     request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
+    for key, value in _sequence(turn).items():
+        if key == "sequence_id":
+            request.parameters[key].int64_param = value
+        else:
+            request.parameters[key].bool_param = bool(value)
     for name, array in inputs.items():
         request.inputs.add(name=name, datatype=TRITON_DTYPES[array.dtype.name], shape=array.shape)
         request.raw_input_contents.append(packed(array))

@@ -17,7 +17,9 @@ import numpy as np
 from loadtest import answers as answers_of
 from loadtest import drive, page, payload, report
 from loadtest.client import Client, connect
+from loadtest.plan import Plan
 from loadtest.tensors import UNBOUNDED, Arrays, Dim, TensorSpec
+from loadtest.traffic import Part
 from optimize import gate
 from optimize.baseline import Progress, Trained, graph_of
 from optimize.bundle import Bundle
@@ -214,18 +216,17 @@ def _load(
     endpoint: Endpoint, workload: Workload, recipe: Recipe, folder: Path, tolerance: float, progress: Progress
 ) -> dict[str, Any]:
     progress(f"load test, {recipe.load.duration:g} s", 0.0)
-    plan = _plan(endpoint, workload, recipe.load, recipe.seed)
+    plan = _plan(endpoint, recipe.load, recipe.seed)
     results = folder / "load.jsonl"
-    drive.run(plan, payload.generate(workload.inputs, PAYLOADS, recipe.seed), results, tolerance=tolerance)
+    payloads = payload.generate(workload.inputs, PAYLOADS, recipe.seed)
+    drive.run(plan, [Part(workload.name, payloads, tolerance=tolerance)], results)
     page.write(results, folder / "load.html")
     return report.summarize(results)
 
 
-def _plan(endpoint: Endpoint, workload: Workload, load: Load, seed: int) -> drive.Plan:
+def _plan(endpoint: Endpoint, load: Load, seed: int) -> Plan:
     closed = load.concurrency if load.rate is None else None
-    return drive.Plan(
-        workload.name, endpoint.http, duration=load.duration, concurrency=closed, rate=load.rate, seed=seed, warmup=1.0
-    )
+    return Plan(endpoint.http, duration=load.duration, concurrency=closed, rate=load.rate, seed=seed, warmup=1.0)
 
 
 def _publish(staged: repositories.Staged, made: Bundle, gates: list[Gate], parity: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from loadtest.commandline import PATH, document, emit, json_option
-from loadtest.commands.run import Duration
+from loadtest.options import Duration
 from serve.commands.up import PORT
 
 

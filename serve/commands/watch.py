@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.commandline import document, emit, json_option
-from loadtest.commands.run import Duration
+from loadtest.options import Duration
 from loadtest.errors import MachineError, UsageError
 
 if TYPE_CHECKING:

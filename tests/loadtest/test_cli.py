@@ -76,9 +76,9 @@ def test_a_run_from_the_repositorys_lineage_and_from_data(endpoint, model_reposi
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         document = json.loads(done.stdout)
-        assert document["plan"]["batch"] == 3
+        assert document["parts"][0]["batch"] == 3
         assert document["requests"]["failed"] == 0
-    assert document["plan"]["payloads"] == 3
+    assert document["parts"][0]["payloads"] == 3
 
 
 def test_the_text_report(stand_in, tmp_path: Path) -> None:

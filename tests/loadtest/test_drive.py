@@ -13,12 +13,13 @@ import grpc
 import numpy as np
 import pytest
 
-from loadtest import drive, payload
-from loadtest.drive import Plan
+from loadtest import drive, loop, payload
 from loadtest.errors import BadInput, RequestRejected, ServerAbsent, UsageError
+from loadtest.plan import Plan
 from loadtest.report import summarize
 from loadtest.results import OK, read
 from loadtest.tensors import BATCH, TensorSpec
+from loadtest.traffic import Part
 
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 PAYLOADS = payload.generate([TensorSpec("x", "float32", (BATCH, 4))], 16, 0, batch=2)
@@ -26,7 +27,7 @@ PAYLOADS = payload.generate([TensorSpec("x", "float32", (BATCH, 4))], 16, 0, bat
 
 def run(server: Any, scheme: str, path: Path, tolerance: float | None = None, **plan: Any) -> dict[str, Any]:
     plan = {"duration": 0.5, "warmup": 0.0, **plan}
-    drive.run(Plan("double", server.url(scheme), **plan), PAYLOADS, path / "r.jsonl", tolerance=tolerance)
+    drive.run(Plan(server.url(scheme), **plan), [Part("double", PAYLOADS, tolerance=tolerance)], path / "r.jsonl")
     return summarize(path / "r.jsonl")
 
 
@@ -101,7 +102,7 @@ def test_a_run_at_its_limit_of_requests_in_flight_drops_and_is_invalid(stand_in,
 def test_a_server_that_dies_ends_the_run_early(
     stand_in, scheme: str, load: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drive, "GIVE_UP", 0.3)
+    monkeypatch.setattr(loop, "GIVE_UP", 0.3)
     with stand_in(die=60) as server:
         document = run(server, scheme, tmp_path, duration=60.0, **load)
     assert not document["valid"]
@@ -172,7 +173,7 @@ def test_the_warm_up_is_not_counted(stand_in, scheme: str, tmp_path: Path) -> No
 
 
 def test_a_server_that_dies_in_the_warm_up_is_absent(stand_in, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drive, "GIVE_UP", 0.3)
+    monkeypatch.setattr(loop, "GIVE_UP", 0.3)
     with stand_in(die=10) as server, pytest.raises(ServerAbsent, match="warm-up"):
         run(server, "http", tmp_path, concurrency=2, warmup=60.0)
 
@@ -190,20 +191,20 @@ def test_a_notebook_has_an_event_loop_already(stand_in, scheme: str, tmp_path: P
 def test_an_absent_server_leaves_an_older_file_alone(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text("precious")
     with pytest.raises(ServerAbsent):
-        drive.run(Plan("m", "http://127.0.0.1:9", 1, concurrency=1), PAYLOADS, tmp_path / "r.jsonl")
+        drive.run(Plan("http://127.0.0.1:9", 1, concurrency=1), [Part("m", PAYLOADS)], tmp_path / "r.jsonl")
     assert (tmp_path / "r.jsonl").read_text() == "precious"
 
 
 def test_a_folder_that_does_not_exist_is_named_before_the_server_is_asked(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such folder"):
-        drive.run(Plan("m", "http://127.0.0.1:9", 1, concurrency=1), PAYLOADS, tmp_path / "none" / "r.jsonl")
+        drive.run(Plan("http://127.0.0.1:9", 1, concurrency=1), [Part("m", PAYLOADS)], tmp_path / "none" / "r.jsonl")
 
 
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({}, "concurrency or a rate"),
-        ({"concurrency": 1, "rate": 1.0}, "concurrency or a rate"),
+        ({}, "concurrency, a rate or a trace"),
+        ({"concurrency": 1, "rate": 1.0}, "concurrency, a rate or a trace"),
         ({"concurrency": 0}, "concurrency"),
         ({"rate": 0.0}, "rate"),
         ({"rate": -1.0}, "rate"),
@@ -218,7 +219,7 @@ def test_a_folder_that_does_not_exist_is_named_before_the_server_is_asked(tmp_pa
 )
 def test_a_plan_that_makes_no_sense(values: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named):
-        Plan(**{"model": "m", "url": "http://h:1", "duration": 1.0, **values})
+        Plan(**{"url": "http://h:1", "duration": 1.0, **values})
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -1,4 +1,5 @@
 import io
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from loadtest import page
+from loadtest.plan import Plan
 from loadtest.report import headline, number, summarize, text
 from loadtest.results import DROPPED, ERROR, OK, TIMEOUT, Flight, Writer
 
@@ -24,8 +26,10 @@ END = {"end": 1.1, "client_cpu": 0.2, "gone": False, "errors": [{"verdict": ERRO
 
 
 def write(path: Path, flights: list[Flight], end: dict[str, Any] | None, **plan: Any) -> Path:
-    plan = {"duration": 1.0, "batch": 2, "tolerance": None, "rate": 100.0, "concurrency": None, **plan}
-    header = {"plan": plan, "model": "m", "model_version": "3", "url": "grpc://h:1", "versions": {}}
+    parts = [{"model": "m", "version": "3", "payloads": 1, "batch": 2, "tolerance": plan.pop("tolerance", None)}]
+    load = {"rate": 100.0} if plan.get("concurrency") is None else {}
+    written = asdict(Plan("grpc://h:1", **{"duration": 1.0, **load, **plan}))
+    header = {"plan": written, "parts": parts, "model": "m", "model_version": "3", "url": "grpc://h:1", "versions": {}}
     with Writer(path, header) as writer:
         for flight in flights:
             writer.add(flight)

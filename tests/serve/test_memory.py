@@ -7,6 +7,8 @@ from statistics import median
 import pytest
 
 from loadtest import drive, payload, report
+from loadtest.plan import Plan
+from loadtest.traffic import Part
 from serve import metrics, source
 from serve.server import running
 
@@ -22,8 +24,8 @@ def test_three_minutes_of_load_leave_the_memory_as_it_was(server_prefix: Path, t
     with running(COMMITTED, models=[MODEL]) as endpoint, ThreadPoolExecutor(1) as pool:
 
         def load(**how: float) -> float:
-            plan = drive.Plan(MODEL, endpoint.http, in_flight=256, **how)  # type: ignore[arg-type]
-            drive.run(plan, requests, tmp_path / "load.jsonl")
+            plan = Plan(endpoint.http, in_flight=256, **how)  # type: ignore[arg-type]
+            drive.run(plan, [Part(MODEL, requests)], tmp_path / "load.jsonl")
             return float(report.summarize(tmp_path / "load.jsonl")["rate"]["achieved"])
 
         rate = load(duration=5, concurrency=32)

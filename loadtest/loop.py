@@ -1,0 +1,218 @@
+"""Loop: one worker's stretch of load over an open sender."""
+
+import asyncio
+import resource
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from loadtest.plan import Plan
+from loadtest.results import DROPPED, MISMATCH, OK, TIMEOUT, Flight
+from loadtest.senders.sender import Sender, fail
+from loadtest.traffic import Sequences
+
+TICK = 0.1
+"""Seconds between two looks at the run: writing results, reporting progress, noticing a dead server."""
+
+GIVE_UP = 2.0
+"""Seconds of nothing but broken connections after which the server counts as gone."""
+
+PATIENCE = 30.0
+"""Seconds after the end of the sending for which answers are waited for when requests have no timeout."""
+
+_RETRY_PAUSE = 0.05
+_MOST_TEXTS = 1000
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: seconds since its start, requests so far, and `warming` before the counted part."""
+
+    elapsed: float
+    done: int = 0
+    failed: int = 0
+    in_flight: int = 0
+    warming: bool = False
+
+
+class Loop:
+    """Sends one worker's share of a plan and hands over every request that ended.
+
+    Args:
+        plan: what to send.
+        sender: how to send it, open.
+        choose: from a request's number to its payload's.
+        duration: seconds of sending; waiting for the last answers comes after.
+        record: called with every request that ended.
+        worker: which one of `plan.workers` this is.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sender: Sender,
+        choose: Callable[[int], int],
+        duration: float,
+        record: Callable[[Flight], None],
+        worker: int = 0,
+    ) -> None:
+        self.plan, self.sender, self.choose, self.duration, self.record = plan, sender, choose, duration, record
+        self.count = self.ended = self.succeeded = 0
+        self.end, self.gone = 0.0, False
+        self.errors: Counter[tuple[str, str]] = Counter()
+        self.sending = True
+        self._worker = worker
+        self._limit = plan.share(plan.requests, worker) if plan.requests else None
+        self._sequences = Sequences(plan.sequence, worker) if plan.sequence else None
+        self._flying: dict[int, Flight] = {}
+        self._blocked = False
+        self._stopped = 0.0
+        self._failing_since: float | None = None
+        self._cap = min(plan.in_flight, _descriptors() - 64)
+        self._due: Iterator[float] = iter(())
+        self._next: float | None = None
+
+    async def run(self, tick: Callable[[Progress], None], zero: float | None = None) -> None:
+        """Send for `duration`, wait for the last answers, and leave nothing in flight.
+
+        Args:
+            tick: called about ten times a second.
+            zero: the start of the run on the system's monotonic clock, for workers that begin together; now if None.
+        """
+        self.loop = asyncio.get_running_loop()
+        self.sender.finished = self._finished
+        self._zero = self.loop.time() if zero is None else zero
+        await asyncio.sleep(max(0.0, self._zero - self.loop.time()))
+        self.sender.start(self._zero)
+        try:
+            await self._send_and_wait(tick)
+        finally:
+            # When this was cancelled, a timer is still set, and the sender is about to be closed.
+            self.sending = False
+        self.end = self._now()
+
+    async def _send_and_wait(self, tick: Callable[[Progress], None]) -> None:
+        if self.plan.open:
+            self._due = self.plan.due(self.duration, self._worker)
+            self._next = next(self._due, None)
+            self._pump()
+        else:
+            for _ in range(self.plan.share(self.plan.concurrency or 0, self._worker)):
+                self._send_if_sending()
+        while self.sending or self._flying:
+            now = self._now()
+            if self.sending and (now >= self.duration or self.gone or self._sent_all()):
+                self._stop_sending()
+            if not self.sending and self.plan.timeout is None and now > self._stopped + PATIENCE:
+                self._abandon()
+            # The last answers are waited for in short steps, so that `end` is near the last of them.
+            rest = self.duration - now if self.sending else TICK / 10
+            await asyncio.sleep(max(0.0, min(TICK, rest)))
+            tick(Progress(self._now(), self.ended, self.ended - self.succeeded, len(self._flying)))
+
+    def _now(self) -> float:
+        return self.loop.time() - self._zero
+
+    def _sent_all(self) -> bool:
+        if self.plan.trace is not None and self._next is None:
+            return True  # a trace may end before the duration does
+        return self._limit is not None and self.count >= self._limit
+
+    def _stop_sending(self) -> None:
+        if not self.gone:
+            self._pump()
+        self.sending, self._stopped = False, self._now()
+        while self._next is not None:
+            self.record(Flight(self._number(), self._next, 0, verdict=DROPPED))
+            self._next = next(self._due, None)
+
+    def _abandon(self) -> None:
+        """Give up the requests that have no timeout of their own and that nothing answered after the end."""
+        for flight in tuple(self._flying.values()):
+            flight.done = self._now()
+            fail(flight, f"no answer within {PATIENCE:g} s of the end of the run", verdict=TIMEOUT)
+            self._finished(flight)
+
+    def _pump(self) -> None:
+        """Send everything that is due, and come back when the next request is."""
+        while self.sending and self._next is not None and self._next <= self._now():
+            if len(self._flying) >= self._cap:
+                self._blocked = True
+                return  # `_finished` comes back here
+            self._send(self._next)
+            self._next = next(self._due, None)
+        if self._next is not None and self.sending:
+            self.loop.call_at(self._zero + self._next, self._pump)
+
+    def _number(self) -> int:
+        self.count += 1
+        return self._worker + (self.count - 1) * self.plan.workers
+
+    def _send(self, planned: float) -> None:
+        n = self._number()
+        turn = self._sequences.next() if self._sequences else None
+        flight = Flight(n, planned, self.choose(n), turn=turn)
+        self._flying[n] = flight
+        self.sender.send(flight)
+
+    def _finished(self, flight: Flight) -> None:
+        if flight.n not in self._flying:
+            return  # given up meanwhile
+        self._watch(flight)
+        if flight.verdict not in (OK, MISMATCH) and flight.tries <= self.plan.retries and self.sending:
+            self._send_again(flight)
+            return
+        del self._flying[flight.n]
+        self._count(flight)
+        if self._sequences and flight.turn and flight.verdict in (OK, MISMATCH):
+            self._sequences.finished(flight.turn)
+        if not self.plan.open:
+            self._follow(flight)
+        elif self.sending and self._blocked:
+            self._blocked = False
+            self._pump()
+
+    def _send_again(self, flight: Flight) -> None:
+        flight.tries, flight.first = flight.tries + 1, flight.sent if flight.first is None else flight.first
+        flight.verdict, flight.error, flight.sent, flight.done = OK, "", None, None
+        # Without a pause a refused connection would be tried ten thousand times a second.
+        self.loop.call_later(_RETRY_PAUSE if flight.gone else 0.0, self.sender.send, flight)
+
+    def _count(self, flight: Flight) -> None:
+        self.ended += 1
+        if flight.first is not None:
+            flight.sent = flight.first
+        if not self.plan.open and flight.sent is not None:
+            flight.planned = flight.sent
+        self.record(flight)
+        if flight.verdict == OK:
+            self.succeeded += 1
+        else:
+            # Texts with a number in them could be as many as the requests.
+            text = flight.error if len(self.errors) < _MOST_TEXTS else "other errors"
+            self.errors[flight.verdict, text] += 1
+
+    def _follow(self, flight: Flight) -> None:
+        """Let the user whose request ended send the next one of a closed loop."""
+        pause = max(self.plan.think, _RETRY_PAUSE if flight.gone else 0.0)
+        if pause:
+            self.loop.call_later(pause, self._send_if_sending)
+        else:
+            self._send_if_sending()
+
+    def _send_if_sending(self) -> None:
+        if self.sending and not self._sent_all() and self._now() < self.duration:
+            self._send(self._now())
+
+    def _watch(self, flight: Flight) -> None:
+        if not flight.gone:
+            self._failing_since = None
+        elif self._failing_since is None:
+            self._failing_since = self._now()
+        elif self._now() - self._failing_since > GIVE_UP:
+            self.gone = True
+
+
+def _descriptors() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 10**9 if soft == resource.RLIM_INFINITY else soft

@@ -1,0 +1,105 @@
+"""Plan: what load to send, as one value that a result file holds whole."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from loadtest import schedule
+from loadtest.client import parse_url
+from loadtest.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What load to send; which requests is the matter of `loadtest.traffic`.
+
+    Exactly one of `concurrency`, `rate` and `trace` is given: the first makes a closed loop, the others an open one.
+
+    Args:
+        url: `grpc://HOST:PORT` or `http://HOST:PORT`.
+        duration: seconds during which requests are sent, at most.
+        concurrency: closed loop, requests always in flight.
+        rate: open loop, requests per second.
+        arrival: with `rate`: a name in `schedule.ARRIVALS` and its settings.
+        profile: with `rate`: a name in `schedule.PROFILES` and its settings.
+        trace: open loop: a file of send times.
+        speed: with `trace`: how many times as fast to replay it.
+        requests: stop after so many; None sends for the whole duration.
+        think: closed loop: seconds between an answer and the next request of the same user.
+        sequence: length of the sequences that the requests belong to, for a model that remembers; None sends requests
+            of their own.
+        seed: of the arrival times and of the choice among models.
+        timeout: seconds until a request counts as timed out; None waits until the end of the run, and `PATIENCE` more.
+        retries: how often a request that failed is sent again; its latency goes on counting.
+        warmup: seconds of the same load before the run, not counted.
+        in_flight: open loop: the most requests in flight at once, for each worker.
+        workers: processes that share the load.
+    """
+
+    url: str
+    duration: float
+    concurrency: int | None = None
+    rate: float | None = None
+    arrival: str = "constant"
+    profile: str = "flat"
+    trace: str | None = None
+    speed: float = 1.0
+    requests: int | None = None
+    think: float = 0.0
+    sequence: int | None = None
+    seed: int = 0
+    timeout: float | None = None
+    retries: int = 0
+    warmup: float = 1.0
+    in_flight: int = schedule.MOST_IN_FLIGHT
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        parse_url(self.url)
+        if [self.concurrency, self.rate, self.trace].count(None) != 2:
+            raise UsageError("a plan has a concurrency, a rate or a trace", fix="give one of the three")
+        most: dict[str, float | None] = {"duration": None, "timeout": None, "requests": None, "speed": None}
+        most |= {"sequence": None, "workers": 64, "in_flight": None}
+        most |= {"concurrency": schedule.MOST_IN_FLIGHT * self.workers, "rate": schedule.FASTEST * self.workers}
+        for name, limit in most.items():
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UsageError(f"{name} is {value:g}", fix=f"give a {name} above 0")
+            if value is not None and limit is not None and value > limit:
+                raise UsageError(f"{name} is {value:g}", fix=f"give a {name} of at most {limit:g}; split larger loads")
+        for name in ("seed", "warmup", "think", "retries"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"{name} is {getattr(self, name):g}", fix="give 0 or more")
+        if self.concurrency is not None and self.workers > self.concurrency:
+            raise UsageError("there are more workers than requests in flight", fix="use fewer workers")
+        schedule.chosen("arrival", self.arrival)
+        schedule.chosen("profile", self.profile)
+
+    @property
+    def open(self) -> bool:
+        """Whether requests are due at times of their own, whatever the server does."""
+        return self.concurrency is None
+
+    def due(self, duration: float, worker: int = 0) -> Iterator[float]:
+        """Yield the send times of one worker's share of an open loop that lasts `duration` seconds."""
+        if self.trace is not None:
+            found = schedule.read_trace(Path(self.trace), self.speed)
+            times: Iterator[float] = (at for at in found if at < duration)
+        else:
+            times = schedule.times(self.rate or 0.0, duration, self.seed, self.arrival, self.profile)
+        return islice(times, worker, self.requests, self.workers)
+
+    def mean_rate(self) -> float | None:
+        """Return the requests per second that an open loop asks for on average; None where only its times say it."""
+        return None if self.rate is None else schedule.mean_rate(self.rate, self.duration, self.profile)
+
+    def share(self, whole: int, worker: int) -> int:
+        """Return one worker's part of a number of requests."""
+        return len(range(worker, whole, self.workers))
+
+    @staticmethod
+    def from_document(document: dict[str, Any]) -> "Plan":
+        """Return the plan whose fields `document` holds."""
+        return Plan(**document)

@@ -1,0 +1,74 @@
+"""Sender: what the driver needs of a way to reach the server, and what the ways share."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from loadtest.answers import Answers
+from loadtest.results import ERROR, MISMATCH, Flight, Turn
+from loadtest.tensors import Array, Arrays
+from loadtest.traffic import Part
+
+Encode = Callable[[Flight], bytes]
+Finished = Callable[[Flight], None]
+_LONGEST_TEXT = 300
+
+
+class Sender(Protocol):
+    """Puts ready-made bytes on the wire and times the answer. `send` never raises and never waits.
+
+    Attributes:
+        finished: set by the driver; called with every flight that ended, well or badly.
+    """
+
+    finished: Finished
+
+    async def open(self, connections: int) -> None:
+        """Connect, so that the first requests do not pay for it."""
+
+    def send(self, flight: Flight) -> None:
+        """Send a flight's payload; sets `sent`, later `done` and `verdict`, then calls `finished`."""
+
+    def start(self, zero: float) -> None:
+        """Take `zero` (the event loop's clock) as the start of the run."""
+
+    async def close(self) -> None:
+        """Drop all connections."""
+
+
+def encoder(
+    request: Callable[[str, Arrays, str, Turn | None], bytes], parts: Sequence[Part], sequence: int | None
+) -> Encode:
+    """Return the function from a flight to its bytes, which are made now where they can be.
+
+    Args:
+        request: makes the bytes of one request from model, inputs, version and turn.
+        parts: what is sent.
+        sequence: the length of sequences; with them requests carry a turn that is not known before they leave.
+    """
+    numbered = [(part, inputs) for part in parts for inputs in part.payloads]
+    if sequence is None and not any(part.fresh for part in parts):
+        ready = [request(part.model, inputs, part.version, None) for part, inputs in numbered]
+        return lambda flight: ready[flight.payload]
+
+    def encode(flight: Flight) -> bytes:
+        part, inputs = numbered[flight.payload]
+        inputs = part.fresh.make(flight.n) if part.fresh else inputs
+        return request(part.model, inputs, part.version, flight.turn)
+
+    return encode
+
+
+def check(answers: Answers | None, flight: Flight, raw: bytes, decode: Callable[[], dict[str, Array]]) -> None:
+    """Give the flight its verdict if its answer cannot be read or is not the right one."""
+    if answers is None:
+        return
+    try:
+        if text := answers.wrong(flight.payload, raw, decode):
+            fail(flight, text, verdict=MISMATCH)
+    except (ValueError, KeyError, TypeError) as error:
+        fail(flight, f"the answer cannot be read: {error!r}")
+
+
+def fail(flight: Flight, text: str, *, gone: bool = False, verdict: str = ERROR) -> None:
+    """Give the flight a bad verdict; `gone` says that the connection failed, rather than the request."""
+    flight.verdict, flight.error, flight.gone = verdict, text[:_LONGEST_TEXT], gone
