@@ -68,7 +68,7 @@ _OPTIONS = (
     click.option("--arrival", help="With --rate: constant, poisson, gamma:burstiness=0.25.  [default: constant]"),
     click.option("--profile", help="With --rate: ramp:to=500, step, spike, sine.  [default: flat]"),
     click.option("--trace", type=PATH, metavar="FILE", help="Open loop: the send times, one per line, in seconds."),
-    click.option("--speed", type=float, default=1.0, show_default=True, help="With --trace: times as fast."),
+    click.option("--speed", type=float, help="With --trace: times as fast.  [default: 1]"),
     click.option("--requests", type=int, help="Stop after so many requests."),
     click.option(
         "--think", type=Duration(), default="0s", show_default=True, help="Closed loop: pause before the next."
@@ -109,9 +109,11 @@ def plan_of(url: str, options: dict[str, Any]) -> "Plan":
     for name in ("arrival", "profile"):
         if options[name] and rate is None:
             raise UsageError(f"--{name} needs --rate", fix="a closed loop sends when an answer comes back")
+    if options["speed"] is not None and trace is None:
+        raise UsageError("--speed needs --trace", fix="change --rate instead")
     if concurrency is None and rate is None and trace is None:
         concurrency = 8
-    taken = ("duration", "speed", "requests", "think", "sequence", "seed", "timeout", "retries", "warmup")
+    taken = ("duration", "requests", "think", "sequence", "seed", "timeout", "retries", "warmup")
     return Plan(
         url,
         concurrency=concurrency,
@@ -119,6 +121,7 @@ def plan_of(url: str, options: dict[str, Any]) -> "Plan":
         arrival=options["arrival"] or "constant",
         profile=options["profile"] or "flat",
         trace=str(trace) if trace else None,
+        speed=1.0 if options["speed"] is None else options["speed"],
         **{key: options[key] for key in taken},
     )
 

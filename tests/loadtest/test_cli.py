@@ -118,7 +118,11 @@ BAD_OPTIONS = {
     "rate 0": (("--rate", 0), 2, "rate"),
     "duration 0": (("--duration", "0s"), 2, "duration"),
     "duration without unit": (("--duration", "10"), 2, "10s"),
-    "both loops": (("--rate", 1, "--concurrency", 1), 2, "either"),
+    "both loops": (("--rate", 1, "--concurrency", 1), 2, "one of the three"),
+    "speed without a trace": (("--speed", 2), 2, "--trace"),
+    "profile in a closed loop": (("--profile", "ramp:to=5"), 2, "--rate"),
+    "a share without weight": (("--mix", "other"), 2, "MODEL=WEIGHT"),
+    "a model that is not there": (("--mix", "other=1"), 4, "other"),
     "arrival in a closed loop": (("--arrival", "poisson"), 2, "--rate"),
     "unknown arrival": (("--rate", 1, "--arrival", "bursty"), 2, "poisson"),
     "batch 0": (("--batch", 0), 2, "batch"),
@@ -130,7 +134,7 @@ BAD_OPTIONS = {
     "no such version": (("--version", 7), 4, "double/7"),
     "folder of the output": (("--output", "none/r.jsonl"), 4, "no such folder"),
     "folder of the page": (("--html", "none/r.html"), 4, "no such folder"),
-    "unknown option": (("--speed", 3), 2, "--speed"),
+    "unknown option": (("--swiftness", 3), 2, "--swiftness"),
 }
 
 
