@@ -9,7 +9,7 @@ SOURCES := optimize serve loadtest tests examples benchmarks
 REPOSITORY := build/model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help machine server demo test check bench bench-compress bench-serve bench-gpu zoo refresh-model-repository clean
+.PHONY: help machine server demo test check bench bench-compress bench-serve bench-loadtest bench-gpu zoo refresh-model-repository clean
 
 help: machine  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 34
@@ -65,6 +65,19 @@ PEERS := $(patsubst benchmarks/peer_servers/%.txt,.venv-servers/%/.ready,$(wildc
 bench-serve: server $(PEERS)  ## what an application sees while versions change, processes die, time passes; and at the peers'
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/serving_peers.py
+
+# perf_analyzer is inside an old wheel of the client library; it is unpacked, not installed.
+PERF := .venv-peers/perf_analyzer
+$(PERF)/.ready: $(READY)
+	$(BIN)/pip download --no-deps -d $(PERF) tritonclient==2.50.0 nvidia-cuda-runtime-cu12==12.9.79
+	cd $(PERF) && for wheel in *.whl; do $(CURDIR)/$(BIN)/python -m zipfile -e $$wheel .; done
+	chmod +x $(PERF)/*/data/bin/perf_analyzer
+	@if ldd $(PERF)/*/data/bin/perf_analyzer | grep -q 'libb64.*not found'; then \
+		echo "this machine lacks something; install it with: sudo apt-get install -y libb64-0d"; exit 1; fi
+	@touch $@
+
+bench-loadtest: server $(PERF)/.ready  ## our load generator beside perf_analyzer; NAMES="stall" for some parts
+	PYTHONPATH=. $(BIN)/python benchmarks/load.py $(NAMES)
 
 bench-gpu: $(READY)  ## MiniLM and ResNet-50 batched on a GPU, served and in process; without a GPU it says so
 	$(BIN)/python benchmarks/gpu.py
