@@ -22,14 +22,41 @@ VERDICTS = ("ok", "mismatch", "error", "timeout", "dropped")
 OK, MISMATCH, ERROR, TIMEOUT, DROPPED = VERDICTS
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a sequence is made of: `length` requests that go round `count` payloads from number `first` on.
+
+    Its first request carries the payload `shift` further on.
+    """
+
+    first: int
+    count: int
+    length: int
+    shift: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """A request's place in a sequence: the id of that, whether it is its first or last, and its number from 1."""
+    """A request's place in a sequence: the id of that, what it is made of, and the request's number from 1."""
 
     id: int
-    start: bool
-    end: bool
-    place: int
+    script: Script
+    place: int = 1
+
+    @property
+    def start(self) -> bool:
+        """Whether it is the first request."""
+        return self.place == 1
+
+    @property
+    def end(self) -> bool:
+        """Whether it is the last request."""
+        return self.place == self.script.length
+
+    @property
+    def payload(self) -> int:
+        """The number of the payload that it carries."""
+        return self.script.first + (self.script.shift + self.place - 1) % self.script.count
 
 
 @dataclass(slots=True)
