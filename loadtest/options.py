@@ -144,6 +144,8 @@ def plan_of(url: str, options: dict[str, Any]) -> "Plan":
     if rate == math.inf and concurrency is None:
         # As fast as possible means that no place is ever empty, which is what a closed loop does.
         rate, concurrency = None, FULL if options["in_flight"] is None else options["in_flight"]
+    if options["speed"] != 1 and trace is None:
+        raise UsageError("--speed needs --trace", fix="give the trace to replay")
     if concurrency is None and rate is None and trace is None:
         concurrency = 8
     taken = ("speed", "requests", "think", "sequence", "seed", "timeout", "retries", "warmup")

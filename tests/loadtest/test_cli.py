@@ -118,7 +118,7 @@ BAD_OPTIONS = {
     "rate 0": (("--rate", 0), 2, "rate"),
     "duration 0": (("--duration", "0s"), 2, "duration"),
     "duration without unit": (("--duration", "10"), 2, "10s"),
-    "both loops": (("--rate", 1, "--concurrency", 1), 2, "either"),
+    "both loops": (("--rate", 1, "--concurrency", 1), 2, "one of the three"),
     "arrival in a closed loop": (("--arrival", "poisson"), 2, "--rate"),
     "unknown arrival": (("--rate", 1, "--arrival", "bursty"), 2, "poisson"),
     "batch 0": (("--batch", 0), 2, "batch"),
@@ -130,7 +130,18 @@ BAD_OPTIONS = {
     "no such version": (("--version", 7), 4, "double/7"),
     "folder of the output": (("--output", "none/r.jsonl"), 4, "no such folder"),
     "folder of the page": (("--html", "none/r.html"), 4, "no such folder"),
-    "unknown option": (("--speed", 3), 2, "--speed"),
+    "unknown option": (("--haste", 3), 2, "--haste"),
+    "speed of nothing": (("--speed", 3), 2, "--trace"),
+    "rate of infinity": (("--rate", "inf"), 2, "max"),
+    "fast as possible with a shape": (("--rate", "max", "--profile", "sine"), 2, "--rate in numbers"),
+    "nothing in flight": (("--rate", "max", "--in-flight", 0), 2, "concurrency"),
+    "in flight twice": (("--concurrency", 2, "--in-flight", 2), 2, "--in-flight"),
+    "fresh and constant": (("--fresh", "--constant"), 2, "--constant"),
+    "fresh and checked": (("--fresh", "--tolerance", 0), 2, "--fresh"),
+    "fresh data": (("--fresh", "--data", "d.npz"), 2, "--data"),
+    "weight of no shape": (("--shape", "=2"), 2, "NAME:D1,D2"),
+    "no such trace": (("--trace", "none.csv"), 4, "none.csv"),
+    "data without an ending": (("--data", "/dev/null"), 4, "folder, or a file that ends with"),
 }
 
 
