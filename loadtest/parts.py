@@ -39,7 +39,7 @@ def parts(plan: Plan, model: str, options: dict[str, Any]) -> list[Part]:
         source = Path(plan.trace)
     _check(options, source)
     with connect(plan.url) as client:
-        if source is not None and source.suffix == ".jsonl":
+        if source is not None and source.suffix == read.RECORDED:
             return _replayed(client, source, model, options)
         mix = [(model, 1.0), *options["mix"]]
         return [part for name, weight in mix for part in _of_model(client, plan, name, weight, source, model, options)]
@@ -47,12 +47,14 @@ def parts(plan: Plan, model: str, options: dict[str, Any]) -> list[Part]:
 
 def _check(options: dict[str, Any], source: Path | None) -> None:
     weighted = any(weight is not None for _, weight in options["shapes"])
+    replayed = source is not None and source.suffix == read.RECORDED
     contradictions = {
         "--fresh makes values and --data states them": options["fresh"] and source is not None,
         "--fresh and --constant contradict each other": options["fresh"] and options["constant"],
         "--fresh values have no right answers to check against": options["fresh"] and options["tolerance"] is not None,
         "a mix of shapes is made, and --data states the values": weighted and source is not None,
-        "recorded traffic has its own mix of models": bool(options["mix"]) and source and source.suffix == ".jsonl",
+        "recorded traffic has its own mix of models": bool(options["mix"]) and replayed,
+        "recorded traffic is not --constant": options["constant"] and replayed,
     }
     for text, found in contradictions.items():
         if found:
@@ -79,14 +81,12 @@ def _of_model(
     """Return one model's share, a part for each of the shapes that are mixed."""
     version = options["version"] if name == model else ""
     signature, stated, tolerance = _known(client, name, version, options)
-    alternatives = _alternatives(options["shapes"])
-    if options["mix"]:
-        alternatives = [({key: sizes[key] for key in sizes if _has(stated, key)}, part) for sizes, part in alternatives]
+    alternatives = _alternatives(options["shapes"], stated if options["mix"] else None)
     if source is not None:
         shaped = replace(signature, inputs=payload.with_shapes(signature.inputs, alternatives[0][0]))
         data = read.read(source, shaped, options["batch"])
         if options["constant"]:
-            data = Data(data.requests[:1])
+            data = Data(data.requests[:1], data.streams and [1])
         return [replace(_carrying(name, version, data, tolerance), weight=weight)]
     found, count = [], 1 if options["constant"] else PAYLOADS
     for sizes, share in alternatives:
@@ -97,14 +97,23 @@ def _of_model(
     return found
 
 
-def _has(specs: Sequence[TensorSpec], name: str) -> bool:
-    return any(spec.name == name for spec in specs)
+def _alternatives(
+    shapes: Sequence[Sizes], only: Sequence[TensorSpec] | None
+) -> list[tuple[dict[str, tuple[int, ...]], float]]:
+    """Return the sizes to mix and their shares; those without a weight hold for all.
 
-
-def _alternatives(shapes: Sequence[Sizes]) -> list[tuple[dict[str, tuple[int, ...]], float]]:
-    """Return the sizes to mix with their weights; those without a weight hold for all."""
+    In a mix of models each gets what is said of its inputs, `only`.
+    """
     always = {name: sizes for one, weight in shapes if weight is None for name, sizes in one.items()}
-    return [(always | one, weight) for one, weight in shapes if weight is not None] or [(always, 1.0)]
+    mixed = [(always | one, weight) for one, weight in shapes if weight is not None] or [(always, 1.0)]
+    shares: dict[tuple[tuple[str, tuple[int, ...]], ...], float] = {}
+    for sizes, weight in mixed:
+        own = tuple((name, sizes[name]) for name in sizes if only is None or any(spec.name == name for spec in only))
+        shares[own] = shares.get(own, 0.0) + weight
+    whole = sum(shares.values())
+    if not whole > 0:
+        raise UsageError("all weights of --shape are 0", fix="give one a weight above 0")
+    return [(dict(own), weight / whole) for own, weight in shares.items()]
 
 
 def _carrying(model: str, version: str, data: Data, tolerance: float | None) -> Part:

@@ -150,7 +150,7 @@ def _why_invalid(values: dict[str, Any], results: Results) -> tuple[str, str]:
         )
     if requests["mismatched"]:
         most = next((error["text"] for error in end["errors"] if error["verdict"] == MISMATCH), "")
-        why = f"{requests['mismatched']} answers under load were not those of the idle server: {most}"
+        why = f"{requests['mismatched']} answers under load were wrong: {most}"
         return why, "find the cause, or allow the difference with --tolerance if the metric does"
     if not requests["done"]:
         most = f": {end['errors'][0]['text']}" if end.get("errors") else ""

@@ -56,14 +56,17 @@ def holds_requests(path: Path) -> bool:
     return path.suffix == ".jsonl" and any("inputs" in line.document for line in lines(path))
 
 
-def read(path: Path, signature: Signature, batch: int = 1) -> Data:
-    """Return all requests of a recording, for one model; which model they went to is not looked at.
+def read(path: Path, signature: Signature, batch: int = 1, model: str = "") -> Data:
+    """Return the requests of a recording that went to `model` or do not say where; all of them without a name.
 
     Raises:
-        BadInput: a line cannot be used; the message names it and the tensor.
+        BadInput: a line cannot be used, or none is left; the message names it and the tensor.
         UsageError: a batch was asked of whole requests.
     """
-    return requests(path, lines(path), signature, batch)
+    found = [line for line in lines(path) if model in ("", line.model) or not line.model]
+    if not found:
+        raise BadInput(f"has no request to {model}", where=str(path), fix="give the model's own recording")
+    return requests(path, found, signature, batch)
 
 
 def requests(path: Path, found: Sequence[Line], signature: Signature, batch: int = 1) -> Data:

@@ -64,7 +64,7 @@ def canary(
     specs = [TensorSpec.from_document(spec) for spec in lineage["inputs"]]
     outputs = [TensorSpec.from_document(spec) for spec in lineage["outputs"]]
     if requests:
-        sent = read.read(requests, Signature(specs, outputs), batch).payloads
+        sent = read.read(requests, Signature(specs, outputs), batch, model).payloads
     else:
         sent = payload.generate(specs, count, seed, batch)
     with reporting() as report:
