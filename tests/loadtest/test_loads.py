@@ -2,8 +2,11 @@
 
 import io
 import json
+import signal
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from loadtest import drive, loop, page, payload, schedule
+from loadtest import drive, loop, page, payload, schedule, wire
 from loadtest.cli import main
 from loadtest.errors import BadInput
 from loadtest.plan import Plan
 from loadtest.report import summarize, text
-from loadtest.results import OK, TIMEOUT, Results, read
+from loadtest.results import OK, TIMEOUT, Flight, Results, read
+from loadtest.senders.sender import encoder
 from loadtest.tensors import BATCH, TensorSpec
-from loadtest.traffic import Part
+from loadtest.traffic import Fresh, Part
 
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 SPEC = TensorSpec("x", "float32", (BATCH, 4))
@@ -31,6 +35,14 @@ def run(server: Any, path: Path, scheme: str = "http", parts: list[Part] | None 
     plan = {"duration": 1.0, "warmup": 0.0, **plan}
     drive.run(Plan(server.url(scheme), **plan), parts or [Part("double", PAYLOADS)], path / "r.jsonl")
     return read(path / "r.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def sigterm() -> Iterator[None]:
+    """The command line takes over SIGTERM; the test runner gets it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 SHAPES = [("constant", profile) for profile in ("flat", "ramp:to=300", "step:to=300,steps=4", "spike:to=400", "sine")]
@@ -228,3 +240,40 @@ def test_fresh_values_and_one_constant_request(stand_in, tmp_path: Path) -> None
         constant = cli(server, tmp_path, "--constant", "--duration", "300ms", "--concurrency", 2)
     assert any("the same values" in note for note in constant["notes"])
     assert not any("the same values" in note for note in fresh["notes"])
+
+
+@SCHEMES
+def test_fresh_requests_differ_on_the_wire(scheme: str) -> None:
+    make = {"http": partial(wire.http_request, "h:1"), "grpc": wire.grpc_request}[scheme]
+    encode = encoder(make, [Part("double", PAYLOADS, fresh=Fresh([SPEC], 2, 0))], None)
+    sent = [encode(Flight(n, 0.0, n % 16)) for n in range(50)]
+    assert len(set(sent)) == 50
+    assert encode(Flight(3, 9.0, 0)) == sent[3]
+
+
+BAD_DATA = {
+    "d.npz": b"PK",
+    "d.json": b'{"data": [{"x": [1, 2, 3, 4]}, {"x": [1, 2, 3]}]}',
+    "d.jsonl": b'{"inputs": [{"name": "x", "shape": [9, 4], "datatype": "FP32", "data": []}]}',
+    "d.txt": b"one line",
+    "d.csv": b"1,2,3,4",
+    "d/x": b"123",
+    "d/.hidden": b"",
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_data_is_one_line_and_nothing_is_sent(stand_in, name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(BAD_DATA[name])
+    given = path.parent if path.parent != tmp_path else path
+    with stand_in() as server:
+        options = ("--url", server.http, "--data", str(given), "--output", str(tmp_path / "r.jsonl"))
+        done = CliRunner().invoke(main, ["run", "double", *options])
+        assert server.inferences == 0
+    assert done.exit_code == 4, done.output
+    [error, fix] = done.stderr.strip().splitlines()
+    assert error.startswith(f"error: {given}")
+    assert fix.startswith("  fix: ")
+    assert not (tmp_path / "r.jsonl").exists()
