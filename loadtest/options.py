@@ -85,7 +85,9 @@ _OPTIONS = (
     click.option("--duration", type=Duration(), help="How long to send.  [default: 10s, or as long as the trace]"),
     click.option("--concurrency", type=int, help="Closed loop: requests always in flight.  [default: 8]"),
     click.option("--rate", type=Rate(), help="Open loop: requests per second, or max for all that go through."),
-    click.option("--in-flight", type=int, help="Most requests at once without --concurrency.  [default: 1000; max 64]"),
+    click.option(
+        "--in-flight", type=int, help="With a rate or trace: most requests at once.  [default: 1000; of max 64]"
+    ),
     click.option("--arrival", help="With --rate: constant, poisson, gamma:burstiness=0.25.  [default: constant]"),
     click.option("--profile", help="With --rate: ramp:to=500, step, spike, sine.  [default: flat]"),
     click.option("--trace", type=PATH, metavar="FILE", help="Open loop: send times in seconds, or recorded traffic."),

@@ -37,7 +37,7 @@ def parts(plan: Plan, model: str, options: dict[str, Any]) -> list[Part]:
     source = options["data"]
     if source is None and plan.trace and recorded.holds_requests(Path(plan.trace)):
         source = Path(plan.trace)
-    _check(options, source)
+    _check(plan, options, source)
     with connect(plan.url) as client:
         if source is not None and source.suffix == read.RECORDED:
             return _replayed(client, source, model, options)
@@ -45,15 +45,18 @@ def parts(plan: Plan, model: str, options: dict[str, Any]) -> list[Part]:
         return [part for name, weight in mix for part in _of_model(client, plan, name, weight, source, model, options)]
 
 
-def _check(options: dict[str, Any], source: Path | None) -> None:
-    weighted = any(weight is not None for _, weight in options["shapes"])
+def _check(plan: Plan, options: dict[str, Any], source: Path | None) -> None:
+    stated, checked = source is not None, options["tolerance"] is not None
     replayed = source is not None and source.suffix == read.RECORDED
+    weighted = any(weight is not None for _, weight in options["shapes"])
     contradictions = {
-        "--fresh makes values and --data states them": options["fresh"] and source is not None,
+        "--fresh makes values and --data states them": options["fresh"] and stated,
         "--fresh and --constant contradict each other": options["fresh"] and options["constant"],
-        "--fresh values have no right answers to check against": options["fresh"] and options["tolerance"] is not None,
-        "a mix of shapes is made, and --data states the values": weighted and source is not None,
-        "recorded traffic has its own mix of models": bool(options["mix"]) and replayed,
+        "--fresh values have no right answers to check against": options["fresh"] and checked,
+        "--sequence makes values whose right answers --tolerance cannot know": plan.sequence and checked and not stated,
+        "a mix of shapes is made, and --data states the values": weighted and stated,
+        "recorded traffic has its own mix of models": options["mix"] and replayed,
+        "recorded traffic has its own shapes": options["shapes"] and replayed,
         "recorded traffic is not --constant": options["constant"] and replayed,
     }
     for text, found in contradictions.items():

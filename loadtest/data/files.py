@@ -38,6 +38,8 @@ def readable(path: Path, what: str, fix: str) -> Iterator[None]:
 def text(path: Path, fix: str) -> str:
     """Return a text file; a byte order mark at its beginning is dropped."""
     with readable(path, "no text file", fix):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise BadInput("is a pipe or a device, and is read more than once", where=str(path), fix="give a file")
         return path.read_text(encoding="utf-8-sig")
 
 

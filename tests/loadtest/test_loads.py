@@ -63,9 +63,9 @@ def test_what_arrives_follows_the_schedule(stand_in, arrival: str, profile: str,
     due = np.array(list(schedule.times(100.0, 1.0, 5, arrival, profile)))
     np.testing.assert_allclose(results.planned, due, atol=1e-5)
     assert len(arrived) == len(due)
-    # The shapes agree: how much had arrived at each time. A busy machine may hold some of them up for a moment.
-    arrived -= arrived[0] - due[0]
-    assert np.median(np.abs(arrived - due)) < 0.1
+    # The shapes agree to a tenth of the run, wherever a busy machine holds all of it up.
+    late = arrived - due
+    assert np.median(np.abs(late - np.median(late))) < 0.1
 
 
 @SCHEMES
