@@ -64,10 +64,8 @@ class Answers:
         if self._seen.get(payload) == raw:
             return ""
         outputs, (reference, tolerance) = decode(), self._references[payload]
-        if missing := reference.keys() - outputs.keys():
-            return f"the outputs are {', '.join(outputs)}, without {', '.join(sorted(missing))}"
         for name, array in reference.items():
-            if difference := _difference(outputs[name], array, tolerance):
+            if difference := _difference(outputs.get(name), array, tolerance):
                 text, place = difference
                 if len(self.samples) < MOST_SAMPLES:
                     self.samples.append({"n": n, "payload": payload, "output": name, **place})
@@ -76,11 +74,13 @@ class Answers:
         return ""
 
 
-def _difference(array: Array, reference: Array, tolerance: float) -> tuple[str, dict[str, Any]] | None:
+def _difference(array: Array | None, reference: Array, tolerance: float) -> tuple[str, dict[str, Any]] | None:
     """Return how an output differs and where most, None if it is right."""
+    if array is None:
+        return "is missing", {"index": None, "expected": _form(reference), "got": "nothing"}
     if array.shape != reference.shape or array.dtype != reference.dtype:
-        forms = [f"{one.dtype}{list(one.shape)}" for one in (array, reference)]
-        return f"is {forms[0]} instead of {forms[1]}", {"index": None, "expected": forms[1], "got": forms[0]}
+        got, expected = _form(array), _form(reference)
+        return f"is {got} instead of {expected}", {"index": None, "expected": expected, "got": got}
     if array.dtype.kind != "f":
         if np.array_equal(array, reference):
             return None
@@ -93,6 +93,10 @@ def _difference(array: Array, reference: Array, tolerance: float) -> tuple[str, 
     same = (array == reference) | (np.isnan(array) & np.isnan(reference))
     apart = np.where(same, 0.0, np.nan_to_num(apart, nan=np.inf, posinf=np.inf))
     return f"differs by more than {tolerance:g}", _at(int(apart.argmax()), array, reference)
+
+
+def _form(array: Array) -> str:
+    return f"{array.dtype}{list(array.shape)}"
 
 
 def _at(place: int, array: Array, reference: Array) -> dict[str, Any]:

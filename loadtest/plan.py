@@ -75,6 +75,8 @@ class Plan:
                 raise UsageError(f"{name} is {getattr(self, name):g}", fix="give 0 or more")
         if self.concurrency is not None and self.workers > self.concurrency:
             raise UsageError("there are more workers than requests in flight", fix="use fewer workers")
+        if self.think and self.open:
+            raise UsageError("an open loop does not think", fix="use a concurrency, or leave the think time away")
         schedule.chosen("arrival", self.arrival)
         schedule.chosen("profile", self.profile)
 

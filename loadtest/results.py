@@ -2,7 +2,8 @@
 
 First line: what was planned. Then one line per request: `n`, the times `planned`, `sent` and `done` in seconds after
 the start (null where it did not happen), `verdict`, `payload`, `worker`, and `tries` where it was sent more than once.
-Last line: `end` and what the server counted; a file without it comes from a run that was interrupted.
+Last line: `end`, what the server counted, the kinds of errors, how many answers were `checked` and the first
+`mismatches` (see `answers.Answers`); a file without it comes from a run that was interrupted.
 """
 
 import json

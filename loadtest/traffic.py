@@ -12,8 +12,8 @@ from loadtest.results import Script, Turn
 from loadtest.tensors import Array, Arrays, TensorSpec
 
 _BLOCK = 4096
-_FIRST_ID = 10**12
-"""All ids have the same number of digits, and other clients' small ones are not met."""
+_FIRST_ID, _IDS, _SEEDS = 10**15, 10**12, 1000
+"""All ids have the same number of digits, other clients' small ones are not met, and seeds have ids of their own."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Chooser:
 
     Attributes:
         pick: from a request's number to its payload's.
+        seed: as given.
     """
 
     def __init__(self, parts: Sequence[Part], seed: int) -> None:
@@ -87,7 +88,7 @@ class Chooser:
         self.pick: Callable[[int], int] = self._by_weight
         self._starts, self._counts = firsts(parts), [len(part.payloads) for part in parts]
         weights = np.array([part.weight for part in parts])
-        self._edges, self._seed = np.cumsum(weights / weights.sum()), seed
+        self._edges, self.seed = np.cumsum(weights / weights.sum()), seed
         self._drawn: tuple[int, list[int]] = (-1, [])
         if any(part.order for part in parts):
             self.pick = self._recorded()
@@ -116,7 +117,7 @@ class Chooser:
     def _part(self, n: int) -> int:
         block, place = divmod(n, _BLOCK)
         if self._drawn[0] != block:
-            values = np.random.default_rng([self._seed, block]).random(_BLOCK)
+            values = np.random.default_rng([self.seed, block]).random(_BLOCK)
             drawn = np.minimum(np.searchsorted(self._edges, values, side="right"), len(self.parts) - 1)
             self._drawn = block, drawn.tolist()
         return self._drawn[1][place]
@@ -146,13 +147,15 @@ class Sequences:
         self._chooser, self._length = chooser, length
         self._waiting: deque[Turn] = deque()
         self._numbers = count(worker, workers)
+        # The same ids in every run: a sequence that the last run left open is begun again and holds no place for long.
+        self._first = _FIRST_ID + chooser.seed % _SEEDS * _IDS
 
     def next(self) -> Turn:
         """Return the next turn of the sequence that has waited longest, or the first one of a new sequence."""
         if self._waiting:
             return self._waiting.popleft()
         number = next(self._numbers)
-        return Turn(_FIRST_ID + number, self._chooser.sequence(number, self._length))
+        return Turn(self._first + number, self._chooser.sequence(number, self._length))
 
     def finished(self, turn: Turn) -> None:
         """Let a sequence go on whose request was answered; one whose request failed is given up by not calling this."""

@@ -53,7 +53,8 @@ def test_wrong_answers_name_the_worst_element(
 
 def test_a_missing_output() -> None:
     answers = Answers({0: ({"y": RIGHT, "z": RIGHT}, 0.0)})
-    assert answers.wrong(1, 0, b"", lambda: {"y": RIGHT}) == "the outputs are y, without z"
+    assert answers.wrong(1, 0, b"", lambda: {"y": RIGHT}) == "output z is missing"
+    assert answers.samples[0]["got"] == "nothing"
 
 
 def test_all_are_counted_and_few_are_kept() -> None:

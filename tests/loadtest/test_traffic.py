@@ -87,12 +87,13 @@ def test_one_request_of_a_sequence_at_a_time() -> None:
     assert (sequences.next().id, sequences.next().start) == (second.id, True)
 
 
-def test_ids_of_workers_are_never_the_same_and_equally_long() -> None:
+def test_ids_of_workers_and_seeds_are_never_the_same_and_equally_long() -> None:
     ids = []
-    for worker in range(3):
-        sequences = Sequences(Chooser([part(4)], 0), 1, worker, 3)
-        ids += [sequences.next().id for _ in range(100)]
-    assert len(set(ids)) == 300
+    for seed in (0, 1, 999):
+        for worker in range(3):
+            sequences = Sequences(Chooser([part(4)], seed), 1, worker, 3)
+            ids += [sequences.next().id for _ in range(100)]
+    assert len(set(ids)) == 900
     assert len({len(str(number)) for number in ids}) == 1
     assert max(ids) < 2**63
 
