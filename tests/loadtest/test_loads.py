@@ -207,6 +207,17 @@ def test_a_recording_is_replayed_with_its_times_and_values(stand_in, tmp_path: P
     assert document["parts"][0]["batches"] == [1, 2] * 5
 
 
+def test_times_without_requests_and_requests_without_times(stand_in, tmp_path: Path) -> None:
+    (tmp_path / "times.jsonl").write_text("\n".join(json.dumps({"at": n / 50}) for n in range(5)))
+    with stand_in() as server:
+        times = cli(server, tmp_path, "--trace", tmp_path / "times.jsonl")
+        assert (times["parts"][0]["payloads"], times["requests"]["done"]) == (16, 5)
+        both = cli(server, tmp_path, "--trace", tmp_path / "times.jsonl", "--data", recording(tmp_path))
+        assert (both["parts"][0]["payloads"], both["checked"]) == (10, 5)
+        cli(server, tmp_path, "--data", recording(tmp_path), "--concurrency", 1, "--requests", 25)
+    assert read(tmp_path / "r.jsonl").payload.tolist() == [n % 10 for n in range(25)]
+
+
 @SCHEMES
 def test_wrong_outputs_are_counted_and_shown_everywhere(stand_in, scheme: str, tmp_path: Path) -> None:
     from rich.console import Console
