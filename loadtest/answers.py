@@ -1,10 +1,12 @@
 """Answers: whether a server that is under load still answers right.
 
-The reference is what it answered to the same request when nothing else was going on. Batch mates may change a sample's
-outputs a little, so the caller says how much is allowed.
+The reference is what the data states, or what the server answered to the same request when nothing else was going on.
+Batch mates may change a sample's outputs a little, so the caller says how much is allowed.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,29 +17,44 @@ MARGIN = 1.5
 """The largest of a few measured deviations understates the largest of the thousands that a load test sees."""
 
 
+MOST_SAMPLES = 10
+"""Wrong answers that a run shows."""
+_LONGEST = 100
+
+
 def tolerance(deviation: float) -> float:
     """Return what to allow a model whose outputs were seen to move by `deviation` with their batch mates."""
     return EXACT + MARGIN * deviation
 
 
 class Answers:
-    """Compares answers with their references.
+    """Compares answers with their references, counts them and keeps the first few that were wrong.
 
     Args:
         references: by payload number the right outputs and the largest absolute difference that a floating-point output
-            may show; others must be equal. Other payloads are not checked.
+            may show; others must be equal. Payloads without one, and outputs that it does not name, are not checked.
+
+    Attributes:
+        checked: how many answers were compared.
+        samples: of wrong answers: the request `n`, its `payload`, the `output`, the `index` of the element that is
+            furthest off, what was `expected` there and what was `got`; without an index where the form was wrong.
     """
 
     def __init__(self, references: Mapping[int, tuple[Arrays, float]]) -> None:
-        self.checked = 0
         self._references = references
         self._seen: dict[int, bytes] = {}
+        self.reset()
 
-    def wrong(self, payload: int, raw: bytes, decode: Callable[[], dict[str, Array]]) -> str:
+    def reset(self) -> None:
+        """Forget the counts and samples, as after a warm-up."""
+        self.checked, self.samples = 0, list[dict[str, Any]]()
+
+    def wrong(self, n: int, payload: int, raw: bytes, decode: Callable[[], dict[str, Array]]) -> str:
         """Return what is wrong with an answer, or an empty text.
 
         Args:
-            payload: its number.
+            n: the request's number.
+            payload: its payload's.
             raw: the bytes of all outputs. Bytes that were right before need no decoding.
             decode: makes the arrays.
         """
@@ -47,21 +64,49 @@ class Answers:
         if self._seen.get(payload) == raw:
             return ""
         outputs, (reference, tolerance) = decode(), self._references[payload]
-        if outputs.keys() != reference.keys():
-            return f"the outputs are {', '.join(outputs)} instead of {', '.join(reference)}"
-        for name, array in outputs.items():
-            if text := _differs(array, reference[name], tolerance):
+        for name, array in reference.items():
+            if difference := _difference(outputs.get(name), array, tolerance):
+                text, place = difference
+                if len(self.samples) < MOST_SAMPLES:
+                    self.samples.append({"n": n, "payload": payload, "output": name, **place})
                 return f"output {name} {text}"
         self._seen[payload] = raw
         return ""
 
 
-def _differs(array: Array, reference: Array, tolerance: float) -> str:
+def _difference(array: Array | None, reference: Array, tolerance: float) -> tuple[str, dict[str, Any]] | None:
+    """Return how an output differs and where most, None if it is right."""
+    if array is None:
+        return "is missing", {"index": None, "expected": _form(reference), "got": "nothing"}
     if array.shape != reference.shape or array.dtype != reference.dtype:
-        return f"is {array.dtype}{list(array.shape)} instead of {reference.dtype}{list(reference.shape)}"
+        got, expected = _form(array), _form(reference)
+        return f"is {got} instead of {expected}", {"index": None, "expected": expected, "got": got}
     if array.dtype.kind != "f":
-        return "" if np.array_equal(array, reference) else "has other values"
+        if np.array_equal(array, reference):
+            return None
+        return "has other values", _at(int(np.argmax(array != reference)), array, reference)
     # NaN in the reference is the model's own affair and must be NaN again.
     if np.allclose(array, reference, rtol=0, atol=tolerance, equal_nan=True):
-        return ""
-    return f"differs by more than {tolerance:g}"
+        return None
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(array.astype(np.float64) - reference)
+    same = (array == reference) | (np.isnan(array) & np.isnan(reference))
+    apart = np.where(same, 0.0, np.nan_to_num(apart, nan=np.inf, posinf=np.inf))
+    return f"differs by more than {tolerance:g}", _at(int(apart.argmax()), array, reference)
+
+
+def _form(array: Array) -> str:
+    return f"{array.dtype}{list(array.shape)}"
+
+
+def _at(place: int, array: Array, reference: Array) -> dict[str, Any]:
+    index = [int(at) for at in np.unravel_index(place, array.shape)]
+    return {"index": index, "expected": _shown(reference.flat[place]), "got": _shown(array.flat[place])}
+
+
+def _shown(value: Any) -> bool | int | float | str:
+    """Return a value as JSON can hold it."""
+    if isinstance(value, bytes):
+        return value[:_LONGEST].decode("utf-8", "replace")
+    plain: bool | int | float = value.item()
+    return str(plain) if isinstance(plain, float) and not math.isfinite(plain) else plain

@@ -28,7 +28,7 @@ from loadtest.results import Writer
 from loadtest.senders.grpc import GrpcSender
 from loadtest.senders.http import HttpSender
 from loadtest.senders.sender import Sender, encoder
-from loadtest.tensors import Arrays
+from loadtest.tensors import Arrays, TensorSpec
 from loadtest.traffic import Part
 
 _FIRST_CONNECTIONS = 16
@@ -54,6 +54,8 @@ def run(plan: Plan, parts: Sequence[Part], path: Path, progress: Callable[[Progr
     """
     if not parts:
         raise BadInput("no payload to send", fix="give at least one request")
+    if plan.trace:
+        next(plan.due(plan.duration), None)  # a bad trace is refused before anything is sent
     if not path.parent.is_dir():
         raise BadInput("there is no such folder", where=str(path.parent), fix="create it, or write elsewhere")
     work = partial(_drive, plan, parts, path, progress or (lambda _: None))
@@ -69,7 +71,7 @@ def _drive(plan: Plan, parts: Sequence[Part], path: Path, show: Callable[[Progre
     with connect(plan.url, max(plan.timeout or 0.0, PATIENCE)) as client:
         answers = _answers(client, plan, parts)
         header = _header(plan, client, parts)
-        sender, choose = _sender(plan, parts, answers), traffic.chooser(parts, plan.seed)
+        sender, choose = _sender(plan, parts, answers), traffic.Chooser(parts, plan.seed)
         with asyncio.Runner(loop_factory=eventloop.fine_loop) as runner:
             try:
                 eventloop.run(runner, sender.open(plan.concurrency or _FIRST_CONNECTIONS))
@@ -78,18 +80,20 @@ def _drive(plan: Plan, parts: Sequence[Part], path: Path, show: Callable[[Progre
                     eventloop.run(runner, warmup.run(lambda state: show(Progress(state.elapsed, warming=True))))
                     if warmup.gone:
                         raise ServerAbsent("the server stopped answering during the warm-up", where=plan.url)
+                if answers:
+                    answers.reset()
                 loop = partial(Loop, plan, sender, choose, plan.duration)
-                _measure(runner, plan, loop, client, parts, Writer(path, header), show)
+                _measure(runner, loop, client, parts, answers, Writer(path, header), show)
             finally:
                 runner.run(sender.close())
 
 
 def _measure(
     runner: asyncio.Runner,
-    plan: Plan,
     make: Callable[..., Loop],
     client: Client,
     parts: Sequence[Part],
+    answers: Answers | None,
     writer: Writer,
     show: Callable[[Progress], None],
 ) -> None:
@@ -107,6 +111,8 @@ def _measure(
         end: dict[str, Any] = {"end": loop.end, "client_cpu": busy, "gone": loop.gone}
         most = loop.errors.most_common(_ERROR_KINDS)
         end["errors"] = [{"verdict": verdict, "text": text, "count": count} for (verdict, text), count in most]
+        if answers:
+            end |= {"checked": answers.checked, "mismatches": answers.samples}
         try:
             end["server"] = asdict(_settled(client, parts, loop.succeeded, before) - before)
         except LatheError as error:
@@ -121,16 +127,17 @@ def _answers(client: Client, plan: Plan, parts: Sequence[Part]) -> Answers | Non
     line is better than a run full of errors.
     """
     right: dict[int, tuple[Arrays, float]] = {}
+    in_order = traffic.in_sequences(parts, plan.sequence)
     for first, part in zip(traffic.firsts(parts), parts, strict=True):
 
         def ask(inputs: Arrays, part: Part = part) -> Arrays:
-            return client.infer(part.model, inputs, part.version, sequence=1 if plan.sequence else 0)
+            return client.infer(part.model, inputs, part.version, sequence=int(in_order))
 
         alone: Sequence[Arrays] = [ask(part.payloads[0])]
-        if part.tolerance is None or part.fresh or (plan.sequence and not part.expected):
+        if part.tolerance is None or part.fresh or (in_order and not part.expected):
             continue
         alone = part.expected or [*alone, *map(ask, part.payloads[1:_MOST_REFERENCES])]
-        right |= {first + place: (outputs, part.tolerance) for place, outputs in enumerate(alone)}
+        right |= {first + place: (outputs, part.tolerance) for place, outputs in enumerate(alone) if outputs}
     return Answers(right) if right else None
 
 
@@ -155,17 +162,22 @@ def _header(plan: Plan, client: Client, parts: Sequence[Part]) -> dict[str, Any]
 
 def _described(client: Client, part: Part) -> dict[str, Any]:
     inputs, _ = client.metadata(part.model, part.version)
-    first = part.payloads[0]
+    first, sizes = part.payloads[0], [_samples(inputs, payload) for payload in part.payloads]
     return {
         "model": part.model,
         "version": client.served_version(part.model, part.version),
         "weight": part.weight,
         "payloads": len(part.payloads),
         "fresh": part.fresh is not None,
-        "batch": max((len(first[spec.name]) for spec in inputs if spec.batched and spec.name in first), default=1),
+        "batch": sizes[0],
+        "batches": sizes if len(set(sizes)) > 1 else None,
         "shapes": {name: list(array.shape) for name, array in first.items()},
         "tolerance": part.tolerance,
     }
+
+
+def _samples(inputs: Sequence[TensorSpec], payload: Arrays) -> int:
+    return max((len(payload[spec.name]) for spec in inputs if spec.batched and spec.name in payload), default=1)
 
 
 def _sender(plan: Plan, parts: Sequence[Part], answers: Answers | None) -> Sender:

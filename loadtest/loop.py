@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from loadtest.plan import Plan
 from loadtest.results import DROPPED, MISMATCH, OK, TIMEOUT, Flight
 from loadtest.senders.sender import Sender, fail
-from loadtest.traffic import Sequences
+from loadtest.traffic import Chooser, Sequences, in_sequences
 
 TICK = 0.1
 """Seconds between two looks at the run: writing results, reporting progress, noticing a dead server."""
@@ -41,7 +41,7 @@ class Loop:
     Args:
         plan: what to send.
         sender: how to send it, open.
-        choose: from a request's number to its payload's.
+        choose: says which payload a request carries.
         duration: seconds of sending; waiting for the last answers comes after.
         record: called with every request that ended.
         worker: which one of `plan.workers` this is.
@@ -51,19 +51,20 @@ class Loop:
         self,
         plan: Plan,
         sender: Sender,
-        choose: Callable[[int], int],
+        choose: Chooser,
         duration: float,
         record: Callable[[Flight], None],
         worker: int = 0,
     ) -> None:
-        self.plan, self.sender, self.choose, self.duration, self.record = plan, sender, choose, duration, record
+        self.plan, self.sender, self.choose, self.duration, self.record = plan, sender, choose.pick, duration, record
         self.count = self.ended = self.succeeded = 0
         self.end, self.gone = 0.0, False
         self.errors: Counter[tuple[str, str]] = Counter()
         self.sending = True
         self._worker = worker
         self._limit = plan.share(plan.requests, worker) if plan.requests else None
-        self._sequences = Sequences(plan.sequence, worker) if plan.sequence else None
+        sequences = in_sequences(choose.parts, plan.sequence)
+        self._sequences = Sequences(choose, plan.sequence, worker, plan.workers) if sequences else None
         self._flying: dict[int, Flight] = {}
         self._blocked = False
         self._stopped = 0.0
@@ -151,7 +152,7 @@ class Loop:
     def _send(self, planned: float) -> None:
         n = self._number()
         turn = self._sequences.next() if self._sequences else None
-        flight = Flight(n, planned, self.choose(n), turn=turn)
+        flight = Flight(n, planned, turn.payload if turn else self.choose(n), turn=turn)
         self._flying[n] = flight
         self.sender.send(flight)
 

@@ -1,5 +1,6 @@
 """Options: how a command line says which load to send, the same for every command that sends some."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -7,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.commandline import PATH
-from loadtest.errors import BadInput, UsageError
+from loadtest.errors import UsageError
 
 if TYPE_CHECKING:
+    from loadtest.parts import Sizes
     from loadtest.plan import Plan
     from loadtest.traffic import Part
 
-PAYLOADS = 16
+DURATION = 10.0
+FULL = 64
+"""Requests in flight of `--rate max`, unless `--in-flight` says otherwise."""
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -32,19 +36,35 @@ class Duration(click.ParamType[float]):
         return float(match[1]) * _UNITS[match[2]]
 
 
-class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
-    """`NAME:D1,D2` as the name of an input and its sizes."""
+class Shape(click.ParamType["Sizes"]):
+    """`NAME:D1,D2` as the sizes of inputs; several names with blanks between, and `=WEIGHT` behind them for a mix."""
 
     name = "shape"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, tuple[int, ...]]:
-        """Return name and sizes."""
-        match = re.fullmatch(r"(.+):([1-9]\d*(?:,[1-9]\d*)*)", str(value))
-        if not match:
-            self.fail(f"{value!r} is not a shape; write NAME:D1,D2 without the batch axis", param, ctx)
-        return match[1], tuple(int(size) for size in match[2].split(","))
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "Sizes":
+        """Return the sizes by name, and the weight."""
+        sizes, _, weight = str(value).partition("=")
+        found = [re.fullmatch(r"(.+):([1-9]\d*(?:,[1-9]\d*)*)", item) for item in sizes.split()]
+        share = re.fullmatch(r"\d+(?:\.\d+)?", weight or "1")
+        if not found or not all(found) or not share:
+            self.fail(f"{value!r} is not a shape; write NAME:D1,D2 without the batch axis, or NAME:D1=3", param, ctx)
+        by_name = {match[1]: tuple(int(size) for size in match[2].split(",")) for match in found if match}
+        return by_name, float(weight) if weight else None
+
+
+class Rate(click.ParamType[float]):
+    """Requests per second; `max` is infinity."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the rate."""
+        if value == "max":
+            return math.inf
+        rate = click.FLOAT.convert(value, param, ctx)
+        if not math.isfinite(rate):
+            self.fail(f"{value!r} is not a rate; write a number, or max for as fast as possible", param, ctx)
+        return float(rate)
 
 
 class Mix(click.ParamType[tuple[str, float]]):
@@ -62,13 +82,16 @@ class Mix(click.ParamType[tuple[str, float]]):
 
 _OPTIONS = (
     click.option("--url", required=True, help="The server, as grpc://HOST:PORT or http://HOST:PORT."),
-    click.option("--duration", type=Duration(), default="10s", show_default=True, help="How long to send."),
+    click.option("--duration", type=Duration(), help="How long to send.  [default: 10s, or as long as the trace]"),
     click.option("--concurrency", type=int, help="Closed loop: requests always in flight.  [default: 8]"),
-    click.option("--rate", type=float, help="Open loop: requests per second, whatever the server does."),
+    click.option("--rate", type=Rate(), help="Open loop: requests per second, or max for all that go through."),
+    click.option(
+        "--in-flight", type=int, help="With a rate or trace: most requests at once.  [default: 1000; of max 64]"
+    ),
     click.option("--arrival", help="With --rate: constant, poisson, gamma:burstiness=0.25.  [default: constant]"),
     click.option("--profile", help="With --rate: ramp:to=500, step, spike, sine.  [default: flat]"),
-    click.option("--trace", type=PATH, metavar="FILE", help="Open loop: the send times, one per line, in seconds."),
-    click.option("--speed", type=float, help="With --trace: times as fast.  [default: 1]"),
+    click.option("--trace", type=PATH, metavar="FILE", help="Open loop: send times in seconds, or recorded traffic."),
+    click.option("--speed", type=float, default=1.0, show_default=True, help="With --trace: times as fast."),
     click.option("--requests", type=int, help="Stop after so many requests."),
     click.option(
         "--think", type=Duration(), default="0s", show_default=True, help="Closed loop: pause before the next."
@@ -79,9 +102,18 @@ _OPTIONS = (
     ),
     click.option("--batch", type=int, default=1, show_default=True, help="Samples per request."),
     click.option("--version", default="", help="Version of the model.  [default: the server's choice]"),
-    click.option("--data", type=PATH, metavar="FILE.npz", help="Samples to send."),
+    click.option("--data", type=PATH, help="What to send: .npz, .json, .jsonl, .txt or a folder."),
+    click.option("--fresh", is_flag=True, help="New random values for every request."),
+    click.option("--constant", is_flag=True, help="The same values in every request."),
     click.option("--repository", type=PATH, metavar="DIR", help="Take ranges, tolerance from it."),
-    click.option("--shape", "shapes", type=Shape(), multiple=True, metavar="NAME:D1,D2", help="Sizes of an input."),
+    click.option(
+        "--shape",
+        "shapes",
+        type=Shape(),
+        multiple=True,
+        metavar="NAME:D1,D2[=WEIGHT]",
+        help="Sizes of an input; with weights, a mix.",
+    ),
     click.option("--tolerance", type=float, help="Check the outputs; the largest difference allowed."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the random values and arrival times."),
     click.option("--timeout", type=Duration(), help="For one request.  [default: none]"),
@@ -107,53 +139,46 @@ def plan_of(url: str, options: dict[str, Any]) -> "Plan":
     if tolerance is not None and not 0 <= tolerance < float("inf"):
         raise UsageError(f"--tolerance is {tolerance:g}", fix="give 0 or more")
     for name in ("arrival", "profile"):
-        if options[name] and rate is None:
-            raise UsageError(f"--{name} needs --rate", fix="a closed loop sends when an answer comes back")
-    if options["speed"] is not None and trace is None:
-        raise UsageError("--speed needs --trace", fix="change --rate instead")
+        if options[name] and rate in (None, math.inf):
+            raise UsageError(f"--{name} needs a --rate in numbers", fix="a closed loop sends when an answer comes back")
+    if options["in_flight"] is not None and concurrency is not None:
+        raise UsageError("--in-flight and --concurrency say the same", fix="give one of the two")
+    if rate == math.inf and concurrency is None:
+        # As fast as possible means that no place is ever empty, which is what a closed loop does.
+        rate, concurrency = None, FULL if options["in_flight"] is None else options["in_flight"]
+    if options["speed"] != 1 and trace is None:
+        raise UsageError("--speed needs --trace", fix="give the trace to replay")
     if concurrency is None and rate is None and trace is None:
         concurrency = 8
-    taken = ("duration", "requests", "think", "sequence", "seed", "timeout", "retries", "warmup")
+    taken = ("speed", "requests", "think", "sequence", "seed", "timeout", "retries", "warmup")
+    limit = {} if options["in_flight"] is None or concurrency is not None else {"in_flight": options["in_flight"]}
     return Plan(
         url,
+        _duration(options),
         concurrency=concurrency,
         rate=rate,
         arrival=options["arrival"] or "constant",
         profile=options["profile"] or "flat",
         trace=str(trace) if trace else None,
-        speed=1.0 if options["speed"] is None else options["speed"],
         **{key: options[key] for key in taken},
+        **limit,
     )
+
+
+def _duration(options: dict[str, Any]) -> float:
+    from loadtest.data import trace
+
+    if options["duration"] is not None:
+        return float(options["duration"])
+    if not options["trace"]:
+        return DURATION
+    if not options["speed"] > 0:
+        raise UsageError(f"--speed is {options['speed']:g}", fix="give a number above 0")
+    return trace.length(trace.read(options["trace"], options["speed"]))
 
 
 def parts_of(plan: "Plan", model: str, options: dict[str, Any]) -> "list[Part]":
     """Return the traffic that the options describe, MODEL's share first; asks the server what its models take."""
-    return [_part(plan, name, weight, options) for name, weight in [(model, 1.0), *options["mix"]]]
+    from loadtest import parts
 
-
-def _part(plan: "Plan", model: str, weight: float, options: dict[str, Any]) -> "Part":
-    """Return one model's share of the traffic, from --data, --repository or the server's metadata."""
-    from loadtest import answers, payload
-    from loadtest.client import connect
-    from loadtest.traffic import Part
-
-    with connect(plan.url) as client:
-        stated, _ = client.metadata(model, options["version"])
-        version = client.served_version(model, options["version"])
-    specs, tolerance = stated, options["tolerance"]
-    if options["repository"]:
-        specs, deviation = payload.from_lineage(options["repository"], model, version)
-        if tolerance is None and deviation is not None:
-            tolerance = answers.tolerance(deviation)
-        if {(spec.name, spec.dtype) for spec in specs} != {(spec.name, spec.dtype) for spec in stated}:
-            raise BadInput(
-                "its inputs are not those of the model that the server has",
-                where=str(options["repository"] / model / version / "lineage.json"),
-                fix="give the repository that the server serves",
-            )
-    if options["data"]:
-        payloads = payload.load_npz(options["data"], stated, options["batch"])
-    else:
-        specs = payload.with_shapes(specs, dict(options["shapes"]))
-        payloads = payload.generate(specs, PAYLOADS, plan.seed, options["batch"])
-    return Part(model, payloads, options["version"], weight, tolerance)
+    return parts.parts(plan, model, options)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.report import facts, headline, number, plan_line, summary
+from loadtest.report import MISMATCH_COLUMNS, facts, headline, mismatch_rows, number, plan_line, summary
 from loadtest.results import MISMATCH, OK, TIMEOUT, Results, read
 from loadtest.statistics import curve, percentile, windows
 
@@ -49,6 +49,7 @@ def _render(results: Results, values: dict[str, Any]) -> str:
         headline=headline(values),
         plan_line=plan_line(values),
         facts=facts(values),
+        mismatches=(MISMATCH_COLUMNS, mismatch_rows(values)),
         plan=_plan(values["plan"]),
         number=number,
         started=results.header.get("clock_start", ""),

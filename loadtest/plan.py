@@ -8,6 +8,7 @@ from typing import Any
 
 from loadtest import schedule
 from loadtest.client import parse_url
+from loadtest.data import trace
 from loadtest.errors import UsageError
 
 
@@ -24,12 +25,12 @@ class Plan:
         rate: open loop, requests per second.
         arrival: with `rate`: a name in `schedule.ARRIVALS` and its settings.
         profile: with `rate`: a name in `schedule.PROFILES` and its settings.
-        trace: open loop: a file of send times.
+        trace: open loop: a file of send times; `loadtest.data.trace.length` says how long it lasts.
         speed: with `trace`: how many times as fast to replay it.
         requests: stop after so many; None sends for the whole duration.
         think: closed loop: seconds between an answer and the next request of the same user.
         sequence: length of the sequences that the requests belong to, for a model that remembers; None sends requests
-            of their own.
+            of their own, or the sequences that the data states.
         seed: of the arrival times and of the choice among models.
         timeout: seconds until a request counts as timed out; None waits until the end of the run, and `PATIENCE` more.
         retries: how often a request that failed is sent again; its latency goes on counting.
@@ -74,6 +75,8 @@ class Plan:
                 raise UsageError(f"{name} is {getattr(self, name):g}", fix="give 0 or more")
         if self.concurrency is not None and self.workers > self.concurrency:
             raise UsageError("there are more workers than requests in flight", fix="use fewer workers")
+        if self.think and self.open:
+            raise UsageError("an open loop does not think", fix="use a concurrency, or leave the think time away")
         schedule.chosen("arrival", self.arrival)
         schedule.chosen("profile", self.profile)
 
@@ -85,7 +88,7 @@ class Plan:
     def due(self, duration: float, worker: int = 0) -> Iterator[float]:
         """Yield the send times of one worker's share of an open loop that lasts `duration` seconds."""
         if self.trace is not None:
-            found = schedule.read_trace(Path(self.trace), self.speed)
+            found = trace.read(Path(self.trace), self.speed)
             times: Iterator[float] = (at for at in found if at < duration)
         else:
             times = schedule.times(self.rate or 0.0, duration, self.seed, self.arrival, self.profile)

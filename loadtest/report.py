@@ -62,6 +62,8 @@ def summary(results: Results) -> dict[str, Any]:
         client_cpu=end.get("client_cpu"),
         server=_server(results),
         errors=end.get("errors", []),
+        checked=end.get("checked", 0),
+        mismatches=end.get("mismatches", []),
         thresholds=[],
     )
     values["why"], values["fix"] = _why_invalid(values, results)
@@ -106,7 +108,8 @@ def _rate(results: Results) -> dict[str, float]:
     steady = results.open and plan["rate"] and plan["profile"] == "flat"
     # A closed loop has no rate of its own: what it offered is what it sent.
     offered = plan["rate"] if steady else float((sent | results.open).sum()) / seconds
-    batches = np.repeat(*(np.array([part[key] for part in results.header["parts"]]) for key in ("batch", "payloads")))
+    sizes = (part.get("batches") or [part["batch"]] * part["payloads"] for part in results.header["parts"])
+    batches = np.array([size for part in sizes for size in part])
     samples = float(batches[results.payload[in_time]].sum()) / seconds
     return {"offered": offered, "achieved": achieved, "samples": samples}
 
@@ -147,7 +150,7 @@ def _why_invalid(values: dict[str, Any], results: Results) -> tuple[str, str]:
         )
     if requests["mismatched"]:
         most = next((error["text"] for error in end["errors"] if error["verdict"] == MISMATCH), "")
-        why = f"{requests['mismatched']} answers under load were not those of the idle server: {most}"
+        why = f"{requests['mismatched']} answers under load were wrong: {most}"
         return why, "find the cause, or allow the difference with --tolerance if the metric does"
     if not requests["done"]:
         most = f": {end['errors'][0]['text']}" if end.get("errors") else ""
@@ -182,6 +185,8 @@ def _notes(values: dict[str, Any], end: dict[str, Any]) -> list[str]:
             f"the server counted {server['success']} successes, the client {ours}: "
             "others sent requests too, or answers were lost"
         )
+    if any(part["payloads"] == 1 and not part.get("fresh") for part in values["parts"]):
+        notes.append("every request carried the same values; caches may make the server look faster than it is")
     if end.get("server_error"):
         notes.append(f"the server's own figures are missing: {end['server_error']}")
     return notes
@@ -195,7 +200,27 @@ def text(values: dict[str, Any]) -> RenderableType:
         for error in values["errors"]:
             errors.add_row(f"{error['count']:,}", Text(error["text"]))
         parts += [Text(), errors]
+    if values["mismatches"]:
+        wrong = Table(*MISMATCH_COLUMNS, title="wrong outputs, the first", title_justify="left", box=None)
+        for row in mismatch_rows(values):
+            wrong.add_row(*map(Text, row))
+        parts += [Text(), wrong]
     return Group(*parts)
+
+
+MISMATCH_COLUMNS = ("request", "payload", "output", "index", "expected", "got")
+
+
+def mismatch_rows(values: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the wrong answers that were kept, a text for each of `MISMATCH_COLUMNS`."""
+
+    def shown(value: Any) -> str:
+        return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+    return [
+        tuple("-" if one[key] is None else shown(one[key]) for key in ("n", *MISMATCH_COLUMNS[1:]))
+        for one in values["mismatches"]
+    ]
 
 
 def headline(values: dict[str, Any]) -> str:
@@ -229,7 +254,8 @@ def load(plan: dict[str, Any]) -> str:
         think = f", thinking {plan['think']:g} s" if plan["think"] else ""
         return f"closed loop, {plan['concurrency']} in flight{think}"
     if plan["trace"] is not None:
-        return f"open loop, the times of {plan['trace']}"
+        speed = "" if plan["speed"] == 1 else f" at {plan['speed']:g} times the speed"
+        return f"open loop, the times of {plan['trace']}{speed}"
     profile = "" if plan["profile"] == "flat" else f" {plan['profile']}"
     return f"open loop, {plan['rate']:g}/s {plan['arrival']}{profile}"
 
@@ -259,7 +285,9 @@ def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
     if values["plan"]["concurrency"] is None:
         rows.append(("offered", f"{rate['offered']:,.1f} requests/s"))
         rows.append(("lag p99", f"{number(values['lag_ms']['p99'])} ms"))
-    checked = f"checked, {max(tolerances):.2g} allowed" if tolerances else "not checked"
+    checked = "not checked"
+    if tolerances and values["checked"]:
+        checked = f"{values['checked']:,} checked, {max(tolerances):.2g} allowed"
     rows.append(("outputs", checked))
     if values["client_cpu"] is not None:
         rows.append(("client CPU", f"{values['client_cpu']:.0%} of one core"))

@@ -2,7 +2,8 @@
 
 First line: what was planned. Then one line per request: `n`, the times `planned`, `sent` and `done` in seconds after
 the start (null where it did not happen), `verdict`, `payload`, `worker`, and `tries` where it was sent more than once.
-Last line: `end` and what the server counted; a file without it comes from a run that was interrupted.
+Last line: `end`, what the server counted, the kinds of errors, how many answers were `checked` and the first
+`mismatches` (see `answers.Answers`); a file without it comes from a run that was interrupted.
 """
 
 import json
@@ -22,14 +23,41 @@ VERDICTS = ("ok", "mismatch", "error", "timeout", "dropped")
 OK, MISMATCH, ERROR, TIMEOUT, DROPPED = VERDICTS
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a sequence is made of: `length` requests that go round `count` payloads from number `first` on.
+
+    Its first request carries the payload `shift` further on.
+    """
+
+    first: int
+    count: int
+    length: int
+    shift: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """A request's place in a sequence: the id of that, whether it is its first or last, and its number from 1."""
+    """A request's place in a sequence: the id of that, what it is made of, and the request's number from 1."""
 
     id: int
-    start: bool
-    end: bool
-    place: int
+    script: Script
+    place: int = 1
+
+    @property
+    def start(self) -> bool:
+        """Whether it is the first request."""
+        return self.place == 1
+
+    @property
+    def end(self) -> bool:
+        """Whether it is the last request."""
+        return self.place == self.script.length
+
+    @property
+    def payload(self) -> int:
+        """The number of the payload that it carries."""
+        return self.script.first + (self.script.shift + self.place - 1) % self.script.count
 
 
 @dataclass(slots=True)

@@ -10,13 +10,12 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.errors import BadInput, UsageError
+from loadtest.errors import UsageError
 
 Numbers = NDArray[np.float64]
 _BLOCK = 1024
@@ -182,39 +181,3 @@ def _number(kind: str, name: str, key: str, value: str, known: list[str]) -> flo
     if not 0 <= number < float("inf") or (number == 0 and key in ("burstiness", "steps")):
         raise UsageError(f"{key} of the {kind} {name} is {value!r}", fix="give a number above 0")
     return number
-
-
-def read_trace(path: Path, speed: float = 1.0) -> list[float]:
-    """Return the send times of a trace: one time in seconds per line, the first column if there are several.
-
-    The first request is due at 0, whatever time the first line says; `speed` 2 replays in half the time. Empty lines,
-    lines that begin with `#` and a heading in the first line are skipped.
-
-    Raises:
-        BadInput: no such file, no times in it, or a line whose time is no number, negative or before the one above.
-    """
-    found: list[float] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise BadInput("there is no such file", where=str(path), fix="give a file with one time per line") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise BadInput("is not a text file", where=str(path), fix="give a file with one time per line") from error
-    for number, line in enumerate(lines, 1):
-        text = line.partition(",")[0].strip()
-        if not text or text.startswith("#"):
-            continue
-        try:
-            at = float(text)
-        except ValueError:
-            if number == 1:
-                continue
-            at = float("nan")
-        if not 0 <= at < float("inf"):
-            raise BadInput(f"{text!r} in line {number} is not a time", where=str(path), fix="write seconds, 0 or more")
-        if found and at < found[-1]:
-            raise BadInput(f"line {number} is before the line above it", where=str(path), fix="sort the file by time")
-        found.append(at)
-    if not found:
-        raise BadInput("has no times", where=str(path), fix="write one time in seconds per line")
-    return [(at - found[0]) / speed for at in found]

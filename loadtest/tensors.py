@@ -4,7 +4,7 @@ The export, the Triton config, warm-up requests and load payloads are all derive
 """
 
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,23 @@ class TensorSpec:
     def batched(self) -> bool:
         """Whether the first dim is the batch axis."""
         return bool(self.dims) and isinstance(self.dims[0], Dim) and self.dims[0].name == "batch"
+
+    @property
+    def own(self) -> tuple[int | Dim, ...]:
+        """The dims of one sample: all but the batch axis."""
+        return self.dims[1:] if self.batched else self.dims
+
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether one sample may have this shape."""
+        return len(shape) == len(self.own) and all(
+            size == dim if isinstance(dim, int) else dim.minimum <= size <= dim.maximum
+            for dim, size in zip(self.own, shape, strict=True)
+        )
+
+    @property
+    def largest_batch(self) -> int:
+        """The most samples of one request; 1 without a batch axis."""
+        return self.dims[0].maximum if self.batched and isinstance(self.dims[0], Dim) else 1
 
     def shape(self, batch: int | None = None, size: str = "typical") -> tuple[int, ...]:
         """Return a concrete shape: `size` (minimum, typical, maximum) for every `Dim`, `batch` for the batch axis."""

@@ -8,10 +8,12 @@ from itertools import accumulate, count
 import numpy as np
 
 from loadtest.errors import BadInput, UsageError
-from loadtest.results import Turn
+from loadtest.results import Script, Turn
 from loadtest.tensors import Array, Arrays, TensorSpec
 
 _BLOCK = 4096
+_FIRST_ID, _IDS, _SEEDS = 10**15, 10**12, 1000
+"""All ids have the same number of digits, other clients' small ones are not met, and seeds have ids of their own."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,12 @@ class Part:
         weight: how much of the traffic it gets, relative to the other parts.
         tolerance: the largest absolute difference between an output under load and the right one; None leaves the
             outputs unchecked.
-        expected: the right outputs, by payload; empty takes what the idle server answers before the run.
+        expected: the right outputs, by payload; one without any is not checked. Empty takes what the idle server
+            answers before the run.
         fresh: values for each request instead of the payloads', which then only probe the server; their outputs are
             not checked.
+        streams: how many payloads, one after the other, make up each sequence; empty for requests of their own.
+        order: recorded traffic: for each payload the number of the request that carried it, among those of all parts.
     """
 
     model: str
@@ -51,6 +56,8 @@ class Part:
     tolerance: float | None = None
     expected: Sequence[Arrays] = field(default=())
     fresh: Fresh | None = None
+    streams: Sequence[int] = ()
+    order: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if not self.payloads:
@@ -64,47 +71,93 @@ def firsts(parts: Sequence[Part]) -> list[int]:
     return [0, *accumulate(len(part.payloads) for part in parts)][:-1]
 
 
-def chooser(parts: Sequence[Part], seed: int) -> Callable[[int], int]:
-    """Return the function from a request's number to its payload's; every worker gets the same."""
-    if len(parts) == 1:
-        only = len(parts[0].payloads)
-        return lambda n: n % only
-    weights = np.array([part.weight for part in parts])
-    edges, starts, counts = np.cumsum(weights / weights.sum()), firsts(parts), [len(part.payloads) for part in parts]
-    drawn: tuple[int, list[int]] = (-1, [])
+class Chooser:
+    """Says which payload a request carries. Every worker makes the same choice for the same number.
 
-    def choose(n: int) -> int:
-        nonlocal drawn
+    Args:
+        parts: what is sent.
+        seed: of the choice among parts.
+
+    Attributes:
+        pick: from a request's number to its payload's.
+        seed: as given.
+    """
+
+    def __init__(self, parts: Sequence[Part], seed: int) -> None:
+        self.parts = parts
+        self.pick: Callable[[int], int] = self._by_weight
+        self._starts, self._counts = firsts(parts), [len(part.payloads) for part in parts]
+        weights = np.array([part.weight for part in parts])
+        self._edges, self.seed = np.cumsum(weights / weights.sum()), seed
+        self._drawn: tuple[int, list[int]] = (-1, [])
+        if any(part.order for part in parts):
+            self.pick = self._recorded()
+        elif len(parts) == 1:
+            only = self._counts[0]
+            self.pick = lambda n: n % only
+
+    def sequence(self, number: int, length: int | None) -> Script:
+        """Return what the sequence of this number is made of.
+
+        All of them go to one model. A part with streams plays the next of them, as often as it takes to fill `length`;
+        another one goes through its payloads, each sequence from one further on.
+        """
+        at = self._part(number)
+        part, first, count = self.parts[at], self._starts[at], self._counts[at]
+        if not part.streams:
+            return Script(first, count, length or 1, shift=number)
+        stream = number % len(part.streams)
+        count = part.streams[stream]
+        return Script(first + sum(part.streams[:stream]), count, length or count)
+
+    def _by_weight(self, n: int) -> int:
+        part = self._part(n)
+        return self._starts[part] + n % self._counts[part]
+
+    def _part(self, n: int) -> int:
         block, place = divmod(n, _BLOCK)
-        if drawn[0] != block:
-            values = np.random.default_rng([seed, block]).random(_BLOCK)
-            drawn = block, np.minimum(np.searchsorted(edges, values, side="right"), len(parts) - 1).tolist()
-        part = drawn[1][place]
-        return starts[part] + n % counts[part]
+        if self._drawn[0] != block:
+            values = np.random.default_rng([self.seed, block]).random(_BLOCK)
+            drawn = np.minimum(np.searchsorted(self._edges, values, side="right"), len(self.parts) - 1)
+            self._drawn = block, drawn.tolist()
+        return self._drawn[1][place]
 
-    return choose
+    def _recorded(self) -> Callable[[int], int]:
+        starts = zip(self._starts, self.parts, strict=True)
+        pairs = sorted((n, first + at) for first, part in starts for at, n in enumerate(part.order))
+        payloads = [payload for _, payload in pairs]
+        return lambda n: payloads[n % len(payloads)]
+
+
+def in_sequences(parts: Sequence[Part], length: int | None) -> bool:
+    """Whether the requests belong to sequences: because a length was asked for, or because the data says so."""
+    return length is not None or any(part.streams for part in parts)
 
 
 class Sequences:
-    """Hands out turns. A sequence has one request in flight at a time and ends after `length` of them.
+    """Hands out turns. A sequence has one request in flight at a time.
 
     Args:
-        length: requests of a sequence.
-        worker: processes must not share ids.
+        chooser: says what each sequence is made of.
+        length: requests of a sequence; None takes what the data says.
+        worker, workers: processes must not share ids.
     """
 
-    def __init__(self, length: int, worker: int = 0) -> None:
-        self.length = length
+    def __init__(self, chooser: Chooser, length: int | None, worker: int = 0, workers: int = 1) -> None:
+        self._chooser, self._length = chooser, length
         self._waiting: deque[Turn] = deque()
-        # All ids have the same number of digits, and other clients' small ones are not met.
-        self._ids = count(10**12 * (worker + 1))
+        self._numbers = count(worker, workers)
+        # The same ids in every run: a sequence that the last run left open is begun again and holds no place for long.
+        self._first = _FIRST_ID + chooser.seed % _SEEDS * _IDS
 
     def next(self) -> Turn:
         """Return the next turn of the sequence that has waited longest, or the first one of a new sequence."""
-        return self._waiting.popleft() if self._waiting else Turn(next(self._ids), True, self.length == 1, 1)
+        if self._waiting:
+            return self._waiting.popleft()
+        number = next(self._numbers)
+        return Turn(self._first + number, self._chooser.sequence(number, self._length))
 
     def finished(self, turn: Turn) -> None:
         """Let a sequence go on whose request was answered; one whose request failed is given up by not calling this."""
         if not turn.end:
-            place = turn.place + 1
-            self._waiting.append(Turn(turn.id, False, place == self.length, place))
+            self._waiting.append(Turn(turn.id, turn.script, turn.place + 1))

@@ -33,6 +33,15 @@ def run(model: str, url: str, html: Path | None, output: Path | None, as_json: b
       loadtest run digits --url grpc://127.0.0.1:8001
       loadtest run digits --url http://127.0.0.1:8000 \\
           --rate 200 --arrival poisson --html load.html
+      loadtest run digits --url grpc://127.0.0.1:8001 --trace recorded.jsonl --speed 2
+
+    \b
+    --data takes
+      FILE.npz    an array for each input, samples first; of outputs: the right ones
+      FILE.json   perf_analyzer's format, with validation_data and sequences
+      FILE.jsonl  recorded traffic: a V2 request, its model and `at` in each line
+      FILE.txt    one text per line, for a model that takes strings
+      FOLDER      an .npz file, a subfolder or a file for each request
     """
     from loadtest import drive, page
     from loadtest.report import summarize

@@ -6,7 +6,7 @@ from typing import Protocol
 from loadtest.answers import Answers
 from loadtest.results import ERROR, MISMATCH, Flight, Turn
 from loadtest.tensors import Array, Arrays
-from loadtest.traffic import Part
+from loadtest.traffic import Part, in_sequences
 
 Encode = Callable[[Flight], bytes]
 Finished = Callable[[Flight], None]
@@ -46,7 +46,7 @@ def encoder(
         sequence: the length of sequences; with them requests carry a turn that is not known before they leave.
     """
     numbered = [(part, inputs) for part in parts for inputs in part.payloads]
-    if sequence is None and not any(part.fresh for part in parts):
+    if not in_sequences(parts, sequence) and not any(part.fresh for part in parts):
         ready = [request(part.model, inputs, part.version, None) for part, inputs in numbered]
         return lambda flight: ready[flight.payload]
 
@@ -63,7 +63,7 @@ def check(answers: Answers | None, flight: Flight, raw: bytes, decode: Callable[
     if answers is None:
         return
     try:
-        if text := answers.wrong(flight.payload, raw, decode):
+        if text := answers.wrong(flight.n, flight.payload, raw, decode):
             fail(flight, text, verdict=MISMATCH)
     except (ValueError, KeyError, TypeError) as error:
         fail(flight, f"the answer cannot be read: {error!r}")

@@ -14,7 +14,7 @@ from serve.commands.versions import repository_option
 @click.argument("old", type=click.IntRange(1))
 @click.argument("new", type=click.IntRange(1))
 @repository_option
-@click.option("--requests", type=PATH, help="An .npz file with an array for each input, samples first.")
+@click.option("--requests", type=PATH, help="Requests: what `loadtest run --data` takes.")
 @click.option(
     "--count", type=click.IntRange(1), default=200, show_default=True, help="Requests to make without a file."
 )
@@ -50,6 +50,8 @@ def canary(
       serve canary digits_cnn 1 2 --requests recorded.npz && serve promote digits_cnn 2
     """
     from loadtest import payload
+    from loadtest.data import read
+    from loadtest.data.request import Signature
     from loadtest.tensors import TensorSpec
     from serve import canary as canaries
     from serve import repository as repositories
@@ -60,7 +62,11 @@ def canary(
         rollout.known(repository, model, version)
     lineage = repositories.read_lineage(repository, model, old)
     specs = [TensorSpec.from_document(spec) for spec in lineage["inputs"]]
-    sent = payload.load_npz(requests, specs, batch) if requests else payload.generate(specs, count, seed, batch)
+    outputs = [TensorSpec.from_document(spec) for spec in lineage["outputs"]]
+    if requests:
+        sent = read.read(requests, Signature(specs, outputs), batch, model).payloads
+    else:
+        sent = payload.generate(specs, count, seed, batch)
     with reporting() as report:
         report(f"{len(sent)} requests to each version", 0.0)
         found = canaries.compare(repository, model, old, new, sent)

@@ -31,6 +31,7 @@ class StandIn:
 
     Args:
         since: number of the inference (from 1) from which on it refuses, talks garbage, is wrong or hangs.
+        until: number of the last inference that it does so with.
         stall: number of the inference (from 1) that holds everything up for `stall_seconds`.
         refuse: HTTP status and gRPC code that inferences are answered with, and the text.
         garbage: answer inferences with bytes that are no answer.
@@ -41,6 +42,7 @@ class StandIn:
     """
 
     since: int = 1
+    until: int = 10**9
     stall: int = 0
     stall_seconds: float = 0.5
     refuse: tuple[int, grpc.StatusCode, str] | None = None
@@ -76,7 +78,7 @@ class StandIn:
 
     @property
     def faulty(self) -> bool:
-        return self.inferences >= self.since
+        return self.since <= self.inferences <= self.until
 
     def metadata(self) -> dict[str, Any]:
         tensor = {"datatype": "FP32", "shape": [-1, self.size]}

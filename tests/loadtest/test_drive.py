@@ -214,6 +214,8 @@ def test_a_folder_that_does_not_exist_is_named_before_the_server_is_asked(tmp_pa
         ({"concurrency": 1, "timeout": 0.0}, "timeout"),
         ({"concurrency": 1, "warmup": -1.0}, "warmup"),
         ({"rate": 1.0, "arrival": "bursty"}, "bursty"),
+        ({"rate": 1.0, "think": 1.0}, "think"),
+        ({"trace": "t", "speed": 0.0}, "speed"),
         ({"concurrency": 1, "url": "nowhere"}, "address"),
     ],
 )

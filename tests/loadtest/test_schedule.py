@@ -1,12 +1,11 @@
 from itertools import islice, pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from loadtest import schedule
-from loadtest.errors import BadInput, UsageError
-from loadtest.schedule import ARRIVALS, PROFILES, mean_rate, read_trace, times
+from loadtest.errors import UsageError
+from loadtest.schedule import ARRIVALS, PROFILES, mean_rate, times
 
 WITH_SETTINGS = {"ramp": "ramp:to=500", "step": "step:to=500", "spike": "spike:to=500"}
 
@@ -108,45 +107,6 @@ def test_a_profile_and_chance_go_together() -> None:
 def test_a_shape_that_makes_no_sense(arrival: str, profile: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         list(islice(times(100, 1, 0, arrival, profile), 10))
-
-
-@pytest.mark.parametrize(
-    ("text", "speed", "due"),
-    [
-        ("0\n0.5\n2\n", 1, [0, 0.5, 2]),
-        ("at,model\n100,a\n\n# a pause\n101.5,b\n", 1, [0, 1.5]),
-        ("10\n14\n", 4, [0, 1]),
-        ("1\n1\n", 1, [0, 0]),
-    ],
-)
-def test_a_trace_begins_at_zero(text: str, speed: float, due: list[float], tmp_path: Path) -> None:
-    (tmp_path / "trace.csv").write_text(text)
-    assert read_trace(tmp_path / "trace.csv", speed) == due
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("0\n2\n1\n", "line 3 is before the line above"),
-        ("-1\n2\n", "'-1' in line 1 is not a time"),
-        ("0\nnan\n", "line 2 is not a time"),
-        ("0\nsoon\n", "'soon' in line 2"),
-        ("", "has no times"),
-        ("at\n", "has no times"),
-    ],
-)
-def test_a_trace_that_makes_no_sense(text: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "trace.csv").write_text(text)
-    with pytest.raises(BadInput, match=said):
-        read_trace(tmp_path / "trace.csv")
-
-
-def test_a_trace_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no such file"):
-        read_trace(tmp_path / "none")
-    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BadInput, match="not a text file"):
-        read_trace(tmp_path / "bytes")
 
 
 def test_all_names_stand_for_functions_here() -> None:

@@ -1,9 +1,12 @@
+import json
+
 import numpy as np
 import tritonclient.grpc as grpc_library
 import tritonclient.http as http_library
 from tritonclient.grpc import service_pb2
 
 from loadtest import wire
+from loadtest.results import Script, Turn
 
 INPUTS = {
     "x": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -44,3 +47,15 @@ def test_outputs_come_back_as_they_were() -> None:
     outputs = wire.http_outputs(head, INPUTS["x"].tobytes() + text)
     np.testing.assert_array_equal(outputs["x"], INPUTS["x"])
     assert outputs["text"].tolist() == [[b"a"], ["zwölf".encode()]]
+
+
+def test_a_turn_of_a_sequence_travels_with_its_request() -> None:
+    turns = [Turn(10**12, Script(0, 3, 2)), Turn(10**12, Script(0, 3, 2), 2), Turn(7, Script(0, 1, 1))]
+    for turn, start, end in zip(turns, (True, False, True), (False, True, True), strict=True):
+        wanted = {"sequence_id": turn.id, "sequence_start": start, "sequence_end": end}
+        _, _, body = wire.http_request("h:1", "m", INPUTS, turn=turn).partition(b"\r\n\r\n")
+        told, _ = json.JSONDecoder().raw_decode(body.decode("latin-1"))
+        assert wanted.items() <= told["parameters"].items()
+        message = service_pb2.ModelInferRequest.FromString(wire.grpc_request("m", INPUTS, turn=turn))
+        sent = message.parameters.items()
+        assert {key: getattr(value, value.WhichOneof("parameter_choice")) for key, value in sent} == wanted
