@@ -17,6 +17,18 @@ PAYLOADS = 16
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
+def seconds(text: str) -> float:
+    """Return the seconds of a length of time such as `10s`, `500ms` or `2m`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a duration; write 500ms, 10s or 2m")
+    return float(match[1]) * _UNITS[match[2]]
+
+
 class Duration(click.ParamType[float]):
     """A length of time such as `10s`, `500ms` or `2m`, as seconds."""
 
@@ -26,10 +38,10 @@ class Duration(click.ParamType[float]):
         """Return the seconds."""
         if isinstance(value, float):
             return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", str(value).strip())
-        if not match:
-            self.fail(f"{value!r} is not a duration; write 500ms, 10s or 2m", param, ctx)
-        return float(match[1]) * _UNITS[match[2]]
+        try:
+            return seconds(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
@@ -154,3 +166,14 @@ def _part(plan: "Plan", model: str, weight: float, options: dict[str, Any]) -> "
         specs = payload.with_shapes(specs, dict(options["shapes"]))
         payloads = payload.generate(specs, PAYLOADS, plan.seed, options["batch"])
     return Part(model, payloads, options["version"], weight, tolerance)
+
+
+def largest_batch(plan: "Plan", model: str, options: dict[str, Any]) -> int:
+    """Return how many samples a request to the model may hold; 1 for a model without a batch axis."""
+    from loadtest.client import connect
+    from loadtest.tensors import Dim
+
+    with connect(plan.url) as client:
+        inputs, _ = client.metadata(model, options["version"])
+    axes = [spec.dims[0] for spec in inputs if spec.batched]
+    return min((axis.maximum for axis in axes if isinstance(axis, Dim)), default=1)
