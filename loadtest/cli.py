@@ -3,6 +3,7 @@
 import click
 
 from loadtest.commandline import CommandGroup, version
+from loadtest.commands.mlperf import mlperf
 from loadtest.commands.report import report
 from loadtest.commands.run import run
 from loadtest.commands.scenario import scenario
@@ -17,3 +18,4 @@ def main() -> None:
 main.add_command(run)
 main.add_command(report)
 main.add_command(scenario)
+main.add_command(mlperf)

@@ -111,6 +111,33 @@ def load_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+SHAPE: dict[str, Any] = {
+    "duration": 10.0,
+    "concurrency": None,
+    "rate": None,
+    "arrival": None,
+    "profile": None,
+    "trace": None,
+    "speed": 1.0,
+    "requests": None,
+    "think": 0.0,
+    "sequence": None,
+    "mix": (),
+    "batch": 1,
+    "seed": 0,
+    "retries": 0,
+}
+"""The options that say how much is sent and when, with their defaults."""
+
+
+def traffic_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `load_options` but for `SHAPE`, which it knows by itself."""
+    command = load_options(command)
+    kept = [option for option in getattr(command, "__click_params__", []) if option.name not in SHAPE]
+    setattr(command, "__click_params__", kept)  # noqa: B010 -- Click's own place for a function's options
+    return command
+
+
 def plan_of(url: str, options: dict[str, Any]) -> "Plan":
     """Return the plan that the options describe."""
     from loadtest.plan import Plan

@@ -234,9 +234,8 @@ def _set(tables: list[dict[str, Any]], setting: str) -> None:
 
 
 def _explained(error: ValidationError, path: Path) -> UsageError:
-    found = error.errors()
-    # A value that may be of several kinds is wrong for each of them; the deepest complaint is the closest.
-    first = found[0]
+    # A misspelt key is also a missing one, and says more.
+    first = min(error.errors(), key=lambda one: one["type"] != "unexpected_keyword_argument")
     places = [part for part in first["loc"] if isinstance(part, int) or re.fullmatch(r"[a-z_]+", part)]
     table = Phase if places[:1] == ["phase"] and len(places) > 1 else Scenario
     places = places[: 3 if table is Phase else 2]
@@ -247,7 +246,7 @@ def _explained(error: ValidationError, path: Path) -> UsageError:
         what, fix = "is missing", f"add {places[-1]} = ..."
     else:
         message = first["msg"].removeprefix("Value error, ").replace("tuple", "list")
-        what, fix = f"{first['input']!r} cannot be", message[:1].lower() + message[1:]
+        what, fix = f"{first['input']!r} cannot be", message.replace("Input", str(places[-1]), 1)
     return UsageError(f"{field}: {what}", where=str(path), fix=fix)
 
 

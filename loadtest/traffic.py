@@ -42,6 +42,7 @@ class Part:
         expected: the right outputs, by payload; empty takes what the idle server answers before the run.
         fresh: values for each request instead of the payloads', which then only probe the server; their outputs are
             not checked.
+        drawn: payloads are drawn at random, and again and again, instead of in turn.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Part:
     tolerance: float | None = None
     expected: Sequence[Arrays] = field(default=())
     fresh: Fresh | None = None
+    drawn: bool = False
 
     def __post_init__(self) -> None:
         if not self.payloads:
@@ -66,21 +68,24 @@ def firsts(parts: Sequence[Part]) -> list[int]:
 
 def chooser(parts: Sequence[Part], seed: int) -> Callable[[int], int]:
     """Return the function from a request's number to its payload's; every worker gets the same."""
-    if len(parts) == 1:
+    if len(parts) == 1 and not parts[0].drawn:
         only = len(parts[0].payloads)
         return lambda n: n % only
-    weights = np.array([part.weight for part in parts])
-    edges, starts, counts = np.cumsum(weights / weights.sum()), firsts(parts), [len(part.payloads) for part in parts]
-    drawn: tuple[int, list[int]] = (-1, [])
+    weights, starts = np.array([part.weight for part in parts]), np.array(firsts(parts))
+    edges, counts = np.cumsum(weights / weights.sum()), np.array([len(part.payloads) for part in parts])
+    random = np.array([part.drawn for part in parts])
+    known: tuple[int, list[int]] = (-1, [])
 
     def choose(n: int) -> int:
-        nonlocal drawn
+        nonlocal known
         block, place = divmod(n, _BLOCK)
-        if drawn[0] != block:
-            values = np.random.default_rng([seed, block]).random(_BLOCK)
-            drawn = block, np.minimum(np.searchsorted(edges, values, side="right"), len(parts) - 1).tolist()
-        part = drawn[1][place]
-        return starts[part] + n % counts[part]
+        if known[0] != block:
+            rng = np.random.default_rng([seed, block])
+            part = np.minimum(np.searchsorted(edges, rng.random(_BLOCK), side="right"), len(parts) - 1)
+            in_turn = (block * _BLOCK + np.arange(_BLOCK)) % counts[part]
+            at_random = (rng.random(_BLOCK) * counts[part]).astype(int)
+            known = block, (starts[part] + np.where(random[part], at_random, in_turn)).tolist()
+        return known[1][place]
 
     return choose
 

@@ -58,7 +58,7 @@ def run(model: str, url: str, html: Path | None, output: Path | None, as_json: b
     if output and html and output.resolve() == html.resolve():
         raise UsageError("--output and --html are the same file", fix="give two names")
     path = output or _default_output(model)
-    with _progress(plan, quiet=as_json) as show:
+    with progress_of(plan, quiet=as_json) as show:
         drive.run(plan, parts_of(plan, model, options), path, show)
     values = summarize(path) | {"results": str(path)}
     if html:
@@ -83,7 +83,7 @@ def _play(
         raise UsageError("--pid and --metrics are both given", fix="--pid is the better one where you can")
     source = str(chosen["pid"] or chosen["metrics"] or "")
     settings = chosen["settings"]
-    play_and_report(model, url, options, chosen["scenario"], settings, output, source, as_json, _progress)
+    play_and_report(model, url, options, chosen["scenario"], settings, output, source, as_json, progress_of)
 
 
 def _default_output(model: str) -> Path:
@@ -113,7 +113,7 @@ def _finish(values: dict[str, Any], path: Path, as_json: bool) -> None:
 
 
 @contextmanager
-def _progress(plan: "Plan", quiet: bool) -> "Iterator[Callable[[Progress], None]]":
+def progress_of(plan: "Plan", quiet: bool) -> "Iterator[Callable[[Progress], None]]":
     """Show how far the run is: a bar on a terminal, a line every few seconds elsewhere, nothing with --json."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
