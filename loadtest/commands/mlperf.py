@@ -95,7 +95,8 @@ def _performance(model: str, url: str, options: dict[str, Any], folder: Path, qu
     plan = plan_of(url, chosen | {"concurrency": None} | shape)
     if options["scenario"] != "offline":
         parts = [replace(part, drawn=True) for part in parts]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)  # not before, so that a wrong option leaves none behind
+    path = folder / f"{options['scenario']}.jsonl"
     with progress_of(plan, quiet=quiet) as show:
         drive.run(plan, parts, path, show)
     run = summarize(path)
