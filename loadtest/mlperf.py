@@ -179,13 +179,13 @@ class Rule:
         """Return whether the run keeps a limit."""
         return self.measured <= limit if self.most else self.measured >= limit
 
-    def text(self) -> str:
-        """Return the rule as it stands among those that were not met."""
-        if not self.unit and self.official == 1:
+    def text(self, limit: float) -> str:
+        """Return the rule as it stands among those whose limit was not kept."""
+        if not self.unit and limit == 1:
             return f"{self.name}: no"
-        shown = (f"{value:,.0f}" if value >= 1e3 else f"{value:.4g}" for value in (self.measured, self.official))
-        measured, official = (f"{value} {self.unit}".rstrip() for value in shown)
-        return f"{self.name}: {measured}, the rule is {'at most' if self.most else 'at least'} {official}"
+        shown = (f"{value:,.0f}" if value >= 1e3 else f"{value:.4g}" for value in (self.measured, limit))
+        measured, limit_text = (f"{value} {self.unit}".rstrip() for value in shown)
+        return f"{self.name}: {measured}, asked {'at most' if self.most else 'at least'} {limit_text}"
 
 
 @dataclass(frozen=True)
@@ -275,8 +275,8 @@ def figures(settings: Settings, run: Results, data: int) -> dict[str, Any]:
     """
     found = measured(settings, run)
     checked = list(rules(settings, found, data))
-    broken = [rule.text() for rule in checked if not rule.met(rule.official)]
-    unmet = [replace(rule, official=rule.asked).text() for rule in checked if not rule.met(rule.asked)]
+    broken = [rule.text(rule.official) for rule in checked if not rule.met(rule.official)]
+    unmet = [rule.text(rule.asked) for rule in checked if not rule.met(rule.asked)]
     latencies = found.latencies
     spread = {f"{share:.1%}": percentile(latencies, share) for share in _PERCENTILES}
     return {
