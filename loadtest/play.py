@@ -12,7 +12,7 @@ from rich.text import Text
 
 from loadtest import memory, thresholds
 from loadtest.commandline import document
-from loadtest.errors import BadInput
+from loadtest.errors import BadInput, LatheError
 from loadtest.report import load, number
 from loadtest.scenario import Phase, Scenario, phases, resolved
 from loadtest.verdicts import VERDICTS, Finding, Played
@@ -43,15 +43,33 @@ def play(scenario: Scenario, name: str, send: Send, folder: Path, largest: int =
     folder.mkdir(parents=True, exist_ok=True)
     rate = _saturation(scenario, send, folder)
     verdict, played = VERDICTS[scenario.verdict], list[Played]()
+
+    def written(findings: Sequence[Finding]) -> dict[str, Any]:
+        values = _document(scenario, name, played, findings, rate)
+        (folder / DOCUMENT).write_text(json.dumps(values, indent=1, default=str))
+        return values
+
     with memory.watched(source) as watched:
         for place, phase in enumerate(phases(scenario, largest), 1):
-            played.append(_phase(scenario, resolved(phase, rate), send, folder / f"{place:02}-{phase.name}.jsonl"))
-            if verdict.enough(played) or not played[-1].document["requests"]["done"]:
+            path = folder / f"{place:02}-{phase.name}.jsonl"
+            try:
+                played.append(_phase(scenario, resolved(phase, rate), send, path))
+            except LatheError as error:
+                # What was measured before the server went away is worth keeping.
+                error.partial = written([]) if played else {}
+                raise
+            if _broken(played[-1]) or verdict.enough(played):
                 break
-    findings = verdict.judge(played, watched) if played[-1].document["requests"]["done"] else []
-    values = _document(scenario, name, played, findings, rate)
-    (folder / DOCUMENT).write_text(json.dumps(values, indent=1, default=str))
-    return values
+    return written([] if any(map(_broken, played)) else verdict.judge(played, watched))
+
+
+def _broken(phase: Played) -> bool:
+    """Return whether a phase leaves nothing to judge: no answer, or a server that went away."""
+    return not phase.document["requests"]["done"] or _gone(phase)
+
+
+def _gone(phase: Played) -> bool:
+    return "stopped answering" in phase.document["why"]
 
 
 def _saturation(scenario: Scenario, send: Send, folder: Path) -> float | None:
@@ -74,7 +92,9 @@ def _document(
     scenario: Scenario, name: str, played: Sequence[Played], findings: Sequence[Finding], rate: float | None
 ) -> dict[str, Any]:
     first = played[0].document
-    bad = next((phase for phase in played if not phase.document["valid"]), None)
+    # A server that went away says more than a request that left late.
+    invalid = sorted((phase for phase in played if not phase.document["valid"]), key=lambda phase: not _gone(phase))
+    bad = invalid[0] if invalid else None
     judged = [{"phase": phase.name, **one} for phase in played for one in phase.document["thresholds"]]
     outcomes = [finding.passed for finding in findings] + [one["passed"] for one in judged]
     return document(

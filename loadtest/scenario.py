@@ -161,7 +161,7 @@ def load(path: Path, settings: Iterable[str] = ()) -> Scenario:
 
     Args:
         path: a TOML file.
-        settings: each KEY=VALUE, for every phase, or PHASE.KEY=VALUE, for one.
+        settings: each KEY=VALUE, for every phase, or PHASE.KEY=VALUE, for one, or saturation.KEY=VALUE.
 
     Raises:
         UsageError: not TOML, or a key or value that does not fit; the message names file and field.
@@ -176,7 +176,7 @@ def load(path: Path, settings: Iterable[str] = ()) -> Scenario:
     if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases) or not phases:
         raise UsageError("phase: there is none", where=str(path), fix="add a [[phase]] table with name and duration")
     for setting in settings:
-        _set(document["phase"], setting)
+        _set(document, setting)
     try:
         # As JSON, because of Python's own values strict validation wants tuples and dataclasses, which TOML lacks.
         scenario: Scenario = TypeAdapter(Scenario).validate_json(json.dumps(document, default=str))
@@ -212,9 +212,13 @@ def resolved(phase: Phase, saturation: float | None) -> Phase:
     return replace(phase, rate=rate, profile=phase.profile and amount(phase.profile))
 
 
-def _set(tables: list[dict[str, Any]], setting: str) -> None:
+def _set(document: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     name, _, key = key.strip().rpartition(".")
+    tables: list[dict[str, Any]] = document["phase"]
+    if name == "saturation":
+        tables = [document.setdefault(name, {})]
+        name = ""
     chosen = [table for table in tables if not name or table.get("name") == name]
     if not equals or not chosen:
         what = f"no phase is called {name!r}" if equals else "there is no ="
@@ -224,7 +228,7 @@ def _set(tables: list[dict[str, Any]], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    if key in ("rate", "concurrency"):
+    if key in ("rate", "concurrency") and tables is document["phase"]:
         # A phase has one of them; the other kind of load is another scenario.
         chosen = [table for table in chosen if key in table]
         if not chosen:
