@@ -25,7 +25,13 @@ _PROBE = 2.0
 @click.command()
 @click.argument("model")
 @click.option("--scenario", type=click.Choice(_SCENARIOS), required=True, help="Which of MLPerf's four.")
-@click.option("--mode", type=click.Choice(("performance", "accuracy")), default="performance", show_default=True)
+@click.option(
+    "--mode",
+    type=click.Choice(("performance", "accuracy")),
+    default="performance",
+    show_default=True,
+    help="What to find out.",
+)
 @click.option("--target-qps", type=float, default=0.0, help="server: queries/s. offline: samples/s expected; measured.")
 @click.option("--target-latency", type=Duration(), default="10ms", show_default=True, help="server: for 99 % of them.")
 @click.option("--duration", type=Duration(), help="At least so long.  [default: 600 s, the rule]")
