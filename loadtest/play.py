@@ -56,8 +56,9 @@ def play(scenario: Scenario, name: str, send: Send, folder: Path, largest: int =
                 played.append(_phase(scenario, resolved(phase, rate), send, path))
             except LatheError as error:
                 # What was measured before the server went away is worth keeping.
-                error.partial = written([]) if played else {}
+                error.partial = _document(scenario, name, played, [], rate) if played else {}
                 raise
+            written([])  # so that Ctrl-C leaves a document of the phases that were
             if _broken(played[-1]) or verdict.enough(played):
                 break
     return written([] if any(map(_broken, played)) else verdict.judge(played, watched))

@@ -23,6 +23,8 @@ GAIN = 0.05
 """Share of more throughput below which a higher concurrency brought nothing."""
 RECOVERED = 0.5
 """Share by which the median latency after a spike may lie above that before it."""
+TWICE = 2.0
+"""How many times that of the begin the median latency of a ramp is when it counts as climbed."""
 SETTLING = 0.2
 """Share of a soak's begin that is not judged: caches and memory pools fill."""
 _MOST_WINDOWS = 60
@@ -73,9 +75,12 @@ def soak(played: Sequence[Played], memory: Memory) -> list[Finding]:
 
     Each is a test and a size: the trend must be shown (`SURE`) and its interval must lie beyond what is allowed.
     """
-    longest = max(played, key=lambda phase: float(phase.document["plan"]["duration"]))
-    at, latency, speed = _over_time(results.read(longest.path))
+    at, latency, speed = _over_time(results.read(_longest(played).path))
     return [_leak(memory), _drift(at, latency), _throttling(at, speed)]
+
+
+def _longest(played: Sequence[Played]) -> Played:
+    return max(played, key=lambda phase: float(phase.document["plan"]["duration"]))
 
 
 def _over_time(run: Results) -> tuple[Seconds, Seconds, Seconds]:
@@ -152,6 +157,26 @@ def _change(found: trend.Trend) -> str:
     return f"{found.change:+.1%} ({found.low:+.1%} to {found.high:+.1%}, p {found.p:.2g})"
 
 
+def climb(played: Sequence[Played], memory: Memory) -> list[Finding]:
+    """Find the rate at which the median latency of the longest phase is twice that of its begin, and stays so."""
+    run = results.read(_longest(played).path)
+    counted = run.of(OK, MISMATCH, TIMEOUT)
+    planned, latency = run.planned[counted], (run.done - run.planned)[counted]
+    edges = windows(float(planned.max()) + 1e-6, max(1, min(_MOST_WINDOWS, len(planned) // _FEWEST_PER_WINDOW)))
+    if short := _too_short("climb", len(edges) - 1):
+        return [short]
+    place = np.digitize(planned, edges) - 1
+    medians = np.array([percentile(latency[place == n], 50) for n in range(len(edges) - 1)])
+    begin = float(np.nanmedian(medians[: max(1, len(medians) // 5)]))
+    above = np.append(medians > TWICE * begin, False)
+    at = next((n for n in range(len(medians)) if above[n : n + 2].all()), None)
+    if at is None:
+        return [Finding("climb", True, f"no climb: the median stayed within {TWICE:g} times {number(begin * 1e3)} ms")]
+    rate = float((place == at).sum() / (edges[at + 1] - edges[at]))
+    text = f"climb: from {number(rate)} requests/s on the median is above {TWICE:g} times {number(begin * 1e3)} ms"
+    return [Finding("climb", True, text, {"rate": rate, "at": float(edges[at]), "begin_ms": begin * 1e3})]
+
+
 def saturated(played: Sequence[Played]) -> bool:
     """Return whether the last two phases brought no more throughput than the best before them."""
     rates = [phase.document["rate"]["achieved"] for phase in played]
@@ -201,6 +226,7 @@ def recovery(played: Sequence[Played], memory: Memory) -> list[Finding]:
 VERDICTS = {
     "thresholds": Verdict(by_thresholds),
     "soak": Verdict(soak),
+    "climb": Verdict(climb),
     "saturation": Verdict(saturation, saturated),
     "batch-sweep": Verdict(batch_sweep),
     "recovery": Verdict(recovery),

@@ -70,6 +70,15 @@ def test_a_short_soak_is_not_judged(tmp_path: Path) -> None:
     assert soaked(tmp_path / "r", np.arange(30.0), np.full(30, 0.01))["leak"] is None
 
 
+def test_a_ramp_finds_where_latency_begins_to_climb(tmp_path: Path) -> None:
+    at = np.sqrt(np.linspace(0, SECONDS**2, 6000))[:-1]  # the rate grows evenly, to 20 a second
+    latency = 0.02 * noise(len(at)) * np.where(at < 400, 1, 3)
+    (found,) = verdicts.climb([written(tmp_path / "r", at, latency)], Memory(""))
+    assert found.figures["rate"] == pytest.approx(6000 / SECONDS * 2 * 400 / SECONDS, rel=0.1)
+    (found,) = verdicts.climb([written(tmp_path / "s", at, 0.02 * noise(len(at)))], Memory(""))
+    assert "no climb" in found.text
+
+
 def test_false_alarms_are_rare(tmp_path: Path) -> None:
     alarms = 0
     for seed in range(20):
