@@ -44,8 +44,10 @@ def play(scenario: Scenario, name: str, send: Send, folder: Path, largest: int =
     rate = _saturation(scenario, send, folder)
     verdict, played = VERDICTS[scenario.verdict], list[Played]()
 
-    def written(findings: Sequence[Finding]) -> dict[str, Any]:
+    def written(findings: Sequence[Finding], complete: bool = True) -> dict[str, Any]:
         values = _document(scenario, name, played, findings, rate)
+        if not complete and values["valid"]:
+            values |= {"valid": False, "why": "the scenario was not played to its end", "fix": "play it again"}
         (folder / DOCUMENT).write_text(json.dumps(values, indent=1, default=str))
         return values
 
@@ -56,9 +58,9 @@ def play(scenario: Scenario, name: str, send: Send, folder: Path, largest: int =
                 played.append(_phase(scenario, resolved(phase, rate), send, path))
             except LatheError as error:
                 # What was measured before the server went away is worth keeping.
-                error.partial = _document(scenario, name, played, [], rate) if played else {}
+                error.partial = written([], complete=False) if played else {}
                 raise
-            written([])  # so that Ctrl-C leaves a document of the phases that were
+            written([], complete=False)  # so that a killed run leaves a document too
             if _broken(played[-1]) or verdict.enough(played):
                 break
     return written([] if any(map(_broken, played)) else verdict.judge(played, watched))

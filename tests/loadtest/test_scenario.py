@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -201,6 +202,27 @@ def test_a_server_that_dies_keeps_what_there_is(stand_in: Any, tmp_path: Path) -
     assert document["error"]["exit"] == 5
     assert [phase["name"] for phase in document["phases"]] == ["a", "b"]
     assert document["phases"][0]["requests"]["done"] == 50
+
+
+def test_a_stopped_scenario_leaves_a_document_and_no_process(null: Any, tmp_path: Path) -> None:
+    path, folder = written(tmp_path, GOOD), tmp_path / "s"
+    command = [sys.executable, "-m", "loadtest", "run", null.model, "--url", null.http, "--scenario", path]
+    command += ["--set", "a.duration=1s", "--set", "b.duration=60s", "--pid", str(null.pid), "--output", folder]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE)
+    while not (folder / "02-b.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    document = json.loads((folder / play.DOCUMENT).read_text())
+    assert not document["valid"]
+    assert [phase["name"] for phase in document["phases"]] == ["a"]
+    assert cli("report", folder / "02-b.jsonl", "--json").returncode == 0
+    # What samples the memory names the pid that it looks at on its command line.
+    listed = subprocess.run(["pgrep", "-f", f"loadtest.memory {null.pid} "], capture_output=True, text=True)
+    assert listed.stdout == ""
 
 
 def test_memory_of_a_process_and_of_nothing() -> None:
