@@ -135,8 +135,11 @@ def text(values: dict[str, Any]) -> RenderableType:
         parts.append(Text(f"why: {values['why']}", style="red"))
     for finding in values["verdict"]["findings"]:
         parts.append(Text(finding["text"], style="red" if finding["passed"] is False else ""))
+    valid = {phase["name"]: phase["valid"] for phase in values["phases"]}
     for one in values["thresholds"]:
-        parts.append(Text(f"{one['phase']}: {thresholds.line(one)}", style="" if one["passed"] else "red"))
+        # The sentence may be true of an invalid phase, and a FAILED beside it would puzzle.
+        line = thresholds.line(one) if valid[one["phase"]] else f"not judged, the phase is invalid: {one['text']}"
+        parts.append(Text(f"{one['phase']}: {line}", style="" if one["passed"] else "red"))
     if values["saturation"]:
         parts.append(Text(f"saturation: {number(values['saturation'])} requests/s"))
     return Group(*parts, Text(), _table(values))

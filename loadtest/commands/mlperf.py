@@ -11,7 +11,7 @@ import click
 
 from loadtest.commandline import PATH, document, emit, json_option
 from loadtest.errors import BadInput, Refused, UsageError
-from loadtest.options import SHAPE, Duration, parts_of, plan_of, traffic_options
+from loadtest.options import SHAPE, Duration, largest_batch, parts_of, plan_of, traffic_options
 
 if TYPE_CHECKING:
     from loadtest.mlperf import Settings
@@ -32,7 +32,9 @@ _PROBE = 2.0
     show_default=True,
     help="What to find out.",
 )
-@click.option("--target-qps", type=float, default=0.0, help="server: queries/s. offline: samples/s expected; measured.")
+@click.option(
+    "--target-qps", type=float, default=0.0, help="server: queries/s. offline: expected samples/s, else measured."
+)
 @click.option("--target-latency", type=Duration(), default="10ms", show_default=True, help="server: for 99 % of them.")
 @click.option("--duration", type=Duration(), help="At least so long.  [default: 600 s, the rule]")
 @click.option("--queries", type=int, help="At least so many; offline: samples.  [default: the rule]")
@@ -94,6 +96,11 @@ def _performance(model: str, url: str, options: dict[str, Any], folder: Path, qu
         raise UsageError("--batch is for offline", fix="the scenario says how many samples a query has")
     samples = rules.RULES[options["scenario"]].samples if options["scenario"] != "offline" else options["batch"]
     chosen = options | {"batch": samples, "seed": rules.SEED}
+    if samples > (most := largest_batch(plan_of(url, chosen), model, chosen)):
+        raise UsageError(
+            f"a request of {samples} samples, where the model takes {most}",
+            fix="use another scenario" if options["scenario"] != "offline" else f"give --batch up to {most}",
+        )
     parts = parts_of(plan_of(url, chosen), model, chosen)
     data = len(parts[0].payloads) * samples if options["data"] else 0
     settings = _settings(options, data, lambda: _expected(plan_of(url, chosen | {"duration": _PROBE}), parts))

@@ -14,6 +14,7 @@ from loadtest import accuracy, mlperf, nullserver, schedule, traffic
 from loadtest.errors import BadInput, UsageError
 from loadtest.mlperf import RULES, Settings
 from loadtest.results import OK, VERDICTS, Results
+from loadtest.tensors import Dim, TensorSpec
 from loadtest.traffic import Part
 
 ROOT = Path(__file__).parent.parent.parent
@@ -248,6 +249,16 @@ def test_a_wrong_option_is_one_line(null: Any, wrong: tuple[str, ...], code: int
     assert done.returncode == code
     assert word in done.stderr
     assert not (tmp_path / "m").exists()
+
+
+def test_a_model_that_takes_no_eight_samples(tmp_path: Path) -> None:
+    small = TensorSpec("x", "float32", (Dim("batch", 1, 1, 4), 3))
+    with nullserver.running(inputs=[small]) as server:
+        done = cli(
+            "mlperf", server.model, "--url", server.http, "--scenario", "multi-stream", "--output", tmp_path / "m"
+        )
+    assert done.returncode == 2
+    assert "8 samples, where the model takes 4" in done.stderr
 
 
 def test_labels_and_outputs_that_do_not_fit(tmp_path: Path) -> None:

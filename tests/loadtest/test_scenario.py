@@ -58,6 +58,7 @@ def test_every_shipped_scenario_loads_and_says_what_it_is(name: str) -> None:
     assert cli("scenario", "show", name).stdout.strip() == scenario.find(name).read_text().strip()
 
 
+@pytest.mark.slow
 @SHIPPED
 def test_every_shipped_scenario_runs(null: Any, name: str, tmp_path: Path) -> None:
     short = ("--set", "duration=300ms", "--set", "warmup=0s", "--set", "saturation.duration=500ms", "--pid", null.pid)
@@ -155,6 +156,11 @@ def test_settings_reach_every_phase_or_one(tmp_path: Path) -> None:
     assert found.phase[0].rate == "70%"
     assert found.phase[1].rate is None
     assert [phase.name for phase in scenario.phases(found, 1)] == ["a", "b-1"]
+
+
+def test_what_holds_for_all_phases_is_said_once(tmp_path: Path) -> None:
+    found = scenario.load(written(tmp_path, "sequence = 3\nmix = {other = 2}\n" + GOOD))
+    assert found.options() == {"sequence": 3, "mix": (("other", 2.0),)}
 
 
 def test_shares_of_the_saturation_become_rates(tmp_path: Path) -> None:
