@@ -3,8 +3,10 @@
 import click
 
 from loadtest.commandline import CommandGroup, version
+from loadtest.commands.mlperf import mlperf
 from loadtest.commands.report import report
 from loadtest.commands.run import run
+from loadtest.commands.scenario import scenario
 
 
 @click.group(cls=CommandGroup)
@@ -15,3 +17,5 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(report)
+main.add_command(scenario)
+main.add_command(mlperf)

@@ -21,6 +21,18 @@ FULL = 64
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
+def seconds(text: str) -> float:
+    """Return the seconds of a length of time such as `10s`, `500ms` or `2m`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a duration; write 500ms, 10s or 2m")
+    return float(match[1]) * _UNITS[match[2]]
+
+
 class Duration(click.ParamType[float]):
     """A length of time such as `10s`, `500ms` or `2m`, as seconds."""
 
@@ -30,10 +42,10 @@ class Duration(click.ParamType[float]):
         """Return the seconds."""
         if isinstance(value, float):
             return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", str(value).strip())
-        if not match:
-            self.fail(f"{value!r} is not a duration; write 500ms, 10s or 2m", param, ctx)
-        return float(match[1]) * _UNITS[match[2]]
+        try:
+            return seconds(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Shape(click.ParamType["Sizes"]):
@@ -131,6 +143,34 @@ def load_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+SHAPE: dict[str, Any] = {
+    "duration": 10.0,
+    "concurrency": None,
+    "rate": None,
+    "in_flight": None,
+    "arrival": None,
+    "profile": None,
+    "trace": None,
+    "speed": 1.0,
+    "requests": None,
+    "think": 0.0,
+    "sequence": None,
+    "mix": (),
+    "batch": 1,
+    "seed": 0,
+    "retries": 0,
+}
+"""The options that say how much is sent and when, with their defaults."""
+
+
+def traffic_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `load_options` but for `SHAPE`, which it knows by itself."""
+    command = load_options(command)
+    kept = [option for option in getattr(command, "__click_params__", []) if option.name not in SHAPE]
+    setattr(command, "__click_params__", kept)  # noqa: B010 -- Click's own place for a function's options
+    return command
+
+
 def plan_of(url: str, options: dict[str, Any]) -> "Plan":
     """Return the plan that the options describe."""
     from loadtest.plan import Plan
@@ -182,3 +222,14 @@ def parts_of(plan: "Plan", model: str, options: dict[str, Any]) -> "list[Part]":
     from loadtest import parts
 
     return parts.parts(plan, model, options)
+
+
+def largest_batch(plan: "Plan", model: str, options: dict[str, Any]) -> int:
+    """Return how many samples a request to the model may hold; 1 for a model without a batch axis."""
+    from loadtest.client import connect
+    from loadtest.tensors import Dim
+
+    with connect(plan.url) as client:
+        inputs, _ = client.metadata(model, options["version"])
+    axes = [spec.dims[0] for spec in inputs if spec.batched]
+    return min((axis.maximum for axis in axes if isinstance(axis, Dim)), default=1)

@@ -47,6 +47,7 @@ class Part:
             not checked.
         streams: how many payloads, one after the other, make up each sequence; empty for requests of their own.
         order: recorded traffic: for each payload the number of the request that carried it, among those of all parts.
+        drawn: payloads are drawn at random, and again and again, instead of in turn.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Part:
     fresh: Fresh | None = None
     streams: Sequence[int] = ()
     order: Sequence[int] = ()
+    drawn: bool = False
 
     def __post_init__(self) -> None:
         if not self.payloads:
@@ -89,10 +91,10 @@ class Chooser:
         self._starts, self._counts = firsts(parts), [len(part.payloads) for part in parts]
         weights = np.array([part.weight for part in parts])
         self._edges, self.seed = np.cumsum(weights / weights.sum()), seed
-        self._drawn: tuple[int, list[int]] = (-1, [])
+        self._drawn: tuple[int, list[int], list[float]] = (-1, [], [])
         if any(part.order for part in parts):
             self.pick = self._recorded()
-        elif len(parts) == 1:
+        elif len(parts) == 1 and not parts[0].drawn:
             only = self._counts[0]
             self.pick = lambda n: n % only
 
@@ -112,14 +114,16 @@ class Chooser:
 
     def _by_weight(self, n: int) -> int:
         part = self._part(n)
-        return self._starts[part] + n % self._counts[part]
+        count = self._counts[part]
+        at = int(self._drawn[2][n % _BLOCK] * count) if self.parts[part].drawn else n % count
+        return self._starts[part] + at
 
     def _part(self, n: int) -> int:
         block, place = divmod(n, _BLOCK)
         if self._drawn[0] != block:
-            values = np.random.default_rng([self.seed, block]).random(_BLOCK)
-            drawn = np.minimum(np.searchsorted(self._edges, values, side="right"), len(self.parts) - 1)
-            self._drawn = block, drawn.tolist()
+            rng = np.random.default_rng([self.seed, block])
+            drawn = np.minimum(np.searchsorted(self._edges, rng.random(_BLOCK), side="right"), len(self.parts) - 1)
+            self._drawn = block, drawn.tolist(), rng.random(_BLOCK).tolist()
         return self._drawn[1][place]
 
     def _recorded(self) -> Callable[[int], int]:

@@ -22,7 +22,11 @@ _LINE_EVERY = 5.0
 @click.command()
 @click.argument("model")
 @load_options
-@click.option("--output", type=PATH, metavar="FILE.jsonl", help="Where to keep the results.")
+@click.option("--scenario", metavar="NAME|FILE", help="Play these phases; `loadtest scenario list` lists them.")
+@click.option("--set", "settings", multiple=True, metavar="[PHASE.]KEY=VALUE", help="Change a scenario's phases.")
+@click.option("--pid", type=int, help="With --scenario: the server's process, to watch its memory for a leak.")
+@click.option("--metrics", metavar="URL", help="With --scenario: the server's metrics, to watch its machine's memory.")
+@click.option("--output", type=PATH, metavar="FILE.jsonl", help="Where to keep the results; a folder for a scenario.")
 @click.option("--html", type=PATH, metavar="FILE", help="Also write one self-contained page.")
 @json_option
 def run(model: str, url: str, html: Path | None, output: Path | None, as_json: bool, **options: Any) -> None:
@@ -34,6 +38,8 @@ def run(model: str, url: str, html: Path | None, output: Path | None, as_json: b
       loadtest run digits --url http://127.0.0.1:8000 \\
           --rate 200 --arrival poisson --html load.html
       loadtest run digits --url grpc://127.0.0.1:8001 --trace recorded.jsonl --speed 2
+      loadtest run digits --url grpc://127.0.0.1:8001 \\
+          --scenario spike --set duration=10s
 
     \b
     --data takes
@@ -46,6 +52,12 @@ def run(model: str, url: str, html: Path | None, output: Path | None, as_json: b
     from loadtest import drive, page
     from loadtest.report import summarize
 
+    chosen = {key: options.pop(key) for key in ("scenario", "settings", "pid", "metrics")}
+    if chosen["scenario"]:
+        _play(model, url, options, chosen, html, output, as_json)
+        return
+    if given := [key for key, value in chosen.items() if value]:
+        raise UsageError(f"--{given[0].replace('settings', 'set')} needs --scenario", fix="name a scenario")
     plan = plan_of(url, options)
     for wanted in filter(None, (output, html)):
         if not wanted.parent.is_dir():
@@ -56,12 +68,32 @@ def run(model: str, url: str, html: Path | None, output: Path | None, as_json: b
         raise UsageError("--output and --html are the same file", fix="give two names")
     parts = parts_of(plan, model, options)
     path = output or _default_output(model)
-    with _progress(plan, quiet=as_json) as show:
+    with progress_of(plan, quiet=as_json) as show:
         drive.run(plan, parts, path, show)
     values = summarize(path) | {"results": str(path)}
     if html:
         page.write(path, html)
     _finish(values, path, as_json)
+
+
+def _play(
+    model: str,
+    url: str,
+    options: dict[str, Any],
+    chosen: dict[str, Any],
+    html: Path | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    from loadtest.commands.scenario import play_and_report
+
+    if html:
+        raise UsageError("--html is for one run", fix="use `loadtest report FILE --html` for the phase you want")
+    if chosen["pid"] and chosen["metrics"]:
+        raise UsageError("--pid and --metrics are both given", fix="--pid is the better one where you can")
+    source = str(chosen["pid"] or chosen["metrics"] or "")
+    settings = chosen["settings"]
+    play_and_report(model, url, options, chosen["scenario"], settings, output, source, as_json, progress_of)
 
 
 def _default_output(model: str) -> Path:
@@ -91,7 +123,7 @@ def _finish(values: dict[str, Any], path: Path, as_json: bool) -> None:
 
 
 @contextmanager
-def _progress(plan: "Plan", quiet: bool) -> "Iterator[Callable[[Progress], None]]":
+def progress_of(plan: "Plan", quiet: bool) -> "Iterator[Callable[[Progress], None]]":
     """Show how far the run is: a bar on a terminal, a line every few seconds elsewhere, nothing with --json."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn

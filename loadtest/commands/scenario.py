@@ -1,0 +1,132 @@
+"""`loadtest scenario`: what scenarios there are; `loadtest run --scenario` plays one."""
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from loadtest.commandline import CommandGroup, document, emit, json_option
+from loadtest.errors import MachineError, Refused, UsageError
+from loadtest.options import largest_batch, parts_of, plan_of
+
+_OF_PHASES = ("duration", "concurrency", "rate", "in_flight", "arrival", "profile", "trace", "requests", "think", "warmup")
+
+
+@click.group(cls=CommandGroup)
+def scenario() -> None:
+    """List and show scenarios: phases of load and what they must show.
+
+    \b
+    Example:
+      loadtest scenario list
+    """
+
+
+@scenario.command(name="list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the scenarios that come with lathe.
+
+    \b
+    Example:
+      loadtest scenario list --json
+    """
+    from loadtest.scenario import find, load, shipped
+
+    found = {name: load(find(name)).description for name in shipped()}
+    if as_json:
+        emit(document(scenarios=[{"name": name, "description": text} for name, text in found.items()]))
+        return
+    for name, text in found.items():
+        click.echo(f"{name:12} {text}")
+
+
+@scenario.command()
+@click.argument("name")
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Show the file of scenario NAME, to be copied and changed.
+
+    \b
+    Example:
+      loadtest scenario show soak > mine.toml
+    """
+    from dataclasses import asdict
+
+    from loadtest.scenario import find, load
+
+    path = find(name)
+    found = load(path)
+    if as_json:
+        emit(document(name=path.stem, **asdict(found)))
+    else:
+        click.echo(path.read_text(encoding="utf-8-sig").rstrip())
+
+
+def play_and_report(
+    model: str,
+    url: str,
+    options: dict[str, Any],
+    name: str,
+    settings: tuple[str, ...],
+    folder: Path | None,
+    source: str,
+    as_json: bool,
+    progress: Callable[..., Any],
+) -> None:
+    """Play the scenario `name` for `loadtest run`, print its report, and leave with the exit code it deserves."""
+    from rich.console import Console
+
+    from loadtest import drive, play
+    from loadtest.report import summarize
+    from loadtest.scenario import find, load
+
+    _refuse_load_options()
+    path = find(name)
+    found = load(path, settings)
+    folder = folder or Path("build/loads") / f"{path.stem}-{model}-{datetime.now():%Y%m%d-%H%M%S}"
+
+    def send(phase: str, own: dict[str, Any], to: Path) -> dict[str, Any]:
+        if not as_json:
+            click.echo(f"phase {phase}", err=True)
+        chosen = options | own
+        plan = plan_of(url, chosen)
+        with progress(plan, quiet=as_json) as show:
+            drive.run(plan, parts_of(plan, model, chosen), to, show)
+        return summarize(to)
+
+    largest = largest_batch(plan_of(url, options), model, options)
+    values = play.play(found, path.stem, send, folder, largest, source)
+    failure = _failure(values, folder)
+    if not as_json:
+        Console().print(play.text(values))
+        click.echo(f"\nresults: {folder}")
+    if failure:
+        raise failure
+    if as_json:
+        emit(values)
+
+
+def _refuse_load_options() -> None:
+    """A phase says these; that the command line says them too would be one of two truths."""
+    context = click.get_current_context()
+    for key in _OF_PHASES:
+        if context.get_parameter_source(key) == ParameterSource.COMMANDLINE:
+            raise UsageError(f"--{key} and --scenario are both given", fix=f"write --set {key}=VALUE")
+
+
+def _failure(values: dict[str, Any], folder: Path) -> Refused | MachineError | None:
+    failure: Refused | MachineError | None = None
+    if not values["valid"]:
+        gone = "stopped answering" in values["why"]
+        failure = (MachineError if gone else Refused)(values["why"], where=str(folder), fix=values["fix"])
+    elif values["verdict"]["passed"] is False:
+        wrong = [finding["text"] for finding in values["verdict"]["findings"] if finding["passed"] is False]
+        wrong += [f"{one['phase']}: {one['text']}" for one in values["thresholds"] if not one["passed"]]
+        failure = Refused(f"the scenario was not passed: {'; '.join(wrong)}", where=str(folder))
+    if failure:
+        failure.partial = values
+    return failure
