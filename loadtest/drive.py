@@ -19,8 +19,9 @@ from typing import Any
 
 from loadtest import eventloop, traffic, wire
 from loadtest.answers import Answers
-from loadtest.client import Client, Statistics, connect, parse_url
+from loadtest.client import Client, Statistics, connect
 from loadtest.commandline import version as lathe_version
+from loadtest.connection import address
 from loadtest.errors import BadInput, LatheError, ServerAbsent
 from loadtest.loop import PATIENCE, Loop, Progress
 from loadtest.plan import Plan
@@ -28,6 +29,7 @@ from loadtest.results import Writer
 from loadtest.senders.grpc import GrpcSender
 from loadtest.senders.http import HttpSender
 from loadtest.senders.sender import Sender, encoder
+from loadtest.senders.stream import StreamSender
 from loadtest.tensors import Arrays
 from loadtest.traffic import Part
 
@@ -66,7 +68,7 @@ def run(plan: Plan, parts: Sequence[Part], path: Path, progress: Callable[[Progr
 
 
 def _drive(plan: Plan, parts: Sequence[Part], path: Path, show: Callable[[Progress], None]) -> None:
-    with connect(plan.url, max(plan.timeout or 0.0, PATIENCE)) as client:
+    with connect(plan.url, max(plan.timeout or 0.0, PATIENCE), plan.connection) as client:
         answers = _answers(client, plan, parts)
         header = _header(plan, client, parts)
         sender, choose = _sender(plan, parts, answers), traffic.chooser(parts, plan.seed)
@@ -137,7 +139,7 @@ def _answers(client: Client, plan: Plan, parts: Sequence[Part]) -> Answers | Non
 def _header(plan: Plan, client: Client, parts: Sequence[Part]) -> dict[str, Any]:
     described = [_described(client, part) for part in parts]
     return {
-        "plan": asdict(plan),
+        "plan": plan.document(),
         "parts": described,
         "model": ", ".join(part["model"] for part in described),
         "model_version": ", ".join(part["version"] for part in described),
@@ -169,11 +171,14 @@ def _described(client: Client, part: Part) -> dict[str, Any]:
 
 
 def _sender(plan: Plan, parts: Sequence[Part], answers: Answers | None) -> Sender:
-    scheme, address = parse_url(plan.url)
-    if scheme == "grpc":
-        return GrpcSender(address, encoder(wire.grpc_request, parts, plan.sequence), plan.timeout, answers)
-    requests = encoder(partial(wire.http_request, address), parts, plan.sequence)
-    return HttpSender(address, requests, plan.timeout, answers)
+    (protocol, place, encrypted), connection = address(plan.url), plan.connection
+    if protocol == "http":
+        make = partial(wire.http_request, place, connection=connection)
+        tls = connection.tls() if encrypted else None
+        return HttpSender(place, encoder(make, parts, plan.sequence), plan.timeout, answers, tls)
+    encode = encoder(wire.grpc_request, parts, plan.sequence)
+    kind = StreamSender if connection.streams else GrpcSender
+    return kind(plan.url, encode, plan.timeout, answers, connection)
 
 
 def _settled(client: Client, parts: Sequence[Part], expected: int = 0, since: Statistics | None = None) -> Statistics:
