@@ -5,6 +5,7 @@ import click
 from loadtest.commandline import CommandGroup, version
 from loadtest.commands.report import report
 from loadtest.commands.run import run
+from loadtest.commands.selftest import selftest
 
 
 @click.group(cls=CommandGroup)
@@ -15,3 +16,4 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(report)
+main.add_command(selftest)
