@@ -5,7 +5,7 @@ than many models do.
 """
 
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from types import TracebackType
@@ -150,7 +150,7 @@ class Client:
             self._client = library.InferenceServerClient(
                 place,
                 ssl=encrypted,
-                ssl_context_factory=_contexts(connection) if encrypted else None,
+                ssl_context_factory=connection.gevent_tls if encrypted else None,
                 connection_timeout=min(timeout, 10),
                 network_timeout=timeout,
             )
@@ -242,6 +242,11 @@ class Client:
             names = [output["name"] if self._scheme == "http" else output.name for output in outputs]
             return {name: result.as_numpy(name) for name in names}
 
+    def order(self, what: str, *args: Any) -> None:
+        """Call one of the library's methods that answer nothing, such as `register_system_shared_memory`."""
+        with translated(self.url):
+            getattr(self._client, what)(*args, **self._options)
+
     def _describe(self, model: str, version: str) -> tuple[dict[str, Any], dict[str, Any]]:
         with self._naming(model, version), translated(self.url):
             stated = self._json("get_model_metadata", model, version)
@@ -271,13 +276,6 @@ class Client:
         except LatheError:
             # A guarded server keeps its index to itself.
             return "check the name and the version with who runs the server"
-
-
-def _contexts(connection: Connection) -> Callable[..., Any]:
-    """Return what makes TLS contexts for the library's sockets, which are gevent's."""
-    from gevent.ssl import create_default_context
-
-    return lambda **_: connection.tls(create_default_context)
 
 
 def _spec(tensor: dict[str, Any], max_batch: int) -> TensorSpec:

@@ -124,6 +124,12 @@ class Connection:
             raise BadInput(f"no certificate that can be used: {error}", where=where, fix="give PEM files") from error
         return context
 
+    def gevent_tls(self, **_: Any) -> ssl.SSLContext:
+        """Return the same for sockets of gevent, which tritonclient's HTTP uses; it ignores what that asks for."""
+        from gevent.ssl import create_default_context
+
+        return self.tls(create_default_context)
+
     def credentials(self) -> Any:
         """Return what gRPC encrypts with."""
         import grpc

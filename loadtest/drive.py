@@ -17,19 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loadtest import eventloop, traffic, wire
+from loadtest import eventloop, traffic
 from loadtest.answers import Answers
 from loadtest.client import Client, Statistics, connect
 from loadtest.commandline import version as lathe_version
-from loadtest.connection import address
 from loadtest.errors import BadInput, LatheError, ServerAbsent
 from loadtest.loop import PATIENCE, Loop, Progress
 from loadtest.plan import Plan
 from loadtest.results import Writer
-from loadtest.senders.grpc import GrpcSender
-from loadtest.senders.http import HttpSender
-from loadtest.senders.sender import Sender, encoder
-from loadtest.senders.stream import StreamSender
+from loadtest.senders.choice import sending
 from loadtest.tensors import Arrays
 from loadtest.traffic import Part
 
@@ -71,8 +67,11 @@ def _drive(plan: Plan, parts: Sequence[Part], path: Path, show: Callable[[Progre
     with connect(plan.url, max(plan.timeout or 0.0, PATIENCE), plan.connection) as client:
         answers = _answers(client, plan, parts)
         header = _header(plan, client, parts)
-        sender, choose = _sender(plan, parts, answers), traffic.chooser(parts, plan.seed)
-        with asyncio.Runner(loop_factory=eventloop.fine_loop) as runner:
+        choose = traffic.chooser(parts, plan.seed)
+        with (
+            sending(plan, client, parts, answers) as sender,
+            asyncio.Runner(loop_factory=eventloop.fine_loop) as runner,
+        ):
             try:
                 eventloop.run(runner, sender.open(plan.concurrency or _FIRST_CONNECTIONS))
                 if plan.warmup:
@@ -168,17 +167,6 @@ def _described(client: Client, part: Part) -> dict[str, Any]:
         "shapes": {name: list(array.shape) for name, array in first.items()},
         "tolerance": part.tolerance,
     }
-
-
-def _sender(plan: Plan, parts: Sequence[Part], answers: Answers | None) -> Sender:
-    (protocol, place, encrypted), connection = address(plan.url), plan.connection
-    if protocol == "http":
-        make = partial(wire.http_request, place, connection=connection)
-        tls = connection.tls() if encrypted else None
-        return HttpSender(place, encoder(make, parts, plan.sequence), plan.timeout, answers, tls)
-    encode = encoder(wire.grpc_request, parts, plan.sequence)
-    kind = StreamSender if connection.streams else GrpcSender
-    return kind(plan.url, encode, plan.timeout, answers, connection)
 
 
 def _settled(client: Client, parts: Sequence[Part], expected: int = 0, since: Statistics | None = None) -> Statistics:
