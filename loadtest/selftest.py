@@ -105,13 +105,13 @@ def text(values: dict[str, Any]) -> RenderableType:
     """Return what a person reads of the document."""
     table = Table("", *(found["protocol"] for found in values["protocols"]))
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
-        "ceiling [req/s]": lambda it: f"{'at least ' * it['ceiling']['at_least']}{it['ceiling']['rate']:,.0f}",
+        "ceiling, req/s": lambda it: f"{'at least ' * it['ceiling']['at_least']}{it['ceiling']['rate']:,.0f}",
         "limited by": lambda it: str(it["ceiling"]["limit"]),
-        "per client core [req/s]": lambda it: f"{it['per_core']:,.0f}",
-        "added latency p50 [ms]": lambda it: f"{it['added_ms']['p50']:.2f}",
-        "added latency p99 [ms]": lambda it: f"{it['added_ms']['p99']:.2f}",
-        "open loop at [req/s]": lambda it: f"{it['open']['asked']:,.0f}",
-        "lag there p99 [ms]": lambda it: f"{it['open']['lag_ms']['p99']:.2f}",
+        "per client core, req/s": lambda it: f"{it['per_core']:,.0f}",
+        "added latency p50, ms": lambda it: f"{it['added_ms']['p50']:.2f}",
+        "added latency p99, ms": lambda it: f"{it['added_ms']['p99']:.2f}",
+        "open loop at, req/s": lambda it: f"{it['open']['asked']:,.0f}",
+        "its lag p99, ms": lambda it: f"{it['open']['lag_ms']['p99']:.2f}",
     }
     for name, cell in rows.items():
         table.add_row(name, *map(cell, values["protocols"]))
