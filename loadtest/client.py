@@ -28,7 +28,7 @@ WHICH_AUTHORITY = "give the authority that signed the server's certificate, and 
 WHICH_PORT = "check that the URL names the server's own {scheme} port; the HTTP and the gRPC port differ"
 
 # What each gRPC status (and the HTTP status that Triton sends for it) says about who is at fault.
-_GRPC_ERRORS: dict[str, type[LatheError]] = {
+GRPC_ERRORS: dict[str, type[LatheError]] = {
     "OK": ServerNonsense,
     "CANCELLED": ServerAbsent,
     "UNKNOWN": ServerNonsense,
@@ -344,9 +344,9 @@ def _from_status(url: str, status: str, message: str) -> LatheError:
     if code.isdigit():
         return _from_http(url, int(code), message)
     words = message.lower()
-    if code not in _GRPC_ERRORS or (code in ("UNAVAILABLE", "INTERNAL") and any(word in words for word in _NOT_GRPC)):
+    if code not in GRPC_ERRORS or (code in ("UNAVAILABLE", "INTERNAL") and any(word in words for word in _NOT_GRPC)):
         return _nonsense(url, message)
-    kind = ModelMissing if _names_a_missing_model(message) else _GRPC_ERRORS[code]
+    kind = ModelMissing if _names_a_missing_model(message) else GRPC_ERRORS[code]
     if code == "UNAVAILABLE" and is_no_connection(message):
         kind = ServerAbsent
     if kind is ServerNonsense:

@@ -1,15 +1,22 @@
-"""gRPC: one `ModelInfer` call for each request."""
+"""gRPC: one `ModelInfer` call for each request, over an HTTP/2 of our own; and what calls and streams share."""
 
 import asyncio
+import gzip
+import zlib
+from collections import deque
+from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote
 
 from loadtest import wire
 from loadtest.answers import Answers
-from loadtest.client import is_no_connection
+from loadtest.client import GRPC_ERRORS, is_no_connection
 from loadtest.connection import PLAIN, Connection, address
 from loadtest.results import TIMEOUT, Flight
+from loadtest.senders import http2
 from loadtest.senders.sender import Encode, Finished, check, fail
 
+_CODES = tuple(GRPC_ERRORS)  # they stand in the order of their numbers
 SERVICE = "/inference.GRPCInferenceService"
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -22,7 +29,7 @@ _OPTIONS = [
 
 
 class GrpcSender:
-    """`ModelInfer` calls with ready-made bytes on one channel.
+    """`ModelInfer` calls with ready-made bytes on one connection.
 
     Args:
         url: `grpc://HOST:PORT` or `grpcs://HOST:PORT`.
@@ -40,61 +47,131 @@ class GrpcSender:
         answers: Answers | None = None,
         connection: Connection = PLAIN,
     ) -> None:
-        self.url, self.encode, self.timeout, self.answers, self.zero = url, encode, timeout, answers, 0.0
-        self.connection = connection
-        self.finished: Finished = lambda flight: None
-        self._calls: set[asyncio.Task[None]] = set()
-
-    async def open(self, connections: int) -> None:
-        """Open the channel; gRPC puts all calls on one connection, and more channels were seen to be slower."""
-        import grpc.aio
         from google.protobuf.message import DecodeError
         from tritonclient.grpc import service_pb2
 
-        self.loop = asyncio.get_running_loop()
-        self._error: type[Any] = grpc.aio.AioRpcError
+        self.url, self.encode, self.timeout, self.answers, self.zero = url, encode, timeout, answers, 0.0
+        self.connection = connection
+        self.finished: Finished = lambda flight: None
         self._no_message, self._parse = DecodeError, service_pb2.ModelInferResponse.FromString
-        self._channel = channel(self.url, self.connection)
-        # Without serializers the bytes pass as they are.
-        self._call = self._channel.unary_unary(f"{SERVICE}/ModelInfer")
-        self._metadata = metadata(self.connection)
+        self._block = http2.block(_headers(url, connection))
+        self._http2: http2.Http2 | None = None
+        self._queue: deque[Flight] = deque()
+        self._connecting: asyncio.Task[None] | None = None
+
+    async def open(self, connections: int) -> None:
+        """Open the connection; it carries all calls, for more were seen to be slower."""
+        self.loop = asyncio.get_running_loop()
+        await self._connect()
 
     def start(self, zero: float) -> None:
         """Take `zero` as the start of the run."""
         self.zero = zero
 
     def send(self, flight: Flight) -> None:
-        """Start a call."""
-        task = self.loop.create_task(self._one(flight))
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
+        """Start a call, on a new connection if there is none."""
+        if self._http2:
+            self._start(self._http2, flight)
+            return
+        self._queue.append(flight)
+        if self._connecting is None:
+            self._connecting = self.loop.create_task(self._connect())
 
     async def close(self) -> None:
-        """Close the channel, and with it whatever is still in flight."""
-        for task in tuple(self._calls):
-            task.cancel()
-        await self._channel.close()
+        """Drop the connection, and with it whatever is still in flight."""
+        if self._connecting:
+            self._connecting.cancel()
+        if self._http2:
+            self._http2.close()
+        await asyncio.sleep(0)
 
-    async def _one(self, flight: Flight) -> None:
-        data = self.encode(flight)
-        flight.sent = self.loop.time() - self.zero
+    async def _connect(self) -> None:
+        _, place, encrypted = address(self.url)
+        host, _, port = place.rpartition(":")
+        tls = self.connection.tls() if encrypted else None
+        if tls:
+            tls.set_alpn_protocols(["h2"])
+        made = self.loop.create_connection(lambda: http2.Http2(self._lost), host.strip("[]"), int(port), ssl=tls)
         try:
-            answer = await self._call(data, timeout=self.timeout, metadata=self._metadata)
-        except self._error as error:
-            flight.done = self.loop.time() - self.zero
-            explain(flight, error.code().name, error.details() or "")
+            _, self._http2 = await asyncio.wait_for(made, self.timeout)
+        except OSError as error:
+            self._connecting = None
+            while self._queue:
+                self._fail(self._queue.popleft(), "UNAVAILABLE", f"connection: {error.strerror or error}")
+            return
+        self._connecting = None
+        while self._queue and self._http2:
+            self._start(self._http2, self._queue.popleft())
+
+    def _lost(self, connection: http2.Http2) -> None:
+        if self._http2 is connection:
+            self._http2 = None
+
+    def _start(self, connection: http2.Http2, flight: Flight) -> None:
+        data, timer = self.encode(flight), None
+        if self.connection.compression:
+            data = b"\x01" + _packed(data, self.connection.compression)
         else:
+            data = b"\0" + len(data).to_bytes(4) + data
+
+        def done(call: http2.Call, error: str) -> None:
             flight.done = self.loop.time() - self.zero
-            self._answered(flight, answer)
+            if timer:
+                timer.cancel()
+            self._answered(flight, call, error)
+            self.finished(flight)
+
+        def expire() -> None:
+            connection.cancel(call)
+            self._fail(flight, "DEADLINE_EXCEEDED", "")
+
+        if self.timeout is not None:
+            timer = self.loop.call_later(self.timeout, expire)
+        flight.sent = self.loop.time() - self.zero
+        call = connection.call(self._block, data, done)
+
+    def _fail(self, flight: Flight, code: str, details: str) -> None:
+        flight.done = self.loop.time() - self.zero
+        explain(flight, code, details)
         self.finished(flight)
 
-    def _answered(self, flight: Flight, answer: bytes) -> None:
-        try:
-            response = self._parse(answer)
-        except self._no_message:
-            fail(flight, "the answer is not a ModelInferResponse")
+    def _answered(self, flight: Flight, call: http2.Call, error: str) -> None:
+        if error:
+            explain(flight, "UNAVAILABLE", error)
+            return
+        ending, first = http2.fields(call.blocks[-1]), http2.fields(call.blocks[0])
+        status = ending.get("grpc-status", "")
+        if not status.isdigit() or int(status) >= len(_CODES):
+            fail(flight, f"no gRPC: HTTP {first.get(':status', 'without a status')}")
+        elif status != "0":
+            explain(flight, _CODES[int(status)], unquote(ending.get("grpc-message", "")))
         else:
-            judge(self.answers, flight, response)
+            try:
+                judge(self.answers, flight, self._parse(_message(call.body)))
+            except (self._no_message, zlib.error):
+                fail(flight, "the answer is not a ModelInferResponse")
+
+
+def _headers(url: str, connection: Connection) -> list[tuple[str, str]]:
+    _, place, encrypted = address(url)
+    first = [(":method", "POST"), (":scheme", "https" if encrypted else "http"), (":path", f"{SERVICE}/ModelInfer")]
+    first += [(":authority", place), ("te", "trailers"), ("content-type", "application/grpc")]
+    if connection.compression:
+        first.append(("grpc-encoding", connection.compression))
+    return [*first, ("grpc-accept-encoding", "identity,gzip,deflate"), *(metadata(connection) or ())]
+
+
+@lru_cache(maxsize=256)  # the payloads of a run are cycled through
+def _packed(data: bytes, compression: str) -> bytes:
+    packed = gzip.compress(data) if compression == "gzip" else zlib.compress(data)
+    return len(packed).to_bytes(4) + packed
+
+
+def _message(body: bytearray) -> bytes:
+    """Return the one message of an answer."""
+    data = bytes(memoryview(body)[5:])
+    # 32 lets zlib find out which of the two formats it is.
+    return zlib.decompress(data, 32 + zlib.MAX_WBITS) if body[:1] == b"\x01" else data
 
 
 def channel(url: str, connection: Connection) -> Any:
