@@ -18,6 +18,7 @@ from loadtest.senders.sender import Encode, Finished, check, fail
 
 _CODES = tuple(GRPC_ERRORS)  # they stand in the order of their numbers
 SERVICE = "/inference.GRPCInferenceService"
+_GREETING = 5.0
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -91,17 +92,26 @@ class GrpcSender:
         tls = self.connection.tls() if encrypted else None
         if tls:
             tls.set_alpn_protocols(["h2"])
-        made = self.loop.create_connection(lambda: http2.Http2(self._lost), host.strip("[]"), int(port), ssl=tls)
+        connection, failure = http2.Http2(self._lost), ""
+        made = self.loop.create_connection(lambda: connection, host.strip("[]"), int(port), ssl=tls)
         try:
-            _, self._http2 = await asyncio.wait_for(made, self.timeout)
+            await asyncio.wait_for(made, self.timeout)
+            await asyncio.wait_for(connection.ready.wait(), self.timeout or _GREETING)
+            failure = connection.error
+        except TimeoutError:
+            connection.close()
+            failure = "connection: the server does not say hello"
         except OSError as error:
-            self._connecting = None
-            while self._queue:
-                self._fail(self._queue.popleft(), "UNAVAILABLE", f"connection: {error.strerror or error}")
-            return
+            failure = f"connection: {error.strerror or error}"
         self._connecting = None
-        while self._queue and self._http2:
-            self._start(self._http2, self._queue.popleft())
+        if not failure:
+            self._http2 = connection
+        waiting, self._queue = self._queue, deque()
+        for flight in waiting:
+            if failure:
+                self._fail(flight, "UNAVAILABLE", failure)
+            else:
+                self.send(flight)
 
     def _lost(self, connection: http2.Http2) -> None:
         if self._http2 is connection:

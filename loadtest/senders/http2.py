@@ -5,14 +5,15 @@ Header compression is left away on our side, and the peer is told to do without 
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import cast
+from typing import Any
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 _HEADER_TABLE_SIZE, _ENABLE_PUSH, _MOST_STREAMS, _INITIAL_WINDOW, _MAX_FRAME = 1, 2, 3, 4, 5
-_CANCEL = 8
+_REFUSED, _CANCEL = 7, 8
 _WINDOW = 2**31 - 1
 _BUFFER = 64 * 1024
 _LARGEST_FRAME = 1024 * 1024
@@ -22,10 +23,10 @@ _IDS = 2**31 - 1
 class Call:
     """One request and what came back of it: blocks of headers (the last one are the trailers), and the body."""
 
-    __slots__ = ("blocks", "body", "done", "id", "rest", "window")
+    __slots__ = ("blocks", "body", "done", "id", "request", "rest", "window")
 
-    def __init__(self, number: int, window: int, done: Callable[["Call", str], None]) -> None:
-        self.id, self.window, self.done = number, window, done
+    def __init__(self, request: tuple[bytes, bytes], done: Callable[["Call", str], None]) -> None:
+        self.request, self.done, self.id, self.window = request, done, 0, 0
         self.blocks: list[bytes] = []
         self.body = bytearray()
         self.rest = memoryview(b"")
@@ -36,23 +37,28 @@ class Http2(asyncio.BufferedProtocol):
 
     Args:
         lost: called when no further call can be made on it.
+
+    Attributes:
+        ready: set when the peer has said what it takes, or that it is none.
+        error: why the connection ended.
     """
 
     def __init__(self, lost: Callable[["Http2"], None]) -> None:
         self.lost = lost
         self.calls: dict[int, Call] = {}
-        self.usable = True
+        self.usable, self.error, self.ready = True, "", asyncio.Event()
         self._next = 1
         self._window, self._initial, self._largest, self._most = 65535, 65535, 16384, _IDS
-        self._waiting: list[tuple[bytes, bytes, Call]] = []
+        self._waiting: deque[Call] = deque()
         self._blocked: list[Call] = []
         self._buffer, self._filled = bytearray(_BUFFER), 0
         self._received, self._greeted = 0, False
         self._headers, self._ends = b"", False
+        self.transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say hello: which settings, and how much may be sent to us."""
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = transport
         wanted = {_HEADER_TABLE_SIZE: 0, _ENABLE_PUSH: 0, _INITIAL_WINDOW: _WINDOW, _MAX_FRAME: _LARGEST_FRAME}
         settings = b"".join(key.to_bytes(2) + value.to_bytes(4) for key, value in wanted.items())
         hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(SETTINGS, 0, 0, settings)
@@ -60,15 +66,9 @@ class Http2(asyncio.BufferedProtocol):
 
     def call(self, block: bytes, body: bytes, done: Callable[[Call, str], None]) -> Call:
         """Send a request; it waits where the peer wants no more at once."""
-        call = Call(self._next, self._initial, done)
-        self._next += 2
-        if self._next > _IDS:
-            self._retire()
-        self.calls[call.id] = call
-        if len(self.calls) > self._most:
-            self._waiting.append((block, body, call))
-        else:
-            self._start(block, body, call)
+        call = Call((block, body), done)
+        self._waiting.append(call)
+        self._start_waiting()
         return call
 
     def cancel(self, call: Call) -> None:
@@ -76,16 +76,28 @@ class Http2(asyncio.BufferedProtocol):
         if self.calls.pop(call.id, None):
             if call.rest:
                 self._blocked.remove(call)
-            self._waiting = [entry for entry in self._waiting if entry[2] is not call]
             self.transport.write(_frame(RST_STREAM, 0, call.id, _CANCEL.to_bytes(4)))
             self._start_waiting()
+        elif call in self._waiting:
+            self._waiting.remove(call)
 
     def close(self) -> None:
         """Drop the connection and all calls, without a word."""
         self.calls.clear()
-        self.transport.abort()
+        self._waiting.clear()
+        if self.transport:
+            self.transport.abort()
 
-    def _start(self, block: bytes, body: bytes, call: Call) -> None:
+    def _start_waiting(self) -> None:
+        while self._waiting and len(self.calls) < self._most:
+            self._start(self._waiting.popleft())
+
+    def _start(self, call: Call) -> None:
+        call.id, call.window, (block, body) = self._next, self._initial, call.request
+        self.calls[call.id] = call
+        self._next += 2
+        if self._next > _IDS:
+            self._retire()
         head, size = _frame(HEADERS, END_HEADERS, call.id, block), len(body)
         if size <= self._largest and size <= call.window and size <= self._window and not self._blocked:
             self._window -= size
@@ -107,10 +119,6 @@ class Http2(asyncio.BufferedProtocol):
                 call.window -= size
             if not call.rest:
                 self._blocked.remove(call)
-
-    def _start_waiting(self) -> None:
-        while self._waiting and len(self.calls) - len(self._waiting) < self._most:
-            self._start(*self._waiting.pop(0))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next bytes go."""
@@ -175,6 +183,10 @@ class Http2(asyncio.BufferedProtocol):
             self._flush()
         elif kind == PING and not flags & ACK:
             self.transport.write(_frame(PING, ACK, 0, payload))
+        elif kind == RST_STREAM and call and int.from_bytes(payload) == _REFUSED and len(self.calls) > 1:
+            # The peer has done nothing for it (RFC 9113, 8.7): it goes again when another call has ended.
+            self._forget(call)
+            self._waiting.appendleft(call)
         elif kind == RST_STREAM and call:
             self._finish(call, f"the server reset the call (HTTP/2 error {int.from_bytes(payload)})")
         elif kind == GOAWAY:
@@ -195,6 +207,7 @@ class Http2(asyncio.BufferedProtocol):
                     call.window += value - self._initial
                 self._initial = value
         self.transport.write(_frame(SETTINGS, ACK, 0, b""))
+        self.ready.set()
         self._flush()
         self._start_waiting()
 
@@ -206,13 +219,15 @@ class Http2(asyncio.BufferedProtocol):
             self._received = 0
 
     def _finish(self, call: Call, error: str) -> None:
+        self._forget(call)
+        self._start_waiting()
+        call.done(call, error)
+
+    def _forget(self, call: Call) -> None:
         del self.calls[call.id]
         if call.rest:
             self._blocked.remove(call)
-        if self._waiting:
-            self._waiting = [entry for entry in self._waiting if entry[2] is not call]
-            self._start_waiting()
-        call.done(call, error)
+            call.rest = memoryview(b"")
 
     def _retire(self) -> None:
         if self.usable:
@@ -220,11 +235,15 @@ class Http2(asyncio.BufferedProtocol):
             self.lost(self)
 
     def _end(self, error: str) -> None:
+        self.error = self.error or error
         self._retire()
+        self.ready.set()
         self.transport.abort()
-        for call in tuple(self.calls.values()):
-            if call.id in self.calls:
-                self._finish(call, error)
+        ended, self.calls = [*self.calls.values(), *self._waiting], {}
+        self._waiting.clear()
+        self._blocked.clear()
+        for call in ended:
+            call.done(call, self.error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the calls that have no answer yet."""

@@ -93,7 +93,7 @@ def test_no_more_calls_at_once_than_the_server_takes() -> None:
     with serving(0.01, max_concurrent_streams=2) as (url, peer):
         # The server's limit is known once its settings are here.
         ended = send(url, 20, pause=0.005)
-    assert [flight.verdict for flight in ended] == [OK] * 20
+    assert [flight.error for flight in ended if flight.verdict != OK] == []
     assert peer.most <= 2
 
 
@@ -113,10 +113,11 @@ def test_a_peer_that_speaks_something_else() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
-            connection, _ = listener.accept()
-            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            connection.recv(1000)
-            connection.close()
+            for _ in range(2):  # one that opens beforehand, and one for the call
+                connection, _ = listener.accept()
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                connection.recv(1000)
+                connection.close()
 
         thread = threading.Thread(target=answer)
         thread.start()
