@@ -7,6 +7,7 @@ from loadtest.commands.mlperf import mlperf
 from loadtest.commands.report import report
 from loadtest.commands.run import run
 from loadtest.commands.scenario import scenario
+from loadtest.commands.selftest import selftest
 
 
 @click.group(cls=CommandGroup)
@@ -19,3 +20,4 @@ main.add_command(run)
 main.add_command(report)
 main.add_command(scenario)
 main.add_command(mlperf)
+main.add_command(selftest)

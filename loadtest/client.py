@@ -4,13 +4,14 @@ For questions and single requests. The load itself is sent by `loadtest.senders`
 than many models do.
 """
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
+from loadtest.connection import PLAIN, Connection, address
 from loadtest.errors import (
     LatheError,
     ModelMissing,
@@ -23,10 +24,11 @@ from loadtest.errors import (
 from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES, UNBOUNDED, Array, Arrays, Dim, TensorSpec
 
 IS_IT_UP = "check that the server runs and that the URL has its address, scheme and port; `serve up` prints them"
+WHICH_AUTHORITY = "give the authority that signed the server's certificate, and a client certificate if it asks for one"
 WHICH_PORT = "check that the URL names the server's own {scheme} port; the HTTP and the gRPC port differ"
 
 # What each gRPC status (and the HTTP status that Triton sends for it) says about who is at fault.
-_GRPC_ERRORS: dict[str, type[LatheError]] = {
+GRPC_ERRORS: dict[str, type[LatheError]] = {
     "OK": ServerNonsense,
     "CANCELLED": ServerAbsent,
     "UNKNOWN": ServerNonsense,
@@ -93,30 +95,29 @@ def parse_url(url: str) -> tuple[str, str]:
     """Split `grpc://HOST:PORT` or `http://HOST:PORT` into the scheme and `HOST:PORT`.
 
     Raises:
-        UsageError: another scheme, no port, or something behind the port.
+        UsageError: another scheme, also an encrypted one, no port, or something behind the port.
     """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in ("grpc", "http") or not parts.hostname or not port or parts.path.strip("/") or parts.query:
-        raise UsageError("not the address of a server", where=url, fix="write grpc://HOST:PORT or http://HOST:PORT")
-    return parts.scheme, parts.netloc
+    protocol, place, encrypted = address(url)
+    if encrypted:
+        raise UsageError(
+            "not the address of a plain server", where=url, fix="write grpc://HOST:PORT or http://HOST:PORT"
+        )
+    return protocol, place
 
 
-def connect(url: str, timeout: float = 30.0) -> "Client":
+def connect(url: str, timeout: float = 30.0, connection: Connection = PLAIN) -> "Client":
     """Return a client for the Triton server at `url`; use it in a `with` statement, from one thread.
 
     Args:
-        url: `grpc://HOST:PORT` or `http://HOST:PORT`.
+        url: `grpc://HOST:PORT` or `http://HOST:PORT`; `grpcs` or `https` where the server encrypts.
         timeout: seconds that one request may take.
+        connection: certificates, headers and compression.
 
     Raises:
         ServerAbsent: nothing answers there.
         ServerNonsense: what answers is not a Triton server.
     """
-    client = Client(url, timeout)
+    client = Client(url, timeout, connection)
     try:
         client.ready()
     except LatheError:
@@ -128,22 +129,33 @@ def connect(url: str, timeout: float = 30.0) -> "Client":
 class Client:
     """A Triton server, asked over gRPC or HTTP. Not for use from several threads."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, connection: Connection = PLAIN) -> None:
         self.url, self.timeout = url, timeout
-        self._scheme, address = parse_url(url)
+        connection.check(url)
+        self._scheme, place, encrypted = address(url)
+        packing = connection.compression
         if self._scheme == "grpc":
             import tritonclient.grpc as library
 
+            creds = connection.credentials() if encrypted else None
             # The library obeys http_proxy of the environment even for a loopback address.
-            self._client = library.InferenceServerClient(address, channel_args=[("grpc.enable_http_proxy", 0)])
-            self._options: dict[str, Any] = {"client_timeout": timeout}
+            self._client = library.InferenceServerClient(
+                place, creds=creds, channel_args=[("grpc.enable_http_proxy", 0)]
+            )
+            self._options: dict[str, Any] = {"client_timeout": timeout, "headers": dict(connection.headers) or None}
+            self._packed: dict[str, Any] = {"compression_algorithm": packing}
         else:
             import tritonclient.http as library
 
             self._client = library.InferenceServerClient(
-                address, connection_timeout=min(timeout, 10), network_timeout=timeout
+                place,
+                ssl=encrypted,
+                ssl_context_factory=connection.gevent_tls if encrypted else None,
+                connection_timeout=min(timeout, 10),
+                network_timeout=timeout,
             )
-            self._options = {}
+            self._options = {"headers": dict(connection.headers) or None}
+            self._packed = {"request_compression_algorithm": packing, "response_compression_algorithm": packing}
         self._library = library
 
     def __enter__(self) -> "Client":
@@ -224,11 +236,16 @@ class Client:
             tensors.append(tensor.set_data_from_numpy(array))
         whole = {"sequence_id": sequence, "sequence_start": True, "sequence_end": True} if sequence else {}
         with self._naming(model, version), translated(self.url):
-            result = self._client.infer(model, tensors, model_version=version, **whole, **self._options)
+            result = self._client.infer(model, tensors, model_version=version, **whole, **self._options, **self._packed)
             answer = result.get_response()
             outputs = answer["outputs"] if self._scheme == "http" else answer.outputs
             names = [output["name"] if self._scheme == "http" else output.name for output in outputs]
             return {name: result.as_numpy(name) for name in names}
+
+    def order(self, what: str, *args: Any) -> None:
+        """Call one of the library's methods that answer nothing, such as `register_system_shared_memory`."""
+        with translated(self.url):
+            getattr(self._client, what)(*args, **self._options)
 
     def _describe(self, model: str, version: str) -> tuple[dict[str, Any], dict[str, Any]]:
         with self._naming(model, version), translated(self.url):
@@ -239,7 +256,8 @@ class Client:
     def _json(self, question: str, *args: str) -> Any:
         """Ask one of the library's questions and return the answer as JSON values."""
         ask = getattr(self._client, question)
-        return ask(*args, as_json=True, **self._options) if self._scheme == "grpc" else ask(*args)
+        form = {"as_json": True} if self._scheme == "grpc" else {}
+        return ask(*args, **form, **self._options)
 
     @contextmanager
     def _naming(self, model: str, version: str) -> Iterator[None]:
@@ -310,6 +328,8 @@ def translated(url: str) -> Iterator[None]:
         raise _from_status(url, str(error.status() or ""), str(error.message())) from error
     except TimeoutError as error:
         raise ServerAbsent("the server did not answer in time", where=url, fix=IS_IT_UP) from error
+    except ssl.SSLError as error:
+        raise ServerAbsent(f"no encrypted connection: {error}", where=url, fix=WHICH_AUTHORITY) from error
     except OSError as error:
         raise ServerAbsent(f"no connection: {error.strerror or error}", where=url, fix=IS_IT_UP) from error
     except (MemoryError, ModuleNotFoundError):
@@ -324,16 +344,16 @@ def _from_status(url: str, status: str, message: str) -> LatheError:
     if code.isdigit():
         return _from_http(url, int(code), message)
     words = message.lower()
-    if code not in _GRPC_ERRORS or (code in ("UNAVAILABLE", "INTERNAL") and any(word in words for word in _NOT_GRPC)):
+    if code not in GRPC_ERRORS or (code in ("UNAVAILABLE", "INTERNAL") and any(word in words for word in _NOT_GRPC)):
         return _nonsense(url, message)
-    kind = ModelMissing if _names_a_missing_model(message) else _GRPC_ERRORS[code]
+    kind = ModelMissing if _names_a_missing_model(message) else GRPC_ERRORS[code]
     if code == "UNAVAILABLE" and is_no_connection(message):
         kind = ServerAbsent
     if kind is ServerNonsense:
         return _nonsense(url, message)
     if kind is ServerAbsent:
         text = "the server did not answer in time" if code == "DEADLINE_EXCEEDED" else f"no connection: {message}"
-        return ServerAbsent(text, where=url, fix=IS_IT_UP)
+        return ServerAbsent(text, where=url, fix=WHICH_AUTHORITY if "ssl" in words or "certif" in words else IS_IT_UP)
     return _said(kind, url, message)
 
 

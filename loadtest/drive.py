@@ -17,17 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loadtest import eventloop, traffic, wire
+from loadtest import eventloop, traffic
 from loadtest.answers import Answers
-from loadtest.client import Client, Statistics, connect, parse_url
+from loadtest.client import Client, Statistics, connect
 from loadtest.commandline import version as lathe_version
 from loadtest.errors import BadInput, LatheError, ServerAbsent
 from loadtest.loop import PATIENCE, Loop, Progress
 from loadtest.plan import Plan
 from loadtest.results import Writer
-from loadtest.senders.grpc import GrpcSender
-from loadtest.senders.http import HttpSender
-from loadtest.senders.sender import Sender, encoder
+from loadtest.senders.choice import sending
 from loadtest.tensors import Arrays, TensorSpec
 from loadtest.traffic import Part
 
@@ -68,11 +66,14 @@ def run(plan: Plan, parts: Sequence[Part], path: Path, progress: Callable[[Progr
 
 
 def _drive(plan: Plan, parts: Sequence[Part], path: Path, show: Callable[[Progress], None]) -> None:
-    with connect(plan.url, max(plan.timeout or 0.0, PATIENCE)) as client:
+    with connect(plan.url, max(plan.timeout or 0.0, PATIENCE), plan.connection) as client:
         answers = _answers(client, plan, parts)
         header = _header(plan, client, parts)
-        sender, choose = _sender(plan, parts, answers), traffic.Chooser(parts, plan.seed)
-        with asyncio.Runner(loop_factory=eventloop.fine_loop) as runner:
+        choose = traffic.Chooser(parts, plan.seed)
+        with (
+            sending(plan, client, parts, answers) as sender,
+            asyncio.Runner(loop_factory=eventloop.fine_loop) as runner,
+        ):
             try:
                 eventloop.run(runner, sender.open(plan.concurrency or _FIRST_CONNECTIONS))
                 if plan.warmup:
@@ -144,7 +145,7 @@ def _answers(client: Client, plan: Plan, parts: Sequence[Part]) -> Answers | Non
 def _header(plan: Plan, client: Client, parts: Sequence[Part]) -> dict[str, Any]:
     described = [_described(client, part) for part in parts]
     return {
-        "plan": asdict(plan),
+        "plan": plan.document(),
         "parts": described,
         "model": ", ".join(part["model"] for part in described),
         "model_version": ", ".join(part["version"] for part in described),
@@ -178,14 +179,6 @@ def _described(client: Client, part: Part) -> dict[str, Any]:
 
 def _samples(inputs: Sequence[TensorSpec], payload: Arrays) -> int:
     return max((len(payload[spec.name]) for spec in inputs if spec.batched and spec.name in payload), default=1)
-
-
-def _sender(plan: Plan, parts: Sequence[Part], answers: Answers | None) -> Sender:
-    scheme, address = parse_url(plan.url)
-    if scheme == "grpc":
-        return GrpcSender(address, encoder(wire.grpc_request, parts, plan.sequence), plan.timeout, answers)
-    requests = encoder(partial(wire.http_request, address), parts, plan.sequence)
-    return HttpSender(address, requests, plan.timeout, answers)
 
 
 def _settled(client: Client, parts: Sequence[Part], expected: int = 0, since: Statistics | None = None) -> Statistics:

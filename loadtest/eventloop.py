@@ -11,11 +11,17 @@ from typing import Any
 
 from loadtest.errors import Stopped
 
+_FINE = 0.003
+"""Seconds before a timer from which on the wait is exact."""
+
 
 class _FineSelector(selectors.EpollSelector):
     """Waits with microseconds; epoll itself rounds every wait up to a whole millisecond, which would be all our lag."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is not None and timeout > _FINE:
+            # Far from the next timer one call is enough; the loop comes back for the rest.
+            return super().select((int(timeout * 1000) - 1) / 1000)
         if timeout is not None and timeout > 0:
             select.select([self.fileno()], [], [], timeout)
             timeout = 0

@@ -11,6 +11,7 @@ from loadtest.commandline import PATH
 from loadtest.errors import UsageError
 
 if TYPE_CHECKING:
+    from loadtest.connection import Connection
     from loadtest.parts import Sizes
     from loadtest.plan import Plan
     from loadtest.traffic import Part
@@ -92,6 +93,36 @@ class Mix(click.ParamType[tuple[str, float]]):
         return match[1], float(match[2])
 
 
+class Header(click.ParamType[tuple[str, str]]):
+    """`NAME: VALUE` as both."""
+
+    name = "header"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return name and value."""
+        name, colon, text = str(value).partition(":")
+        if not colon:
+            self.fail(f"{value!r} is not a header; write 'NAME: VALUE'", param, ctx)
+        return name.strip(), text.strip()
+
+
+_CONNECTION = (
+    click.option("--ca", "authority", type=PATH, metavar="FILE", help="Check a grpcs:// or https:// server with this."),
+    click.option(
+        "--cert", "certificate", type=PATH, metavar="FILE", help="Client certificate, for a server that asks."
+    ),
+    click.option("--key", type=PATH, metavar="FILE", help="Its key."),
+    click.option(
+        "--header", "headers", type=Header(), multiple=True, metavar="'NAME: VALUE'", help="Send it with every request."
+    ),
+    click.option("--compression", type=click.Choice(["gzip", "deflate"]), help="Of requests and answers."),
+    click.option("--streams", type=int, default=0, help="gRPC: send over so many streams.  [default: single calls]"),
+    click.option(
+        "--shared-memory",
+        type=click.Choice(["system", "cuda"]),
+        help="Tensors go through memory of this machine (cuda: written for a GPU, never run on one by us).",
+    ),
+)
 _OPTIONS = (
     click.option("--url", required=True, help="The server, as grpc://HOST:PORT or http://HOST:PORT."),
     click.option("--duration", type=Duration(), help="How long to send.  [default: 10s, or as long as the trace]"),
@@ -138,7 +169,7 @@ _OPTIONS = (
 
 def load_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say which load to send; `plan_of` and `parts_of` read them."""
-    for option in reversed(_OPTIONS):
+    for option in reversed(_OPTIONS + _CONNECTION):
         command = option(command)
     return command
 
@@ -200,6 +231,7 @@ def plan_of(url: str, options: dict[str, Any]) -> "Plan":
         arrival=options["arrival"] or "constant",
         profile=options["profile"] or "flat",
         trace=str(trace) if trace else None,
+        connection=connection_of(options),
         **{key: options[key] for key in taken},
         **limit,
     )
@@ -217,6 +249,17 @@ def _duration(options: dict[str, Any]) -> float:
     return trace.length(trace.read(options["trace"], options["speed"]))
 
 
+def connection_of(options: dict[str, Any]) -> "Connection":
+    """Return how the options say that the server is reached."""
+    from loadtest.connection import Connection
+
+    taken: dict[str, Any] = {
+        key: str(options[key]) if options[key] else None for key in ("authority", "certificate", "key")
+    }
+    taken |= {key: options[key] for key in ("headers", "compression", "streams", "shared_memory")}
+    return Connection(**taken)
+
+
 def parts_of(plan: "Plan", model: str, options: dict[str, Any]) -> "list[Part]":
     """Return the traffic that the options describe, MODEL's share first; asks the server what its models take."""
     from loadtest import parts
@@ -229,7 +272,7 @@ def largest_batch(plan: "Plan", model: str, options: dict[str, Any]) -> int:
     from loadtest.client import connect
     from loadtest.tensors import Dim
 
-    with connect(plan.url) as client:
+    with connect(plan.url, connection=plan.connection) as client:
         inputs, _ = client.metadata(model, options["version"])
     axes = [spec.dims[0] for spec in inputs if spec.batched]
     return min((axis.maximum for axis in axes if isinstance(axis, Dim)), default=1)

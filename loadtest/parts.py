@@ -38,7 +38,7 @@ def parts(plan: Plan, model: str, options: dict[str, Any]) -> list[Part]:
     if source is None and plan.trace and recorded.holds_requests(Path(plan.trace)):
         source = Path(plan.trace)
     _check(plan, options, source)
-    with connect(plan.url) as client:
+    with connect(plan.url, connection=plan.connection) as client:
         if source is not None and source.suffix == read.RECORDED:
             return _replayed(client, source, model, options)
         mix = [(model, 1.0), *options["mix"]]

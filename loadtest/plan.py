@@ -1,13 +1,13 @@
 """Plan: what load to send, as one value that a result file holds whole."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from loadtest import schedule
-from loadtest.client import parse_url
+from loadtest.connection import PLAIN, Connection
 from loadtest.data import trace
 from loadtest.errors import UsageError
 
@@ -19,7 +19,7 @@ class Plan:
     Exactly one of `concurrency`, `rate` and `trace` is given: the first makes a closed loop, the others an open one.
 
     Args:
-        url: `grpc://HOST:PORT` or `http://HOST:PORT`.
+        url: `grpc://HOST:PORT` or `http://HOST:PORT`; `grpcs` or `https` where the server encrypts.
         duration: seconds during which requests are sent, at most.
         concurrency: closed loop, requests always in flight.
         rate: open loop, requests per second.
@@ -37,6 +37,7 @@ class Plan:
         warmup: seconds of the same load before the run, not counted.
         in_flight: open loop: the most requests in flight at once, for each worker.
         workers: processes that share the load.
+        connection: certificates, headers, compression, streams, shared memory.
     """
 
     url: str
@@ -56,9 +57,10 @@ class Plan:
     warmup: float = 1.0
     in_flight: int = schedule.MOST_IN_FLIGHT
     workers: int = 1
+    connection: Connection = PLAIN
 
     def __post_init__(self) -> None:
-        parse_url(self.url)
+        self.connection.check(self.url)
         if [self.concurrency, self.rate, self.trace].count(None) != 2:
             raise UsageError("a plan has a concurrency, a rate or a trace", fix="give one of the three")
         most: dict[str, float | None] = {"duration": None, "timeout": None, "requests": None, "speed": None}
@@ -102,7 +104,12 @@ class Plan:
         """Return one worker's part of a number of requests."""
         return len(range(worker, whole, self.workers))
 
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form as a result file holds it, without the values of headers."""
+        return asdict(replace(self, connection=self.connection.hidden()))
+
     @staticmethod
     def from_document(document: dict[str, Any]) -> "Plan":
         """Return the plan whose fields `document` holds."""
-        return Plan(**document)
+        connection = Connection(**document.get("connection", {}))
+        return Plan(**{**document, "connection": connection})

@@ -3,16 +3,43 @@
 KServe V2 with binary tensors, over HTTP and as gRPC messages.
 """
 
+import gzip
 import json
-from typing import Any
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from loadtest.connection import PLAIN, Connection
 from loadtest.results import Turn
 from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, Arrays
 
 
-def http_request(host: str, model: str, inputs: Arrays, version: str = "", turn: Turn | None = None) -> bytes:
+class Place(NamedTuple):
+    """Where a tensor lies in shared memory: its name, Triton's type, its shape, and `size` bytes from `offset`."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    region: str
+    offset: int
+    size: int
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what the protocol says of it."""
+        found = {"shared_memory_region": self.region, "shared_memory_byte_size": self.size}
+        return found | ({"shared_memory_offset": self.offset} if self.offset else {})
+
+
+def http_request(
+    host: str,
+    model: str,
+    inputs: Arrays,
+    version: str = "",
+    turn: Turn | None = None,
+    connection: Connection = PLAIN,
+) -> bytes:
     """Return the whole HTTP/1.1 request, from `POST` to the last byte of the last tensor.
 
     Args:
@@ -21,31 +48,59 @@ def http_request(host: str, model: str, inputs: Arrays, version: str = "", turn:
         inputs: by name.
         version: of the model; empty lets the server choose.
         turn: its place in a sequence.
+        connection: its headers and its compression.
     """
-    tensors = {name: packed(array) for name, array in inputs.items()}
-    body: dict[str, Any] = {
-        "inputs": [
-            {
-                "name": name,
-                "shape": list(array.shape),
-                "datatype": TRITON_DTYPES[array.dtype.name],
-                "parameters": {"binary_data_size": len(tensors[name])},
-            }
-            for name, array in inputs.items()
-        ],
-        "parameters": {"binary_data_output": True} | _sequence(turn),
-    }
+    tensors = [packed(array) for array in inputs.values()]
+    described = [
+        {
+            "name": name,
+            "shape": list(array.shape),
+            "datatype": TRITON_DTYPES[array.dtype.name],
+            "parameters": {"binary_data_size": len(tensor)},
+        }
+        for (name, array), tensor in zip(inputs.items(), tensors, strict=True)
+    ]
+    body = {"inputs": described, "parameters": {"binary_data_output": True} | _sequence(turn)}
+    return _http(host, model, version, body, tensors, connection)
+
+
+def http_shared_request(
+    host: str,
+    model: str,
+    inputs: Sequence[Place],
+    outputs: Sequence[Place],
+    version: str = "",
+    turn: Turn | None = None,
+    connection: Connection = PLAIN,
+) -> bytes:
+    """Return the whole HTTP/1.1 request whose tensors lie in shared memory."""
+    described = [
+        {"name": place.name, "shape": place.shape, "datatype": place.datatype, "parameters": place.parameters()}
+        for place in inputs
+    ]
+    wanted = [{"name": place.name, "parameters": place.parameters()} for place in outputs]
+    body = {"inputs": described, "outputs": wanted, "parameters": _sequence(turn)}
+    return _http(host, model, version, body, [], connection)
+
+
+def _http(
+    host: str, model: str, version: str, body: dict[str, Any], tensors: Sequence[bytes], connection: Connection
+) -> bytes:
     header = json.dumps(body, separators=(",", ":")).encode()
-    length = len(header) + sum(map(len, tensors.values()))
+    content, fields = b"".join([header, *tensors]), [*connection.headers]
+    if connection.compression:
+        content = gzip.compress(content) if connection.compression == "gzip" else zlib.compress(content)
+        fields += [("Content-Encoding", connection.compression), ("Accept-Encoding", connection.compression)]
+    more = "".join(f"{name}: {value}\r\n" for name, value in fields)
     path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "") + "/infer"
     start = (
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/octet-stream\r\n"
-        f"Inference-Header-Content-Length: {len(header)}\r\nContent-Length: {length}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/octet-stream\r\n{more}"
+        f"Inference-Header-Content-Length: {len(header)}\r\nContent-Length: {len(content)}\r\n\r\n"
     )
-    return b"".join([start.encode(), header, *tensors.values()])
+    return start.encode() + content
 
 
-def _sequence(turn: Turn | None) -> dict[str, int]:
+def _sequence(turn: Turn | None) -> dict[str, Any]:
     if turn is None:
         return {}
     return {"sequence_id": turn.id, "sequence_start": turn.start, "sequence_end": turn.end}
@@ -60,25 +115,44 @@ def http_outputs(header: bytes, raw: bytes) -> dict[str, Array]:
     outputs, at = {}, 0
     for output in json.loads(header)["outputs"]:
         size = output["parameters"]["binary_data_size"]
-        outputs[output["name"]] = _array(output["datatype"], output["shape"], raw[at : at + size])
+        outputs[output["name"]] = unpacked(output["datatype"], output["shape"], raw[at : at + size])
         at += size
     return outputs
 
 
 def grpc_request(model: str, inputs: Arrays, version: str = "", turn: Turn | None = None) -> bytes:
     """Return the serialised `ModelInferRequest`."""
-    from tritonclient.grpc import service_pb2
-
-    request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
-    for key, value in _sequence(turn).items():
-        if key == "sequence_id":
-            request.parameters[key].int64_param = value
-        else:
-            request.parameters[key].bool_param = bool(value)
+    request = _grpc(model, version, turn)
     for name, array in inputs.items():
         request.inputs.add(name=name, datatype=TRITON_DTYPES[array.dtype.name], shape=array.shape)
         request.raw_input_contents.append(packed(array))
     return bytes(request.SerializeToString())
+
+
+def grpc_shared_request(
+    model: str, inputs: Sequence[Place], outputs: Sequence[Place], version: str = "", turn: Turn | None = None
+) -> bytes:
+    """Return the serialised `ModelInferRequest` whose tensors lie in shared memory."""
+    request = _grpc(model, version, turn)
+    for place in inputs:
+        _fill(request.inputs.add(name=place.name, datatype=place.datatype, shape=place.shape), place.parameters())
+    for place in outputs:
+        _fill(request.outputs.add(name=place.name), place.parameters())
+    return bytes(request.SerializeToString())
+
+
+def _grpc(model: str, version: str, turn: Turn | None) -> Any:
+    from tritonclient.grpc import service_pb2
+
+    request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
+    _fill(request, _sequence(turn))
+    return request
+
+
+def _fill(message: Any, parameters: dict[str, Any]) -> None:
+    for key, value in parameters.items():
+        kind = "bool_param" if isinstance(value, bool) else "int64_param" if isinstance(value, int) else "string_param"
+        setattr(message.parameters[key], kind, value)
 
 
 def grpc_outputs(response: Any) -> dict[str, Array]:
@@ -88,7 +162,7 @@ def grpc_outputs(response: Any) -> dict[str, Array]:
         ValueError, KeyError: it is not the answer of a V2 server.
     """
     pairs = zip(response.outputs, response.raw_output_contents, strict=True)
-    return {output.name: _array(output.datatype, list(output.shape), raw) for output, raw in pairs}
+    return {output.name: unpacked(output.datatype, list(output.shape), raw) for output, raw in pairs}
 
 
 def packed(array: Array) -> bytes:
@@ -101,7 +175,8 @@ def packed(array: Array) -> bytes:
     return np.ascontiguousarray(array).tobytes()
 
 
-def _array(datatype: str, shape: list[int], raw: bytes) -> Array:
+def unpacked(datatype: str, shape: Sequence[int], raw: bytes) -> Array:
+    """Return the tensor whose bytes these are, the reverse of `packed`."""
     if datatype == "BYTES":
         from tritonclient.utils import deserialize_bytes_tensor
 

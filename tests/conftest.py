@@ -1,6 +1,7 @@
 """What several rooms' tests share: the installed server, and one tiny model behind a real endpoint."""
 
 import functools
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -98,3 +99,21 @@ def endpoint(server_prefix: Path, model_repository: Path) -> Iterator[Endpoint]:
     """A real server over `model_repository`, shared by all tests; a test that breaks a server starts its own."""
     with running(model_repository) as endpoint:
         yield endpoint
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and certificates of it for a server on 127.0.0.1 and for a client."""
+    place = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=place, check=True, capture_output=True)
+
+    new = ("req", "-newkey", "rsa:2048", "-nodes", "-subj")
+    openssl(*new, "/CN=authority", "-x509", "-days", "2", "-keyout", "ca.key", "-out", "ca.crt")
+    (place / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost")
+    for name in ("server", "client"):
+        openssl(*new, f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        signed = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names", "-days", "2")
+        openssl("x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.crt")
+    return place

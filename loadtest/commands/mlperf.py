@@ -167,7 +167,7 @@ def _accuracy(model: str, url: str, options: dict[str, Any], folder: Path, quiet
     plan = plan_of(url, options)
     samples = parts_of(plan, model, options | {"batch": 1})[0].payloads
     labels = accuracy.read_labels(labels_at, len(samples)) if labels_at else None
-    with connect(plan.url) as client:
+    with connect(plan.url, connection=plan.connection) as client:
         specs, _ = client.metadata(model, options["version"])
 
         def say(version: str) -> Any:

@@ -12,7 +12,18 @@ from loadtest.commandline import CommandGroup, document, emit, json_option
 from loadtest.errors import MachineError, Refused, UsageError
 from loadtest.options import largest_batch, parts_of, plan_of
 
-_OF_PHASES = ["duration", "concurrency", "rate", "in_flight", "arrival", "profile", "trace", "requests", "think", "warmup"]
+_OF_PHASES = (
+    "duration",
+    "concurrency",
+    "rate",
+    "in_flight",
+    "arrival",
+    "profile",
+    "trace",
+    "requests",
+    "think",
+    "warmup",
+)
 
 
 @click.group(cls=CommandGroup)

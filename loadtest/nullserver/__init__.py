@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loadtest.errors import MachineError, UsageError
 from loadtest.nullserver.model import MODEL
@@ -65,7 +66,7 @@ def running(
     """
     if min(service, stall, each) < 0 or instances < 1:
         raise UsageError("a null server with negative times or no instance", fix="give times of 0 or more")
-    settings = {"service": service, "stall": stall, "each": each, "instances": instances}
+    settings: dict[str, Any] = {"service": service, "stall": stall, "each": each, "instances": instances}
     settings |= {"inputs": [spec.document() for spec in inputs], "outputs": [spec.document() for spec in outputs]}
     path = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(

@@ -65,7 +65,7 @@ class Model:
             key: {"count": 0 if key == "fail" else queue.requests, "ns": int(value * 1e9)}
             for key, value in seconds.items()
         }
-        entry = {"name": MODEL, "version": "1", "inference_stats": counts}
+        entry: dict[str, Any] = {"name": MODEL, "version": "1", "inference_stats": counts}
         entry |= {"inference_count": queue.samples, "execution_count": queue.requests}
         return {"model_stats": [entry]}
 

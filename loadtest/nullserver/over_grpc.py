@@ -62,11 +62,16 @@ class _Inferences:
         return bytes(response.SerializeToString())
 
     async def stream(self, requests: AsyncIterator[bytes], context: Any) -> None:
-        loop, waiting = asyncio.get_running_loop(), set()
+        # gRPC takes one message after the other.
+        loop, waiting, one_by_one = asyncio.get_running_loop(), set(), asyncio.Lock()
+
+        async def write(answer: bytes) -> None:
+            async with one_by_one:
+                await context.write(answer)
 
         async def later(answer: bytes, due: float) -> None:
             await asyncio.sleep(due - time.monotonic())
-            await context.write(answer)
+            await write(answer)
 
         async for data in requests:
             answer, due = self._message(data)
@@ -75,7 +80,7 @@ class _Inferences:
                 waiting.add(task)
                 task.add_done_callback(waiting.discard)
             else:
-                await context.write(answer)
+                await write(answer)
         await asyncio.gather(*waiting)
 
     def _message(self, data: bytes) -> tuple[bytes, float]:

@@ -1,13 +1,18 @@
 """HTTP: the V2 protocol with binary tensors over HTTP/1.1."""
 
 import asyncio
+import ssl
+import zlib
 from functools import lru_cache
-from typing import cast
+from typing import NamedTuple, cast
 
 from loadtest import wire
 from loadtest.answers import Answers
 from loadtest.results import ERROR, TIMEOUT, Flight
 from loadtest.senders.sender import Encode, Finished, check, fail
+
+_BUFFER = 16 * 1024
+_NO_OUTPUTS = "HTTP 200 without outputs"
 
 
 class HttpSender:
@@ -18,11 +23,19 @@ class HttpSender:
         encode: makes the complete request.
         timeout: seconds until a request counts as timed out; None waits.
         answers: what to compare the outputs with; None leaves them unchecked.
+        tls: what to encrypt with; None does not.
     """
 
-    def __init__(self, address: str, encode: Encode, timeout: float | None, answers: Answers | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        encode: Encode,
+        timeout: float | None,
+        answers: Answers | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         host, _, port = address.rpartition(":")
-        self.host, self.port = host.strip("[]"), int(port)
+        self.host, self.port, self.tls = host.strip("[]"), int(port), tls
         self.encode, self.timeout, self.answers, self.zero = encode, timeout, answers, 0.0
         self.finished: Finished = lambda flight: None
         self.idle: list[_Connection] = []
@@ -63,7 +76,7 @@ class HttpSender:
         await asyncio.sleep(0)
 
     async def _connect(self) -> "_Connection":
-        _, connection = await self.loop.create_connection(lambda: _Connection(self), self.host, self.port)
+        _, connection = await self.loop.create_connection(lambda: _Connection(self), self.host, self.port, ssl=self.tls)
         return connection
 
     async def _send_on_new(self, flight: Flight) -> None:
@@ -77,72 +90,73 @@ class HttpSender:
             connection.send(flight)
 
 
-class _Connection(asyncio.Protocol):
-    """One kept-alive connection: writes a request, gathers its answer, goes back to the idle ones."""
+class _Connection(asyncio.BufferedProtocol):
+    """One kept-alive connection: writes a request, gathers its answer, goes back to the idle ones.
+
+    The answer is gathered in a buffer of its own: asyncio would allocate 256 KiB for every read.
+    """
 
     def __init__(self, sender: HttpSender) -> None:
         self.sender = sender
         self.flight: Flight | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.buffer = bytearray()
-        self.head = self.need = 0
+        self.buffer = bytearray(_BUFFER)
+        self.filled = self.start = self.need = 0
+        self.head: _Head | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.sender.all.add(self)
 
     def send(self, flight: Flight) -> None:
-        loop = self.sender.loop
-        self.flight, self.need = flight, 0
-        self.buffer.clear()
-        data = self.sender.encode(flight)
-        if self.sender.timeout is not None:
-            self.timer = loop.call_later(self.sender.timeout, self._expire)
-        flight.sent = loop.time() - self.sender.zero
+        sender = self.sender
+        self.flight, self.head, self.filled = flight, None, 0
+        data = sender.encode(flight)
+        if sender.timeout is not None:
+            self.timer = sender.loop.call_later(sender.timeout, self._expire)
+        flight.sent = sender.loop.time() - sender.zero
         self.transport.write(data)
 
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self.filled == len(self.buffer):
+            # A view of the old one may still be out, so it cannot be resized.
+            grown = bytearray(max(2 * self.filled, self.need if self.head else 0))
+            grown[: self.filled] = self.buffer
+            self.buffer = grown
+        return memoryview(self.buffer)[self.filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.filled += nbytes
         if self.flight is None:
             self.transport.abort()  # an answer that nobody asked for; the connection cannot be trusted any more
-            return
-        if not self.need and not self._read_head():
-            return
-        if len(self.buffer) >= self.need:
+        elif (self.head or self._read_head()) and self.filled >= self.need:
             self._answered(self.flight)
 
     def _read_head(self) -> bool:
         """Learn from the header how long the answer is; False while it is incomplete or when it makes no sense."""
-        if not b"HTTP/1.1 ".startswith(bytes(self.buffer[:9])):
+        end = self.buffer.find(b"\r\n\r\n", 0, self.filled)
+        self.head = _parse_head(bytes(self.buffer[: max(end, 0)]))
+        if self.head:
+            self.start, self.need = end + 4, end + 4 + self.head.length
+            return True
+        if not b"HTTP/1.1 ".startswith(bytes(self.buffer[: min(9, self.filled)])):
             self._end("the answer is not HTTP/1.1", ERROR)
-            return False
-        end = self.buffer.find(b"\r\n\r\n")
-        if end < 0:
-            return False
-        head = _parse_head(bytes(self.buffer[:end]))
-        if head is None:
+        elif end >= 0:
             self._end("the answer has no Content-Length", ERROR)
-            return False
-        self.keep, json_length, length = head
-        self.head = end + 4
-        self.json_end, self.need = self.head + json_length, self.head + length
-        return True
+        return False
 
     def _answered(self, flight: Flight) -> None:
-        sender = self.sender
+        sender, head = self.sender, cast(_Head, self.head)
         flight.done = sender.loop.time() - sender.zero
         if self.timer:
             self.timer.cancel()
-        if self.buffer[9:12] != b"200":
-            text = bytes(self.buffer[self.head : self.need]).decode("utf-8", "replace")
-            fail(flight, f"HTTP {bytes(self.buffer[9:12]).decode('latin-1')}: {text}")
-        elif b'"outputs"' not in self.buffer[self.head : self.json_end]:
-            fail(flight, "HTTP 200 without outputs")
+        if head.status == b"200" and not head.packed and not sender.answers:
+            if self.buffer.find(b'"outputs"', self.start, self.start + head.json) < 0:
+                fail(flight, _NO_OUTPUTS)
         else:
-            head, raw = bytes(self.buffer[self.head : self.json_end]), bytes(self.buffer[self.json_end : self.need])
-            check(sender.answers, flight, raw, lambda: wire.http_outputs(head, raw))
+            _judge(sender.answers, flight, head, bytes(memoryview(self.buffer)[self.start : self.need]))
         self.flight = None
-        if self.keep and len(self.buffer) == self.need:
+        if head.keep and self.filled == self.need:
             sender.idle.append(self)
         else:
             self.transport.abort()
@@ -166,13 +180,45 @@ class _Connection(asyncio.Protocol):
         self._end("the connection was closed before the answer", ERROR, gone=True)
 
 
+def _judge(answers: Answers | None, flight: Flight, head: "_Head", body: bytes) -> None:
+    """Give the flight its verdict by the answer's status and body."""
+    try:
+        # 32 lets zlib find out which of the two formats it is.
+        body = zlib.decompress(body, 32 + zlib.MAX_WBITS) if head.packed else body
+    except zlib.error as error:
+        fail(flight, f"the answer cannot be decompressed: {error}")
+        return
+    split = head.json if head.split else len(body)
+    if head.status != b"200":
+        fail(flight, f"HTTP {head.status.decode('latin-1')}: {body.decode('utf-8', 'replace')}")
+    elif b'"outputs"' not in body[:split]:
+        fail(flight, _NO_OUTPUTS)
+    elif answers:
+        raw = body[split:]
+        check(answers, flight, raw, lambda: wire.http_outputs(body[:split], raw))
+
+
+class _Head(NamedTuple):
+    """What an answer's header says: status, the lengths of the body and of the JSON in it, and how it is sent."""
+
+    status: bytes
+    keep: bool
+    length: int
+    json: int
+    split: bool
+    packed: bool
+
+
 @lru_cache(maxsize=256)  # a server's answers have few different headers; parsing them cost a third of our own time
-def _parse_head(head: bytes) -> tuple[bool, int, int] | None:
-    """Return whether the connection stays open, and the lengths of the JSON header and of the whole body."""
-    lines = (line.partition(b":") for line in head.split(b"\r\n")[1:])
+def _parse_head(head: bytes) -> _Head | None:
+    """Return what the lines say, None where they are not those of an answer with a length."""
+    first, *rest = head.split(b"\r\n")
+    lines = (line.partition(b":") for line in rest)
     fields = {name.strip().lower(): value.strip() for name, _, value in lines}
     length = fields.get(b"content-length", b"")
     json_length = fields.get(b"inference-header-content-length", length)
-    if not length.isdigit() or not json_length.isdigit():
+    if not first.startswith(b"HTTP/1.1 ") or not length.isdigit() or not json_length.isdigit():
         return None
-    return fields.get(b"connection", b"").lower() != b"close", int(json_length), int(length)
+    keep = fields.get(b"connection", b"").lower() != b"close"
+    split, packed = b"inference-header-content-length" in fields, b"content-encoding" in fields
+    return _Head(first[9:12], keep, int(length), int(json_length), split, packed)

@@ -147,7 +147,7 @@ def test_a_server_that_never_answers(stand_in, scheme: str) -> None:
 
 
 def test_every_grpc_status_has_an_error() -> None:
-    assert set(client_module._GRPC_ERRORS) == {code.name for code in grpc.StatusCode}
+    assert set(client_module.GRPC_ERRORS) == {code.name for code in grpc.StatusCode}
 
 
 @pytest.mark.parametrize("code", [code.name for code in grpc.StatusCode])

@@ -1,0 +1,143 @@
+"""Connection: how requests reach a server: encryption, headers, compression, streams, shared memory.
+
+The questions of `loadtest.client` and the load of `loadtest.senders` use the same one.
+"""
+
+import re
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from loadtest.errors import BadInput, UsageError
+
+COMPRESSIONS = ("gzip", "deflate")
+MEMORIES = ("system", "cuda")
+
+
+class Address(NamedTuple):
+    """A URL's parts: `grpc` or `http`, `HOST:PORT`, and whether it is encrypted."""
+
+    protocol: str
+    place: str
+    encrypted: bool
+
+
+def address(url: str) -> Address:
+    """Split `grpc://HOST:PORT`, `grpcs://`, `http://` or `https://`.
+
+    Raises:
+        UsageError: another scheme, no port, or something behind the port.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    protocol = parts.scheme.removesuffix("s")
+    if protocol not in ("grpc", "http") or not parts.hostname or not port or parts.path.strip("/") or parts.query:
+        fix = "write grpc://HOST:PORT or http://HOST:PORT, with grpcs or https where the server encrypts"
+        raise UsageError("not the address of a server", where=url, fix=fix)
+    return Address(protocol, parts.netloc, parts.scheme.endswith("s"))
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How requests reach a server.
+
+    Args:
+        authority: file of the certificates that the server's is checked with; None takes the machine's own.
+        certificate: file of the client's certificate, for a server that asks for one.
+        key: file of its key.
+        headers: names and values that go with every request: HTTP headers, or gRPC metadata (names in small letters).
+        compression: one of `COMPRESSIONS`, of requests, and of answers where the server does it; None leaves them.
+        streams: gRPC: how many `ModelStreamInfer` streams carry the requests; 0 makes a call of each. Of a model that
+            answers one request several times the first answer counts.
+        shared_memory: one of `MEMORIES`: tensors go through memory that this machine's server reads and writes; None
+            sends them.
+    """
+
+    authority: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    compression: str | None = None
+    streams: int = 0
+    shared_memory: str | None = None
+
+    def __post_init__(self) -> None:
+        # JSON knows only lists.
+        object.__setattr__(self, "headers", tuple((name, value) for name, value in self.headers))
+        for name, value in self.headers:
+            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not re.fullmatch(r"[ -~]*", value):
+                raise UsageError(f"the header {name!r} cannot be sent", fix="use plain letters, no line breaks")
+        for name, found, known in (
+            ("compression", self.compression, COMPRESSIONS),
+            ("shared memory", self.shared_memory, MEMORIES),
+        ):
+            if found is not None and found not in known:
+                raise UsageError(f"there is no {name} {found!r}", fix=f"use {' or '.join(known)}")
+        if self.streams < 0:
+            raise UsageError(f"{self.streams} streams", fix="give 0 or more")
+        if bool(self.certificate) != bool(self.key):
+            raise UsageError("a certificate without its key, or the reverse", fix="give both files")
+
+    def check(self, url: str) -> None:
+        """Refuse what does not go with the address.
+
+        Raises:
+            UsageError: files without encryption, or streams without gRPC.
+            BadInput: a file is missing or holds no certificate.
+        """
+        protocol, _, encrypted = address(url)
+        files = [file for file in (self.authority, self.certificate, self.key) if file]
+        if files and not encrypted:
+            fix = f"write {protocol}s:// if the server encrypts"
+            raise UsageError("certificates are given, but the address is not encrypted", where=url, fix=fix)
+        for file in files:
+            if not Path(file).is_file():
+                raise BadInput("there is no such file", where=file, fix="give a PEM file")
+        if self.streams and protocol != "grpc":
+            raise UsageError("streams are a matter of gRPC", where=url, fix="give the server's gRPC address")
+        if encrypted:
+            self.tls()
+
+    def hidden(self) -> "Connection":
+        """Return it with the headers' values left out, as it may be written down: one could be a secret."""
+        return replace(self, headers=tuple((name, "hidden") for name, _ in self.headers))
+
+    def tls(self, make: Callable[..., ssl.SSLContext] = ssl.create_default_context) -> ssl.SSLContext:
+        """Return what HTTP encrypts with.
+
+        Raises:
+            BadInput: a file holds no certificate or key.
+        """
+        try:
+            context = make(cafile=self.authority)
+            if self.certificate:
+                # Without a function it would ask for the password of an encrypted key on the terminal.
+                context.load_cert_chain(self.certificate, self.key, lambda: "")
+        except (ssl.SSLError, ValueError) as error:
+            where = ", ".join(filter(None, (self.authority, self.certificate, self.key)))
+            raise BadInput(f"no certificate that can be used: {error}", where=where, fix="give PEM files") from error
+        return context
+
+    def gevent_tls(self, **_: Any) -> ssl.SSLContext:
+        """Return the same for sockets of gevent, which tritonclient's HTTP uses; it ignores what that asks for."""
+        from gevent.ssl import create_default_context
+
+        return self.tls(create_default_context)
+
+    def credentials(self) -> Any:
+        """Return what gRPC encrypts with."""
+        import grpc
+
+        root, key, chain = (
+            Path(file).read_bytes() if file else None for file in (self.authority, self.key, self.certificate)
+        )
+        return grpc.ssl_channel_credentials(root, key, chain)
+
+
+PLAIN = Connection()

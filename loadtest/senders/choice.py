@@ -1,0 +1,44 @@
+"""Choice: which sender a plan asks for."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from loadtest import wire
+from loadtest.answers import Answers
+from loadtest.client import Client
+from loadtest.connection import address
+from loadtest.plan import Plan
+from loadtest.senders.grpc import GrpcSender
+from loadtest.senders.http import HttpSender
+from loadtest.senders.sender import Encode, Sender, encoder
+from loadtest.senders.stream import StreamSender
+from loadtest.sharedmemory import SharedSender, shared
+from loadtest.traffic import Part
+
+
+@contextmanager
+def sending(plan: Plan, client: Client, parts: Sequence[Part], answers: Answers | None) -> Iterator[Sender]:
+    """Yield the sender of a plan, not yet open; what it keeps on the machine and in the server ends with the block."""
+    protocol, place, _ = address(plan.url)
+    if plan.connection.shared_memory is None:
+        request = (
+            partial(wire.http_request, place, connection=plan.connection) if protocol == "http" else wire.grpc_request
+        )
+        yield _sender(plan, encoder(request, parts, plan.sequence), answers)
+        return
+    named = (
+        partial(wire.http_shared_request, place, connection=plan.connection)
+        if protocol == "http"
+        else wire.grpc_shared_request
+    )
+    with shared(plan, client, parts, named) as memory:
+        yield SharedSender(_sender(plan, memory.encode, None), memory, answers)
+
+
+def _sender(plan: Plan, encode: Encode, answers: Answers | None) -> Sender:
+    (protocol, place, encrypted), connection = address(plan.url), plan.connection
+    if protocol == "http":
+        return HttpSender(place, encode, plan.timeout, answers, connection.tls() if encrypted else None)
+    kind = StreamSender if connection.streams else GrpcSender
+    return kind(plan.url, encode, plan.timeout, answers, connection)

@@ -1,0 +1,141 @@
+"""System shared memory against the real server, whose registration wants its secret."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loadtest import drive, payload
+from loadtest.client import connect
+from loadtest.connection import Connection
+from loadtest.errors import MachineError, RequestRejected, UsageError
+from loadtest.plan import Plan
+from loadtest.report import summarize
+from loadtest.results import MISMATCH, read
+from loadtest.traffic import Fresh, Part
+from serve.control import ADMIN_KEY
+from serve.server import Endpoint
+from tests.conftest import TINY, TINY_INPUTS, TINY_WEIGHT
+
+SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc", "stream"])
+PAYLOADS = payload.generate(TINY_INPUTS, 16, 0, batch=2)
+
+
+def connection(endpoint: Endpoint, scheme: str, **more: Any) -> Connection:
+    name = ADMIN_KEY if scheme == "http" else f"triton-grpc-protocol-{ADMIN_KEY}"
+    headers = ((name, endpoint.secret),) if endpoint.secret else ()
+    return Connection(headers=headers, streams=int(scheme == "stream"), **{"shared_memory": "system", **more})
+
+
+def plan(endpoint: Endpoint, scheme: str, **more: Any) -> Plan:
+    url = endpoint.http if scheme == "http" else endpoint.grpc
+    more = {"concurrency": 4, "duration": 0.5, "warmup": 0.1, "connection": connection(endpoint, scheme), **more}
+    return Plan(url, **more)
+
+
+def left(endpoint: Endpoint) -> tuple[list[str], Any]:
+    """What is left in this machine's memory, and in the server."""
+    with connect(endpoint.http, connection=connection(endpoint, "http")) as client:
+        known = client._client.get_system_shared_memory_status(**client._options)
+    return there(os.getpid()), known
+
+
+def there(pid: int) -> list[str]:
+    return [path.name for path in Path("/dev/shm").glob(f"lathe-load-{pid}-*")]
+
+
+@SCHEMES
+@pytest.mark.parametrize("load", [{"concurrency": 4}, {"concurrency": None, "rate": 100.0}])
+def test_tensors_go_through_memory_and_are_checked(
+    endpoint: Endpoint, scheme: str, load: dict[str, Any], tmp_path: Path
+) -> None:
+    drive.run(plan(endpoint, scheme, **load), [Part(TINY, PAYLOADS, tolerance=1e-5)], tmp_path / "r.jsonl")
+    values = summarize(tmp_path / "r.jsonl")
+    assert values["requests"]["done"] > 20, values["errors"]
+    assert values["requests"]["done"] == values["requests"]["planned"], values["errors"]
+    assert values["server"]["reconciled"]
+    assert left(endpoint) == ([], [])
+    assert endpoint.secret not in (tmp_path / "r.jsonl").read_text()
+
+
+@SCHEMES
+def test_a_wrong_output_in_memory_is_a_mismatch(endpoint: Endpoint, scheme: str, tmp_path: Path) -> None:
+    right = [{"y": inputs["x"] @ TINY_WEIGHT} for inputs in PAYLOADS]
+    wrong = [{"y": outputs["y"] + (n == 3)} for n, outputs in enumerate(right)]
+    parts = [Part(TINY, PAYLOADS, tolerance=1e-5, expected=wrong)]
+    drive.run(plan(endpoint, scheme, requests=64, duration=30), parts, tmp_path / "r.jsonl")
+    results = read(tmp_path / "r.jsonl")
+    np.testing.assert_array_equal(results.of(MISMATCH), results.payload == 3)
+    assert len(results.payload) == 64
+
+
+@SCHEMES
+def test_a_server_that_keeps_its_memory_to_itself(endpoint: Endpoint, scheme: str, tmp_path: Path) -> None:
+    without = replace(connection(endpoint, scheme), headers=())
+    with pytest.raises(RequestRejected, match=r"does not take shared memory.*restricted") as caught:
+        drive.run(plan(endpoint, scheme, connection=without), [Part(TINY, PAYLOADS)], tmp_path / "r.jsonl")
+    assert ADMIN_KEY in caught.value.fix
+    assert left(endpoint) == ([], [])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_nothing_stays_in_memory_after_a_signal(endpoint: Endpoint, number: int, code: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "loadtest", "run", TINY, "--url", endpoint.http, "--duration", "60s"]
+    command += ["--shared-memory", "system", "--header", f"{ADMIN_KEY}: {endpoint.secret}"]
+    output = tmp_path / "r.jsonl"
+    process = subprocess.Popen([*command, "--output", str(output)], stderr=subprocess.PIPE)
+    try:
+        while not (output.exists() and output.read_text().count("\n") > 20):
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.05)
+        assert there(process.pid)
+        os.kill(process.pid, number)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    deadline = time.monotonic() + 20  # after SIGKILL Python's resource tracker does it
+    while there(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not there(process.pid)
+    with connect(endpoint.http, connection=connection(endpoint, "http")) as client:
+        known = client._client.get_system_shared_memory_status(**client._options)
+        # A killed process cannot take its regions back; the server knows them until it ends.
+        assert known if number == signal.SIGKILL else not known
+        client.order("unregister_system_shared_memory")
+
+
+def test_what_does_not_go_together(endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = Part(TINY, PAYLOADS, fresh=Fresh(TINY_INPUTS, 2, 0))
+    with pytest.raises(UsageError, match="new values"):
+        drive.run(plan(endpoint, "http"), [fresh], tmp_path / "r.jsonl")
+
+    class Full:
+        f_bavail, f_frsize = 1, 4096
+
+    monkeypatch.setattr(os, "statvfs", lambda path: Full)
+    with pytest.raises(MachineError, match="4,096 are left"):
+        drive.run(plan(endpoint, "http", concurrency=512), [Part(TINY, PAYLOADS)], tmp_path / "r.jsonl")
+
+
+def test_cuda_memory_without_a_gpu(no_gpu: None, endpoint: Endpoint, tmp_path: Path) -> None:
+    cuda = connection(endpoint, "http", shared_memory="cuda")
+    with pytest.raises(MachineError, match="no cuda shared memory"):
+        drive.run(plan(endpoint, "http", connection=cuda), [Part(TINY, PAYLOADS)], tmp_path / "r.jsonl")
+
+
+@pytest.mark.gpu
+@SCHEMES
+def test_cuda_memory(endpoint: Endpoint, scheme: str, tmp_path: Path) -> None:
+    cuda = connection(endpoint, scheme, shared_memory="cuda")
+    parts = [Part(TINY, PAYLOADS, tolerance=1e-5)]
+    drive.run(plan(endpoint, scheme, connection=cuda), parts, tmp_path / "r.jsonl")
+    requests = summarize(tmp_path / "r.jsonl")["requests"]
+    assert requests["done"] == requests["planned"] > 20
