@@ -1,0 +1,162 @@
+"""Thresholds: what a run must show, in one-line sentences such as `p99 < 20ms` or `errors < 0.1%`.
+
+The grammar; spaces stand between words, capitals do not matter::
+
+    sentences  = sentence , { "," , sentence } ;
+    sentence   = metric , comparison , number , [ unit ] ;
+    metric     = time | count | rate ;
+    time       = [ "latency" | "service" ] , statistic | "lag" , ( "p99" | "max" ) ;
+    statistic  = "mean" | "p50" | "p90" | "p95" | "p99" | "p99.9" | "max" ;
+    count      = "requests" | "errors" | "timeouts" | "dropped" | "mismatches" ;
+    rate       = "rate" | "samples" ;
+    comparison = "<" | "<=" | ">" | ">=" | "==" | "!=" ;
+    unit       = "us" | "ms" | "s"   (a time needs one)
+               | "%"                 (of the planned requests, for a count)
+               | "/s"                (for a rate, where it says nothing new) ;
+"""
+
+import operator
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from loadtest.errors import UsageError
+
+_TIMES = {"us": 1e3, "µs": 1e3, "ms": 1.0, "s": 1e-3}
+_UNITS = {"time": tuple(_TIMES), "count": ("", "%"), "rate": ("", "/s")}
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+_STATISTICS = {"mean": "mean", "p50": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "p99.9": "p999", "max": "max"}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that a sentence can speak of: `time`, `count` or `rate`, and where a run's document holds it."""
+
+    kind: str
+    group: str
+    key: str
+
+
+METRICS: dict[str, Metric] = {
+    **{name: Metric("time", "latency_ms", key) for name, key in _STATISTICS.items()},
+    **{f"latency {name}": Metric("time", "latency_ms", key) for name, key in _STATISTICS.items()},
+    **{f"service {name}": Metric("time", "service_ms", key) for name, key in _STATISTICS.items()},
+    **{f"lag {name}": Metric("time", "lag_ms", name) for name in ("p99", "max")},
+    "requests": Metric("count", "requests", "done"),
+    "errors": Metric("count", "requests", "failed"),
+    "timeouts": Metric("count", "requests", "timed_out"),
+    "dropped": Metric("count", "requests", "dropped"),
+    "mismatches": Metric("count", "requests", "mismatched"),
+    "rate": Metric("rate", "rate", "achieved"),
+    "samples": Metric("rate", "rate", "samples"),
+}
+_ALLOWED = (
+    f"a metric: {', '.join(_STATISTICS)}, also after latency or service; lag p99, lag max; "
+    f"{', '.join(name for name, metric in METRICS.items() if metric.kind != 'time')}"
+)
+_PIECES = (
+    (r"([a-zµ][a-z0-9.]*(?:\s+[a-z][a-z0-9.]*)?)", _ALLOWED),
+    (r"([<>=!]=|[<>])", f"a comparison: {' '.join(_COMPARISONS)}"),
+    (r"(\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)", "a number, 0 or more"),
+    (r"([a-zµ%/]*)", "a unit"),
+)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """One sentence, understood.
+
+    Args:
+        text: as the user wrote it.
+        metric: what it speaks of.
+        comparison: one of `<`, `<=`, `>`, `>=`, `==`, `!=`.
+        limit: the number, in `unit`.
+        unit: as written; empty for a plain count or rate.
+    """
+
+    text: str
+    metric: Metric
+    comparison: str
+    limit: float
+    unit: str
+
+    def measured(self, document: dict[str, Any]) -> float:
+        """Return what a run's document says of the metric, in the sentence's unit; NaN where it says nothing."""
+        value = document[self.metric.group].get(self.metric.key)
+        if value is None:
+            return float("nan")
+        if self.unit == "%":
+            planned = document["requests"]["planned"]
+            return 100.0 * value / planned if planned else float("nan")
+        return float(value) * _TIMES.get(self.unit, 1.0)
+
+    def holds(self, measured: float) -> bool:
+        """Return whether the sentence is true of a figure in its unit; nothing is true of NaN."""
+        return measured == measured and _COMPARISONS[self.comparison](measured, self.limit)
+
+
+def judge(document: dict[str, Any], sentences: Iterable[str]) -> list[dict[str, Any]]:
+    """Return `text`, `passed` and `measured` (in the unit of the sentence) for every sentence.
+
+    Args:
+        document: of a run, as `report.summarize` returns it. An invalid run passes nothing.
+        sentences: each may hold several, with commas between them.
+
+    Raises:
+        UsageError: a sentence that the grammar does not know; it says where, and what is allowed.
+    """
+    verdicts = []
+    for threshold in parse(sentences):
+        measured = threshold.measured(document)
+        passed = bool(document["valid"]) and threshold.holds(measured)
+        verdicts.append({"text": threshold.text, "passed": passed, "measured": measured, "unit": threshold.unit})
+    return verdicts
+
+
+def line(verdict: dict[str, Any]) -> str:
+    """Return one verdict of `judge` as a line of text."""
+    measured = f"{verdict['measured']:.4g} {verdict['unit']}".rstrip()
+    return f"{'passed' if verdict['passed'] else 'FAILED'}: {verdict['text']} (measured {measured})"
+
+
+def parse(sentences: Iterable[str]) -> list[Threshold]:
+    """Return the thresholds that the sentences state.
+
+    Raises:
+        UsageError: a sentence that the grammar does not know; it says where, and what is allowed.
+    """
+    return [_threshold(sentence.strip()) for text in sentences for sentence in text.split(",")]
+
+
+def _threshold(text: str) -> Threshold:
+    at, found = 0, []
+    for pattern, expected in _PIECES:
+        match = re.compile(rf"\s*{pattern}").match(text.lower(), at)
+        if not match:
+            raise _wrong(text, at, expected)
+        found.append((match[1], match.start(1)))
+        at = match.end()
+    (name, start), (comparison, _), (number, _), (unit, unit_at) = found
+    metric = METRICS.get(" ".join(name.split()).replace("p999", "p99.9"))
+    if metric is None:
+        raise _wrong(text, start, _ALLOWED)
+    if unit not in _UNITS[metric.kind]:
+        known = " or ".join(unit or "none" for unit in _UNITS[metric.kind])
+        raise _wrong(text, unit_at, f"a unit: {known}")
+    if text[at:].strip():
+        raise _wrong(text, at, "a comma or the end")
+    return Threshold(text, metric, comparison, float(number), unit)
+
+
+def _wrong(text: str, at: int, expected: str) -> UsageError:
+    at += len(text[at:]) - len(text[at:].lstrip())
+    place = f"at {text[at:].split()[0]!r}, character {at + 1}" if text[at:].strip() else "at its end"
+    return UsageError(f"the threshold {text!r} is wrong {place}", fix=f"write there {expected}")
