@@ -91,6 +91,10 @@ _OPTIONS = (
     ),
 )
 
+threshold_option = click.option(
+    "--threshold", "sentences", multiple=True, metavar="SENTENCE", help='Exit 3 unless it holds, as "p99 < 20ms".'
+)
+
 
 def load_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say which load to send; `plan_of` and `parts_of` read them."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.commandline import PATH, emit, json_option
-from loadtest.errors import BadInput, MachineError, Refused, UsageError
-from loadtest.options import load_options, parts_of, plan_of
+from loadtest.errors import BadInput, LatheError, MachineError, Refused, UsageError
+from loadtest.options import load_options, parts_of, plan_of, threshold_option
 
 if TYPE_CHECKING:
     from loadtest.loop import Progress
@@ -24,19 +24,29 @@ _LINE_EVERY = 5.0
 @load_options
 @click.option("--output", type=PATH, metavar="FILE.jsonl", help="Where to keep the results.")
 @click.option("--html", type=PATH, metavar="FILE", help="Also write one self-contained page.")
+@threshold_option
 @json_option
-def run(model: str, url: str, html: Path | None, output: Path | None, as_json: bool, **options: Any) -> None:
+def run(
+    model: str,
+    url: str,
+    html: Path | None,
+    output: Path | None,
+    sentences: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Send load to MODEL and report latency, throughput and the server's own view.
 
     \b
     Examples:
       loadtest run digits --url grpc://127.0.0.1:8001
       loadtest run digits --url http://127.0.0.1:8000 \\
-          --rate 200 --arrival poisson --html load.html
+          --rate 200 --arrival poisson --threshold "p99 < 20ms"
     """
-    from loadtest import drive, page
+    from loadtest import drive, page, thresholds
     from loadtest.report import summarize
 
+    thresholds.parse(sentences)  # a wrong one is found before any load is sent
     plan = plan_of(url, options)
     for wanted in filter(None, (output, html)):
         if not wanted.parent.is_dir():
@@ -49,6 +59,7 @@ def run(model: str, url: str, html: Path | None, output: Path | None, as_json: b
     with _progress(plan, quiet=as_json) as show:
         drive.run(plan, parts_of(plan, model, options), path, show)
     values = summarize(path) | {"results": str(path)}
+    values["thresholds"] = thresholds.judge(values, sentences)
     if html:
         page.write(path, html)
     _finish(values, path, as_json)
@@ -65,16 +76,17 @@ def _finish(values: dict[str, Any], path: Path, as_json: bool) -> None:
     from rich.console import Console
 
     from loadtest.report import text
+    from loadtest.thresholds import refusal
 
-    failure = None
+    failure: LatheError | None = refusal(values["thresholds"], str(path))
     if not values["valid"]:
         gone = "stopped answering" in values["why"]
         failure = (MachineError if gone else Refused)(values["why"], where=str(path), fix=values["fix"])
-        failure.partial = values
     if not as_json:
         Console().print(text(values))
         click.echo(f"\nresults: {path}")
     if failure:
+        failure.partial = values
         raise failure
     if as_json:
         emit(values)
