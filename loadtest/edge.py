@@ -5,8 +5,8 @@ straight line in the logarithm of the rate::
 
     logit share(rate) = logit allowed + slope * ln(rate / edge)
 
-which is a psychometric curve whose threshold is the edge, and it is found as such curves are: a posterior on a grid over
-edge and slope, flat in both logarithms, and each probe placed near the edge as known so far (Kontsevich and Tyler,
+which is a psychometric curve whose threshold is the edge, and it is found as such curves are: a posterior on a grid
+over edge and slope, flat in both logarithms, and each probe placed near the edge as known so far (Kontsevich and Tyler,
 "Bayesian adaptive estimation of psychometric slope and threshold", Vision Research 39, 1999). Bad requests come in
 clusters, one busy moment makes many. So the likelihood is raised to the power 1 / spread, where spread is how much more
 the counts of stretches of time vary than independent requests' would (quasi-likelihood; McCullagh and Nelder,
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betainc, expit, logit, xlog1py, xlogy
 
 Numbers = NDArray[np.float64]
 BLOCKS = 10
@@ -26,9 +27,12 @@ BLOCKS = 10
 LEAST_ALLOWED = 1e-4
 """`errors == 0` cannot be searched for; the edge of one in so many stands for it."""
 
-_STEP = 0.004
-_SLOPES = np.geomspace(2.0, 200.0, 24)
-_WINDOW = 1.6
+_STEP = 0.005
+_SLOPES = np.geomspace(2.0, 200.0, 20)
+_PRIOR = -0.5 * (np.log(_SLOPES / 12.0) / 0.9) ** 2
+_FAR = 10.0
+_TINY = 1e-12
+_CAUTION = 1.6
 _PRIOR_SPREAD, _PRIOR_WEIGHT = 2.0, 10.0
 
 
@@ -61,23 +65,24 @@ class Edge:
 
 def edge(probes: Sequence[Counts], allowed: float, rates: Numbers) -> Edge:
     """Return what the probes say of the rate at which the share of bad requests is `allowed`."""
-    probes = near(probes, allowed)
-    x = np.log([probe.rate for probe in probes])
-    n = np.array([probe.counted.sum() for probe in probes], dtype=np.float64)
-    k = np.array([probe.bad.sum() for probe in probes], dtype=np.float64)
-    target = np.log(allowed / (1 - allowed))
-    odds = target + _SLOPES[:, None] * (x[:, None, None] - np.log(rates))
-    # logaddexp: neither a share of 0 nor one of 1 may become the logarithm of zero.
-    likelihood = np.tensordot(k, -np.logaddexp(0, -odds), 1) + np.tensordot(n - k, -np.logaddexp(0, odds), 1)
-    weight = np.exp((likelihood - likelihood.max()) / spread(probes))
-    marginal = weight.sum(axis=0)
-    chance = np.cumsum(marginal) / marginal.sum()
-    return Edge(rates, chance)
+    x = np.log([probe.rate for probe in probes])[:, None, None]
+    n = np.array([probe.counted.sum() for probe in probes], dtype=np.float64)[:, None, None]
+    k = np.array([probe.bad.sum() for probe in probes], dtype=np.float64)[:, None, None]
+    far = (k > _FAR * allowed * n).ravel()
+    wide = spread([probe for probe, away in zip(probes, far, strict=True) if not away])
+    share = expit(logit(allowed) + _SLOPES[:, None] * (x - np.log(rates)))
+    counted = (xlogy(k, share) + xlog1py(n - k, -share))[~far].sum(axis=0) / wide
+    # Far above the edge a queue grows for as long as the probe lasts: its share says "more than that" and no more.
+    most = np.ceil(_FAR * allowed * n[far] / wide)
+    beyond = np.log(np.maximum(betainc(most, np.maximum(n[far] / wide - most, 0.0) + 1, share[far]), _TINY)).sum(axis=0)
+    likelihood = counted + beyond + _PRIOR[:, None]
+    marginal = np.exp(likelihood - likelihood.max()).sum(axis=0)
+    return Edge(rates, np.cumsum(marginal) / marginal.sum())
 
 
 def grid(rates: Sequence[float]) -> Numbers:
     """Return the rates among which the edge is looked for: somewhat beyond all that were tried."""
-    low, high = np.log(min(rates) / 4), np.log(max(rates) * 4)
+    low, high = np.log(min(rates) / 2), np.log(max(rates) * 2)
     return np.exp(np.arange(low, high, _STEP))
 
 
@@ -85,16 +90,6 @@ def first(edges: Sequence[Edge]) -> Edge:
     """Return the lowest of several edges over the same rates: it is below a rate unless all of them are above."""
     beyond = np.prod([1 - edge.chance for edge in edges], axis=0)
     return Edge(edges[0].rates, 1 - beyond)
-
-
-def near(probes: Sequence[Counts], allowed: float) -> list[Counts]:
-    """Return the probes near the edge: far from it the line is no more than a guess."""
-    over = [probe.rate for probe in probes if probe.bad.sum() > allowed * probe.counted.sum()]
-    under = [probe.rate for probe in probes if probe.bad.sum() <= allowed * probe.counted.sum()]
-    if not over or not under:
-        return list(probes)
-    low, high = min(min(over), max(under)) / _WINDOW, max(min(over), max(under)) * _WINDOW
-    return [probe for probe in probes if low <= probe.rate <= high]
 
 
 def spread(probes: Sequence[Counts]) -> float:
@@ -111,4 +106,4 @@ def spread(probes: Sequence[Counts]) -> float:
         expected, used = probe.counted * k / n, probe.counted > 0
         statistic += float(((probe.bad - expected)[used] ** 2 / expected[used]).sum() / (1 - k / n))
         freedom += used.sum() - 1
-    return max(1.0, statistic / freedom)
+    return max(1.0, _CAUTION * statistic / freedom)

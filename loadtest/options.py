@@ -32,6 +32,21 @@ class Duration(click.ParamType[float]):
         return float(match[1]) * _UNITS[match[2]]
 
 
+class Share(click.ParamType[float]):
+    """`5%` as 0.05."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the share."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", str(value).strip())
+        if not match or not float(match[1]) < 100:
+            self.fail(f"{value!r} is not a share; write 5%", param, ctx)
+        return float(match[1]) / 100
+
+
 class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
     """`NAME:D1,D2` as the name of an input and its sizes."""
 
@@ -93,6 +108,10 @@ _OPTIONS = (
 
 threshold_option = click.option(
     "--threshold", "sentences", multiple=True, metavar="SENTENCE", help='Exit 3 unless it holds, as "p99 < 20ms".'
+)
+
+allow_option = click.option(
+    "--allow", type=Share(), metavar="SHARE", help="Exit 3 when shown to be worse by more than this, as 5%."
 )
 
 

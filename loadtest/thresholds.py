@@ -98,6 +98,10 @@ class Threshold:
             return 100.0 * value / planned if planned else float("nan")
         return float(value) * _TIMES.get(self.unit, 1.0)
 
+    def seconds(self) -> float:
+        """Return the limit of a time in seconds."""
+        return self.limit / _TIMES[self.unit] / 1e3
+
     def holds(self, measured: float) -> bool:
         """Return whether the sentence is true of a figure in its unit; nothing is true of NaN."""
         return measured == measured and _COMPARISONS[self.comparison](measured, self.limit)
