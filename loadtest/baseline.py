@@ -100,7 +100,8 @@ def of(run: Results, path: Path) -> Baseline:
     everything = np.ones(len(run.planned), bool)
     planned, failed = counts(everything, run.planned), counts(run.of(ERROR, TIMEOUT), run.planned)
     done = counts(run.of(OK) & (run.done <= seconds), run.done)
-    return Baseline(path, summary(run), seconds / BLOCKS, planned, failed, done, numbers * BIN, table)
+    bins = np.asarray(numbers * BIN, np.float64)
+    return Baseline(path, summary(run), seconds / BLOCKS, planned, failed, done, bins, table)
 
 
 def write(baseline: Baseline, path: Path) -> None:
@@ -122,5 +123,6 @@ def _from_rows(path: Path, head: dict[str, Any], rows: list[dict[str, Any]]) -> 
         raise ValueError(f"{len(rows)} of {head['blocks']} lines")
     numbers = sorted({int(number) for row in rows for number in row["latency"]})
     table = np.array([[row["latency"].get(str(number), 0) for number in numbers] for row in rows], np.int64)
-    columns = [np.array([row[key] for row in rows], np.int64) for key in ("planned", "failed", "done")]
-    return Baseline(path, head["run"], head["seconds"], *columns, np.array(numbers) * BIN, table.reshape(len(rows), -1))
+    planned, failed, done = (np.array([row[key] for row in rows], np.int64) for key in ("planned", "failed", "done"))
+    bins = np.array(numbers, np.float64) * BIN
+    return Baseline(path, head["run"], head["seconds"], planned, failed, done, bins, table.reshape(len(rows), -1))

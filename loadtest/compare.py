@@ -51,6 +51,30 @@ def read_side(path: Path) -> list[Baseline]:
     return [baseline.read(file) for file in found]
 
 
+def with_run(before: Sequence[Baseline], path: Path, allow: float | None) -> dict[str, Any]:
+    """Return the comparison of the run in a result file with the runs before it.
+
+    Raises:
+        BadInput: it did not have their load.
+    """
+    now = [baseline.read(path)]
+    check(before, now)
+    return compare(before, now, allow)
+
+
+def save(path: Path, destination: Path) -> None:
+    """Save the baseline of the run in a result file.
+
+    Raises:
+        Refused: the run is invalid.
+    """
+    run = baseline.read(path)
+    if not run.document["valid"]:
+        why = f"an invalid run makes no baseline: {run.document['why']}"
+        raise Refused(why, where=str(path), fix=run.document["fix"])
+    baseline.write(run, destination)
+
+
 def compare(a: Sequence[Baseline], b: Sequence[Baseline], allow: float | None = None, seed: int = 0) -> dict[str, Any]:
     """Return the JSON document of a comparison.
 
@@ -194,10 +218,10 @@ def _log(values: Numbers) -> Numbers:
 def _figure(name: str, run: Baseline, weights: NDArray[np.int64]) -> Numbers:
     """Return a metric of a run whose stretches count as often as each row of `weights` says."""
     if name == "throughput":
-        return weights @ run.done / (weights.sum(axis=1) * run.seconds)
+        return np.asarray(weights @ run.done / (weights.sum(axis=1) * run.seconds))
     if name == "errors":
         with np.errstate(invalid="ignore"):
-            return 100.0 * (weights @ run.failed) / (weights @ run.planned)
+            return np.asarray(100.0 * (weights @ run.failed) / (weights @ run.planned))
     return _quantile(float(name[1:]) / 100, weights @ run.latency, run.bins)
 
 

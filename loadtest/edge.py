@@ -83,7 +83,7 @@ def edge(probes: Sequence[Counts], allowed: float, rates: Numbers) -> Edge:
 def grid(rates: Sequence[float]) -> Numbers:
     """Return the rates among which the edge is looked for: somewhat beyond all that were tried."""
     low, high = np.log(min(rates) / 2), np.log(max(rates) * 2)
-    return np.exp(np.arange(low, high, _STEP))
+    return np.asarray(np.exp(np.arange(low, high, _STEP)))
 
 
 def first(edges: Sequence[Edge]) -> Edge:

@@ -28,7 +28,7 @@ IMPLIED = "errors < 1%"
 
 _BACKLOG = 8
 _LEAST_IN_FLIGHT = 64
-_GUESS = {"concurrency": 16, "duration": 2.0}
+_GUESS_IN_FLIGHT, _GUESS_SECONDS = 16, 2.0
 _COUNTS = {"failed": (ERROR, TIMEOUT), "timed_out": (TIMEOUT,), "mismatched": (MISMATCH,)}
 
 
@@ -89,7 +89,8 @@ def _condition(threshold: Threshold) -> Condition:
 
 def guess(plan: Plan, parts: Sequence[Part]) -> float:
     """Return a rate to begin with, from a short closed loop; it warms the server up as well."""
-    run = _run(replace(plan, rate=None, arrival="constant", **_GUESS), parts, None)
+    closed = replace(plan, rate=None, concurrency=max(_GUESS_IN_FLIGHT, plan.workers), duration=_GUESS_SECONDS)
+    run = _run(closed, parts, None)
     return max(0.7 * float(summary(run)["rate"]["achieved"]), 1.0)
 
 

@@ -10,7 +10,7 @@ import click
 
 from loadtest.commandline import PATH, emit, json_option
 from loadtest.errors import BadInput, LatheError, MachineError, Refused, UsageError
-from loadtest.options import load_options, parts_of, plan_of, threshold_option
+from loadtest.options import allow_option, load_options, parts_of, plan_of, threshold_option
 
 if TYPE_CHECKING:
     from loadtest.loop import Progress
@@ -25,6 +25,9 @@ _LINE_EVERY = 5.0
 @click.option("--output", type=PATH, metavar="FILE.jsonl", help="Where to keep the results.")
 @click.option("--html", type=PATH, metavar="FILE", help="Also write one self-contained page.")
 @threshold_option
+@click.option("--baseline", type=PATH, metavar="FILE", help="Compare the run with this one: a baseline, a result file.")
+@allow_option
+@click.option("--save-baseline", type=PATH, metavar="FILE.json", help="Keep what later comparisons need of the run.")
 @json_option
 def run(
     model: str,
@@ -32,6 +35,9 @@ def run(
     html: Path | None,
     output: Path | None,
     sentences: tuple[str, ...],
+    baseline: Path | None,
+    allow: float | None,
+    save_baseline: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -40,15 +46,20 @@ def run(
     \b
     Examples:
       loadtest run digits --url grpc://127.0.0.1:8001
+      loadtest run digits --url grpc://127.0.0.1:8001 \\
+          --baseline loads/digits.json --allow 5%
       loadtest run digits --url http://127.0.0.1:8000 \\
           --rate 200 --arrival poisson --threshold "p99 < 20ms"
     """
-    from loadtest import drive, page, thresholds
+    from loadtest import compare, drive, page, thresholds
     from loadtest.report import summarize
 
     thresholds.parse(sentences)  # a wrong one is found before any load is sent
+    if allow is not None and not baseline:
+        raise UsageError("--allow needs --baseline", fix="say what the run is compared with")
+    before = compare.read_side(baseline) if baseline else []
     plan = plan_of(url, options)
-    for wanted in filter(None, (output, html)):
+    for wanted in filter(None, (output, html, save_baseline)):
         if not wanted.parent.is_dir():
             raise BadInput("there is no such folder", where=str(wanted.parent), fix="create it, or write elsewhere")
         if wanted.is_dir():
@@ -60,6 +71,10 @@ def run(
         drive.run(plan, parts_of(plan, model, options), path, show)
     values = summarize(path) | {"results": str(path)}
     values["thresholds"] = thresholds.judge(values, sentences)
+    if before:
+        values["comparison"] = compare.with_run(before, path, allow)
+    if save_baseline:
+        compare.save(path, save_baseline)
     if html:
         page.write(path, html)
     _finish(values, path, as_json)
@@ -75,15 +90,19 @@ def _finish(values: dict[str, Any], path: Path, as_json: bool) -> None:
     """Print the report and leave with the exit code that the run deserves."""
     from rich.console import Console
 
+    from loadtest import compare, thresholds
     from loadtest.report import text
-    from loadtest.thresholds import refusal
 
-    failure: LatheError | None = refusal(values["thresholds"], str(path))
+    failure: LatheError | None = thresholds.refusal(values["thresholds"], str(path))
+    if "comparison" in values:
+        failure = failure or compare.refusal(values["comparison"])
     if not values["valid"]:
         gone = "stopped answering" in values["why"]
         failure = (MachineError if gone else Refused)(values["why"], where=str(path), fix=values["fix"])
     if not as_json:
         Console().print(text(values))
+        if "comparison" in values:
+            Console().print("", compare.text(values["comparison"]), sep="\n")
         click.echo(f"\nresults: {path}")
     if failure:
         failure.partial = values
