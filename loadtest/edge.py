@@ -27,8 +27,8 @@ BLOCKS = 10
 LEAST_ALLOWED = 1e-4
 """`errors == 0` cannot be searched for; the edge of one in so many stands for it."""
 
-_STEP = 0.005
-_SLOPES = np.geomspace(2.0, 200.0, 20)
+_STEP = 0.008
+_SLOPES = np.geomspace(2.0, 200.0, 14)
 _PRIOR = -0.5 * (np.log(_SLOPES / 12.0) / 0.9) ** 2
 _FAR = 10.0
 _TINY = 1e-12
