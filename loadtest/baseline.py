@@ -56,7 +56,7 @@ class Baseline:
         kept = {key: value for key, value in plan.items() if key not in _NOT_THE_LOAD}
         kept["protocol"] = self.document["url"].partition(":")[0]
         for key in ("model", "batch", "shapes", "weight"):
-            kept[key] = [part[key] for part in self.document["parts"]]
+            kept[key] = [part.get(key) for part in self.document["parts"]]
         return kept
 
 

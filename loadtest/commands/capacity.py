@@ -139,16 +139,24 @@ def _finish(values: dict[str, Any], as_json: bool) -> None:
     if not as_json:
         Console().print(_text(values))
     if values["rate"] != values["rate"]:
-        lowest = min((probe["rate"] for probe in values["probes"]), default=0.0)
-        failure = Refused(
-            f"no rate held {values['slo']!r}: {values['stopped']} (the lowest was {lowest:.3g}/s)",
-            where=values["model"],
-            fix="allow more, make the model faster, or find what fails with `loadtest run`",
-        )
+        failure = _refusal(values)
         failure.partial = values
         raise failure
     if as_json:
         emit(values)
+
+
+def _refusal(values: dict[str, Any]) -> Refused:
+    counting = [probe["rate"] for probe in values["probes"] if probe["verdict"] not in ("client", "settling")]
+    if not counting:
+        why = "; ".join(dict.fromkeys(probe["why"] or values["stopped"] for probe in values["probes"]))
+        fix = "use a client machine that has nothing else to do, or begin lower with --start"
+        return Refused(f"no probe counted: {why}", where=values["model"], fix=fix)
+    return Refused(
+        f"no rate held {values['slo']!r}: {values['stopped']} (the lowest was {min(counting):.3g}/s)",
+        where=values["model"],
+        fix="allow more, make the model faster, or find what fails with `loadtest run`",
+    )
 
 
 def _text(values: dict[str, Any]) -> "RenderableType":

@@ -18,8 +18,8 @@ from loadtest.options import allow_option
 def compare(a: Path, b: Path, allow: float | None, anyway: bool, as_json: bool) -> None:
     """Compare the runs B with the runs A: result files, baselines, or folders of several.
 
-    An effect is shown with its 95 % interval. Five metrics are looked at, so that one verdict in some twenty
-    comparisons is chance. An invalid run ends with exit code 3.
+    An effect is shown with its 95 % interval. Some verdicts are chance: of equal runs, about one in twelve p99 is
+    called different. An invalid run ends with exit code 3.
 
     \b
     Examples:
