@@ -66,9 +66,10 @@ def run(
             raise BadInput("is a folder", where=str(wanted), fix="name a file in it")
     if output and html and output.resolve() == html.resolve():
         raise UsageError("--output and --html are the same file", fix="give two names")
+    parts = parts_of(plan, model, options)
     path = output or _default_output(model)
     with _progress(plan, quiet=as_json) as show:
-        drive.run(plan, parts_of(plan, model, options), path, show)
+        drive.run(plan, parts, path, show)
     values = summarize(path) | {"results": str(path)}
     values["thresholds"] = thresholds.judge(values, sentences)
     if before:
