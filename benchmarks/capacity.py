@@ -15,8 +15,8 @@ from rich.table import Table
 
 from loadtest import nullserver, probe
 from loadtest.capacity import Found, search
-from loadtest.options import parts_of
 from loadtest.plan import Plan
+from loadtest.traffic import Part
 
 
 @click.command()
@@ -49,8 +49,7 @@ def main(runs: int, service: float, limit: float, budget: float) -> None:
 
 def _searched(url: str, model: str, limit: float, budget: float, seed: int) -> Found:
     plan = Plan(url, 10.0, rate=1.0, arrival="poisson", seed=seed)
-    options = {"mix": (), "version": "", "tolerance": None, "repository": None, "data": None, "shapes": (), "batch": 1}
-    parts = parts_of(plan, model, options)
+    parts = [Part(model, [{"x": np.zeros((1, 16), np.float32)}])]
     asked = probe.conditions([f"p99 < {limit * 1e3:g}ms"])
     begun, start = time.monotonic(), probe.guess(plan, parts)
     return search(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from loadtest.probe import Condition
 
 _PROBES_DECIDE = {"concurrency": None, "rate": 1.0, "profile": None, "trace": None, "speed": 1.0}
-_PROBES_DECIDE |= {"requests": None, "think": 0.0}
+_PROBES_DECIDE |= {"requests": None, "think": 0.0, "in_flight": None}
 
 
 @click.command()
