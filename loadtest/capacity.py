@@ -35,6 +35,7 @@ _NEAR = 1.5
 _FEWEST = 6
 _CEILING = 1.1
 _MOST_REPEATS = 4
+_TRIES = 3
 _BRACKET_SECONDS, _BRACKET_REQUESTS = 3.0, 300
 _TREND_CHANCE, _TREND_GROWTH = 0.001, 1.5
 
@@ -158,6 +159,9 @@ class _Known:
         if useless.count(SETTLING) == _MOST_REPEATS:
             return UNSETTLED
         good, poor = self.split()
+        if not (good and poor) and 0 < self._disturbed(self.probes[-1].rate) < _TRIES:
+            # One hiccup of the client must not pass for its limit.
+            return self.probes[-1].rate
         if not good and not poor:
             return self._without_any()
         if not poor:
@@ -170,13 +174,18 @@ class _Known:
             return CLIENT_LIMIT
         return self._refined()
 
+    def _disturbed(self, rate: float) -> int:
+        """Return how often the client could not send this rate, 0 once it could."""
+        said = [said for probe, said in zip(self.probes, self.verdicts, strict=True) if probe.rate == rate]
+        return len(said) if set(said) == {CLIENT} else 0
+
     def _without_any(self) -> float | str:
         if self.verdicts[-1] == SETTLING:
             return self.probes[-1].rate
         return self.probes[-1].rate / 2 if self.probes[-1].rate / 2 >= LOWEST else CLIENT_LIMIT
 
     def _higher(self, held: float) -> float | str:
-        limited = (probe.rate for probe, said in zip(self.probes, self.verdicts, strict=True) if said == CLIENT)
+        limited = (probe.rate for probe in self.probes if self._disturbed(probe.rate) >= _TRIES)
         ceiling = min((rate for rate in limited if rate > held), default=float("inf"))
         if ceiling / held < _CEILING:
             return CLIENT_LIMIT

@@ -109,6 +109,17 @@ def test_what_the_client_cannot_send_is_a_lower_limit_of_the_capacity() -> None:
     assert set(found.verdicts) == {HELD, CLIENT}
 
 
+def test_a_hiccup_of_the_client_is_not_its_limit() -> None:
+    seen = iter(range(10**6))
+
+    def probe(rate: float, _: float) -> Probe:
+        return made(rate, 0.0 if rate < 100 else 1.0, client="late" if next(seen) in (0, 1, 3, 5) else "")
+
+    found = capacity.search(probe, [0.01], 10.0, seconds=10, spent=lambda: False)
+    assert found.stopped == NARROW
+    assert found.rate == pytest.approx(100, rel=0.05)
+
+
 def test_probes_that_do_not_count_change_nothing() -> None:
     seen = iter(range(10**6))
 
