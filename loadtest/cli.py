@@ -3,6 +3,8 @@
 import click
 
 from loadtest.commandline import CommandGroup, version
+from loadtest.commands.capacity import capacity
+from loadtest.commands.compare import compare
 from loadtest.commands.mlperf import mlperf
 from loadtest.commands.report import report
 from loadtest.commands.run import run
@@ -21,3 +23,5 @@ main.add_command(report)
 main.add_command(scenario)
 main.add_command(mlperf)
 main.add_command(selftest)
+main.add_command(compare)
+main.add_command(capacity)

@@ -49,6 +49,21 @@ class Duration(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
+class Share(click.ParamType[float]):
+    """`5%` as 0.05."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the share."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", str(value).strip())
+        if not match or not float(match[1]) < 100:
+            self.fail(f"{value!r} is not a share; write 5%", param, ctx)
+        return float(match[1]) / 100
+
+
 class Shape(click.ParamType["Sizes"]):
     """`NAME:D1,D2` as the sizes of inputs; several names with blanks between, and `=WEIGHT` behind them for a mix."""
 
@@ -164,6 +179,14 @@ _OPTIONS = (
     click.option(
         "--warmup", type=Duration(), default="1s", show_default=True, help="Load before the run, not counted."
     ),
+)
+
+threshold_option = click.option(
+    "--threshold", "sentences", multiple=True, metavar="SENTENCE", help='Exit 3 unless it holds, as "p99 < 20ms".'
+)
+
+allow_option = click.option(
+    "--allow", type=Share(), metavar="SHARE", help="Exit 3 when shown to be worse by more than this, as 5%."
 )
 
 

@@ -12,6 +12,7 @@ from loadtest.commandline import document
 from loadtest.errors import BadInput
 from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Results, read
 from loadtest.statistics import Seconds, milliseconds, percentile
+from loadtest.thresholds import line
 
 LARGEST_LAG_MS = 1.0
 LARGEST_LAG_SHARE = 0.1
@@ -238,6 +239,7 @@ def _headline(values: dict[str, Any]) -> list[Text]:
     if values["why"]:
         lines.append(Text(f"why: {values['why']}", style="red"))
     lines += [Text(f"note: {note}", style="yellow") for note in values["notes"]]
+    lines += [Text(line(verdict), style="green" if verdict["passed"] else "red") for verdict in values["thresholds"]]
     return [*lines, Text(plan_line(values))]
 
 

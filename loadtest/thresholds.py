@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest.errors import UsageError
+from loadtest.errors import Refused, UsageError
 
 _TIMES = {"us": 1e3, "µs": 1e3, "ms": 1.0, "s": 1e-3}
 _UNITS = {"time": tuple(_TIMES), "count": ("", "%"), "rate": ("", "/s")}
@@ -98,6 +98,10 @@ class Threshold:
             return 100.0 * value / planned if planned else float("nan")
         return float(value) * _TIMES.get(self.unit, 1.0)
 
+    def seconds(self) -> float:
+        """Return the limit of a time in seconds."""
+        return self.limit / _TIMES[self.unit] / 1e3
+
     def holds(self, measured: float) -> bool:
         """Return whether the sentence is true of a figure in its unit; nothing is true of NaN."""
         return measured == measured and _COMPARISONS[self.comparison](measured, self.limit)
@@ -125,6 +129,16 @@ def line(verdict: dict[str, Any]) -> str:
     """Return one verdict of `judge` as a line of text."""
     measured = f"{verdict['measured']:.4g} {verdict['unit']}".rstrip()
     return f"{'passed' if verdict['passed'] else 'FAILED'}: {verdict['text']} (measured {measured})"
+
+
+def refusal(verdicts: Iterable[dict[str, Any]], where: str = "") -> Refused | None:
+    """Return the failure that the verdicts of `judge` make of a run; None when all passed."""
+    failed = [verdict for verdict in verdicts if not verdict["passed"]]
+    if not failed:
+        return None
+    many = "a threshold" if len(failed) == 1 else f"{len(failed)} thresholds"
+    lines = "".join(f"\n  {line(verdict)}" for verdict in failed)
+    return Refused(f"{many} failed{lines}", where=where, fix="find what became slower, or change the threshold")
 
 
 def parse(sentences: Iterable[str]) -> list[Threshold]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.commandline import PATH, emit, json_option
-from loadtest.errors import BadInput, MachineError, Refused, UsageError
-from loadtest.options import load_options, parts_of, plan_of
+from loadtest.errors import BadInput, LatheError, MachineError, Refused, UsageError
+from loadtest.options import allow_option, load_options, parts_of, plan_of, threshold_option
 
 if TYPE_CHECKING:
     from loadtest.loop import Progress
@@ -28,15 +28,32 @@ _LINE_EVERY = 5.0
 @click.option("--metrics", metavar="URL", help="With --scenario: the server's metrics, to watch its machine's memory.")
 @click.option("--output", type=PATH, metavar="FILE.jsonl", help="Where to keep the results; a folder for a scenario.")
 @click.option("--html", type=PATH, metavar="FILE", help="Also write one self-contained page.")
+@threshold_option
+@click.option("--baseline", type=PATH, metavar="FILE", help="Compare the run with this one: a baseline, a result file.")
+@allow_option
+@click.option("--save-baseline", type=PATH, metavar="FILE.json", help="Keep what later comparisons need of the run.")
 @json_option
-def run(model: str, url: str, html: Path | None, output: Path | None, as_json: bool, **options: Any) -> None:
+def run(
+    model: str,
+    url: str,
+    html: Path | None,
+    output: Path | None,
+    sentences: tuple[str, ...],
+    baseline: Path | None,
+    allow: float | None,
+    save_baseline: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Send load to MODEL and report latency, throughput and the server's own view.
 
     \b
     Examples:
       loadtest run digits --url grpc://127.0.0.1:8001
+      loadtest run digits --url grpc://127.0.0.1:8001 \\
+          --baseline loads/digits.json --allow 5%
       loadtest run digits --url http://127.0.0.1:8000 \\
-          --rate 200 --arrival poisson --html load.html
+          --rate 200 --arrival poisson --threshold "p99 < 20ms"
       loadtest run digits --url grpc://127.0.0.1:8001 --trace recorded.jsonl --speed 2
       loadtest run digits --url grpc://127.0.0.1:8001 \\
           --scenario spike --set duration=10s
@@ -49,17 +66,23 @@ def run(model: str, url: str, html: Path | None, output: Path | None, as_json: b
       FILE.txt    one text per line, for a model that takes strings
       FOLDER      an .npz file, a subfolder or a file for each request
     """
-    from loadtest import drive, page
+    from loadtest import compare, drive, page, thresholds
     from loadtest.report import summarize
 
     chosen = {key: options.pop(key) for key in ("scenario", "settings", "pid", "metrics")}
     if chosen["scenario"]:
+        if sentences or baseline or save_baseline:
+            raise UsageError("a scenario states its own thresholds", fix="write them into its file")
         _play(model, url, options, chosen, html, output, as_json)
         return
     if given := [key for key, value in chosen.items() if value]:
         raise UsageError(f"--{given[0].replace('settings', 'set')} needs --scenario", fix="name a scenario")
+    thresholds.parse(sentences)  # a wrong one is found before any load is sent
+    if allow is not None and not baseline:
+        raise UsageError("--allow needs --baseline", fix="say what the run is compared with")
+    before = compare.read_side(baseline) if baseline else []
     plan = plan_of(url, options)
-    for wanted in filter(None, (output, html)):
+    for wanted in filter(None, (output, html, save_baseline)):
         if not wanted.parent.is_dir():
             raise BadInput("there is no such folder", where=str(wanted.parent), fix="create it, or write elsewhere")
         if wanted.is_dir():
@@ -71,6 +94,11 @@ def run(model: str, url: str, html: Path | None, output: Path | None, as_json: b
     with progress_of(plan, quiet=as_json) as show:
         drive.run(plan, parts, path, show)
     values = summarize(path) | {"results": str(path)}
+    values["thresholds"] = thresholds.judge(values, sentences)
+    if before:
+        values["comparison"] = compare.with_run(before, path, allow)
+    if save_baseline:
+        compare.save(path, save_baseline)
     if html:
         page.write(path, html)
     _finish(values, path, as_json)
@@ -106,17 +134,22 @@ def _finish(values: dict[str, Any], path: Path, as_json: bool) -> None:
     """Print the report and leave with the exit code that the run deserves."""
     from rich.console import Console
 
+    from loadtest import compare, thresholds
     from loadtest.report import text
 
-    failure = None
+    failure: LatheError | None = thresholds.refusal(values["thresholds"], str(path))
+    if "comparison" in values:
+        failure = failure or compare.refusal(values["comparison"])
     if not values["valid"]:
         gone = "stopped answering" in values["why"]
         failure = (MachineError if gone else Refused)(values["why"], where=str(path), fix=values["fix"])
-        failure.partial = values
     if not as_json:
         Console().print(text(values))
+        if "comparison" in values:
+            Console().print("", compare.text(values["comparison"]), sep="\n")
         click.echo(f"\nresults: {path}")
     if failure:
+        failure.partial = values
         raise failure
     if as_json:
         emit(values)

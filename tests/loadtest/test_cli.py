@@ -202,7 +202,7 @@ def test_a_report_of_something_else(tmp_path: Path) -> None:
     assert "line 1" in done.stderr
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("report",)])
+@pytest.mark.parametrize("command", [(), ("run",), ("report",), ("compare",), ("capacity",)])
 def test_help_has_an_example_and_imports_nothing_heavy(command: tuple[str, ...]) -> None:
     code = (
         "import sys; from loadtest.cli import main\n"

@@ -1,0 +1,65 @@
+"""Capacity: how near repeated searches come to the truth, against a staged server whose truth is known.
+
+Run it on a machine with nothing else to do:
+
+    python benchmarks/capacity.py --runs 10
+"""
+
+import time
+
+import click
+import numpy as np
+import queues
+from rich.console import Console
+from rich.table import Table
+
+from loadtest import nullserver, probe
+from loadtest.capacity import Found, search
+from loadtest.plan import Plan
+from loadtest.traffic import Part
+
+
+@click.command()
+@click.option("--runs", default=10, show_default=True, help="Searches.")
+@click.option("--service", default=0.002, show_default=True, help="Seconds that the staged server takes for a request.")
+@click.option("--limit", default=0.02, show_default=True, help="Seconds that the p99 may take.")
+@click.option("--budget", default=150.0, show_default=True, help="Seconds for each search.")
+def main(runs: int, service: float, limit: float, budget: float) -> None:
+    """Search the capacity of a staged server again and again and count how often the interval holds the truth."""
+    console, truth = Console(), queues.fixed_edge(service, limit, 0.01)
+    table = Table("run", "rate/s", "low", "high", "off", "covers", "probes", "seconds", "stopped", box=None)
+    rows = []
+    with nullserver.running(service=service, instances=1) as server:
+        for run in range(runs):
+            begun = time.monotonic()
+            found = _searched(server.http, server.model, limit, budget, seed=1000 * run)
+            covers, off = found.low <= truth <= found.high, found.rate / truth - 1
+            rows.append((off, covers))
+            table.add_row(
+                str(run + 1), f"{found.rate:.1f}", f"{found.low:.1f}", f"{found.high:.1f}", f"{off:+.1%}",
+                "yes" if covers else "NO", str(len(found.probes)), f"{time.monotonic() - begun:.0f}", found.stopped,
+            )  # fmt: skip
+            console.print(f"run {run + 1}: {found.rate:.1f}/s ({off:+.1%})")
+    off, covers = map(np.array, zip(*rows, strict=True))
+    console.print(f"truth: {truth:.1f}/s, M/D/1 with {service * 1e3:g} ms, p99 < {limit * 1e3:g} ms", table)
+    console.print(
+        f"covered {covers.sum()} of {runs}; within 5 %: {(np.abs(off) <= 0.05).sum()}; spread {off.std():.1%}"
+    )
+
+
+def _searched(url: str, model: str, limit: float, budget: float, seed: int) -> Found:
+    plan = Plan(url, 10.0, rate=1.0, arrival="poisson", seed=seed)
+    parts = [Part(model, [{"x": np.zeros((1, 16), np.float32)}])]
+    asked = probe.conditions([f"p99 < {limit * 1e3:g}ms"])
+    begun, start = time.monotonic(), probe.guess(plan, parts)
+    return search(
+        probe.prober(plan, parts, asked),
+        [one.allowed for one in asked],
+        start,
+        seconds=plan.duration,
+        spent=lambda: time.monotonic() - begun + plan.duration > budget,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""Capacity: the highest open-loop rate at which a server holds its objectives, from a few short runs.
+
+`search` asks a function for one probe after the other and never touches a server. The rate is bracketed by doubling and
+halving; then each probe goes where `loadtest.edge` says that the edge is, a little above and a little below in turn,
+until the interval is narrow or the time is spent. All probes that count make the estimate, not the last ones alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest, kendalltau
+
+from loadtest import edge
+from loadtest.edge import Counts, Edge
+
+LEVEL = 0.95
+LOWEST = 0.5
+"""Requests a second below which no rate is tried."""
+
+HELD, FAILED, UNDECIDED, GROWING, SETTLING, CLIENT = "held", "failed", "undecided", "growing", "settling", "client"
+"""Verdicts of a probe. In the last two the server is not to blame, or not yet: they do not count."""
+
+NARROW = "the interval is narrow enough"
+SPENT = "the time was spent"
+NONE_HOLDS = "even the lowest rate did not hold"
+CLIENT_LIMIT = "the client was the limit"
+UNSETTLED = "the latency of the server did not settle"
+HIGHEST = "no higher rate may be asked of one client"
+
+_OFFSETS = (1.05, 0.97)
+_NEAR = 1.5
+_FEWEST = 6
+_CEILING = 1.1
+_MOST_REPEATS = 4
+_TRIES = 3
+_BRACKET_SECONDS, _BRACKET_REQUESTS = 3.0, 300
+_TREND_CHANCE, _TREND_GROWTH = 0.001, 1.5
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a short run at one rate showed; arrays have one element for each of `edge.BLOCKS` stretches of time.
+
+    Args:
+        rate: requests per second that were due.
+        counted: requests that each condition speaks of, int64 of shape (conditions, blocks).
+        bad: how many of them did not meet it, likewise.
+        latency: mean latency in seconds, float64 of shape (blocks,); NaN where nothing was answered.
+        fault: why the server fails whatever the counts say, such as a full backlog; empty if it does not.
+        client: why the client was not able to send this load; empty if it was.
+        facts: what to show of it.
+    """
+
+    rate: float
+    counted: NDArray[np.int64]
+    bad: NDArray[np.int64]
+    latency: NDArray[np.float64]
+    fault: str = ""
+    client: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def counts(self, condition: int) -> Counts:
+        """Return what it says of one condition; a queue that grows holds nothing, had it only gone on."""
+        counted, bad = self.counted[condition], self.bad[condition]
+        growing = condition == 0 and (self.fault or trend(self.latency) > 1)
+        return Counts(self.rate, counted, counted if growing else bad)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Args:
+        rate: the estimate in requests per second, NaN when not even the lowest rate held; at least so much when `high`
+            is infinite.
+        low, high: the interval that holds the true rate with a probability of `LEVEL`.
+        stopped: one of the reasons above.
+        binding: the number of the condition that comes first; None where no condition was seen to fail.
+        probes: all of them, also those that do not count.
+        verdicts: one for each probe.
+    """
+
+    rate: float
+    low: float
+    high: float
+    stopped: str
+    binding: int | None
+    probes: list[Probe]
+    verdicts: list[str]
+
+
+def search(
+    probe: Callable[[float, float], Probe],
+    allowed: Sequence[float],
+    start: float,
+    *,
+    seconds: float,
+    spent: Callable[[], bool],
+    tolerance: float = 0.05,
+    highest: float = float("inf"),
+) -> Found:
+    """Return the highest rate at which no condition has more bad requests than allowed.
+
+    Args:
+        probe: runs at a rate (requests per second) for some seconds.
+        allowed: share of bad requests for each condition, above 0.
+        start: the first rate.
+        seconds: length of a probe near the edge; those that only bracket it are shorter.
+        spent: whether no more time is left.
+        tolerance: half the width of a narrow interval, as a share of the rate.
+        highest: the highest rate to try.
+    """
+    known = _Known(allowed, tolerance, highest)
+    while True:
+        rate = known.next(start)
+        if isinstance(rate, str):
+            return known.found(rate)
+        if known.probes and spent():
+            return known.found(SPENT)
+        length = seconds if known.near else min(seconds, max(_BRACKET_SECONDS, _BRACKET_REQUESTS / rate))
+        known.add(probe(rate, length))
+
+
+class _Known:
+    """What the probes so far say."""
+
+    def __init__(self, allowed: Sequence[float], tolerance: float, highest: float) -> None:
+        self.allowed, self.tolerance, self.highest = allowed, tolerance, highest
+        self.probes: list[Probe] = []
+        self.verdicts: list[str] = []
+        self.near = 0
+
+    def add(self, probe: Probe) -> None:
+        self.probes.append(probe)
+        self.verdicts.append(verdict(probe, self.allowed))
+
+    def counting(self) -> list[Probe]:
+        return [probe for probe, said in zip(self.probes, self.verdicts, strict=True) if said not in (SETTLING, CLIENT)]
+
+    def split(self) -> tuple[list[float], list[float]]:
+        """Return the rates that held and those that did not, by what was counted, decided or not."""
+        good: list[float] = []
+        poor: list[float] = []
+        for probe in self.counting():
+            (good if all(map(_holds, self._counts(probe), self.allowed)) else poor).append(probe.rate)
+        return good, poor
+
+    def _counts(self, probe: Probe) -> list[Counts]:
+        return [probe.counts(condition) for condition in range(len(self.allowed))]
+
+    def next(self, start: float) -> float | str:
+        """Return the rate to try next, or why to stop."""
+        if not self.probes:
+            return min(start, self.highest)
+        useless = self.verdicts[-_MOST_REPEATS:]
+        if useless.count(SETTLING) == _MOST_REPEATS:
+            return UNSETTLED
+        good, poor = self.split()
+        if not (good and poor) and 0 < self._disturbed(self.probes[-1].rate) < _TRIES:
+            # One hiccup of the client must not pass for its limit.
+            return self.probes[-1].rate
+        if not good and not poor:
+            return self._without_any()
+        if not poor:
+            return self._higher(max(good))
+        if not good:
+            return min(poor) / 2 if min(poor) / 2 >= LOWEST else NONE_HOLDS
+        if min(poor) / max(good) > _NEAR:
+            return float(np.sqrt(min(poor) * max(good)))
+        if useless.count(CLIENT) == _MOST_REPEATS:
+            return CLIENT_LIMIT
+        return self._refined()
+
+    def _disturbed(self, rate: float) -> int:
+        """Return how often the client could not send this rate, 0 once it could."""
+        said = [said for probe, said in zip(self.probes, self.verdicts, strict=True) if probe.rate == rate]
+        return len(said) if set(said) == {CLIENT} else 0
+
+    def _without_any(self) -> float | str:
+        if self.verdicts[-1] == SETTLING:
+            return self.probes[-1].rate
+        return self.probes[-1].rate / 2 if self.probes[-1].rate / 2 >= LOWEST else CLIENT_LIMIT
+
+    def _higher(self, held: float) -> float | str:
+        limited = (probe.rate for probe in self.probes if self._disturbed(probe.rate) >= _TRIES)
+        ceiling = min((rate for rate in limited if rate > held), default=float("inf"))
+        if ceiling / held < _CEILING:
+            return CLIENT_LIMIT
+        if held >= self.highest:
+            return HIGHEST
+        return min(2 * held, float(np.sqrt(held * ceiling)), self.highest)
+
+    def _refined(self) -> float | str:
+        found = self.found(NARROW)
+        if self.near >= _FEWEST and (found.high - found.low) / 2 <= self.tolerance * found.rate:
+            return NARROW
+        self.near += 1
+        return min(found.rate * _OFFSETS[self.near % len(_OFFSETS)], self.highest)
+
+    def found(self, stopped: str) -> Found:
+        """Return the estimate from all probes that count."""
+        good, poor = self.split()
+        if not good:
+            nothing = float("nan")
+            return Found(nothing, 0.0, min(poor, default=nothing), stopped, self._blamed(), self.probes, self.verdicts)
+        if not poor:
+            return Found(max(good), max(good), float("inf"), stopped, None, self.probes, self.verdicts)
+        edges = self._edges()
+        first = edge.first(list(edges.values()))
+        tail = (1 - LEVEL) / 2
+        binding = min(edges, key=lambda condition: edges[condition].at(0.5))
+        return Found(first.at(0.5), first.at(tail), first.at(1 - tail), stopped, binding, self.probes, self.verdicts)
+
+    def _edges(self) -> dict[int, Edge]:
+        """Return the edge of every condition that was seen to fail at all."""
+        probes = self.counting()
+        rates = edge.grid([probe.rate for probe in probes])
+        counts = {at: [probe.counts(at) for probe in probes] for at in range(len(self.allowed))}
+        failing = {at: rows for at, rows in counts.items() if not all(_holds(row, self.allowed[at]) for row in rows)}
+        return {at: edge.edge(rows, self.allowed[at], rates) for at, rows in failing.items()}
+
+    def _blamed(self) -> int | None:
+        lowest = min(self.counting(), key=lambda probe: probe.rate, default=None)
+        if lowest is None:
+            return None
+        failing = [at for at, row in enumerate(self._counts(lowest)) if not _holds(row, self.allowed[at])]
+        return failing[-1] if failing else None
+
+
+def _holds(counts: Counts, allowed: float) -> bool:
+    return bool(counts.bad.sum() <= allowed * counts.counted.sum())
+
+
+def trend(latency: NDArray[np.float64]) -> float:
+    """Return by what factor the latency changed over a probe, 1 where no trend is shown.
+
+    Mann-Kendall's test over the stretches (Mann, "Nonparametric tests against trend", Econometrica 13, 1945). A trend
+    must also be a large one, because neighbouring stretches of a busy queue are not quite independent.
+    """
+    known = latency[~np.isnan(latency)]
+    if len(known) < edge.BLOCKS // 2 or np.ptp(known) == 0:
+        return 1.0
+    if kendalltau(np.arange(len(known)), known).pvalue > _TREND_CHANCE:
+        return 1.0
+    part = len(known) // 3
+    factor = float(known[-part:].mean() / known[:part].mean())
+    return factor if max(factor, 1 / factor) > _TREND_GROWTH else 1.0
+
+
+def verdict(probe: Probe, allowed: Sequence[float]) -> str:
+    """Return the verdict that a probe deserves, given the share of bad requests that each condition allows."""
+    if probe.fault:
+        return FAILED
+    if probe.client:
+        return CLIENT
+    change = trend(probe.latency)
+    if change != 1:
+        return GROWING if change > 1 else SETTLING
+    rows = [Counts(probe.rate, *row) for row in zip(probe.counted, probe.bad, strict=True)]
+    verdicts = list(map(_decided, rows, allowed))
+    return next((said for said in (FAILED, UNDECIDED) if said in verdicts), HELD)
+
+
+def _decided(counts: Counts, allowed: float) -> str:
+    spread = edge.spread([counts])
+    n, k = round(counts.counted.sum() / spread), round(counts.bad.sum() / spread)
+    if not n:
+        return UNDECIDED
+    interval = binomtest(k, n).proportion_ci(LEVEL, "wilson")
+    return HELD if interval.high < allowed else FAILED if interval.low > allowed else UNDECIDED

@@ -1,0 +1,190 @@
+"""`loadtest capacity`: the highest rate that holds an objective."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loadtest.commandline import PATH, document, emit, json_option
+from loadtest.errors import BadInput, Refused, UsageError
+from loadtest.options import Duration, Share, load_options, parts_of, plan_of
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from loadtest.capacity import Found, Probe
+    from loadtest.probe import Condition
+
+_PROBES_DECIDE = {"concurrency": None, "rate": 1.0, "profile": None, "trace": None, "speed": 1.0}
+_PROBES_DECIDE |= {"requests": None, "think": 0.0, "in_flight": None}
+
+
+@click.command()
+@click.argument("model")
+@click.option("--slo", required=True, metavar="SENTENCES", help='What must hold, as "p99 < 20ms, errors < 0.1%".')
+@load_options
+@click.option("--start", type=float, help="The first rate.  [default: from a short closed loop]")
+@click.option("--precision", type=Share(), default="5%", show_default=True, help="Half the width of the interval.")
+@click.option(
+    "--budget", type=Duration(), default="150s", show_default=True, help="Start no probe near the edge after it."
+)
+@click.option("--output", type=PATH, metavar="DIR", help="Keep the results of the probes in this folder.")
+@json_option
+def capacity(
+    model: str,
+    slo: str,
+    url: str,
+    start: float | None,
+    precision: float,
+    budget: float,
+    output: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find the highest rate at which MODEL holds an objective, with a 95 % interval.
+
+    Short open-loop runs (--duration each, Poisson arrivals unless --arrival says otherwise) are placed near the edge
+    until the interval is narrow or the time is spent. The objective speaks of shares of the requests: percentiles of
+    latency or service, errors, timeouts, mismatches. Where it says nothing of errors, "errors < 1%" is added.
+
+    \b
+    Example:
+      loadtest capacity digits --url grpc://127.0.0.1:8001 \\
+          --slo "p99 < 20ms, errors < 0.1%"
+    """
+    from loadtest import probe
+    from loadtest.capacity import search
+    from loadtest.schedule import FASTEST
+
+    asked = probe.conditions([slo])
+    if start is not None and not 0 < start <= FASTEST:
+        raise UsageError(f"--start is {start:g}", fix=f"give a rate above 0 and of at most {FASTEST:g}")
+    if output and not output.parent.is_dir():
+        raise BadInput("there is no such folder", where=str(output.parent), fix="create it, or write elsewhere")
+    options["arrival"] = options["arrival"] or "poisson"
+    plan = plan_of(url, options | _PROBES_DECIDE)
+    parts = parts_of(plan, model, options)
+    if output:
+        output.mkdir(exist_ok=True)
+    begun = time.monotonic()
+    guess = probe.guess(plan, parts)
+    found = search(
+        probe.prober(plan, parts, asked, output, _say if not as_json else lambda _: None),
+        [one.allowed for one in asked],
+        start or guess,
+        seconds=plan.duration,
+        spent=lambda: time.monotonic() - begun + plan.duration > budget,
+        tolerance=precision,
+        highest=FASTEST * plan.workers,
+    )
+    values = _document(found, asked, slo) | {"model": model, "url": url, "seconds": time.monotonic() - begun}
+    values["precision"], values["arrival"] = precision, plan.arrival
+    _finish(values, as_json)
+
+
+# The probes decide on these; an option that is ignored would be a lie.
+capacity.params = [option for option in capacity.params if option.name not in _PROBES_DECIDE]
+
+
+def _say(probe: "Probe") -> None:
+    p99, count = probe.facts["latency_ms"]["p99"], probe.facts["requests"]
+    trouble = probe.fault or (f"does not count: {probe.client}" if probe.client else "")
+    click.echo(f"{probe.rate:,.1f}/s: {count:,} requests, p99 {p99:.2f} ms {trouble}".rstrip(), err=True)
+
+
+def _document(found: "Found", asked: "Sequence[Condition]", slo: str) -> dict[str, Any]:
+    probes = [
+        {
+            "rate": probe.rate,
+            "verdict": said,
+            "why": probe.fault or probe.client,
+            "bad": {one.text: int(bad.sum()) for one, bad in zip(asked, probe.bad, strict=True)},
+            "counted": {one.text: int(counted.sum()) for one, counted in zip(asked, probe.counted, strict=True)},
+            **probe.facts,
+        }
+        for probe, said in zip(found.probes, found.verdicts, strict=True)
+    ]
+    return document(
+        slo=slo,
+        conditions=[{"text": one.text, "allowed": one.allowed} for one in asked],
+        rate=found.rate,
+        low=found.low,
+        high=found.high,
+        at_least=found.high == float("inf"),
+        binding=None if found.binding is None else asked[found.binding].text,
+        stopped=found.stopped,
+        notes=_notes(found, asked),
+        probes=probes,
+    )
+
+
+def _notes(found: "Found", asked: "Sequence[Condition]") -> list[str]:
+    notes = []
+    if found.binding is not None and asked[found.binding].limit is None:
+        notes.append(f"{asked[found.binding].text!r} is what fails first, before any latency")
+    limited = next((probe for probe in reversed(found.probes) if probe.client), None)
+    if limited:
+        notes.append(f"the client could not send {limited.rate:,.1f}/s: {limited.client}")
+    broken = next((probe for probe in found.probes if probe.fault), None)
+    if broken:
+        notes.append(f"at {broken.rate:,.1f}/s the server did not follow: {broken.fault}")
+    return notes
+
+
+def _finish(values: dict[str, Any], as_json: bool) -> None:
+    from rich.console import Console
+
+    if not as_json:
+        Console().print(_text(values))
+    if values["rate"] != values["rate"]:
+        failure = _refusal(values)
+        failure.partial = values
+        raise failure
+    if as_json:
+        emit(values)
+
+
+def _refusal(values: dict[str, Any]) -> Refused:
+    counting = [probe["rate"] for probe in values["probes"] if probe["verdict"] not in ("client", "settling")]
+    if not counting:
+        why = "; ".join(dict.fromkeys(probe["why"] or values["stopped"] for probe in values["probes"]))
+        fix = "use a client machine that has nothing else to do, or begin lower with --start"
+        return Refused(f"no probe counted: {why}", where=values["model"], fix=fix)
+    return Refused(
+        f"no rate held {values['slo']!r}: {values['stopped']} (the lowest was {min(counting):.3g}/s)",
+        where=values["model"],
+        fix="allow more, make the model faster, or find what fails with `loadtest run`",
+    )
+
+
+def _text(values: dict[str, Any]) -> "RenderableType":
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("rate/s", "requests", "p50 ms", "p99 ms", "bad", "verdict", box=None, pad_edge=False)
+    for column in table.columns[:5]:
+        column.justify = "right"
+    for probe in values["probes"]:
+        times = probe["latency_ms"]
+        bad = max(probe["bad"][text] / max(probe["counted"][text], 1) for text in probe["bad"])
+        cells = (f"{probe['rate']:,.1f}", f"{probe['requests']:,}", f"{times['p50']:.2f}", f"{times['p99']:.2f}")
+        table.add_row(*cells, f"{bad:.2%}", probe["verdict"])
+    lines = [Text(headline(values), "bold")]
+    lines += [Text(f"stopped: {values['stopped']}, after {values['seconds']:.0f} s, {len(values['probes'])} probes")]
+    lines += [Text(f"note: {note}", "yellow") for note in values["notes"]]
+    return Group(*lines, Text(), table)
+
+
+def headline(values: dict[str, Any]) -> str:
+    """Return the capacity in one line."""
+    if values["rate"] != values["rate"]:
+        return f"no rate holds {values['slo']}"
+    if values["at_least"]:
+        return f"capacity: at least {values['rate']:,.4g} requests/s hold {values['slo']}"
+    interval = f"95 % interval {values['low']:,.4g} to {values['high']:,.4g}"
+    return (
+        f"capacity: {values['rate']:,.4g} requests/s hold {values['slo']} ({interval}); {values['binding']} fails first"
+    )

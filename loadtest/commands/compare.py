@@ -1,0 +1,42 @@
+"""`loadtest compare`: whether one run was faster than another."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from loadtest.commandline import PATH, emit, json_option
+from loadtest.options import allow_option
+
+
+@click.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@allow_option
+@click.option("--anyway", is_flag=True, help="Compare runs of different loads or models.")
+@json_option
+def compare(a: Path, b: Path, allow: float | None, anyway: bool, as_json: bool) -> None:
+    """Compare the runs B with the runs A: result files, baselines, or folders of several.
+
+    An effect is shown with its 95 % interval. Some verdicts are chance: of equal runs, about one in twelve p99 is
+    called different. An invalid run ends with exit code 3.
+
+    \b
+    Examples:
+      loadtest compare before.jsonl after.jsonl --allow 5%
+      loadtest compare runs/before runs/after
+    """
+    from loadtest import compare as comparison
+
+    sides = comparison.read_side(a), comparison.read_side(b)
+    if not anyway:
+        comparison.check(*sides)
+    values = comparison.compare(*sides, allow)
+    if not as_json:
+        Console().print(comparison.text(values))
+    failure = comparison.refusal(values)
+    if failure:
+        failure.partial = values
+        raise failure
+    if as_json:
+        emit(values)

@@ -1,0 +1,189 @@
+"""Probe: one short run at one rate, judged by conditions; what `loadtest.capacity` asks a real server for."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest import drive, edge, results, thresholds
+from loadtest.capacity import Probe
+from loadtest.errors import ServerAbsent, UsageError
+from loadtest.plan import Plan
+from loadtest.report import summary
+from loadtest.results import ERROR, MISMATCH, OK, TIMEOUT, Results
+from loadtest.schedule import MOST_IN_FLIGHT
+from loadtest.thresholds import Threshold
+from loadtest.traffic import Part
+
+SETTLE = 0.5
+"""Seconds at the start of a probe that do not count: it begins with an empty queue."""
+
+IMPLIED = "errors < 1%"
+"""Added where nothing is said of errors: a server that turns requests away answers the others all the faster."""
+
+_BACKLOG = 8
+_LEAST_IN_FLIGHT = 64
+_GUESS_IN_FLIGHT, _GUESS_SECONDS = 16, 2.0
+_COUNTS = {"failed": (ERROR, TIMEOUT), "timed_out": (TIMEOUT,), "mismatched": (MISMATCH,)}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A sentence as a share: at most `allowed` of the requests may be bad.
+
+    Args:
+        text: the sentence.
+        allowed: share, above 0.
+        threshold: the sentence, understood.
+        limit: seconds above which a request is bad; None where its verdict makes it so.
+    """
+
+    text: str
+    allowed: float
+    threshold: Threshold
+    limit: float | None = None
+
+    def masks(self, run: Results) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return which requests it speaks of and which of them are bad."""
+        metric = self.threshold.metric
+        if self.limit is None:
+            return np.ones(len(run.planned), bool), run.of(*_COUNTS[metric.key])
+        counted = run.of(OK, MISMATCH, TIMEOUT)
+        took = run.done - (run.planned if metric.group == "latency_ms" else run.sent)
+        return counted, counted & ~(took <= self.limit)
+
+
+def conditions(sentences: Sequence[str]) -> list[Condition]:
+    """Return what sentences such as `p99 < 20ms, errors < 0.1%` ask of every rate.
+
+    Raises:
+        UsageError: a wrong sentence, or one that says nothing of a share of the requests, such as a mean or a rate.
+    """
+    found = [_condition(threshold) for threshold in thresholds.parse(sentences)]
+    if all(one.threshold.metric.key != "failed" for one in found):
+        found += [_condition(threshold) for threshold in thresholds.parse([IMPLIED])]
+    # What grows with the rate in every server comes first: a growing queue is laid to its charge.
+    return sorted(found, key=lambda one: one.limit is None)
+
+
+def _condition(threshold: Threshold) -> Condition:
+    metric, text = threshold.metric, threshold.text
+    below = threshold.comparison in ("<", "<=")
+    if metric.group in ("latency_ms", "service_ms") and metric.key.startswith("p") and below:
+        allowed = 1 - float(metric.key[1:].replace("999", "99.9")) / 100
+        return Condition(text, allowed, threshold, threshold.seconds())
+    if metric.key in _COUNTS and (threshold.unit == "%" and below and 0 < threshold.limit < 100):
+        return Condition(text, threshold.limit / 100, threshold)
+    if metric.key in _COUNTS and threshold.limit == 0 and threshold.comparison in ("==", "<="):
+        return Condition(text, edge.LEAST_ALLOWED, threshold)
+    raise UsageError(
+        f"{text!r} cannot be searched for: it does not say which share of the requests may be bad",
+        fix='write percentiles and shares, as "p99 < 20ms, errors < 0.1%, mismatches == 0"',
+    )
+
+
+def guess(plan: Plan, parts: Sequence[Part]) -> float:
+    """Return a rate to begin with, from a short closed loop; it warms the server up as well."""
+    closed = replace(plan, rate=None, concurrency=max(_GUESS_IN_FLIGHT, plan.workers), duration=_GUESS_SECONDS)
+    run = _run(closed, parts, None)
+    return max(0.7 * float(summary(run)["rate"]["achieved"]), 1.0)
+
+
+def prober(
+    plan: Plan,
+    parts: Sequence[Part],
+    asked: Sequence[Condition],
+    folder: Path | None = None,
+    show: Callable[[Probe], None] = lambda _: None,
+) -> Callable[[float, float], Probe]:
+    """Return the function that runs a probe at a rate for some seconds.
+
+    Args:
+        plan: its arrival, seed and url are used.
+        parts: the traffic.
+        asked: the conditions.
+        folder: keeps the result files.
+        show: called with every probe.
+    """
+    numbers = count()
+
+    def probe(rate: float, seconds: float) -> Probe:
+        n = next(numbers)
+        # More in flight than this, and every request takes many times what it may: the server need not work them off.
+        most = _BACKLOG * rate * max((one.limit for one in asked if one.limit is not None), default=np.inf)
+        in_flight = int(np.clip(most, _LEAST_IN_FLIGHT, MOST_IN_FLIGHT))
+        changed = replace(
+            plan,
+            concurrency=None,
+            rate=rate,
+            duration=SETTLE + seconds,
+            warmup=0.0,
+            seed=plan.seed + n,
+            in_flight=-(-in_flight // plan.workers),
+        )
+        run = _run(changed, parts, folder / f"probe-{n + 1:02}.jsonl" if folder else None)
+        found = measure(run, asked)
+        show(found)
+        return found
+
+    return probe
+
+
+def _run(plan: Plan, parts: Sequence[Part], path: Path | None) -> Results:
+    with tempfile.TemporaryDirectory(prefix="lathe-capacity-") as temporary:
+        path = path or Path(temporary) / "probe.jsonl"
+        drive.run(plan, parts, path)
+        run = results.read(path)
+    if (run.end or {}).get("gone"):
+        load = f"{plan.rate:.4g} requests/s" if plan.rate else f"{plan.concurrency} requests in flight"
+        raise ServerAbsent(f"the server stopped answering under {load}", where=plan.url, fix="look into its log")
+    return run
+
+
+def measure(run: Results, asked: Sequence[Condition], settle: float = SETTLE) -> Probe:
+    """Return what a run says of the conditions; the first `settle` seconds do not count."""
+    document, plan = summary(run), run.header["plan"]
+    seconds = plan["duration"] - settle
+    inside = run.planned >= settle
+    block = np.clip((run.planned - settle) / seconds * edge.BLOCKS, 0, edge.BLOCKS - 1).astype(np.int64)
+
+    def per_block(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.bincount(block[mask & inside], minlength=edge.BLOCKS)
+
+    masks = [one.masks(run) for one in asked]
+    answered = run.of(OK, MISMATCH, TIMEOUT) & inside
+    total = np.bincount(block[answered], (run.done - run.planned)[answered], edge.BLOCKS)
+    with np.errstate(invalid="ignore"):
+        latency = total / per_block(answered)
+    fault = _fault(run, document)
+    return Probe(
+        plan["rate"],
+        np.array([per_block(counted) for counted, _ in masks]),
+        np.array([per_block(bad) for _, bad in masks]),
+        latency,
+        fault=fault,
+        client="" if fault else document["why"],
+        facts={"seconds": seconds, "requests": int(inside.sum()), "latency_ms": document["latency_ms"]},
+    )
+
+
+def _fault(run: Results, document: dict[str, Any]) -> str:
+    """Return why the server holds nothing at this rate, whatever the shares of the conditions; empty if it does."""
+    if document["requests"]["mismatched"] or not document["requests"]["done"]:
+        return str(document["why"])
+    most, peak = run.header["plan"]["in_flight"] * run.header["plan"]["workers"], _peak(run)
+    return f"its backlog was full: {peak} requests in flight" if peak >= most else ""
+
+
+def _peak(run: Results) -> int:
+    """Return the most requests that were in flight at once."""
+    flown = ~np.isnan(run.sent) & ~np.isnan(run.done)
+    times = np.concatenate([run.sent[flown], run.done[flown]])
+    change = np.repeat([1, -1], flown.sum())
+    # A request that ends in the moment in which another leaves made room for it.
+    return int(change[np.lexsort((change, times))].cumsum().max(initial=0))

@@ -1,0 +1,181 @@
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from loadtest import capacity, edge
+from loadtest.capacity import CLIENT, CLIENT_LIMIT, FAILED, GROWING, HELD, NARROW, NONE_HOLDS, SETTLING, SPENT, Probe
+
+BUDGET = 150.0
+
+
+@pytest.fixture(scope="module")
+def queues() -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / "queues.py"
+    spec = importlib.util.spec_from_file_location("queues", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["queues"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def searched(queue, service: float) -> capacity.Found:
+    spent = lambda: queue.seconds >= BUDGET  # noqa: E731
+    return capacity.search(queue.probe, [0.01], 0.7 / service, seconds=10, spent=spent)
+
+
+def made(rate: float, share: float, count: int = 1000, **more) -> Probe:
+    """A probe without chance: every stretch has the same share of bad requests."""
+    counted = np.full((1, edge.BLOCKS), count)
+    return Probe(rate, counted, np.round(counted * share).astype(np.int64), np.full(edge.BLOCKS, 0.01), **more)
+
+
+def stepwise(at: float, **more):
+    """A server that holds everything below a rate and nothing above it, as one with equally spaced arrivals does."""
+    return lambda rate, seconds: made(rate, 0.0 if rate < at else 1.0, **more)
+
+
+def test_the_formula_and_the_simulated_queue_agree(queues) -> None:
+    for fixed, limit in ((True, 0.02), (True, 0.05), (False, 0.05)):
+        truth = (queues.fixed_edge if fixed else queues.random_edge)(0.005, limit, 0.01)
+        probe = queues.Queue(0.005, limit, fixed, seed=1).probe(truth, 20_000.0)
+        assert probe.bad.sum() / probe.counted.sum() == pytest.approx(0.01, rel=0.1)
+
+
+def coverage(queues, fixed: bool, service: float, limit: float, runs: int) -> tuple[float, np.ndarray]:
+    truth = (queues.fixed_edge if fixed else queues.random_edge)(service, limit, 0.01)
+    rows = []
+    for seed in range(runs):
+        queue = queues.Queue(service, limit, fixed, seed)
+        found = searched(queue, service)
+        assert found.stopped in (NARROW, SPENT)
+        rows.append((found.rate / truth, found.low / truth, found.high / truth, len(found.probes), queue.seconds))
+    ratio, low, high, probes, seconds = np.array(rows).T
+    covered = float(((low <= 1) & (high >= 1)).mean())
+    name = f"{'M/D/1' if fixed else 'M/M/1'} {service * 1e3:g} ms, p99 < {limit * 1e3:g} ms"
+    print(
+        f"\n{name}: covered {covered:.0%}, mean {ratio.mean():.3f}, spread {ratio.std():.3f}, median of "
+        f"{np.median(probes):.0f} probes and {np.median(seconds):.0f} simulated seconds"
+    )
+    return covered, ratio
+
+
+def test_the_interval_of_a_staged_queue_covers_the_truth(queues) -> None:
+    covered, ratio = coverage(queues, True, 0.002, 0.02, 30)
+    assert covered >= 0.9
+    assert np.mean(np.abs(ratio - 1) <= 0.05) >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fixed", "service", "limit"),
+    [(True, 0.002, 0.02), (True, 0.005, 0.02), (False, 0.001, 0.02), (False, 0.005, 0.05)],
+)
+def test_the_interval_covers_the_truth_in_nine_of_ten_searches(queues, fixed, service, limit) -> None:
+    covered, ratio = coverage(queues, fixed, service, limit, 100)
+    assert covered >= 0.9
+    assert abs(ratio.mean() - 1) < 0.02
+
+
+@pytest.mark.parametrize("start", [1.0, 90.0, 5000.0])
+def test_a_step_is_found_from_any_start(start: float) -> None:
+    found = capacity.search(stepwise(100.0), [0.01], start, seconds=10, spent=lambda: False)
+    assert found.stopped == NARROW
+    assert found.low < 100 < found.high
+    assert found.rate == pytest.approx(100, rel=0.05)
+    assert found.binding == 0
+    assert len(found.probes) < 30
+
+
+def test_nothing_holds() -> None:
+    found = capacity.search(lambda rate, _: made(rate, 0.5), [0.01], 100.0, seconds=10, spent=lambda: False)
+    assert found.stopped == NONE_HOLDS
+    assert np.isnan(found.rate)
+    assert found.binding == 0
+
+
+def test_what_the_client_cannot_send_is_a_lower_limit_of_the_capacity() -> None:
+    def probe(rate: float, _: float) -> Probe:
+        return made(rate, 0.5, client="late") if rate > 300 else made(rate, 0.0)
+
+    found = capacity.search(probe, [0.01], 100.0, seconds=10, spent=lambda: False)
+    assert found.stopped == CLIENT_LIMIT
+    assert 300 / 1.1 < found.rate <= 300
+    assert found.high == float("inf")
+    assert set(found.verdicts) == {HELD, CLIENT}
+
+
+def test_a_hiccup_of_the_client_is_not_its_limit() -> None:
+    seen = iter(range(10**6))
+
+    def probe(rate: float, _: float) -> Probe:
+        return made(rate, 0.0 if rate < 100 else 1.0, client="late" if next(seen) in (0, 1, 3, 5) else "")
+
+    found = capacity.search(probe, [0.01], 10.0, seconds=10, spent=lambda: False)
+    assert found.stopped == NARROW
+    assert found.rate == pytest.approx(100, rel=0.05)
+
+
+def test_probes_that_do_not_count_change_nothing() -> None:
+    seen = iter(range(10**6))
+
+    def probe(rate: float, _: float) -> Probe:
+        # Every third one is disturbed, by the client or by a server that is still warming up.
+        odd = next(seen) % 6
+        if odd == 2:
+            return made(rate, 1.0, client="late")
+        found = made(rate, 0.0 if rate < 100 else 1.0)
+        return Probe(rate, found.counted, found.counted, np.geomspace(1, 0.1, edge.BLOCKS)) if odd == 5 else found
+
+    found = capacity.search(probe, [0.01], 60.0, seconds=10, spent=lambda: False)
+    assert found.stopped == NARROW
+    assert found.rate == pytest.approx(100, rel=0.05)
+    assert SETTLING in found.verdicts
+
+
+def test_a_server_that_never_settles_and_a_spent_budget_end_the_search() -> None:
+    def falling(rate: float, _: float) -> Probe:
+        return Probe(rate, *(made(rate, 0.0).counted for _ in range(2)), np.geomspace(1, 0.1, edge.BLOCKS))
+
+    found = capacity.search(falling, [0.01], 60.0, seconds=10, spent=lambda: False)
+    assert found.stopped == capacity.UNSETTLED
+    found = capacity.search(stepwise(100.0), [0.01], 60.0, seconds=10, spent=lambda: True)
+    assert found.stopped == SPENT
+    assert found.rate == 60
+    assert found.high == float("inf")
+
+
+def test_a_growing_queue_holds_nothing_however_few_requests_were_slow() -> None:
+    still = made(100.0, 0.0)
+    growing = Probe(100.0, still.counted, still.bad, np.linspace(0.001, 0.01, edge.BLOCKS))
+    assert capacity.verdict(growing, [0.01]) == GROWING
+    assert growing.counts(0).bad.sum() == growing.counted.sum()
+    assert capacity.verdict(made(100.0, 0.0, fault="full"), [0.01]) == FAILED
+    assert capacity.trend(np.full(edge.BLOCKS, np.nan)) == 1
+
+
+def test_the_condition_that_fails_first_is_named() -> None:
+    def probe(rate: float, _: float) -> Probe:
+        counted = np.full((2, edge.BLOCKS), 1000)
+        bad = np.array([[0 if rate < 200 else 1000] * edge.BLOCKS, [0 if rate < 100 else 300] * edge.BLOCKS])
+        return Probe(rate, counted, bad, np.full(edge.BLOCKS, 0.01))
+
+    found = capacity.search(probe, [0.01, 0.001], 400.0, seconds=10, spent=lambda: False)
+    assert found.binding == 1
+    assert found.rate == pytest.approx(100, rel=0.05)
+
+
+def test_clusters_of_bad_requests_widen_the_interval() -> None:
+    rates = edge.grid([90.0, 110.0])
+    even, counted = np.full(10, 10), np.full(10, 1000)
+    clustered = np.array([100, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+
+    def width(low: np.ndarray, high: np.ndarray) -> float:
+        found = edge.edge([edge.Counts(90.0, counted, low), edge.Counts(110.0, counted, high)], 0.015, rates)
+        return found.at(0.975) - found.at(0.025)
+
+    assert width(clustered, 3 * clustered) > 2 * width(even, 3 * even)

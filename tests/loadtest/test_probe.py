@@ -1,0 +1,130 @@
+import json
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from loadtest import edge
+from loadtest.cli import main
+from loadtest.errors import UsageError
+from loadtest.probe import conditions, measure
+from loadtest.results import DROPPED, ERROR, MISMATCH, VERDICTS, Results
+
+END = {"end": 3.0, "client_cpu": 0.1, "gone": False, "errors": [{"verdict": MISMATCH, "text": "other", "count": 1}]}
+PLAN = {"duration": 2.5, "rate": 100.0, "profile": "flat", "in_flight": 50, "workers": 1, "concurrency": None}
+
+
+@pytest.fixture(autouse=True)
+def _keep_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+
+def run(took: float = 0.01, late: float = 0.0, verdicts: dict[int, str] | None = None) -> Results:
+    """250 requests in 2.5 s."""
+    planned = np.arange(250) / 100
+    sent, verdict = planned + late, np.zeros(250, np.int8)
+    done = sent + took
+    for at, name in (verdicts or {}).items():
+        verdict[at] = VERDICTS.index(name)
+        if name == DROPPED:
+            sent[at] = done[at] = np.nan
+    parts = [{"model": "m", "version": "1", "payloads": 1, "batch": 1, "tolerance": None}]
+    header = {"plan": PLAN, "parts": parts, "model": "m", "url": "http://h:1"}
+    payload = np.zeros(250, np.int32)
+    return Results(header, END, planned, sent, done, verdict, payload, payload + 1)
+
+
+def test_conditions_are_shares() -> None:
+    found = conditions(["errors < 0.5%, p99 < 20ms", "service p99.9 <= 1s"])
+    assert [(one.text, one.limit) for one in found] == [
+        ("p99 < 20ms", 0.02),
+        ("service p99.9 <= 1s", 1.0),
+        ("errors < 0.5%", None),
+    ]
+    assert [one.allowed for one in found] == pytest.approx([0.01, 0.001, 0.005])
+    implied = conditions(["p50 < 3ms", "mismatches == 0"])
+    assert [one.text for one in implied] == ["p50 < 3ms", "mismatches == 0", "errors < 1%"]
+    assert implied[1].allowed == edge.LEAST_ALLOWED
+
+
+@pytest.mark.parametrize(
+    "sentence", ["mean < 5ms", "max < 5ms", "rate > 5", "p99 > 5ms", "errors < 5", "lag p99 < 1ms"]
+)
+def test_what_is_no_share_cannot_be_searched_for(sentence: str) -> None:
+    with pytest.raises(UsageError, match="cannot be searched for"):
+        conditions([sentence])
+
+
+def test_a_run_becomes_counts_and_its_first_moments_do_not_count() -> None:
+    asked = conditions(["p99 < 5ms, errors < 1%"])
+    probe = measure(run(took=0.01, verdicts={10: ERROR, 249: ERROR}), asked, settle=0.5)
+    assert probe.counted.shape == probe.bad.shape == (2, edge.BLOCKS)
+    assert probe.counted.sum(axis=1).tolist() == [199, 200]
+    assert probe.bad.sum(axis=1).tolist() == [199, 1]
+    assert probe.bad[1, -1] == 1
+    assert probe.latency == pytest.approx(0.01)
+    assert (probe.fault, probe.client) == ("", "")
+    assert not measure(run(took=0.001), asked).bad.any()
+
+
+def test_the_server_and_the_client_are_blamed_for_their_own_faults() -> None:
+    asked = conditions(["p99 < 5ms"])
+    assert "left late" in measure(run(late=0.05), asked).client
+    full = measure(run(took=0.6, late=0.05), asked)
+    assert "backlog was full" in full.fault
+    assert full.client == ""
+    assert "not those of the idle server" in measure(run(verdicts={99: MISMATCH}), asked).fault
+    assert "not one of" in measure(run(verdicts=dict.fromkeys(range(250), ERROR)), asked).fault
+
+
+def command(capsys: pytest.CaptureFixture[str], url: str, slo: str, *args: object) -> tuple[int, dict, str]:
+    with pytest.raises(SystemExit) as left:
+        main(["capacity", args[0], "--url", url, "--slo", slo, *map(str, args[1:]), "--json"])  # type: ignore[list-item]
+    out, err = capsys.readouterr()
+    return int(left.value.code or 0), json.loads(out), err
+
+
+FAST = ("--duration", "1s", "--budget", "4s", "--warmup", "0s")
+
+
+def test_the_command_against_a_real_server(endpoint, tmp_path: Path, capsys) -> None:
+    code, values, _ = command(capsys, endpoint.http, "p50 < 5s", "tiny", *FAST, "--output", tmp_path / "probes")
+    assert values["probes"]
+    # A busy machine may send none of the probes as planned, and then the exit code says so.
+    if values["rate"] is None:
+        assert code == 3
+        assert all(probe["verdict"] == "client" for probe in values["probes"])
+        assert "no probe counted" in values["error"]["what"]
+    else:
+        assert code == 0
+        assert values["low"] <= values["rate"]
+    assert [one["text"] for one in values["conditions"]] == ["p50 < 5s", "errors < 1%"]
+    assert len(list((tmp_path / "probes").iterdir())) == len(values["probes"])
+
+
+def test_no_rate_holds(stand_in, capsys) -> None:
+    with stand_in(wrong=True, since=20) as server:
+        code, values, err = command(capsys, server.http, "p99 < 1us", "double", *FAST, "--start", 4, "--budget", "30s")
+    assert code == 3
+    assert values["rate"] is None
+    assert values["binding"] == "p99 < 1us"
+    assert values["stopped"] == "even the lowest rate did not hold"
+    assert "no rate held" in err
+
+
+def test_a_server_that_dies_or_refuses_ends_the_search(stand_in, capsys) -> None:
+    refusal = (503, grpc.StatusCode.UNAVAILABLE, "too busy")
+    for faults, words in (({"die": 50}, "connection"), ({"refuse": refusal, "since": 50}, "too busy")):
+        with stand_in(**faults) as server:
+            code, values, err = command(capsys, server.http, "p99 < 1s", "double", *FAST, "--start", 20)
+        assert code == 5
+        assert words in err
+        assert values["error"]["kind"] in ("ServerAbsent", "ServerFault")
+
+
+def test_wrong_options_are_found_before_any_load(capsys) -> None:
+    for slo, more in (("p99 < 20", ()), ("mean < 5ms", ()), ("p99 < 20ms", ("--start", 0))):
+        code, values, _ = command(capsys, "http://127.0.0.1:9", slo, "m", *more)
+        assert code == 2
+        assert values["error"]["fix"]
