@@ -30,7 +30,7 @@ class Answers:
 
     def __init__(self, references: Mapping[int, tuple[Arrays, float]]) -> None:
         self.checked = 0
-        self._references = references
+        self.references = references
         self._seen: dict[int, bytes] = {}
 
     def wrong(self, payload: int, raw: bytes, decode: Callable[[], dict[str, Array]]) -> str:
@@ -41,12 +41,12 @@ class Answers:
             raw: the bytes of all outputs. Bytes that were right before need no decoding.
             decode: makes the arrays.
         """
-        if payload not in self._references:
+        if payload not in self.references:
             return ""
         self.checked += 1
         if self._seen.get(payload) == raw:
             return ""
-        outputs, (reference, tolerance) = decode(), self._references[payload]
+        outputs, (reference, tolerance) = decode(), self.references[payload]
         if outputs.keys() != reference.keys():
             return f"the outputs are {', '.join(outputs)} instead of {', '.join(reference)}"
         for name, array in outputs.items():

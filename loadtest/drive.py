@@ -7,6 +7,7 @@ leave before the end of the run is written down as dropped.
 
 import asyncio
 import importlib.metadata
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -17,13 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loadtest import eventloop, traffic, wire
+from loadtest import eventloop, traffic, wire, workers
 from loadtest.answers import Answers
 from loadtest.client import Client, Statistics, connect, parse_url
 from loadtest.commandline import version as lathe_version
 from loadtest.errors import BadInput, LatheError, ServerAbsent
 from loadtest.loop import PATIENCE, Loop, Progress
+from loadtest.package import pack
 from loadtest.plan import Plan
+from loadtest.readings import Readings
 from loadtest.results import Writer
 from loadtest.senders.grpc import GrpcSender
 from loadtest.senders.http import HttpSender
@@ -69,49 +72,94 @@ def _drive(plan: Plan, parts: Sequence[Part], path: Path, show: Callable[[Progre
     with connect(plan.url, max(plan.timeout or 0.0, PATIENCE)) as client:
         answers = _answers(client, plan, parts)
         header = _header(plan, client, parts)
-        sender, choose = _sender(plan, parts, answers), traffic.chooser(parts, plan.seed)
         with asyncio.Runner(loop_factory=eventloop.fine_loop) as runner:
+            crew: Alone | workers.Crew = Alone(plan, parts, answers) if plan.workers == 1 else workers.Crew(plan)
             try:
-                eventloop.run(runner, sender.open(plan.concurrency or _FIRST_CONNECTIONS))
-                if plan.warmup:
-                    warmup = Loop(plan, sender, choose, plan.warmup, lambda flight: None)
-                    eventloop.run(runner, warmup.run(lambda state: show(Progress(state.elapsed, warming=True))))
-                    if warmup.gone:
-                        raise ServerAbsent("the server stopped answering during the warm-up", where=plan.url)
-                loop = partial(Loop, plan, sender, choose, plan.duration)
-                _measure(runner, plan, loop, client, parts, Writer(path, header), show)
+                package = b"" if plan.workers == 1 else pack(plan, parts, answers.references if answers else {})
+                eventloop.run(runner, crew.prepare(package, show))
+                _measure(runner, crew, client, parts, Writer(path, header), show)
             finally:
-                runner.run(sender.close())
+                runner.run(crew.close())
 
 
 def _measure(
     runner: asyncio.Runner,
-    plan: Plan,
-    make: Callable[..., Loop],
+    crew: "Alone | workers.Crew",
     client: Client,
     parts: Sequence[Part],
     writer: Writer,
     show: Callable[[Progress], None],
 ) -> None:
+    plan = crew.plan
     with writer:
         before = _settled(client, parts)
-        loop = make(writer.add)
+        readings = Readings(plan.url, {part.model for part in parts}, plan.metrics)
 
         def tick(state: Progress) -> None:
             writer.flush()
             show(state)
 
+        async def watched() -> None:
+            zero = asyncio.get_running_loop().time() + crew.head_start
+            watching = asyncio.create_task(readings.run(zero, writer.reading))
+            try:
+                await crew.run(zero, writer, tick)
+            finally:
+                watching.cancel()
+
         cpu, wall = time.process_time(), time.monotonic()
-        eventloop.run(runner, loop.run(tick))
-        busy = (time.process_time() - cpu) / (time.monotonic() - wall)
-        end: dict[str, Any] = {"end": loop.end, "client_cpu": busy, "gone": loop.gone}
-        most = loop.errors.most_common(_ERROR_KINDS)
+        eventloop.run(runner, watched())
+        seconds, ending = time.monotonic() - wall - crew.head_start, crew.ending
+        # The process that writes the workers' lines down uses the same cores.
+        busy = (time.process_time() - cpu + ending.cpu) / seconds
+        end: dict[str, Any] = {"end": ending.end, "client_cpu": busy, "client_cores": _cores(plan), "gone": ending.gone}
+        most = ending.errors.most_common(_ERROR_KINDS)
         end["errors"] = [{"verdict": verdict, "text": text, "count": count} for (verdict, text), count in most]
         try:
-            end["server"] = asdict(_settled(client, parts, loop.succeeded, before) - before)
+            end["server"] = asdict(_settled(client, parts, ending.succeeded, before) - before)
         except LatheError as error:
             end["server"], end["server_error"] = None, error.what
         writer.finish(end)
+
+
+class Alone:
+    """The one worker of a run that needs no other process: the same face as `workers.Crew`."""
+
+    head_start = 0.0
+
+    def __init__(self, plan: Plan, parts: Sequence[Part], answers: Answers | None) -> None:
+        self.plan, self.ending = plan, workers.Ending()
+        self._sender, self._choose = sender_of(plan, parts, answers), traffic.chooser(parts, plan.seed)
+
+    async def prepare(self, _: bytes, show: Callable[[Progress], None]) -> None:
+        """Connect and warm up."""
+        plan = self.plan
+        await self._sender.open(connections(plan))
+        if plan.warmup:
+            loop = Loop(plan, self._sender, self._choose, plan.warmup, lambda flight: None)
+            await loop.run(lambda state: show(Progress(state.elapsed, warming=True)))
+            if loop.gone:
+                raise ServerAbsent("the server stopped answering during the warm-up", where=plan.url)
+
+    async def run(self, zero: float, writer: Writer, tick: Callable[[Progress], None]) -> None:
+        """Send."""
+        loop = Loop(self.plan, self._sender, self._choose, self.plan.duration, writer.add)
+        await loop.run(tick, zero)
+        self.ending = workers.Ending(loop.end, loop.gone, loop.succeeded, loop.errors)
+
+    async def close(self) -> None:
+        """Drop all connections."""
+        await self._sender.close()
+
+
+def connections(plan: Plan, worker: int = 0) -> int:
+    """Return how many connections one worker opens before its first request."""
+    return plan.share(plan.concurrency or 0, worker) or _FIRST_CONNECTIONS
+
+
+def _cores(plan: Plan) -> int:
+    """Return the cores that the client may use."""
+    return min(plan.workers, len(os.sched_getaffinity(0)))
 
 
 def _answers(client: Client, plan: Plan, parts: Sequence[Part]) -> Answers | None:
@@ -168,7 +216,8 @@ def _described(client: Client, part: Part) -> dict[str, Any]:
     }
 
 
-def _sender(plan: Plan, parts: Sequence[Part], answers: Answers | None) -> Sender:
+def sender_of(plan: Plan, parts: Sequence[Part], answers: Answers | None) -> Sender:
+    """Return the way to reach the server, not yet open."""
     scheme, address = parse_url(plan.url)
     if scheme == "grpc":
         return GrpcSender(address, encoder(wire.grpc_request, parts, plan.sequence), plan.timeout, answers)

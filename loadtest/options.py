@@ -89,6 +89,10 @@ _OPTIONS = (
     click.option(
         "--warmup", type=Duration(), default="1s", show_default=True, help="Load before the run, not counted."
     ),
+    click.option("--workers", type=int, default=1, show_default=True, help="Processes that share the load."),
+    click.option(
+        "--metrics", metavar="URL", help="The server's metrics, as http://HOST:PORT.  [default: 8002 beside 8000, 8001]"
+    ),
 )
 
 
@@ -111,7 +115,7 @@ def plan_of(url: str, options: dict[str, Any]) -> "Plan":
             raise UsageError(f"--{name} needs --rate", fix="a closed loop sends when an answer comes back")
     if concurrency is None and rate is None and trace is None:
         concurrency = 8
-    taken = ("duration", "speed", "requests", "think", "sequence", "seed", "timeout", "retries", "warmup")
+    taken = ("duration", "speed", "requests", "think", "sequence", "seed", "timeout", "retries", "warmup", "workers")
     return Plan(
         url,
         concurrency=concurrency,
@@ -119,6 +123,7 @@ def plan_of(url: str, options: dict[str, Any]) -> "Plan":
         arrival=options["arrival"] or "constant",
         profile=options["profile"] or "flat",
         trace=str(trace) if trace else None,
+        metrics=options["metrics"],
         **{key: options[key] for key in taken},
     )
 

@@ -36,6 +36,7 @@ class Plan:
         warmup: seconds of the same load before the run, not counted.
         in_flight: open loop: the most requests in flight at once, for each worker.
         workers: processes that share the load.
+        metrics: `http://HOST:PORT` of the server's metrics; None tries 8002 for a server at 8000 or 8001.
     """
 
     url: str
@@ -55,9 +56,12 @@ class Plan:
     warmup: float = 1.0
     in_flight: int = schedule.MOST_IN_FLIGHT
     workers: int = 1
+    metrics: str | None = None
 
     def __post_init__(self) -> None:
         parse_url(self.url)
+        if self.metrics is not None and parse_url(self.metrics)[0] != "http":
+            raise UsageError("not the address of metrics", where=self.metrics, fix="write http://HOST:PORT")
         if [self.concurrency, self.rate, self.trace].count(None) != 2:
             raise UsageError("a plan has a concurrency, a rate or a trace", fix="give one of the three")
         most: dict[str, float | None] = {"duration": None, "timeout": None, "requests": None, "speed": None}
