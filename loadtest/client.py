@@ -6,7 +6,7 @@ than many models do.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,7 +64,7 @@ class Statistics:
     """What a Triton server counted for a model since it was loaded; the difference of two is what happened between.
 
     Counts are requests, but `inference_count` (samples) and `execution_count` (runs of the model, one per batch).
-    Durations are nanoseconds summed over the successful requests.
+    Durations are nanoseconds summed over the successful requests. `batches` counts executions by the samples in them.
     """
 
     success: int = 0
@@ -76,10 +76,15 @@ class Statistics:
     compute_output_ns: int = 0
     inference_count: int = 0
     execution_count: int = 0
+    batches: dict[int, int] = field(default_factory=dict)
 
     def _combine(self, other: "Statistics", sign: int) -> "Statistics":
+        counts = [one.name for one in fields(self) if one.name != "batches"]
+        sizes = sorted(self.batches | other.batches)
+        batches = {size: self.batches.get(size, 0) + sign * other.batches.get(size, 0) for size in sizes}
         return Statistics(
-            **{field.name: getattr(self, field.name) + sign * getattr(other, field.name) for field in fields(self)}
+            **{name: getattr(self, name) + sign * getattr(other, name) for name in counts},
+            batches={size: count for size, count in batches.items() if count},
         )
 
     def __sub__(self, other: "Statistics") -> "Statistics":
@@ -294,6 +299,10 @@ def _statistics(entry: dict[str, Any]) -> Statistics:
         compute_output_ns=read("compute_output", "ns"),
         inference_count=int(entry.get("inference_count", 0)),
         execution_count=int(entry.get("execution_count", 0)),
+        batches={
+            int(batch["batch_size"]): int(batch.get("compute_infer", {}).get("count", 0))
+            for batch in entry.get("batch_stats", ())
+        },
     )
 
 

@@ -1,10 +1,8 @@
 """`loadtest run`: send load to a model and report on it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,20 +10,23 @@ from loadtest.commandline import PATH, emit, json_option
 from loadtest.errors import BadInput, MachineError, Refused, UsageError
 from loadtest.options import load_options, parts_of, plan_of
 
-if TYPE_CHECKING:
-    from loadtest.loop import Progress
-    from loadtest.plan import Plan
-
-_LINE_EVERY = 5.0
-
 
 @click.command()
 @click.argument("model")
 @load_options
 @click.option("--output", type=PATH, metavar="FILE.jsonl", help="Where to keep the results.")
 @click.option("--html", type=PATH, metavar="FILE", help="Also write one self-contained page.")
+@click.option("--allow-invalid", is_flag=True, help="Exit 0 for a run that proves nothing; the report says INVALID.")
 @json_option
-def run(model: str, url: str, html: Path | None, output: Path | None, as_json: bool, **options: Any) -> None:
+def run(
+    model: str,
+    url: str,
+    html: Path | None,
+    output: Path | None,
+    allow_invalid: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Send load to MODEL and report latency, throughput and the server's own view.
 
     \b
@@ -34,8 +35,8 @@ def run(model: str, url: str, html: Path | None, output: Path | None, as_json: b
       loadtest run digits --url http://127.0.0.1:8000 \\
           --rate 200 --arrival poisson --html load.html
     """
-    from loadtest import drive, page
-    from loadtest.report import summarize
+    from loadtest import drive, live, page
+    from loadtest.report import load_file
 
     plan = plan_of(url, options)
     for wanted in filter(None, (output, html)):
@@ -46,12 +47,12 @@ def run(model: str, url: str, html: Path | None, output: Path | None, as_json: b
     if output and html and output.resolve() == html.resolve():
         raise UsageError("--output and --html are the same file", fix="give two names")
     path = output or _default_output(model)
-    with _progress(plan, quiet=as_json) as show:
+    with live.shown(plan, quiet=as_json) as show:
         drive.run(plan, parts_of(plan, model, options), path, show)
-    values = summarize(path) | {"results": str(path)}
+    results, values = load_file(path)
     if html:
-        page.write(path, html)
-    _finish(values, path, as_json)
+        page.write_loaded(results, values, html)
+    _finish(values | {"results": str(path)}, path, as_json, allow_invalid)
 
 
 def _default_output(model: str) -> Path:
@@ -60,7 +61,7 @@ def _default_output(model: str) -> Path:
     return folder / f"{model}-{datetime.now():%Y%m%d-%H%M%S}.jsonl"
 
 
-def _finish(values: dict[str, Any], path: Path, as_json: bool) -> None:
+def _finish(values: dict[str, Any], path: Path, as_json: bool, allow_invalid: bool) -> None:
     """Print the report and leave with the exit code that the run deserves."""
     from rich.console import Console
 
@@ -69,8 +70,9 @@ def _finish(values: dict[str, Any], path: Path, as_json: bool) -> None:
     failure = None
     if not values["valid"]:
         gone = "stopped answering" in values["why"]
-        failure = (MachineError if gone else Refused)(values["why"], where=str(path), fix=values["fix"])
-        failure.partial = values
+        if gone or not allow_invalid:
+            failure = (MachineError if gone else Refused)(values["why"], where=str(path), fix=values["fix"])
+            failure.partial = values
     if not as_json:
         Console().print(text(values))
         click.echo(f"\nresults: {path}")
@@ -78,48 +80,3 @@ def _finish(values: dict[str, Any], path: Path, as_json: bool) -> None:
         raise failure
     if as_json:
         emit(values)
-
-
-@contextmanager
-def _progress(plan: "Plan", quiet: bool) -> "Iterator[Callable[[Progress], None]]":
-    """Show how far the run is: a bar on a terminal, a line every few seconds elsewhere, nothing with --json."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield (lambda state: None) if quiet else _lines()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[counts]}"))
-    # Drawn only when told to: a refreshing thread would take the interpreter away from the sender at random moments.
-    with Bar(*columns, console=console, auto_refresh=False, transient=True) as bar:
-        task = bar.add_task("warm-up", total=plan.duration, counts="")
-        drawn = -1.0
-
-        def show(state: "Progress") -> None:
-            nonlocal drawn
-            if abs(state.elapsed - drawn) < 0.5:
-                return
-            drawn = state.elapsed
-            bar.update(
-                task,
-                description="warm-up" if state.warming else "sending",
-                completed=0 if state.warming else min(state.elapsed, plan.duration),
-                counts=f"{state.done:,} done, {state.failed:,} failed",
-            )
-            bar.refresh()
-
-        yield show
-
-
-def _lines() -> "Callable[[Progress], None]":
-    last = 0.0
-
-    def show(state: "Progress") -> None:
-        nonlocal last
-        if not state.warming and state.elapsed - last >= _LINE_EVERY:
-            last = state.elapsed
-            click.echo(f"{state.elapsed:.0f} s: {state.done:,} done, {state.failed:,} failed", err=True)
-
-    return show
