@@ -78,7 +78,7 @@ def summary(results: Results) -> dict[str, Any]:
         thresholds=[],
     )
     limit = _largest_lag(values) / 1e3
-    values["requests"]["late"] = int((lag > limit).sum()) if results.open else 0
+    values["requests"]["late"] = int((results.sent - results.planned > limit).sum()) if results.open else 0
     values["why"], values["fix"] = _why_invalid(values, results)
     values["valid"] = not values["why"]
     values["notes"] = _notes(values, end)
