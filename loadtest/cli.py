@@ -3,6 +3,8 @@
 import click
 
 from loadtest.commandline import CommandGroup, version
+from loadtest.commands.manifest import manifest
+from loadtest.commands.merge import merge
 from loadtest.commands.report import report
 from loadtest.commands.run import run
 
@@ -15,3 +17,5 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(report)
+main.add_command(merge)
+main.add_command(manifest)

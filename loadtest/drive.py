@@ -10,8 +10,9 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +23,7 @@ from loadtest import eventloop, traffic, wire, workers
 from loadtest.answers import Answers
 from loadtest.client import Client, Statistics, connect, parse_url
 from loadtest.commandline import version as lathe_version
-from loadtest.errors import BadInput, LatheError, ServerAbsent
+from loadtest.errors import BadInput, LatheError, MachineError, ServerAbsent
 from loadtest.loop import PATIENCE, Loop, Progress
 from loadtest.package import pack
 from loadtest.plan import Plan
@@ -72,14 +73,29 @@ def _drive(plan: Plan, parts: Sequence[Part], path: Path, show: Callable[[Progre
     with connect(plan.url, max(plan.timeout or 0.0, PATIENCE)) as client:
         answers = _answers(client, plan, parts)
         header = _header(plan, client, parts)
-        with asyncio.Runner(loop_factory=eventloop.fine_loop) as runner:
-            crew: Alone | workers.Crew = Alone(plan, parts, answers) if plan.workers == 1 else workers.Crew(plan)
+        with _crew(plan, parts, answers) as crew, asyncio.Runner(loop_factory=eventloop.fine_loop) as runner:
             try:
-                package = b"" if plan.workers == 1 else pack(plan, parts, answers.references if answers else {})
+                package = b"" if isinstance(crew, Alone) else pack(plan, parts, answers.references if answers else {})
                 eventloop.run(runner, crew.prepare(package, show))
-                _measure(runner, crew, client, parts, Writer(path, header), show)
+                if clocks := [channel.clock for channel in crew.channels if channel.clock]:
+                    header["clocks"] = clocks
+                _measure(runner, crew, client, parts, Writer(path, header, plan.index or 0), show)
             finally:
                 runner.run(crew.close())
+
+
+@contextmanager
+def _crew(plan: Plan, parts: Sequence[Part], answers: Answers | None) -> "Iterator[Alone | workers.Crew]":
+    """Yield those who send the load: this process, others on this machine, or others on the machines of a cluster."""
+    if plan.ray is not None:
+        from loadtest import ray_workers
+
+        with ray_workers.hiring(plan.ray) as hire:
+            yield workers.Crew(plan, hire, ray_workers.HEAD_START)
+    elif plan.workers > 1 and plan.index is None:
+        yield workers.Crew(plan, workers.start)
+    else:
+        yield Alone(plan, parts, answers)
 
 
 def _measure(
@@ -100,16 +116,17 @@ def _measure(
             show(state)
 
         async def watched() -> None:
-            zero = asyncio.get_running_loop().time() + crew.head_start
+            zero = asyncio.get_running_loop().time() + start
             watching = asyncio.create_task(readings.run(zero, writer.reading))
             try:
                 await crew.run(zero, writer, tick)
             finally:
                 watching.cancel()
 
+        start = max(crew.head_start, _until(plan.begin))
         cpu, wall = time.process_time(), time.monotonic()
         eventloop.run(runner, watched())
-        seconds, ending = time.monotonic() - wall - crew.head_start, crew.ending
+        seconds, ending = time.monotonic() - wall - start, crew.ending
         # The process that writes the workers' lines down uses the same cores.
         busy = (time.process_time() - cpu + ending.cpu) / seconds
         end: dict[str, Any] = {"end": ending.end, "client_cpu": busy, "client_cores": _cores(plan), "gone": ending.gone}
@@ -123,27 +140,28 @@ def _measure(
 
 
 class Alone:
-    """The one worker of a run that needs no other process: the same face as `workers.Crew`."""
+    """The one worker of this process, when it is the only one here: the same face as `workers.Crew`."""
 
     head_start = 0.0
+    channels: Sequence[workers.Channel] = ()
 
     def __init__(self, plan: Plan, parts: Sequence[Part], answers: Answers | None) -> None:
-        self.plan, self.ending = plan, workers.Ending()
+        self.plan, self.ending, self._worker = plan, workers.Ending(), plan.index or 0
         self._sender, self._choose = sender_of(plan, parts, answers), traffic.chooser(parts, plan.seed)
 
     async def prepare(self, _: bytes, show: Callable[[Progress], None]) -> None:
         """Connect and warm up."""
         plan = self.plan
-        await self._sender.open(connections(plan))
+        await self._sender.open(connections(plan, self._worker))
         if plan.warmup:
-            loop = Loop(plan, self._sender, self._choose, plan.warmup, lambda flight: None)
+            loop = Loop(plan, self._sender, self._choose, plan.warmup, lambda flight: None, self._worker)
             await loop.run(lambda state: show(Progress(state.elapsed, warming=True)))
             if loop.gone:
                 raise ServerAbsent("the server stopped answering during the warm-up", where=plan.url)
 
     async def run(self, zero: float, writer: Writer, tick: Callable[[Progress], None]) -> None:
         """Send."""
-        loop = Loop(self.plan, self._sender, self._choose, self.plan.duration, writer.add)
+        loop = Loop(self.plan, self._sender, self._choose, self.plan.duration, writer.add, self._worker)
         await loop.run(tick, zero)
         self.ending = workers.Ending(loop.end, loop.gone, loop.succeeded, loop.errors)
 
@@ -157,9 +175,23 @@ def connections(plan: Plan, worker: int = 0) -> int:
     return plan.share(plan.concurrency or 0, worker) or _FIRST_CONNECTIONS
 
 
+def _until(begin: float | None) -> float:
+    """Return the seconds until a moment of the wall clock.
+
+    Raises:
+        MachineError: it is over.
+    """
+    left = 0.0 if begin is None else begin - time.time()
+    if left < 0:
+        raise MachineError(f"the run was to begin {-left:.1f} s ago", fix="name a later --begin-at")
+    return left
+
+
 def _cores(plan: Plan) -> int:
-    """Return the cores that the client may use."""
-    return min(plan.workers, len(os.sched_getaffinity(0)))
+    """Return the cores that the client may use; Ray gives each worker one of its own."""
+    if plan.index is not None:
+        return 1
+    return plan.workers if plan.ray is not None else min(plan.workers, len(os.sched_getaffinity(0)))
 
 
 def _answers(client: Client, plan: Plan, parts: Sequence[Part]) -> Answers | None:

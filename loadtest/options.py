@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +31,22 @@ class Duration(click.ParamType[float]):
         if not match:
             self.fail(f"{value!r} is not a duration; write 500ms, 10s or 2m", param, ctx)
         return float(match[1]) * _UNITS[match[2]]
+
+
+class Moment(click.ParamType[float]):
+    """A time such as `2026-11-22T21:00:00Z`, as seconds since 1970; UTC where it names no zone."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        if isinstance(value, float):
+            return value
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a time; write 2026-11-22T21:00:00Z", param, ctx)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
@@ -90,6 +107,11 @@ _OPTIONS = (
         "--warmup", type=Duration(), default="1s", show_default=True, help="Load before the run, not counted."
     ),
     click.option("--workers", type=int, default=1, show_default=True, help="Processes that share the load."),
+    click.option("--ray", metavar="ADDRESS", help="Run the workers on a Ray cluster: auto, HOST:PORT, or local."),
+    click.option("--index", type=int, help="Be only this one of the workers; the others run elsewhere."),
+    click.option(
+        "--begin-at", "begin", type=Moment(), metavar="TIME", help="When to begin, as 2026-11-22T21:00:00Z; UTC."
+    ),
     click.option(
         "--metrics", metavar="URL", help="The server's metrics, as http://HOST:PORT.  [default: 8002 beside 8000, 8001]"
     ),
@@ -124,6 +146,7 @@ def plan_of(url: str, options: dict[str, Any]) -> "Plan":
         profile=options["profile"] or "flat",
         trace=str(trace) if trace else None,
         metrics=options["metrics"],
+        **{key: options[key] for key in ("ray", "index", "begin")},
         **{key: options[key] for key in taken},
     )
 

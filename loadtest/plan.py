@@ -37,6 +37,11 @@ class Plan:
         in_flight: open loop: the most requests in flight at once, for each worker.
         workers: processes that share the load.
         metrics: `http://HOST:PORT` of the server's metrics; None tries 8002 for a server at 8000 or 8001.
+        ray: the address of a Ray cluster on whose machines the workers run, `local` for one on this machine; None runs
+            them here.
+        index: which one of the workers this process is, where the others run elsewhere, as in a Kubernetes Job; None
+            starts them all.
+        begin: when the run begins, in seconds since 1970; None begins as soon as all is ready.
     """
 
     url: str
@@ -57,6 +62,9 @@ class Plan:
     in_flight: int = schedule.MOST_IN_FLIGHT
     workers: int = 1
     metrics: str | None = None
+    ray: str | None = None
+    index: int | None = None
+    begin: float | None = None
 
     def __post_init__(self) -> None:
         parse_url(self.url)
@@ -78,6 +86,10 @@ class Plan:
                 raise UsageError(f"{name} is {getattr(self, name):g}", fix="give 0 or more")
         if self.concurrency is not None and self.workers > self.concurrency:
             raise UsageError("there are more workers than requests in flight", fix="use fewer workers")
+        if self.index is not None and not 0 <= self.index < self.workers:
+            raise UsageError(f"there is no worker {self.index} of {self.workers}", fix="count them from 0")
+        if self.index is not None and self.ray is not None:
+            raise UsageError("one worker alone needs no cluster", fix="leave one of --index and --ray away")
         schedule.chosen("arrival", self.arrival)
         schedule.chosen("profile", self.profile)
 

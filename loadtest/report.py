@@ -326,7 +326,8 @@ def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             ("server's count", f"{server['success']:,} ({'equal' if server['reconciled'] else 'NOT equal'} to ours)")
         )
-        rows.append(("server's time", f"{number(server['request_ms'])} ms a request, ours {server['overhead']:+.1%}"))
+        ours = "" if server["overhead"] is None else f", ours {server['overhead']:+.1%}"
+        rows.append(("server's time", f"{number(server['request_ms'])} ms a request{ours}"))
     return rows
 
 

@@ -104,10 +104,11 @@ class Writer:
     `add` only keeps the line, so that no disk access falls between two requests; `flush` writes what was kept.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+    def __init__(self, path: Path, header: dict[str, Any], worker: int = 0) -> None:
         self._lines: list[str] = []
+        self._worker = worker
         self._file: IO[bytes] = path.open("wb")
-        self._file.write(_document({"format": FORMAT, **header}))
+        self._file.write(document_line({"format": FORMAT, **header}))
         self._file.flush()
 
     def __enter__(self) -> "Writer":
@@ -118,7 +119,7 @@ class Writer:
 
     def add(self, flight: Flight) -> None:
         """Keep one request's line."""
-        self._lines.append(line(flight))
+        self._lines.append(line(flight, self._worker))
 
     def lines(self, whole: bytes) -> None:
         """Write whole lines that a worker made."""
@@ -127,7 +128,7 @@ class Writer:
     def reading(self, values: dict[str, Any]) -> None:
         """Write what was read of the server's machine; `values` has the key `reading`."""
         self.flush()
-        self._file.write(_document(values))
+        self._file.write(document_line(values))
 
     def flush(self) -> None:
         """Write the lines kept so far."""
@@ -138,7 +139,7 @@ class Writer:
     def finish(self, end: dict[str, Any]) -> None:
         """Write the last line; the file is complete with it."""
         self.flush()
-        self._file.write(_document(end))
+        self._file.write(document_line(end))
 
     def close(self) -> None:
         """Write what is left and close the file."""
@@ -146,7 +147,8 @@ class Writer:
             self.flush()
 
 
-def _document(values: dict[str, Any]) -> bytes:
+def document_line(values: dict[str, Any]) -> bytes:
+    """Return the line of a document, such as the first and the last one."""
     return json.dumps(values).encode() + b"\n"
 
 

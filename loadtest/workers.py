@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from loadtest.loop import PATIENCE, Progress
 from loadtest.plan import Plan
 from loadtest.results import Writer
 
+HEAD_START = 0.2
 _LAST_WORDS, _LAST_BREATH = 5.0, 1.0
 _GRACE = 30.0
 _CHUNK = 2**20
@@ -58,7 +59,13 @@ class Ending:
 
 
 class Channel(Protocol):
-    """The way to one worker, wherever it runs."""
+    """The way to one worker, wherever it runs.
+
+    Attributes:
+        clock: how the clock of its machine stands to ours, where that is another one.
+    """
+
+    clock: dict[str, Any] | None
 
     async def begin(self, zero: float) -> None:
         """Let it begin at `zero`, on the monotonic clock of this machine."""
@@ -78,14 +85,13 @@ class Crew:
 
     Args:
         plan: the load that they share.
+        hire: starts one of them, by its number.
+        head_start: seconds between the word to begin and the moment meant, so that every worker is awake by then.
     """
 
-    head_start = 0.2
-    """Seconds between the word to begin and the moment meant, so that every worker is awake by then."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.ending = plan, Ending()
-        self.channels: Sequence[Channel] = ()
+    def __init__(self, plan: Plan, hire: "Hire", head_start: float = HEAD_START) -> None:
+        self.plan, self.hire, self.head_start, self.ending = plan, hire, head_start, Ending()
+        self.channels: list[Channel] = []
         self._states: dict[int, dict[str, Any]] = {}
         self._ready = [asyncio.Event() for _ in range(plan.workers)]
         self._ended: set[int] = set()
@@ -104,7 +110,8 @@ class Crew:
             ServerAbsent: the server stopped answering meanwhile.
             MachineError: a worker died.
         """
-        self.channels = [await start(package, worker) for worker in range(self.plan.workers)]
+        for worker in range(self.plan.workers):
+            self.channels.append(await self.hire(package, worker))
         self._following = [asyncio.create_task(self._follow(worker)) for worker in range(len(self.channels))]
         ready = [asyncio.create_task(event.wait()) for event in self._ready]
         try:
@@ -210,8 +217,14 @@ class Crew:
         return Progress(elapsed, recent=recent, **counts)
 
 
+Hire = Callable[[bytes, int], Awaitable[Channel]]
+"""Starts a worker, from its package and its number."""
+
+
 class Process:
     """A worker in a process of its own on this machine."""
+
+    clock: dict[str, Any] | None = None
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -248,9 +261,13 @@ class Process:
             await self.process.stdin.drain()
 
 
+def python_path() -> str:
+    """Return the PYTHONPATH under which another process finds this very package."""
+    return os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
 async def start(package: bytes, worker: int) -> Process:
     """Start a worker on this machine and hand it its package."""
-    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         # Without the user's folder on the path, where a file may have the name of one of our modules.
@@ -260,7 +277,7 @@ async def start(package: bytes, worker: int) -> Process:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=_CHUNK,
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": python_path()},
         start_new_session=True,  # Ctrl-C at the terminal is for us; we tell the workers
     )
     started = Process(process)

@@ -195,7 +195,7 @@ def test_a_plan_that_a_worker_cannot_do_is_an_error_of_ours(tmp_path: Path) -> N
 
 
 async def _run(plan: Plan) -> None:
-    crew = workers.Crew(plan)
+    crew = workers.Crew(plan, workers.start)
     try:
         await crew.prepare(pack(plan, [Part("double", PAYLOADS)], {}), lambda state: None)
         await crew.run(asyncio.get_running_loop().time(), None, lambda state: None)  # type: ignore[arg-type]
