@@ -22,9 +22,9 @@ def job(load: Sequence[str], *, image: str, claim: str, pods: int, begin: dateti
     loader = jinja2.PackageLoader("loadtest", "templates")
     environment = jinja2.Environment(
         loader=loader,
-        autoescape=False,
+        autoescape=False,  # noqa: S701 -- YAML; every value is written as JSON
         undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,  # noqa: S701 -- YAML
+        keep_trailing_newline=True,
     )
     arguments = ["run", *(argument.replace("$(", "$$(") for argument in load), *own]
     return environment.get_template("job.yaml").render(

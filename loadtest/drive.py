@@ -60,6 +60,7 @@ def run(plan: Plan, parts: Sequence[Part], path: Path, progress: Callable[[Progr
         raise BadInput("no payload to send", fix="give at least one request")
     if not path.parent.is_dir():
         raise BadInput("there is no such folder", where=str(path.parent), fix="create it, or write elsewhere")
+    _until(plan.begin)
     work = partial(_drive, plan, parts, path, progress or (lambda _: None))
     if not eventloop.is_running():
         work()

@@ -1,5 +1,7 @@
 """`loadtest run`: send load to a model and report on it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def run(
     if output and html and output.resolve() == html.resolve():
         raise UsageError("--output and --html are the same file", fix="give two names")
     path = output or _default_output(model)
-    with live.shown(plan, quiet=as_json) as show:
+    with _kept(path), live.shown(plan, quiet=as_json) as show:
         drive.run(plan, parts_of(plan, model, options), path, show)
     results, values = load_file(path)
     if html:
@@ -59,6 +61,18 @@ def _default_output(model: str) -> Path:
     folder = Path("build/loads")
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{model}-{datetime.now():%Y%m%d-%H%M%S}.jsonl"
+
+
+@contextmanager
+def _kept(path: Path) -> Iterator[None]:
+    """Say where the results of a run are that did not come to its end."""
+    before = path.stat().st_mtime_ns if path.exists() else None
+    try:
+        yield
+    except BaseException:
+        if path.exists() and path.stat().st_mtime_ns != before:
+            click.echo(f"results so far: {path}", err=True)
+        raise
 
 
 def _finish(values: dict[str, Any], path: Path, as_json: bool, allow_invalid: bool) -> None:
