@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.results import ERROR, MISMATCH, OK, TIMEOUT, Results
+from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Results
 from loadtest.statistics import Seconds, milliseconds
 
 STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
@@ -39,9 +39,13 @@ def by_model(results: Results, seconds: float) -> list[dict[str, Any]]:
 
 
 def failures(results: Results) -> list[tuple[str, Seconds]]:
-    """Return the seconds at which requests failed, by the short name of what went wrong, the most frequent first."""
+    """Return when requests failed, by the short name of what went wrong, the most frequent first.
+
+    Those that were not sent are among them, at the seconds at which they were due.
+    """
     bad = ~results.of(OK) & ~np.isnan(results.done)
     found = [(name, results.done[bad & (results.kind == number)]) for number, name in enumerate(results.kinds)]
+    found.append(("not sent", results.planned[results.of(DROPPED)]))
     named = [(name or "failed", moments) for name, moments in found if len(moments)]
     return sorted(named, key=lambda one: -len(one[1]))
 

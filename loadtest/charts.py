@@ -46,7 +46,7 @@ def charts(results: Results, values: dict[str, Any]) -> list[Chart]:
     if results.of(OK, MISMATCH, TIMEOUT).any():
         drawn += [_percentiles(results), _latency_over_time(results), _throughput(results, values)]
         drawn += [_errors(results), _split(values), _split_over_time(results), _batches(values)]
-    elif not np.isnan(results.done).all():
+    else:
         drawn.append(_errors(results))
     drawn += [_processor(results), _memory(results)]
     return [chart for chart in drawn if chart]
@@ -93,7 +93,9 @@ def _line(x: Any, y: Any, name: str, color: str, **more: Any) -> Any:
 
 def _seconds(results: Results) -> dict[str, Any]:
     """Return the time axis; one range for all charts, so that they can be read below each other."""
-    return {"title": "seconds since the start", "range": [0, float(np.nanmax(results.done))]}
+    moments = (results.planned, results.done[~np.isnan(results.done)], breakdown.column(results, "reading")[0])
+    end = max(float(values.max()) for values in moments if len(values))
+    return {"title": "seconds since the start", "range": [0, end]}
 
 
 def _percentiles(results: Results) -> Chart:
@@ -268,7 +270,8 @@ def _errors(results: Results) -> Chart | None:
     most, rest = found[: _MOST_KINDS - 1], [moments for _, moments in found[_MOST_KINDS - 1 :]]
     if rest:
         most.append(("others", np.concatenate(rest)))
-    edges = windows(float(np.nanmax(results.done)) + 1e-6, _MOST_WINDOWS)
+    last = max(float(moments.max()) for _, moments in found)
+    edges = windows(last + 1e-6, _MOST_WINDOWS)
     middles, colors = (edges[:-1] + edges[1:]) / 2, (RED, ORANGE, PURPLE, BLUE, GREEN, GREY)
     bars = [
         go.Bar(x=middles, y=np.histogram(moments, edges)[0], name=name, marker={"color": color}, width=np.diff(edges))

@@ -176,11 +176,22 @@ def test_failures_are_drawn_by_kind(tmp_path: Path) -> None:
     path = write(tmp_path / "r", rows, END)
     assert read(path).kinds == ["", "no answer in time", "HTTP 503"]
     assert [(name, len(moments)) for name, moments in breakdown.failures(read(path))] == [
+        ("not sent", 4),
         ("no answer in time", 3),
         ("HTTP 503", 3),
     ]
     page.write(path, tmp_path / "page.html")
     assert "Failures over time" in (tmp_path / "page.html").read_text()
+
+
+def test_the_page_of_a_run_that_sent_nothing_shows_why(tmp_path: Path) -> None:
+    dropped = [Flight(n, n / 10, 0, verdict=DROPPED) for n in range(10)]
+    for rows in (dropped, []):
+        path = write(tmp_path / "r", rows, END | {"errors": []})
+        page.write(path, tmp_path / "page.html")
+        html = (tmp_path / "page.html").read_text()
+        assert "INVALID RUN" in html
+        assert ("Failures over time" in html) == bool(rows)
 
 
 def on_terminal(document: dict[str, Any], width: int) -> str:
