@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.commandline import document, emit, json_option
-from loadtest.options import Duration
 from loadtest.errors import MachineError, UsageError
+from loadtest.options import Duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
