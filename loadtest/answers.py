@@ -41,7 +41,7 @@ class Answers:
     """
 
     def __init__(self, references: Mapping[int, tuple[Arrays, float]]) -> None:
-        self._references = references
+        self.references = references
         self._seen: dict[int, bytes] = {}
         self.reset()
 
@@ -58,12 +58,12 @@ class Answers:
             raw: the bytes of all outputs. Bytes that were right before need no decoding.
             decode: makes the arrays.
         """
-        if payload not in self._references:
+        if payload not in self.references:
             return ""
         self.checked += 1
         if self._seen.get(payload) == raw:
             return ""
-        outputs, (reference, tolerance) = decode(), self._references[payload]
+        outputs, (reference, tolerance) = decode(), self.references[payload]
         for name, array in reference.items():
             if difference := _difference(outputs.get(name), array, tolerance):
                 text, place = difference

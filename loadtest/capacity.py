@@ -231,7 +231,8 @@ class _Known:
 
 
 def _holds(counts: Counts, allowed: float) -> bool:
-    return bool(counts.bad.sum() <= allowed * counts.counted.sum())
+    # A probe in which no request was due says nothing, least of all that its rate holds.
+    return bool(counts.counted.sum() > 0 and counts.bad.sum() <= allowed * counts.counted.sum())
 
 
 def trend(latency: NDArray[np.float64]) -> float:

@@ -5,6 +5,8 @@ import click
 from loadtest.commandline import CommandGroup, version
 from loadtest.commands.capacity import capacity
 from loadtest.commands.compare import compare
+from loadtest.commands.manifest import manifest
+from loadtest.commands.merge import merge
 from loadtest.commands.mlperf import mlperf
 from loadtest.commands.report import report
 from loadtest.commands.run import run
@@ -25,3 +27,5 @@ main.add_command(mlperf)
 main.add_command(selftest)
 main.add_command(compare)
 main.add_command(capacity)
+main.add_command(merge)
+main.add_command(manifest)

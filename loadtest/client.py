@@ -7,7 +7,7 @@ than many models do.
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +19,6 @@ from loadtest.errors import (
     ServerAbsent,
     ServerFault,
     ServerNonsense,
-    UsageError,
 )
 from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES, UNBOUNDED, Array, Arrays, Dim, TensorSpec
 
@@ -66,7 +65,7 @@ class Statistics:
     """What a Triton server counted for a model since it was loaded; the difference of two is what happened between.
 
     Counts are requests, but `inference_count` (samples) and `execution_count` (runs of the model, one per batch).
-    Durations are nanoseconds summed over the successful requests.
+    Durations are nanoseconds summed over the successful requests. `batches` counts executions by the samples in them.
     """
 
     success: int = 0
@@ -78,10 +77,15 @@ class Statistics:
     compute_output_ns: int = 0
     inference_count: int = 0
     execution_count: int = 0
+    batches: dict[int, int] = field(default_factory=dict)
 
     def _combine(self, other: "Statistics", sign: int) -> "Statistics":
+        counts = [one.name for one in fields(self) if one.name != "batches"]
+        sizes = sorted(self.batches | other.batches)
+        batches = {size: self.batches.get(size, 0) + sign * other.batches.get(size, 0) for size in sizes}
         return Statistics(
-            **{field.name: getattr(self, field.name) + sign * getattr(other, field.name) for field in fields(self)}
+            **{name: getattr(self, name) + sign * getattr(other, name) for name in counts},
+            batches={size: count for size, count in batches.items() if count},
         )
 
     def __sub__(self, other: "Statistics") -> "Statistics":
@@ -89,20 +93,6 @@ class Statistics:
 
     def __add__(self, other: "Statistics") -> "Statistics":
         return self._combine(other, 1)
-
-
-def parse_url(url: str) -> tuple[str, str]:
-    """Split `grpc://HOST:PORT` or `http://HOST:PORT` into the scheme and `HOST:PORT`.
-
-    Raises:
-        UsageError: another scheme, also an encrypted one, no port, or something behind the port.
-    """
-    protocol, place, encrypted = address(url)
-    if encrypted:
-        raise UsageError(
-            "not the address of a plain server", where=url, fix="write grpc://HOST:PORT or http://HOST:PORT"
-        )
-    return protocol, place
 
 
 def connect(url: str, timeout: float = 30.0, connection: Connection = PLAIN) -> "Client":
@@ -312,6 +302,10 @@ def _statistics(entry: dict[str, Any]) -> Statistics:
         compute_output_ns=read("compute_output", "ns"),
         inference_count=int(entry.get("inference_count", 0)),
         execution_count=int(entry.get("execution_count", 0)),
+        batches={
+            int(batch["batch_size"]): int(batch.get("compute_infer", {}).get("count", 0))
+            for batch in entry.get("batch_stats", ())
+        },
     )
 
 

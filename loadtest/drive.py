@@ -7,25 +7,30 @@ leave before the end of the run is written down as dropped.
 
 import asyncio
 import importlib.metadata
+import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loadtest import eventloop, traffic
-from loadtest.answers import Answers
+from loadtest import eventloop, traffic, workers
+from loadtest.answers import MOST_SAMPLES, Answers
 from loadtest.client import Client, Statistics, connect
 from loadtest.commandline import version as lathe_version
-from loadtest.errors import BadInput, LatheError, ServerAbsent
+from loadtest.errors import BadInput, LatheError, MachineError, ServerAbsent
 from loadtest.loop import PATIENCE, Loop, Progress
+from loadtest.package import pack
 from loadtest.plan import Plan
+from loadtest.readings import Readings
 from loadtest.results import Writer
 from loadtest.senders.choice import sending
+from loadtest.senders.sender import Sender
 from loadtest.tensors import Arrays, TensorSpec
 from loadtest.traffic import Part
 
@@ -56,6 +61,7 @@ def run(plan: Plan, parts: Sequence[Part], path: Path, progress: Callable[[Progr
         next(plan.due(plan.duration), None)  # a bad trace is refused before anything is sent
     if not path.parent.is_dir():
         raise BadInput("there is no such folder", where=str(path.parent), fix="create it, or write elsewhere")
+    _until(plan.begin)
     work = partial(_drive, plan, parts, path, progress or (lambda _: None))
     if not eventloop.is_running():
         work()
@@ -69,56 +75,134 @@ def _drive(plan: Plan, parts: Sequence[Part], path: Path, show: Callable[[Progre
     with connect(plan.url, max(plan.timeout or 0.0, PATIENCE), plan.connection) as client:
         answers = _answers(client, plan, parts)
         header = _header(plan, client, parts)
-        choose = traffic.Chooser(parts, plan.seed)
-        with (
-            sending(plan, client, parts, answers) as sender,
-            asyncio.Runner(loop_factory=eventloop.fine_loop) as runner,
-        ):
+        with _crew(plan, client, parts, answers) as crew, asyncio.Runner(loop_factory=eventloop.fine_loop) as runner:
             try:
-                eventloop.run(runner, sender.open(plan.concurrency or _FIRST_CONNECTIONS))
-                if plan.warmup:
-                    warmup = Loop(plan, sender, choose, plan.warmup, lambda flight: None)
-                    eventloop.run(runner, warmup.run(lambda state: show(Progress(state.elapsed, warming=True))))
-                    if warmup.gone:
-                        raise ServerAbsent("the server stopped answering during the warm-up", where=plan.url)
-                if answers:
-                    answers.reset()
-                loop = partial(Loop, plan, sender, choose, plan.duration)
-                _measure(runner, loop, client, parts, answers, Writer(path, header), show)
+                package = b"" if isinstance(crew, Alone) else pack(plan, parts, answers.references if answers else {})
+                eventloop.run(runner, crew.prepare(package, show))
+                if clocks := [channel.clock for channel in crew.channels if channel.clock]:
+                    header["clocks"] = clocks
+                _measure(runner, crew, client, parts, answers, Writer(path, header, plan.index or 0), show)
             finally:
-                runner.run(sender.close())
+                runner.run(crew.close())
+
+
+@contextmanager
+def _crew(
+    plan: Plan, client: Client, parts: Sequence[Part], answers: Answers | None
+) -> "Iterator[Alone | workers.Crew]":
+    """Yield those who send the load: this process, others on this machine, or others on the machines of a cluster."""
+    if plan.ray is not None:
+        from loadtest import ray_workers
+
+        with ray_workers.hiring(plan.ray) as hire:
+            yield workers.Crew(plan, hire, ray_workers.HEAD_START)
+    elif plan.workers > 1 and plan.index is None:
+        yield workers.Crew(plan, workers.start)
+    else:
+        with sending(plan, client, parts, answers) as sender:
+            yield Alone(plan, parts, answers, sender)
 
 
 def _measure(
     runner: asyncio.Runner,
-    make: Callable[..., Loop],
+    crew: "Alone | workers.Crew",
     client: Client,
     parts: Sequence[Part],
     answers: Answers | None,
     writer: Writer,
     show: Callable[[Progress], None],
 ) -> None:
+    plan = crew.plan
     with writer:
         before = _settled(client, parts)
-        loop = make(writer.add)
+        readings = Readings(plan.url, {part.model for part in parts}, plan.metrics)
 
         def tick(state: Progress) -> None:
             writer.flush()
             show(state)
 
+        async def watched() -> None:
+            zero = asyncio.get_running_loop().time() + start
+            watching = asyncio.create_task(readings.run(zero, writer.reading))
+            try:
+                await crew.run(zero, writer, tick)
+            finally:
+                watching.cancel()
+
+        start = max(crew.head_start, _until(plan.begin))
         cpu, wall = time.process_time(), time.monotonic()
-        eventloop.run(runner, loop.run(tick))
-        busy = (time.process_time() - cpu) / (time.monotonic() - wall)
-        end: dict[str, Any] = {"end": loop.end, "client_cpu": busy, "gone": loop.gone}
-        most = loop.errors.most_common(_ERROR_KINDS)
+        eventloop.run(runner, watched())
+        seconds, ending = time.monotonic() - wall - start, crew.ending
+        # The process that writes the workers' lines down uses the same cores.
+        busy = (time.process_time() - cpu + ending.cpu) / seconds
+        end: dict[str, Any] = {"end": ending.end, "client_cpu": busy, "client_cores": _cores(plan), "gone": ending.gone}
+        most = ending.errors.most_common(_ERROR_KINDS)
         end["errors"] = [{"verdict": verdict, "text": text, "count": count} for (verdict, text), count in most]
         if answers:
-            end |= {"checked": answers.checked, "mismatches": answers.samples}
+            end |= {"checked": ending.checked, "mismatches": ending.mismatches[:MOST_SAMPLES]}
         try:
-            end["server"] = asdict(_settled(client, parts, loop.succeeded, before) - before)
+            end["server"] = asdict(_settled(client, parts, ending.succeeded, before) - before)
         except LatheError as error:
             end["server"], end["server_error"] = None, error.what
         writer.finish(end)
+
+
+class Alone:
+    """The one worker of this process, when it is the only one here: the same face as `workers.Crew`."""
+
+    head_start = 0.0
+    channels: Sequence[workers.Channel] = ()
+
+    def __init__(self, plan: Plan, parts: Sequence[Part], answers: Answers | None, sender: Sender) -> None:
+        self.plan, self.ending, self._worker = plan, workers.Ending(), plan.index or 0
+        self._sender, self._answers, self._choose = sender, answers, traffic.Chooser(parts, plan.seed)
+
+    async def prepare(self, _: bytes, show: Callable[[Progress], None]) -> None:
+        """Connect and warm up."""
+        plan = self.plan
+        await self._sender.open(connections(plan, self._worker))
+        if plan.warmup:
+            loop = Loop(plan, self._sender, self._choose, plan.warmup, lambda flight: None, self._worker)
+            await loop.run(lambda state: show(Progress(state.elapsed, warming=True)))
+            if loop.gone:
+                raise ServerAbsent("the server stopped answering during the warm-up", where=plan.url)
+        if self._answers:
+            self._answers.reset()
+
+    async def run(self, zero: float, writer: Writer, tick: Callable[[Progress], None]) -> None:
+        """Send."""
+        loop = Loop(self.plan, self._sender, self._choose, self.plan.duration, writer.add, self._worker)
+        await loop.run(tick, zero)
+        checked, samples = (self._answers.checked, self._answers.samples) if self._answers else (0, [])
+        self.ending = workers.Ending(loop.end, loop.gone, loop.succeeded, loop.errors, 0.0, checked, samples)
+
+    async def close(self) -> None:
+        """Drop all connections."""
+        await self._sender.close()
+
+
+def connections(plan: Plan, worker: int = 0) -> int:
+    """Return how many connections one worker opens before its first request."""
+    return plan.share(plan.concurrency or 0, worker) or _FIRST_CONNECTIONS
+
+
+def _until(begin: float | None) -> float:
+    """Return the seconds until a moment of the wall clock.
+
+    Raises:
+        MachineError: it is over.
+    """
+    left = 0.0 if begin is None else begin - time.time()
+    if left < 0:
+        raise MachineError(f"the run was to begin {-left:.1f} s ago", fix="name a later --begin-at")
+    return left
+
+
+def _cores(plan: Plan) -> int:
+    """Return the cores that the client may use; Ray gives each worker one of its own."""
+    if plan.index is not None:
+        return 1
+    return plan.workers if plan.ray is not None else min(plan.workers, len(os.sched_getaffinity(0)))
 
 
 def _answers(client: Client, plan: Plan, parts: Sequence[Part]) -> Answers | None:

@@ -49,9 +49,15 @@ def run(runner: asyncio.Runner, work: Coroutine[Any, Any, None]) -> None:
         Stopped: a SIGTERM came meanwhile; `work` was cancelled and has cleaned up.
         KeyboardInterrupt: likewise for Ctrl-C.
     """
-    with _sigterm(runner.get_loop()) as was_stopped:
+    main: list[asyncio.Task[None] | None] = []
+
+    async def whole() -> None:
+        main.append(asyncio.current_task())
+        await work
+
+    with _sigterm(runner.get_loop(), main) as was_stopped:
         try:
-            runner.run(work)
+            runner.run(whole())
         except asyncio.CancelledError:
             if was_stopped():
                 raise Stopped("stopped by SIGTERM", fix="run it again") from None
@@ -59,7 +65,7 @@ def run(runner: asyncio.Runner, work: Coroutine[Any, Any, None]) -> None:
 
 
 @contextmanager
-def _sigterm(loop: asyncio.AbstractEventLoop) -> Iterator[Callable[[], bool]]:
+def _sigterm(loop: asyncio.AbstractEventLoop, main: list["asyncio.Task[None] | None"]) -> Iterator[Callable[[], bool]]:
     # Raised inside a callback of the event loop, the exception of the command line's own handler would be swallowed.
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -68,7 +74,7 @@ def _sigterm(loop: asyncio.AbstractEventLoop) -> Iterator[Callable[[], bool]]:
 
     def cancel() -> None:
         received.append(signal.SIGTERM)
-        for task in asyncio.all_tasks(loop):
+        for task in filter(None, main):
             task.cancel()
 
     before = signal.getsignal(signal.SIGTERM)

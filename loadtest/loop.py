@@ -21,18 +21,23 @@ PATIENCE = 30.0
 """Seconds after the end of the sending for which answers are waited for when requests have no timeout."""
 
 _RETRY_PAUSE = 0.05
+_MOST_RECENT = 100
 _MOST_TEXTS = 1000
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: seconds since its start, requests so far, and `warming` before the counted part."""
+    """How far a run is: seconds since its start, requests so far, and `warming` before the counted part.
+
+    `recent` are some of the requests that ended since the last look, each as its latency and its lag in seconds.
+    """
 
     elapsed: float
     done: int = 0
     failed: int = 0
     in_flight: int = 0
     warming: bool = False
+    recent: tuple[tuple[float, float], ...] = ()
 
 
 class Loop:
@@ -61,6 +66,7 @@ class Loop:
         self.end, self.gone = 0.0, False
         self.errors: Counter[tuple[str, str]] = Counter()
         self.sending = True
+        self._recent: list[Flight] = []
         self._worker = worker
         self._limit = plan.share(plan.requests, worker) if plan.requests else None
         sequences = in_sequences(choose.parts, plan.sequence)
@@ -109,7 +115,16 @@ class Loop:
             # The last answers are waited for in short steps, so that `end` is near the last of them.
             rest = self.duration - now if self.sending else TICK / 10
             await asyncio.sleep(max(0.0, min(TICK, rest)))
-            tick(Progress(self._now(), self.ended, self.ended - self.succeeded, len(self._flying)))
+            tick(self._progress())
+
+    def _progress(self) -> Progress:
+        ended, self._recent = self._recent, []
+        recent = tuple(
+            (flight.done - flight.planned, flight.sent - flight.planned)
+            for flight in ended[:: len(ended) // _MOST_RECENT + 1]
+            if flight.done is not None and flight.sent is not None
+        )
+        return Progress(self._now(), self.ended, self.ended - self.succeeded, len(self._flying), recent=recent)
 
     def _now(self) -> float:
         return self.loop.time() - self._zero
@@ -186,6 +201,7 @@ class Loop:
         if not self.plan.open and flight.sent is not None:
             flight.planned = flight.sent
         self.record(flight)
+        self._recent.append(flight)
         if flight.verdict == OK:
             self.succeeded += 1
         else:

@@ -47,10 +47,12 @@ def reader(source: str) -> Callable[[], float]:
     if source.isdigit():
         return lambda: float(sum(map(_resident, _family(int(source)))))
 
+    url = source.rstrip("/").removesuffix("/metrics") + "/metrics"
+
     def ask() -> float:
         # No proxy of the environment stands before a server's metrics.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(source, timeout=2) as answer:
+        with opener.open(url, timeout=2) as answer:
             found = _METRIC.search(answer.read().decode("utf-8", "replace"))
         if not found:
             raise ValueError("there is no nv_cpu_memory_used_bytes")

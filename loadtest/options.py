@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,6 +48,22 @@ class Duration(click.ParamType[float]):
             return seconds(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class Moment(click.ParamType[float]):
+    """A time such as `2026-11-22T21:00:00Z`, as seconds since 1970; UTC where it names no zone."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        if isinstance(value, float):
+            return value
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a time; write 2026-11-22T21:00:00Z", param, ctx)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 class Share(click.ParamType[float]):
@@ -179,6 +196,15 @@ _OPTIONS = (
     click.option(
         "--warmup", type=Duration(), default="1s", show_default=True, help="Load before the run, not counted."
     ),
+    click.option("--workers", type=int, default=1, show_default=True, help="Processes that share the load."),
+    click.option("--ray", metavar="ADDRESS", help="Run the workers on a Ray cluster: auto, HOST:PORT, or local."),
+    click.option("--index", type=int, help="Be only this one of the workers; the others run elsewhere."),
+    click.option(
+        "--begin-at", "begin", type=Moment(), metavar="TIME", help="When to begin, as 2026-11-22T21:00:00Z; UTC."
+    ),
+    click.option(
+        "--metrics", metavar="URL", help="The server's metrics, as http://HOST:PORT.  [default: 8002 beside 8000, 8001]"
+    ),
 )
 
 threshold_option = click.option(
@@ -244,7 +270,7 @@ def plan_of(url: str, options: dict[str, Any]) -> "Plan":
         raise UsageError("--speed needs --trace", fix="give the trace to replay")
     if concurrency is None and rate is None and trace is None:
         concurrency = 8
-    taken = ("speed", "requests", "think", "sequence", "seed", "timeout", "retries", "warmup")
+    taken = ("speed", "requests", "think", "sequence", "seed", "timeout", "retries", "warmup", "workers")
     limit = {} if options["in_flight"] is None or concurrency is not None else {"in_flight": options["in_flight"]}
     return Plan(
         url,
@@ -255,6 +281,8 @@ def plan_of(url: str, options: dict[str, Any]) -> "Plan":
         profile=options["profile"] or "flat",
         trace=str(trace) if trace else None,
         connection=connection_of(options),
+        metrics=options["metrics"],
+        **{key: options[key] for key in ("ray", "index", "begin")},
         **{key: options[key] for key in taken},
         **limit,
     )

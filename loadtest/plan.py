@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import schedule
-from loadtest.connection import PLAIN, Connection
+from loadtest.connection import PLAIN, Connection, address
 from loadtest.data import trace
 from loadtest.errors import UsageError
 
@@ -38,6 +38,12 @@ class Plan:
         in_flight: open loop: the most requests in flight at once, for each worker.
         workers: processes that share the load.
         connection: certificates, headers, compression, streams, shared memory.
+        metrics: `http://HOST:PORT` of the server's metrics; None tries 8002 for a server at 8000 or 8001.
+        ray: the address of a Ray cluster on whose machines the workers run, `local` for one on this machine; None runs
+            them here.
+        index: which one of the workers this process is, where the others run elsewhere, as in a Kubernetes Job; None
+            starts them all.
+        begin: when the run begins, in seconds since 1970; None begins as soon as all is ready.
     """
 
     url: str
@@ -58,9 +64,15 @@ class Plan:
     in_flight: int = schedule.MOST_IN_FLIGHT
     workers: int = 1
     connection: Connection = PLAIN
+    metrics: str | None = None
+    ray: str | None = None
+    index: int | None = None
+    begin: float | None = None
 
     def __post_init__(self) -> None:
         self.connection.check(self.url)
+        if self.metrics is not None and address(self.metrics)[0] != "http":
+            raise UsageError("not the address of metrics", where=self.metrics, fix="write http://HOST:PORT")
         if [self.concurrency, self.rate, self.trace].count(None) != 2:
             raise UsageError("a plan has a concurrency, a rate or a trace", fix="give one of the three")
         most: dict[str, float | None] = {"duration": None, "timeout": None, "requests": None, "speed": None}
@@ -79,6 +91,10 @@ class Plan:
             raise UsageError("there are more workers than requests in flight", fix="use fewer workers")
         if self.think and self.open:
             raise UsageError("an open loop does not think", fix="use a concurrency, or leave the think time away")
+        if self.index is not None and not 0 <= self.index < self.workers:
+            raise UsageError(f"there is no worker {self.index} of {self.workers}", fix="count them from 0")
+        if self.index is not None and self.ray is not None:
+            raise UsageError("one worker alone needs no cluster", fix="leave one of --index and --ray away")
         schedule.chosen("arrival", self.arrival)
         schedule.chosen("profile", self.profile)
 

@@ -1,5 +1,6 @@
 """Report: readers of a result file. Nothing here touches a server."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loadtest.breakdown import by_model
 from loadtest.commandline import document
 from loadtest.errors import BadInput
 from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Results, read
@@ -25,9 +27,18 @@ def summarize(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: `path` is not a result file.
     """
+    return load_file(path)[1]
+
+
+def load_file(path: Path) -> tuple[Results, dict[str, Any]]:
+    """Return what a result file holds, and its JSON document.
+
+    Raises:
+        BadInput: `path` is not a result file.
+    """
     results = read(path)
     try:
-        return summary(results)
+        return results, summary(results)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(
             f"its first or last line is not that of a result file: {error!r}",
@@ -60,13 +71,17 @@ def summary(results: Results) -> dict[str, Any]:
         latency_ms=milliseconds((results.done - results.planned)[counted]),
         service_ms=milliseconds((results.done - results.sent)[counted & ~np.isnan(results.sent)]),
         lag_ms={"p99": percentile(lag, 99) * 1e3, "max": percentile(lag, 100) * 1e3},
+        models=by_model(results, sending_time(results)),
         client_cpu=end.get("client_cpu"),
+        client_cores=end.get("client_cores", 1),
         server=_server(results),
         errors=end.get("errors", []),
         checked=end.get("checked", 0),
         mismatches=end.get("mismatches", []),
         thresholds=[],
     )
+    limit = _largest_lag(values) / 1e3
+    values["requests"]["late"] = int((results.sent - results.planned > limit).sum()) if results.open else 0
     values["why"], values["fix"] = _why_invalid(values, results)
     values["valid"] = not values["why"]
     values["notes"] = _notes(values, end)
@@ -89,6 +104,7 @@ def _requests(results: Results) -> dict[str, int]:
         "timed_out": int(results.of(TIMEOUT).sum()),
         "dropped": int(results.of(DROPPED).sum()),
         "mismatched": int(results.of(MISMATCH).sum()),
+        "retried": int((results.tries > 1).sum()),
     }
 
 
@@ -136,6 +152,7 @@ def _server(results: Results) -> dict[str, Any] | None:
     values |= {"service_ms": service, "overhead": service / request - 1 if request else None}
     executions = counts["execution_count"]
     values["mean_batch"] = counts["inference_count"] / executions if executions else None
+    values["batches"] = counts.get("batches", {})
     return values
 
 
@@ -159,8 +176,13 @@ def _why_invalid(values: dict[str, Any], results: Results) -> tuple[str, str]:
     return _why_not_the_planned_load(values) if results.open else _why_not_the_server(values)
 
 
+def _largest_lag(values: dict[str, Any]) -> float:
+    """Return the milliseconds that an open loop's requests may leave late."""
+    return float(np.fmax(LARGEST_LAG_MS, LARGEST_LAG_SHARE * values["latency_ms"]["p50"]))
+
+
 def _why_not_the_planned_load(values: dict[str, Any]) -> tuple[str, str]:
-    limit, lag = max(LARGEST_LAG_MS, LARGEST_LAG_SHARE * values["latency_ms"]["p50"]), values["lag_ms"]["p99"]
+    limit, lag = _largest_lag(values), values["lag_ms"]["p99"]
     if lag <= limit:
         return "", ""
     why = f"requests left late: lag p99 is {lag:.2f} ms, {limit:.2f} ms are allowed; the load was not the planned one"
@@ -168,11 +190,13 @@ def _why_not_the_planned_load(values: dict[str, Any]) -> tuple[str, str]:
 
 
 def _why_not_the_server(values: dict[str, Any]) -> tuple[str, str]:
-    used = values["client_cpu"] or 0.0
+    cores = values["client_cores"]
+    used = (values["client_cpu"] or 0.0) / cores
     if used <= BUSIEST_CLIENT:
         return "", ""
-    why = f"the client was the limit: it used {used:.0%} of its core, {BUSIEST_CLIENT:.0%} are allowed"
-    return why, "use a larger batch or less concurrency; HTTP costs the client less than gRPC"
+    own = "its core" if cores == 1 else f"its {cores} cores"
+    why = f"the client was the limit: it used {used:.0%} of {own}, {BUSIEST_CLIENT:.0%} are allowed"
+    return why, "use more --workers, a larger batch or less concurrency; HTTP costs the client less than gRPC"
 
 
 def _notes(values: dict[str, Any], end: dict[str, Any]) -> list[str]:
@@ -180,6 +204,13 @@ def _notes(values: dict[str, Any], end: dict[str, Any]) -> list[str]:
     if requests["dropped"]:
         share = requests["dropped"] / requests["planned"]
         notes.append(f"{requests['dropped']} requests ({share:.1%}) could not be sent; no latency counts them")
+    if requests["late"]:
+        share = requests["late"] / requests["planned"]
+        notes.append(f"{requests['late']} requests ({share:.1%}) left late, which their latency counts")
+    if requests["retried"]:
+        notes.append(
+            f"{requests['retried']} requests were sent more than once; their latency counts from the first time"
+        )
     if server and not server["reconciled"]:
         ours = requests["done"] + requests["mismatched"]
         notes.append(
@@ -196,6 +227,8 @@ def _notes(values: dict[str, Any], end: dict[str, Any]) -> list[str]:
 def text(values: dict[str, Any]) -> RenderableType:
     """Return the report for a terminal of 60 columns or more."""
     parts: list[RenderableType] = [*_headline(values), Text(), _latency_table(values), Text(), _facts_table(values)]
+    if len(values["models"]) > 1:
+        parts += [Text(), _models_table(values)]
     if values["errors"]:
         errors = Table("count", "error", title="errors", title_justify="left", box=None)
         for error in values["errors"]:
@@ -222,6 +255,20 @@ def mismatch_rows(values: dict[str, Any]) -> list[tuple[str, ...]]:
         tuple("-" if one[key] is None else shown(one[key]) for key in ("n", *MISMATCH_COLUMNS[1:]))
         for one in values["mismatches"]
     ]
+
+
+def table(runs: Sequence[tuple[str, dict[str, Any]]]) -> Table:
+    """Return several runs beside each other, each with a name, in the order of their rates."""
+    heads = ("run", "", "offered/s", "achieved/s", "failed", "p50 ms", "p90 ms", "p99 ms", "max ms")
+    shown = Table(*heads, box=None, pad_edge=False)
+    for column in shown.columns[2:]:
+        column.justify = "right"
+    for name, values in sorted(runs, key=lambda run: run[1]["rate"]["achieved"]):
+        rates = [number(values["rate"][key]) for key in ("offered", "achieved")]
+        latency = [number(values["latency_ms"][key]) for key in ("p50", "p90", "p99", "max")]
+        word = Text("" if values["valid"] else "INVALID", style="red")
+        shown.add_row(Text(name), word, *rates, f"{values['requests']['failed']:,}", *latency)
+    return shown
 
 
 def headline(values: dict[str, Any]) -> str:
@@ -272,6 +319,16 @@ def _latency_table(values: dict[str, Any]) -> Table:
     return table
 
 
+def _models_table(values: dict[str, Any]) -> Table:
+    table = Table("model", "answered", "failed", "per s", "p50 ms", "p99 ms", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in values["models"]:
+        counts = [f"{row['done']:,}", f"{row['failed']:,}", number(row["rate"])]
+        table.add_row(row["model"], *counts, number(row["latency_ms"]["p50"]), number(row["latency_ms"]["p99"]))
+    return table
+
+
 def _facts_table(values: dict[str, Any]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, fact in facts(values):
@@ -292,14 +349,15 @@ def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
         checked = f"{values['checked']:,} checked, {max(tolerances):.2g} allowed"
     rows.append(("outputs", checked))
     if values["client_cpu"] is not None:
-        rows.append(("client CPU", f"{values['client_cpu']:.0%} of one core"))
+        rows.append(("client CPU", f"{values['client_cpu']:.2f} of {values['client_cores']} cores"))
     if server and "request_ms" in server:
         rows.append(("server", f"{number(server['queue_ms'])} ms queue + {number(server['compute_ms'])} ms compute"))
         rows.append(("mean batch", f"{number(server['mean_batch'])} samples, {server['executions']:,} executions"))
         rows.append(
             ("server's count", f"{server['success']:,} ({'equal' if server['reconciled'] else 'NOT equal'} to ours)")
         )
-        rows.append(("server's time", f"{number(server['request_ms'])} ms a request, ours {server['overhead']:+.1%}"))
+        ours = "" if server["overhead"] is None else f", ours {server['overhead']:+.1%}"
+        rows.append(("server's time", f"{number(server['request_ms'])} ms a request{ours}"))
     return rows
 
 

@@ -1,18 +1,21 @@
 """Results: the file of a load run, one JSON document per line, written while the run goes on.
 
 First line: what was planned. Then one line per request: `n`, the times `planned`, `sent` and `done` in seconds after
-the start (null where it did not happen), `verdict`, `payload`, `worker`, and `tries` where it was sent more than once.
-Last line: `end`, what the server counted, the kinds of errors, how many answers were `checked` and the first
-`mismatches` (see `answers.Answers`); a file without it comes from a run that was interrupted.
+the start (null where it did not happen), `verdict`, `payload`, `worker`, `tries` where it was sent more than once, and
+`kind`, the short name of what went wrong. Between them, about once a second, a line with `reading`, the second of the
+run, and what the server's machine said of itself then (`loadtest.readings`). Last line: `end`, what the server counted,
+the kinds of errors, how many answers were `checked` and the first `mismatches` (see `answers.Answers`); a file without
+it comes from a run that was interrupted.
 """
 
 import json
-from array import array
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from loadtest.commandline import FORMAT
@@ -21,6 +24,20 @@ from loadtest.statistics import Seconds
 
 VERDICTS = ("ok", "mismatch", "error", "timeout", "dropped")
 OK, MISMATCH, ERROR, TIMEOUT, DROPPED = VERDICTS
+_CODES = {verdict: code for code, verdict in enumerate(VERDICTS)}
+_DTYPES: dict[str, type[np.generic]] = {
+    "planned": np.float64,
+    "sent": np.float64,
+    "done": np.float64,
+    "verdict": np.int8,
+    "payload": np.int32,
+    "tries": np.int32,
+    "kind": np.int32,
+}
+_BLOCK = 2**20
+_LONGEST_KIND = 60
+_MOST_KINDS = 50
+_FIX = "give a file that `loadtest run` wrote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +108,24 @@ class Flight:
     turn: Turn | None = None
 
 
+def line(flight: Flight, worker: int = 0) -> str:
+    """Return one request's line."""
+    sent = "null" if flight.sent is None else f"{flight.sent:.6f}"
+    done = "null" if flight.done is None else f"{flight.done:.6f}"
+    more = f',"tries":{flight.tries}' if flight.tries > 1 else ""
+    if flight.error:
+        more += f',"kind":{json.dumps(kind(flight.error))}'
+    return (
+        f'{{"n":{flight.n},"planned":{flight.planned:.6f},"sent":{sent},"done":{done},'
+        f'"verdict":"{flight.verdict}","payload":{flight.payload},"worker":{worker}{more}}}\n'
+    )
+
+
+def kind(error: str) -> str:
+    """Return what comes before the details in the text of an error, as `HTTP 503` or `UNAVAILABLE`."""
+    return error.partition(":")[0][:_LONGEST_KIND]
+
+
 class Writer:
     """Writes a result file; use it in a `with` statement.
 
@@ -100,8 +135,8 @@ class Writer:
     def __init__(self, path: Path, header: dict[str, Any], worker: int = 0) -> None:
         self._lines: list[str] = []
         self._worker = worker
-        self._file: IO[str] = path.open("w", encoding="utf-8")
-        self._file.write(json.dumps({"format": FORMAT, **header}) + "\n")
+        self._file: IO[bytes] = path.open("wb")
+        self._file.write(document_line({"format": FORMAT, **header}))
         self._file.flush()
 
     def __enter__(self) -> "Writer":
@@ -112,29 +147,37 @@ class Writer:
 
     def add(self, flight: Flight) -> None:
         """Keep one request's line."""
-        sent = "null" if flight.sent is None else f"{flight.sent:.6f}"
-        done = "null" if flight.done is None else f"{flight.done:.6f}"
-        tries = f',"tries":{flight.tries}' if flight.tries > 1 else ""
-        self._lines.append(
-            f'{{"n":{flight.n},"planned":{flight.planned:.6f},"sent":{sent},"done":{done},'
-            f'"verdict":"{flight.verdict}","payload":{flight.payload},"worker":{self._worker}{tries}}}\n'
-        )
+        self._lines.append(line(flight, self._worker))
+
+    def lines(self, whole: bytes) -> None:
+        """Write whole lines that a worker made."""
+        self._file.write(whole)
+
+    def reading(self, values: dict[str, Any]) -> None:
+        """Write what was read of the server's machine; `values` has the key `reading`."""
+        self.flush()
+        self._file.write(document_line(values))
 
     def flush(self) -> None:
         """Write the lines kept so far."""
         lines, self._lines = self._lines, []
-        self._file.writelines(lines)
+        self._file.write("".join(lines).encode())
         self._file.flush()
 
     def finish(self, end: dict[str, Any]) -> None:
         """Write the last line; the file is complete with it."""
         self.flush()
-        self._file.write(json.dumps(end) + "\n")
+        self._file.write(document_line(end))
 
     def close(self) -> None:
         """Write what is left and close the file."""
         with self._file:
             self.flush()
+
+
+def document_line(values: dict[str, Any]) -> bytes:
+    """Return the line of a document, such as the first and the last one."""
+    return json.dumps(values).encode() + b"\n"
 
 
 @dataclass(frozen=True)
@@ -148,6 +191,9 @@ class Results:
         verdict: index into `VERDICTS`.
         payload: the number of what it carried.
         tries: how often it was sent.
+        kind: index into `kinds`, 0 where nothing went wrong.
+        kinds: the short names of what went wrong, an empty one first.
+        readings: what the server's machine said of itself during the run, in order of time.
     """
 
     header: dict[str, Any]
@@ -158,6 +204,9 @@ class Results:
     verdict: NDArray[np.int8]
     payload: NDArray[np.int32]
     tries: NDArray[np.int32]
+    kind: NDArray[np.int32]
+    kinds: list[str]
+    readings: list[dict[str, Any]]
 
     @property
     def open(self) -> bool:
@@ -169,22 +218,59 @@ class Results:
         return np.isin(self.verdict, [VERDICTS.index(verdict) for verdict in verdicts])
 
 
-@dataclass
 class _Columns:
-    planned: "array[float]" = field(default_factory=lambda: array("d"))
-    sent: "array[float]" = field(default_factory=lambda: array("d"))
-    done: "array[float]" = field(default_factory=lambda: array("d"))
-    verdict: "array[int]" = field(default_factory=lambda: array("b"))
-    payload: "array[int]" = field(default_factory=lambda: array("i"))
-    tries: "array[int]" = field(default_factory=lambda: array("i"))
+    """The requests of a file while it is read: arrays of one block each, so that no list of all lines ever exists."""
 
-    def add(self, row: dict[str, Any]) -> None:
-        for column, key in ((self.planned, "planned"), (self.sent, "sent"), (self.done, "done")):
-            value = row[key]
-            column.append(float("nan") if value is None else value)
-        self.verdict.append(VERDICTS.index(row["verdict"]))
-        self.payload.append(row["payload"])
-        self.tries.append(row.get("tries", 1))
+    def __init__(self) -> None:
+        self.blocks: dict[str, list[NDArray[Any]]] = {name: [] for name in _DTYPES}
+        self.kinds = {"": 0}
+        self.readings: list[dict[str, Any]] = []
+        self.end: dict[str, Any] | None = None
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Take the lines of one block.
+
+        Raises:
+            KeyError, TypeError, ValueError: one of them is not that of a result file.
+        """
+        requests = [row for row in rows if "n" in row]
+        if len(requests) < len(rows):
+            self._others([row for row in rows if "n" not in row])
+        kinds = [row.get("kind", "") for row in requests]
+        for name in dict.fromkeys(kinds):
+            # Texts with a number in them could be as many as the requests.
+            self.kinds.setdefault(name, len(self.kinds) if len(self.kinds) < _MOST_KINDS else _MOST_KINDS - 1)
+        columns = {
+            "planned": [row["planned"] for row in requests],
+            "sent": [row["sent"] for row in requests],
+            "done": [row["done"] for row in requests],
+            "verdict": [_CODES[row["verdict"]] for row in requests],
+            "payload": [row["payload"] for row in requests],
+            "tries": [row.get("tries", 1) for row in requests],
+            "kind": [self.kinds[name] for name in kinds],
+        }
+        # numpy makes NaN of None.
+        blocks = {name: np.array(values, _DTYPES[name]) for name, values in columns.items()}
+        for name, block in blocks.items():
+            self.blocks[name].append(block)
+
+    def _others(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if "end" in row:
+                self.end = row
+            else:
+                float(row["reading"])
+                self.readings.append(row)
+
+    def results(self, header: dict[str, Any]) -> Results:
+        """Return everything, ordered by planned time."""
+        joined = {name: np.concatenate([*blocks, np.array([], _DTYPES[name])]) for name, blocks in self.blocks.items()}
+        order = np.argsort(joined["planned"], kind="stable")
+        arrays = {name: column[order] for name, column in joined.items()}
+        kinds = [name for name, number in self.kinds.items() if number < _MOST_KINDS - 1]
+        if len(self.kinds) >= _MOST_KINDS:
+            kinds.append("other errors")
+        return Results(header, self.end, **arrays, kinds=kinds, readings=self.readings)
 
 
 def read(path: Path) -> Results:
@@ -193,33 +279,55 @@ def read(path: Path) -> Results:
     Raises:
         BadInput: the file is missing or is no result file; the message names the line.
     """
-    columns, end, header = _Columns(), None, None
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                    if header is None:
-                        header = _checked_header(path, row)
-                    elif "end" in row:
-                        end = row
-                    else:
-                        columns.add(row)
-                except (ValueError, KeyError, TypeError) as error:
-                    if header is not None and not line.endswith("\n"):
-                        break
-                    raise BadInput(
-                        f"line {number} is not that of a result file",
-                        where=str(path),
-                        fix="give a file that `loadtest run` wrote",
-                    ) from error
+        with path.open("rb") as file:
+            return _read(path, file)
     except FileNotFoundError:
-        raise BadInput("there is no such file", where=str(path), fix="give a file that `loadtest run` wrote") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise BadInput("is not a result file", where=str(path), fix="give a file that `loadtest run` wrote") from error
-    if header is None:
-        raise BadInput("the file is empty", where=str(path), fix="give a file that `loadtest run` wrote")
-    return _sorted(header, end, columns)
+        raise BadInput("there is no such file", where=str(path), fix=_FIX) from None
+    except IsADirectoryError as error:
+        raise BadInput("is not a result file", where=str(path), fix=_FIX) from error
+
+
+def _read(path: Path, file: IO[bytes]) -> Results:
+    first = file.readline()
+    if not first:
+        raise BadInput("the file is empty", where=str(path), fix=_FIX)
+    try:
+        header = _checked_header(path, orjson.loads(first))
+    except (ValueError, KeyError, TypeError) as error:
+        raise _not_a_result_file(path, 1) from error
+    columns, number = _Columns(), 2
+    for block in _blocks(file):
+        lines = block.count(b"\n")
+        try:
+            # One parse for thousands of lines is far quicker than one for each.
+            columns.add(orjson.loads(b"[" + block[:-1].replace(b"\n", b",") + b"]"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise _not_a_result_file(path, number + _first_bad(block)) from error
+        number += lines
+    return columns.results(header)
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield whole lines, many at a time; the half line at the end of the file is left out."""
+    while block := file.read(_BLOCK):
+        block += file.readline()
+        whole = block[: block.rfind(b"\n") + 1]
+        if whole:
+            yield whole
+
+
+def _first_bad(block: bytes) -> int:
+    for place, one in enumerate(block.splitlines()):
+        try:
+            _Columns().add([orjson.loads(one)])
+        except (ValueError, KeyError, TypeError):
+            return place
+    return 0
+
+
+def _not_a_result_file(path: Path, number: int) -> BadInput:
+    return BadInput(f"line {number} is not that of a result file", where=str(path), fix=_FIX)
 
 
 def _checked_header(path: Path, row: Any) -> dict[str, Any]:
@@ -227,18 +335,3 @@ def _checked_header(path: Path, row: Any) -> dict[str, Any]:
         raise BadInput(f"has the format {row['format']}; this version of lathe reads {FORMAT}", where=str(path))
     header: dict[str, Any] = {key: row[key] for key in ("plan", "model", "url")} | row
     return header
-
-
-def _sorted(header: dict[str, Any], end: dict[str, Any] | None, columns: _Columns) -> Results:
-    planned = np.array(columns.planned)
-    order = np.argsort(planned, kind="stable")
-    return Results(
-        header,
-        end,
-        planned[order],
-        np.array(columns.sent)[order],
-        np.array(columns.done)[order],
-        np.array(columns.verdict, dtype=np.int8)[order],
-        np.array(columns.payload, dtype=np.int32)[order],
-        np.array(columns.tries, dtype=np.int32)[order],
-    )

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from loadtest.client import parse_url
+from loadtest.connection import parse_url
 from loadtest.errors import UsageError
 from loadtest.tensors import TRITON_DTYPES, UNBOUNDED, Array, Dim, TensorSpec
 from loadtest.wire import packed

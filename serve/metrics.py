@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from loadtest.client import parse_url
+from loadtest.connection import parse_url
 from loadtest.errors import ServerAbsent, ServerNonsense, UsageError
 
 SUCCESS = "nv_inference_request_success"

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from loadtest.client import parse_url
+from loadtest.connection import parse_url
 from loadtest.errors import UsageError
 from serve.errors import BadRepository
 

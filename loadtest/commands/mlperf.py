@@ -84,9 +84,8 @@ def mlperf(model: str, url: str, mode: str, output: Path | None, as_json: bool, 
 
 
 def _performance(model: str, url: str, options: dict[str, Any], folder: Path, quiet: bool) -> dict[str, Any]:
-    from loadtest import drive
+    from loadtest import drive, live
     from loadtest import mlperf as rules
-    from loadtest.commands.run import progress_of
     from loadtest.report import summarize
     from loadtest.results import read
 
@@ -110,7 +109,7 @@ def _performance(model: str, url: str, options: dict[str, Any], folder: Path, qu
         parts = [replace(part, drawn=True) for part in parts]
     folder.mkdir(parents=True, exist_ok=True)  # not before, so that a wrong option leaves none behind
     path = folder / f"{options['scenario']}.jsonl"
-    with progress_of(plan, quiet=quiet) as show:
+    with live.shown(plan, quiet=quiet) as show:
         drive.run(plan, parts, path, show)
     run = summarize(path)
     figures = rules.figures(settings, read(path), data)

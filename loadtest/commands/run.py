@@ -1,22 +1,16 @@
 """`loadtest run`: send load to a model and report on it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from loadtest.commandline import PATH, emit, json_option
 from loadtest.errors import BadInput, LatheError, MachineError, Refused, UsageError
 from loadtest.options import allow_option, load_options, parts_of, plan_of, threshold_option
-
-if TYPE_CHECKING:
-    from loadtest.loop import Progress
-    from loadtest.plan import Plan
-
-_LINE_EVERY = 5.0
 
 
 @click.command()
@@ -25,13 +19,13 @@ _LINE_EVERY = 5.0
 @click.option("--scenario", metavar="NAME|FILE", help="Play these phases; `loadtest scenario list` lists them.")
 @click.option("--set", "settings", multiple=True, metavar="[PHASE.]KEY=VALUE", help="Change a scenario's phases.")
 @click.option("--pid", type=int, help="With --scenario: the server's process, to watch its memory for a leak.")
-@click.option("--metrics", metavar="URL", help="With --scenario: the server's metrics, to watch its machine's memory.")
 @click.option("--output", type=PATH, metavar="FILE.jsonl", help="Where to keep the results; a folder for a scenario.")
 @click.option("--html", type=PATH, metavar="FILE", help="Also write one self-contained page.")
 @threshold_option
 @click.option("--baseline", type=PATH, metavar="FILE", help="Compare the run with this one: a baseline, a result file.")
 @allow_option
 @click.option("--save-baseline", type=PATH, metavar="FILE.json", help="Keep what later comparisons need of the run.")
+@click.option("--allow-invalid", is_flag=True, help="Exit 0 for a run that proves nothing; the report says INVALID.")
 @json_option
 def run(
     model: str,
@@ -42,6 +36,7 @@ def run(
     baseline: Path | None,
     allow: float | None,
     save_baseline: Path | None,
+    allow_invalid: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -66,10 +61,10 @@ def run(
       FILE.txt    one text per line, for a model that takes strings
       FOLDER      an .npz file, a subfolder or a file for each request
     """
-    from loadtest import compare, drive, page, thresholds
-    from loadtest.report import summarize
+    from loadtest import compare, drive, live, page, thresholds
+    from loadtest.report import load_file
 
-    chosen = {key: options.pop(key) for key in ("scenario", "settings", "pid", "metrics")}
+    chosen = {key: options.pop(key) for key in ("scenario", "settings", "pid")}
     if chosen["scenario"]:
         if sentences or baseline or save_baseline:
             raise UsageError("a scenario states its own thresholds", fix="write them into its file")
@@ -91,17 +86,17 @@ def run(
         raise UsageError("--output and --html are the same file", fix="give two names")
     parts = parts_of(plan, model, options)
     path = output or _default_output(model)
-    with progress_of(plan, quiet=as_json) as show:
+    with _kept(path), live.shown(plan, quiet=as_json) as show:
         drive.run(plan, parts, path, show)
-    values = summarize(path) | {"results": str(path)}
+    results, values = load_file(path)
     values["thresholds"] = thresholds.judge(values, sentences)
     if before:
         values["comparison"] = compare.with_run(before, path, allow)
     if save_baseline:
         compare.save(path, save_baseline)
     if html:
-        page.write(path, html)
-    _finish(values, path, as_json)
+        page.write_loaded(results, values, html)
+    _finish(values | {"results": str(path)}, path, as_json, allow_invalid)
 
 
 def _play(
@@ -117,11 +112,11 @@ def _play(
 
     if html:
         raise UsageError("--html is for one run", fix="use `loadtest report FILE --html` for the phase you want")
-    if chosen["pid"] and chosen["metrics"]:
+    if chosen["pid"] and options["metrics"]:
         raise UsageError("--pid and --metrics are both given", fix="--pid is the better one where you can")
-    source = str(chosen["pid"] or chosen["metrics"] or "")
+    source = str(chosen["pid"] or options["metrics"] or "")
     settings = chosen["settings"]
-    play_and_report(model, url, options, chosen["scenario"], settings, output, source, as_json, progress_of)
+    play_and_report(model, url, options, chosen["scenario"], settings, output, source, as_json)
 
 
 def _default_output(model: str) -> Path:
@@ -130,7 +125,19 @@ def _default_output(model: str) -> Path:
     return folder / f"{model}-{datetime.now():%Y%m%d-%H%M%S}.jsonl"
 
 
-def _finish(values: dict[str, Any], path: Path, as_json: bool) -> None:
+@contextmanager
+def _kept(path: Path) -> Iterator[None]:
+    """Say where the results of a run are that did not come to its end."""
+    before = path.stat().st_mtime_ns if path.exists() else None
+    try:
+        yield
+    except BaseException:
+        if path.exists() and path.stat().st_mtime_ns != before:
+            click.echo(f"results so far: {path}", err=True)
+        raise
+
+
+def _finish(values: dict[str, Any], path: Path, as_json: bool, allow_invalid: bool) -> None:
     """Print the report and leave with the exit code that the run deserves."""
     from rich.console import Console
 
@@ -142,7 +149,8 @@ def _finish(values: dict[str, Any], path: Path, as_json: bool) -> None:
         failure = failure or compare.refusal(values["comparison"])
     if not values["valid"]:
         gone = "stopped answering" in values["why"]
-        failure = (MachineError if gone else Refused)(values["why"], where=str(path), fix=values["fix"])
+        if gone or not allow_invalid:
+            failure = (MachineError if gone else Refused)(values["why"], where=str(path), fix=values["fix"])
     if not as_json:
         Console().print(text(values))
         if "comparison" in values:
@@ -153,48 +161,3 @@ def _finish(values: dict[str, Any], path: Path, as_json: bool) -> None:
         raise failure
     if as_json:
         emit(values)
-
-
-@contextmanager
-def progress_of(plan: "Plan", quiet: bool) -> "Iterator[Callable[[Progress], None]]":
-    """Show how far the run is: a bar on a terminal, a line every few seconds elsewhere, nothing with --json."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield (lambda state: None) if quiet else _lines()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[counts]}"))
-    # Drawn only when told to: a refreshing thread would take the interpreter away from the sender at random moments.
-    with Bar(*columns, console=console, auto_refresh=False, transient=True) as bar:
-        task = bar.add_task("warm-up", total=plan.duration, counts="")
-        drawn = -1.0
-
-        def show(state: "Progress") -> None:
-            nonlocal drawn
-            if abs(state.elapsed - drawn) < 0.5:
-                return
-            drawn = state.elapsed
-            bar.update(
-                task,
-                description="warm-up" if state.warming else "sending",
-                completed=0 if state.warming else min(state.elapsed, plan.duration),
-                counts=f"{state.done:,} done, {state.failed:,} failed",
-            )
-            bar.refresh()
-
-        yield show
-
-
-def _lines() -> "Callable[[Progress], None]":
-    last = 0.0
-
-    def show(state: "Progress") -> None:
-        nonlocal last
-        if not state.warming and state.elapsed - last >= _LINE_EVERY:
-            last = state.elapsed
-            click.echo(f"{state.elapsed:.0f} s: {state.done:,} done, {state.failed:,} failed", err=True)
-
-    return show

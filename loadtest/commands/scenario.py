@@ -1,6 +1,5 @@
 """`loadtest scenario`: what scenarios there are; `loadtest run --scenario` plays one."""
 
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -86,12 +85,11 @@ def play_and_report(
     folder: Path | None,
     source: str,
     as_json: bool,
-    progress: Callable[..., Any],
 ) -> None:
     """Play the scenario `name` for `loadtest run`, print its report, and leave with the exit code it deserves."""
     from rich.console import Console
 
-    from loadtest import drive, play
+    from loadtest import drive, live, play
     from loadtest.report import summarize
     from loadtest.scenario import find, load
 
@@ -105,7 +103,7 @@ def play_and_report(
             click.echo(f"phase {phase}", err=True)
         chosen = options | own
         plan = plan_of(url, chosen)
-        with progress(plan, quiet=as_json) as show:
+        with live.shown(plan, quiet=as_json) as show:
             drive.run(plan, parts_of(plan, model, chosen), to, show)
         return summarize(to)
 

@@ -68,7 +68,7 @@ def running(
         raise UsageError("a null server with negative times or no instance", fix="give times of 0 or more")
     settings: dict[str, Any] = {"service": service, "stall": stall, "each": each, "instances": instances}
     settings |= {"inputs": [spec.document() for spec in inputs], "outputs": [spec.document() for spec in outputs]}
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
         [sys.executable, "-m", "loadtest.nullserver", json.dumps(settings)],
         stdin=subprocess.PIPE,

@@ -114,6 +114,18 @@ def test_an_invalid_run_exits_3(stand_in, tmp_path: Path) -> None:
     assert "error: " in done.stderr
 
 
+def test_an_invalid_run_may_be_allowed_and_keeps_the_word(stand_in, tmp_path: Path) -> None:
+    options = ("--duration", "500ms", "--warmup", "0s", "--tolerance", "1e-5", "--allow-invalid")
+    with stand_in(wrong=True, since=40) as server:
+        done = loadtest("run", "double", "--url", server.http, *options, "--output", tmp_path / "r.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("INVALID RUN: ")
+    with stand_in(die=20) as server:
+        options = ("--duration", "60s", "--warmup", "0s", "--allow-invalid")
+        done = loadtest("run", "double", "--url", server.http, *options, "--output", tmp_path / "r.jsonl")
+    assert done.returncode == 5
+
+
 BAD_OPTIONS = {
     "rate 0": (("--rate", 0), 2, "rate"),
     "duration 0": (("--duration", "0s"), 2, "duration"),
@@ -202,7 +214,7 @@ def test_a_report_of_something_else(tmp_path: Path) -> None:
     assert "line 1" in done.stderr
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("report",), ("compare",), ("capacity",)])
+@pytest.mark.parametrize("command", [(), ("run",), ("report",), ("compare",), ("capacity",), ("merge",), ("manifest",)])
 def test_help_has_an_example_and_imports_nothing_heavy(command: tuple[str, ...]) -> None:
     code = (
         "import sys; from loadtest.cli import main\n"

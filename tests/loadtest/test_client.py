@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from loadtest import client as client_module
-from loadtest.client import Statistics, connect, parse_url
+from loadtest.client import Statistics, connect
+from loadtest.connection import parse_url
 from loadtest.errors import (
     BadInput,
     LatheError,

@@ -33,7 +33,7 @@ def made(seed: int, slower: float = 1.0, errors: float = 0.0, count: int = 6000,
     sent = np.sort(rng.uniform(0, 29, count))
     verdict = np.where(rng.random(count) < errors, VERDICTS.index(ERROR), VERDICTS.index(OK)).astype(np.int8)
     nothing = np.zeros(count, np.int32)
-    return Results(header(**plan), END, sent, sent, sent + latency, verdict, nothing, nothing + 1)
+    return Results(header(**plan), END, sent, sent, sent + latency, verdict, nothing, nothing + 1, nothing, [""], [])
 
 
 def side(*runs: Results) -> list[Baseline]:

@@ -149,7 +149,7 @@ def run(scenario: str, latencies: Any, seconds: float, verdicts: str = OK) -> Re
     verdict = np.full(count, VERDICTS.index(verdicts), np.int8)
     header = {"parts": [{"batch": RULES[scenario].samples}], "plan": {}}
     ones = np.ones(count, np.int32)
-    return Results(header, {}, planned, planned, planned + latencies, verdict, ones, ones)
+    return Results(header, {}, planned, planned, planned + latencies, verdict, ones, ones, ones - 1, [""], [])
 
 
 @SCENARIOS

@@ -32,7 +32,7 @@ def run(took: float = 0.01, late: float = 0.0, verdicts: dict[int, str] | None =
     parts = [{"model": "m", "version": "1", "payloads": 1, "batch": 1, "tolerance": None}]
     header = {"plan": PLAN, "parts": parts, "model": "m", "url": "http://h:1"}
     payload = np.zeros(250, np.int32)
-    return Results(header, END, planned, sent, done, verdict, payload, payload + 1)
+    return Results(header, END, planned, sent, done, verdict, payload, payload + 1, payload, [""], [])
 
 
 def test_conditions_are_shares() -> None:
@@ -74,7 +74,7 @@ def test_the_server_and_the_client_are_blamed_for_their_own_faults() -> None:
     full = measure(run(took=0.6, late=0.05), asked)
     assert "backlog was full" in full.fault
     assert full.client == ""
-    assert "not those of the idle server" in measure(run(verdicts={99: MISMATCH}), asked).fault
+    assert "answers under load were wrong" in measure(run(verdicts={99: MISMATCH}), asked).fault
     assert "not one of" in measure(run(verdicts=dict.fromkeys(range(250), ERROR)), asked).fault
 
 

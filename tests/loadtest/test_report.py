@@ -1,4 +1,5 @@
 import io
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -6,10 +7,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from loadtest import page
+from loadtest import breakdown, page
 from loadtest.plan import Plan
 from loadtest.report import headline, number, summarize, text
-from loadtest.results import DROPPED, ERROR, OK, TIMEOUT, Flight, Writer
+from loadtest.results import DROPPED, ERROR, OK, TIMEOUT, Flight, Writer, read
 
 SERVER = {
     "success": 90,
@@ -59,6 +60,8 @@ def test_the_document(tmp_path: Path) -> None:
         "timed_out": 4,
         "dropped": 4,
         "mismatched": 0,
+        "retried": 0,
+        "late": 0,
     }
     assert document["rate"] == {"offered": 100.0, "achieved": 90.0, "samples": 180.0}
     assert document["latency_ms"]["p50"] == pytest.approx(9.2)
@@ -125,6 +128,70 @@ def test_requests_of_others_are_noted(tmp_path: Path) -> None:
     assert document["valid"]
     assert not document["server"]["reconciled"]
     assert any("95" in note for note in document["notes"])
+
+
+def test_late_and_retried_requests_are_counted(tmp_path: Path) -> None:
+    rows = flights()
+    for flight in rows[:3]:
+        flight.tries = 2
+    for flight in rows[10:17]:
+        flight.sent = flight.planned + 0.005
+    document = summarize(write(tmp_path / "r", rows, END, retries=1))
+    assert document["requests"]["retried"] == 3
+    assert document["requests"]["late"] == 7
+    notes = " ".join(document["notes"])
+    assert "7 requests (7.0%) left late" in notes
+    assert "3 requests were sent more than once" in notes
+
+
+def test_a_client_may_use_the_cores_that_its_workers_have(tmp_path: Path) -> None:
+    closed = {"rate": None, "concurrency": 8, "workers": 2}
+    busy = END | {"client_cpu": 1.5, "client_cores": 2}
+    assert summarize(write(tmp_path / "r", GOOD, busy, **closed))["valid"]
+    document = summarize(write(tmp_path / "r", GOOD, busy | {"client_cpu": 1.7}, **closed))
+    assert "used 85% of its 2 cores" in document["why"]
+
+
+def test_models_of_a_mix_have_a_row_each(tmp_path: Path) -> None:
+    rows = [Flight(n, n / 100, n % 3, n / 100, n / 100 + (0.002 if n % 3 == 2 else 0.001)) for n in range(90)]
+    path = write(tmp_path / "r", rows, END)
+    text_of = path.read_text()
+    first, rest = text_of.split("\n", 1)
+    header = json.loads(first)
+    part = header["parts"][0]
+    header["parts"] = [part | {"model": "a", "payloads": 2}, part | {"model": "b", "payloads": 1}]
+    path.write_text(json.dumps(header) + "\n" + rest)
+    document = summarize(path)
+    assert [(row["model"], row["done"]) for row in document["models"]] == [("a", 60), ("b", 30)]
+    assert document["models"][1]["latency_ms"]["p50"] == pytest.approx(2)
+    assert "b " in on_terminal(document, 80)
+    page.write(path, tmp_path / "page.html")
+    assert "By model" in (tmp_path / "page.html").read_text()
+
+
+def test_failures_are_drawn_by_kind(tmp_path: Path) -> None:
+    rows = flights()
+    for flight in rows[90:96]:
+        flight.error = "HTTP 503: queue 7 full" if flight.n % 2 else "no answer in time"
+    path = write(tmp_path / "r", rows, END)
+    assert read(path).kinds == ["", "no answer in time", "HTTP 503"]
+    assert [(name, len(moments)) for name, moments in breakdown.failures(read(path))] == [
+        ("not sent", 4),
+        ("no answer in time", 3),
+        ("HTTP 503", 3),
+    ]
+    page.write(path, tmp_path / "page.html")
+    assert "Failures over time" in (tmp_path / "page.html").read_text()
+
+
+def test_the_page_of_a_run_that_sent_nothing_shows_why(tmp_path: Path) -> None:
+    dropped = [Flight(n, n / 10, 0, verdict=DROPPED) for n in range(10)]
+    for rows in (dropped, []):
+        path = write(tmp_path / "r", rows, END | {"errors": []})
+        page.write(path, tmp_path / "page.html")
+        html = (tmp_path / "page.html").read_text()
+        assert "INVALID RUN" in html
+        assert ("Failures over time" in html) == bool(rows)
 
 
 def on_terminal(document: dict[str, Any], width: int) -> str:

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_half_a_line_at_the_end_is_ignored(whole: Path) -> None:
         (b'{"format": 99}\n', "format 99"),
         (b'{"a": 1}\n', "line 1"),
         (b"[]\n", "line 1"),
-        (b"\xff\xfe\x00", "not a result file"),
+        (b"\xff\xfe\x00", "line 1"),
         (json.dumps({"format": 1, **HEADER}).encode() + b'\n{"n":0}\n{}\n', "line 2"),
         (
             json.dumps({"format": 1, **HEADER}).encode() + b'\n{"n":0,"planned":0,"sent":0,"done":0,"verdict":"?"}\n',
@@ -88,3 +89,46 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         read(tmp_path / "none.jsonl")
     with pytest.raises(BadInput, match="not a result file"):
         read(tmp_path)
+
+
+ROWS = 200_000
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("large") / "r.jsonl"
+    with Writer(path, HEADER) as writer:
+        for n in range(ROWS):
+            at = n / 1e4
+            writer.add(Flight(n, at, n % 16, at + 1e-5, at + (5.0 if n == 123_456 else 0.003)))
+        writer.finish({"end": 20.0, "server": None})
+    return path
+
+
+def test_a_large_file_is_read_without_a_list_of_its_lines(large: Path) -> None:
+    tracemalloc.start()
+    results = read(large)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(results.planned) == ROWS
+    # The arrays, and two more copies of them while they are put together and in order; a dict alone takes more.
+    assert peak < 250 * ROWS
+    assert results.end is not None
+
+
+def test_the_line_that_is_wrong_is_named_in_a_large_file_too(large: Path, tmp_path: Path) -> None:
+    lines = large.read_text().splitlines(keepends=True)
+    lines[150_000] = lines[150_000].replace('"ok"', '"fine"')
+    (tmp_path / "r.jsonl").write_text("".join(lines))
+    with pytest.raises(BadInput, match="line 150001"):
+        read(tmp_path / "r.jsonl")
+
+
+def test_names_of_failures_are_bounded(tmp_path: Path) -> None:
+    with Writer(tmp_path / "r.jsonl", HEADER) as writer:
+        for n in range(500):
+            writer.add(Flight(n, 0.0, 0, 0.0, 0.1, "error", error=f"number {n}: x"))
+    results = read(tmp_path / "r.jsonl")
+    assert len(results.kinds) <= 50
+    assert results.kinds[results.kind[499]] == "other errors"
+    assert results.kinds[results.kind[0]] == "number 0"

@@ -5,12 +5,14 @@ import json
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loadtest.plan import Plan
 from optimize.report import figures, page
 
 BATCHES = ("1", "32")
@@ -55,7 +57,9 @@ def load_report() -> dict[str, Any]:
     points = {"mean": 3.21, "p50": 2.98, "p90": 4.31, "p95": 4.87, "p99": 7.65, "p999": 11.4, "max": 15.9}
     server = {"success": 12470, "fail": 0, "reconciled": True, "executions": 3461, "request_ms": 3.02, "queue_ms": 1.24}
     server |= {"compute_ms": 1.67, "service_ms": 3.19, "overhead": 0.056, "mean_batch": 3.6}
-    plan = {"duration": 5.0, "concurrency": 8, "rate": None, "batch": 1}
+    url = "http://127.0.0.1:8000"
+    plan = asdict(Plan(url, 5.0, concurrency=8))
+    part = {"model": "digits_cnn", "version": "3", "payloads": 16, "batch": 1, "tolerance": 1e-5}
     requests = {
         "planned": 12470,
         "sent": 12470,
@@ -70,15 +74,18 @@ def load_report() -> dict[str, Any]:
         "why": "",
         "notes": [],
         "model": "digits_cnn",
-        "url": "http://127.0.0.1:8000",
+        "url": url,
         "version": "3",
         "plan": plan,
+        "parts": [part],
+        "models": [],
         "requests": requests,
         "rate": {"offered": 2494.0, "achieved": 2493.4, "samples": 2493.4},
         "latency_ms": points,
         "service_ms": {name: value - 0.02 for name, value in points.items()},
         "lag_ms": {"p99": 0.03, "max": 0.2},
         "client_cpu": 0.41,
+        "client_cores": 1,
         "server": server,
         "errors": [],
         "thresholds": [],
