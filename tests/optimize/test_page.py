@@ -86,6 +86,8 @@ def load_report() -> dict[str, Any]:
         "lag_ms": {"p99": 0.03, "max": 0.2},
         "client_cpu": 0.41,
         "client_cores": 1,
+        "checked": 12470,
+        "mismatches": [],
         "server": server,
         "errors": [],
         "thresholds": [],
