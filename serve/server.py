@@ -31,6 +31,8 @@ from serve.probe import watching
 LAUNCH = Path(__file__).with_name("launch.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel keeps it, not a place for files of ours
 SCHEMES = ("http", "grpc", "http")
+LOOK = 0.2
+"""Seconds between two looks at whether the server still runs."""
 UNNAMED = "[request id: <id_unknown>] "
 PORT_OPTIONS = ("--http-port", "--grpc-port", "--metrics-port")
 
@@ -149,9 +151,9 @@ def wait(endpoint: Endpoint) -> NoReturn:
     Raises:
         ServerFailed: always, with the server's last reason.
     """
-    end = os.waitid(os.P_PID, endpoint.pid, os.WEXITED | os.WNOWAIT)
-    if end is None:
-        raise ServerFailed("is not running", where=endpoint.http)
+    # A Ctrl-C that arrives just before a call that blocks is noticed only when the call ends; so no call lasts long.
+    while not (end := os.waitid(os.P_PID, endpoint.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)):
+        time.sleep(LOOK)
     raise _death(endpoint, end.si_status if end.si_code == os.CLD_EXITED else -end.si_status)
 
 

@@ -5,15 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from loadtest.client import connect
+from serve.server import wait
 from tests.conftest import TINY
 from tests.serve.test_server import eventually, group_is_gone, shared_memory
 
@@ -82,6 +86,22 @@ def test_up_ends_when_the_server_dies(model_repository: Path, server_prefix: Pat
     assert "tritonserver was killed by SIGSEGV" in said
     assert str(log) in said
     assert eventually(lambda: group_is_gone(ready["pid"]))
+
+
+def test_a_signal_that_another_thread_took_ends_the_waiting() -> None:
+    def interrupt() -> None:
+        # As when it arrives just before the call: the call itself is not interrupted.
+        time.sleep(0.1)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    with subprocess.Popen(["sleep", "20"]) as process:
+        begun = time.monotonic()
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            wait(SimpleNamespace(pid=process.pid))  # type: ignore[arg-type]
+        took = time.monotonic() - begun
+        process.kill()
+    assert took < 10
 
 
 def test_interrupted_while_loading(model_repository: Path, server_prefix: Path, tmp_path: Path) -> None:
