@@ -5,7 +5,7 @@ some ten kilobytes, however many requests there were.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ BIN = 0.005
 _FASTEST_MS = 1e-4
 # These say where, how long and by what means a load was sent, not which.
 _NOT_THE_LOAD = {"url", "duration", "seed", "timeout", "warmup", "requests", "in_flight", "workers"}
+_NOT_THE_LOAD |= {"metrics", "ray", "index", "begin"}
+_FILES = {"authority", "certificate", "key"}
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,17 @@ class Baseline:
 
     def load(self) -> dict[str, Any]:
         """Return what two runs must have in common: the models, what is sent to them, and in which shape."""
-        plan = asdict(Plan.from_document(self.document["plan"]))
-        kept = {key: value for key, value in plan.items() if key not in _NOT_THE_LOAD}
-        kept["protocol"] = self.document["url"].partition(":")[0]
+        kept = planned_load(Plan.from_document(self.document["plan"]))
         for key in ("model", "batch", "shapes", "weight"):
             kept[key] = [part.get(key) for part in self.document["parts"]]
         return kept
+
+
+def planned_load(plan: Plan) -> dict[str, Any]:
+    """Return what two plans must have in common."""
+    kept = {key: value for key, value in plan.document().items() if key not in _NOT_THE_LOAD}
+    connection = {key: value for key, value in kept["connection"].items() if key not in _FILES}
+    return kept | {"protocol": plan.url.partition(":")[0], "connection": connection}
 
 
 def read(path: Path) -> Baseline:

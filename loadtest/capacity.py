@@ -20,13 +20,17 @@ LEVEL = 0.95
 LOWEST = 0.5
 """Requests a second below which no rate is tried."""
 
-HELD, FAILED, UNDECIDED, GROWING, SETTLING, CLIENT = "held", "failed", "undecided", "growing", "settling", "client"
-"""Verdicts of a probe. In the last two the server is not to blame, or not yet: they do not count."""
+HELD, FAILED, UNDECIDED, GROWING = "held", "failed", "undecided", "growing"
+SETTLING, CLIENT, DISTURBED = "settling", "client", "disturbed"
+"""Verdicts of a probe. In the last three the server is not to blame, or not yet: they do not count."""
+
+USELESS = (SETTLING, CLIENT, DISTURBED)
 
 NARROW = "the interval is narrow enough"
 SPENT = "the time was spent"
 NONE_HOLDS = "even the lowest rate did not hold"
 CLIENT_LIMIT = "the client was the limit"
+DISTURBANCE = "something else on the client's machine kept holding it up"
 UNSETTLED = "the latency of the server did not settle"
 HIGHEST = "no higher rate may be asked of one client"
 
@@ -36,6 +40,9 @@ _FEWEST = 6
 _CEILING = 1.1
 _MOST_REPEATS = 4
 _TRIES = 3
+_MOST_DISTURBED = 10
+"""An idle client is late when its machine is elsewhere for a moment; the next probe may well count."""
+
 _BRACKET_SECONDS, _BRACKET_REQUESTS = 3.0, 300
 _TREND_CHANCE, _TREND_GROWTH = 0.001, 1.5
 
@@ -51,6 +58,7 @@ class Probe:
         latency: mean latency in seconds, float64 of shape (blocks,); NaN where nothing was answered.
         fault: why the server fails whatever the counts say, such as a full backlog; empty if it does not.
         client: why the client was not able to send this load; empty if it was.
+        idle: whether the client had cores to spare, so that its own limit was not the reason.
         facts: what to show of it.
     """
 
@@ -60,6 +68,7 @@ class Probe:
     latency: NDArray[np.float64]
     fault: str = ""
     client: str = ""
+    idle: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
     def counts(self, condition: int) -> Counts:
@@ -138,7 +147,7 @@ class _Known:
         self.verdicts.append(verdict(probe, self.allowed))
 
     def counting(self) -> list[Probe]:
-        return [probe for probe, said in zip(self.probes, self.verdicts, strict=True) if said not in (SETTLING, CLIENT)]
+        return [probe for probe, said in zip(self.probes, self.verdicts, strict=True) if said not in USELESS]
 
     def split(self) -> tuple[list[float], list[float]]:
         """Return the rates that held and those that did not, by what was counted, decided or not."""
@@ -159,9 +168,10 @@ class _Known:
         if useless.count(SETTLING) == _MOST_REPEATS:
             return UNSETTLED
         good, poor = self.split()
-        if not (good and poor) and 0 < self._disturbed(self.probes[-1].rate) < _TRIES:
+        last = self.probes[-1].rate
+        if not (good and poor) and self._held_up(last) and not self._given_up(last):
             # One hiccup of the client must not pass for its limit.
-            return self.probes[-1].rate
+            return last
         if not good and not poor:
             return self._without_any()
         if not poor:
@@ -172,12 +182,21 @@ class _Known:
             return float(np.sqrt(min(poor) * max(good)))
         if useless.count(CLIENT) == _MOST_REPEATS:
             return CLIENT_LIMIT
+        if self.verdicts[-_MOST_DISTURBED:].count(DISTURBED) == _MOST_DISTURBED:
+            return DISTURBANCE
         return self._refined()
 
-    def _disturbed(self, rate: float) -> int:
-        """Return how often the client could not send this rate, 0 once it could."""
-        said = [said for probe, said in zip(self.probes, self.verdicts, strict=True) if probe.rate == rate]
-        return len(said) if set(said) == {CLIENT} else 0
+    def _said(self, rate: float) -> list[str]:
+        return [said for probe, said in zip(self.probes, self.verdicts, strict=True) if probe.rate == rate]
+
+    def _held_up(self, rate: float) -> bool:
+        """Return whether the client never got this rate out."""
+        return set(self._said(rate)) <= {CLIENT, DISTURBED}
+
+    def _given_up(self, rate: float) -> bool:
+        """Return whether it was held up at a rate too often to try it again."""
+        said = self._said(rate)
+        return self._held_up(rate) and (said.count(CLIENT) >= _TRIES or len(said) >= _MOST_DISTURBED)
 
     def _without_any(self) -> float | str:
         if self.verdicts[-1] == SETTLING:
@@ -185,7 +204,7 @@ class _Known:
         return self.probes[-1].rate / 2 if self.probes[-1].rate / 2 >= LOWEST else CLIENT_LIMIT
 
     def _higher(self, held: float) -> float | str:
-        limited = (probe.rate for probe in self.probes if self._disturbed(probe.rate) >= _TRIES)
+        limited = (probe.rate for probe in self.probes if self._given_up(probe.rate))
         ceiling = min((rate for rate in limited if rate > held), default=float("inf"))
         if ceiling / held < _CEILING:
             return CLIENT_LIMIT
@@ -197,7 +216,8 @@ class _Known:
         found = self.found(NARROW)
         if self.near >= _FEWEST and (found.high - found.low) / 2 <= self.tolerance * found.rate:
             return NARROW
-        self.near += 1
+        if not self.near or self.verdicts[-1] not in USELESS:
+            self.near += 1
         return min(found.rate * _OFFSETS[self.near % len(_OFFSETS)], self.highest)
 
     def found(self, stopped: str) -> Found:
@@ -256,7 +276,7 @@ def verdict(probe: Probe, allowed: Sequence[float]) -> str:
     if probe.fault:
         return FAILED
     if probe.client:
-        return CLIENT
+        return DISTURBED if probe.idle else CLIENT
     change = trend(probe.latency)
     if change != 1:
         return GROWING if change > 1 else SETTLING

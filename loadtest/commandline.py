@@ -159,6 +159,19 @@ class CommandGroup(click.Group):
                 code = failure.exit_code
         sys.exit(code if isinstance(code, int) else 0)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; one whose reader has left, as in `| head`, ends as if by SIGPIPE."""
+        try:
+            return super().invoke(ctx)
+        except (BrokenPipeError, SystemExit) as error:
+            # Click and Rich would both make a 1 of it, which is a bug of ours.
+            if not any(isinstance(link, BrokenPipeError) for link in _chain(error)):
+                raise
+            output = sys.stdout.output if isinstance(sys.stdout, _Aside) else sys.stdout
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), output.fileno())
+            sys.exit(128 + signal.SIGPIPE)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse to be called without a command."""
         if not args:

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from scipy import stats
+from scipy import special
 
 from loadtest import baseline
 from loadtest.baseline import BIN, Baseline
 from loadtest.commandline import document
 from loadtest.errors import BadInput, LatheError, Refused
+from loadtest.plan import Plan
 from loadtest.report import number
 
 Numbers = NDArray[np.float64]
@@ -127,12 +128,27 @@ def check(a: Sequence[Baseline], b: Sequence[Baseline]) -> None:
     Raises:
         BadInput: the runs sent something else, to another model, or in another way.
     """
-    found = differences(a, b)
-    if found:
-        raise BadInput(
-            f"the runs did not have the same load: {'; '.join(found)}",
-            fix="compare runs of one load, or add --anyway and know what it means",
-        )
+    if found := differences(a, b):
+        raise _other_load(found)
+
+
+def check_plan(before: Sequence[Baseline], plan: Plan) -> None:
+    """Refuse to send a load that could not be compared with the runs before it.
+
+    Raises:
+        BadInput: it is planned in another way than theirs.
+    """
+    theirs, where = before[0].load(), before[0].path
+    load = baseline.planned_load(plan)
+    if found := [f"{key} is {theirs[key]} in {where} and {load[key]} here" for key in load if load[key] != theirs[key]]:
+        raise _other_load(found)
+
+
+def _other_load(found: Sequence[str]) -> BadInput:
+    return BadInput(
+        f"the runs did not have the same load: {'; '.join(found)}",
+        fix="compare runs of one load; `loadtest compare --anyway` compares others, if you know what it means",
+    )
 
 
 def refusal(values: dict[str, Any]) -> LatheError | None:
@@ -160,15 +176,23 @@ def _effect(name: str, metric: dict[str, Any]) -> str:
     return f"x {metric['effect']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
 
 
+COLUMNS = ("", "A", "B", "B / A (95 %)", "verdict")
+
+
+def rows(values: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return a comparison's metrics as the cells of a table below `COLUMNS`."""
+    return [
+        (f"{name} {metric['unit']}", number(metric["a"]), number(metric["b"]), _effect(name, metric), metric["verdict"])
+        for name, metric in values["metrics"].items()
+    ]
+
+
 def text(values: dict[str, Any]) -> RenderableType:
     """Return a comparison for a terminal of 60 columns or more."""
-    table = Table("", "A", "B", "B / A (95 %)", "verdict", box=None, pad_edge=False)
-    for name, metric in values["metrics"].items():
-        style = "" if metric["verdict"] == NONE_SHOWN else "green" if _better(metric) else "red"
-        label = f"{name} {metric['unit']}"
-        table.add_row(
-            label, number(metric["a"]), number(metric["b"]), _effect(name, metric), Text(metric["verdict"], style)
-        )
+    table = Table(*COLUMNS, box=None, pad_edge=False)
+    for metric, (*cells, verdict) in zip(values["metrics"].values(), rows(values), strict=True):
+        style = "" if verdict == NONE_SHOWN else "green" if _better(metric) else "red"
+        table.add_row(*cells, Text(verdict, style))
     sides = [Text(f"{side.upper()}: {', '.join(run['file'] for run in values[side])}") for side in ("a", "b")]
     notes = [Text(f"note: {note}", style="yellow") for note in values["notes"]]
     return Group(*sides, Text(), table, *notes)
@@ -213,7 +237,7 @@ def _side(name: str, runs: Sequence[Baseline], rng: np.random.Generator) -> tupl
 def _expansion(blocks: int) -> float:
     """Return by how much to widen what was drawn from so few stretches (Hesterberg, arXiv 1411.5279, 5.3)."""
     tail = 0.5 + LEVEL / 200
-    return float(stats.t.ppf(tail, blocks - 1) / stats.norm.ppf(tail) * np.sqrt(blocks / (blocks - 1)))
+    return float(special.stdtrit(blocks - 1, tail) / special.ndtri(tail) * np.sqrt(blocks / (blocks - 1)))
 
 
 def _log(values: Numbers) -> Numbers:

@@ -2,8 +2,10 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -316,6 +318,23 @@ def parts_of(plan: "Plan", model: str, options: dict[str, Any]) -> "list[Part]":
     from loadtest import parts
 
     return parts.parts(plan, model, options)
+
+
+def default_output(name: str, suffix: str = "") -> Path:
+    """Return where results go that nobody named a place for: in `build/loads`, by name and time."""
+    return Path("build/loads") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}{suffix}"
+
+
+@contextmanager
+def kept(path: Path) -> Iterator[None]:
+    """Say where the results are, in a file or folder, of what did not come to its end."""
+    before = path.stat().st_mtime_ns if path.exists() else None
+    try:
+        yield
+    except BaseException:
+        if path.exists() and path.stat().st_mtime_ns != before:
+            click.echo(f"results so far: {path}", err=True)
+        raise
 
 
 def largest_batch(plan: "Plan", model: str, options: dict[str, Any]) -> int:

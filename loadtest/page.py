@@ -29,6 +29,7 @@ def write(results: Path, destination: Path) -> None:
 
 def write_loaded(results: Results, values: dict[str, Any], destination: Path) -> None:
     """Write the page of a run that is in memory, with its document."""
+    from loadtest import compare
     from loadtest.charts import charts
 
     _replace(
@@ -40,6 +41,7 @@ def write_loaded(results: Results, values: dict[str, Any], destination: Path) ->
             plan_line=plan_line(values),
             facts=facts(values),
             mismatches=(MISMATCH_COLUMNS, mismatch_rows(values)),
+            comparison=(compare.COLUMNS, compare.rows(values["comparison"])) if "comparison" in values else None,
             plan=_plan(values["plan"]),
             started=results.header.get("clock_start", ""),
             versions=results.header.get("versions", {}),

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loadtest import memory, thresholds
+from loadtest import memory, results, thresholds
 from loadtest.commandline import document
 from loadtest.errors import BadInput, LatheError
 from loadtest.report import load, number
@@ -38,8 +38,7 @@ def play(scenario: Scenario, name: str, send: Send, folder: Path, largest: int =
     Raises:
         BadInput: the folder is not empty or cannot be made.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput("is there already", where=str(folder), fix="name a new folder for the results")
+    results.check_new(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rate = _saturation(scenario, send, folder)
     verdict, played = VERDICTS[scenario.verdict], list[Played]()

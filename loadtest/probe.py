@@ -27,6 +27,7 @@ IMPLIED = "errors < 1%"
 """Added where nothing is said of errors: a server that turns requests away answers the others all the faster."""
 
 _BACKLOG = 8
+_IDLE = 0.5
 _LEAST_IN_FLIGHT = 64
 _GUESS_IN_FLIGHT, _GUESS_SECONDS = 16, 2.0
 _COUNTS = {"failed": (ERROR, TIMEOUT), "timed_out": (TIMEOUT,), "mismatched": (MISMATCH,)}
@@ -160,14 +161,17 @@ def measure(run: Results, asked: Sequence[Condition], settle: float = SETTLE) ->
     total = np.bincount(block[answered], (run.done - run.planned)[answered], edge.BLOCKS)
     with np.errstate(invalid="ignore"):
         latency = total / per_block(answered)
-    fault = _fault(run, document)
+    # At the lowest rates chance may leave a short probe without any request: it says nothing of the server.
+    fault = _fault(run, document) if inside.any() else ""
+    client = document["why"] if inside.any() else "no request was due"
     return Probe(
         plan["rate"],
         np.array([per_block(counted) for counted, _ in masks]),
         np.array([per_block(bad) for _, bad in masks]),
         latency,
         fault=fault,
-        client="" if fault else document["why"],
+        client="" if fault else client,
+        idle=(document["client_cpu"] or 0.0) < _IDLE * (document["client_cores"] or 1),
         facts={"seconds": seconds, "requests": int(inside.sum()), "latency_ms": document["latency_ms"]},
     )
 

@@ -212,10 +212,12 @@ def _notes(values: dict[str, Any], end: dict[str, Any]) -> list[str]:
             f"{requests['retried']} requests were sent more than once; their latency counts from the first time"
         )
     if server and not server["reconciled"]:
-        ours = requests["done"] + requests["mismatched"]
+        more = server["success"] - requests["done"] - requests["mismatched"]
+        why = "others sent requests too, as the probe of `serve up` does, or answers were lost"
+        if more < 0:
+            why = "another server answered too, or it was started again"
         notes.append(
-            f"the server counted {server['success']} successes, the client {ours}: "
-            "others sent requests too, or answers were lost"
+            f"the server counted {abs(more)} successes {'more' if more > 0 else 'fewer'} than the client: {why}"
         )
     if any(part["payloads"] == 1 and not part.get("fresh") for part in values["parts"]):
         notes.append("every request carried the same values; caches may make the server look faster than it is")
@@ -354,7 +356,7 @@ def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("server", f"{number(server['queue_ms'])} ms queue + {number(server['compute_ms'])} ms compute"))
         rows.append(("mean batch", f"{number(server['mean_batch'])} samples, {server['executions']:,} executions"))
         rows.append(
-            ("server's count", f"{server['success']:,} ({'equal' if server['reconciled'] else 'NOT equal'} to ours)")
+            ("server's count", f"{server['success']:,} ({'equal' if server['reconciled'] else 'not equal'} to ours)")
         )
         ours = "" if server["overhead"] is None else f", ours {server['overhead']:+.1%}"
         rows.append(("server's time", f"{number(server['request_ms'])} ms a request{ours}"))

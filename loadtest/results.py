@@ -326,6 +326,16 @@ def _first_bad(block: bytes) -> int:
     return 0
 
 
+def check_new(folder: Path) -> None:
+    """Refuse a place for several result files that holds something already.
+
+    Raises:
+        BadInput: it does, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput("is there already", where=str(folder), fix="name a new folder for the results")
+
+
 def _not_a_result_file(path: Path, number: int) -> BadInput:
     return BadInput(f"line {number} is not that of a result file", where=str(path), fix=_FIX)
 

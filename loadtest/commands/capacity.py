@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.commandline import PATH, document, emit, json_option
-from loadtest.errors import BadInput, Refused, UsageError
-from loadtest.options import Duration, Share, load_options, parts_of, plan_of
+from loadtest.errors import Refused, UsageError
+from loadtest.options import Duration, Share, default_output, kept, load_options, parts_of, plan_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,7 +30,7 @@ _PROBES_DECIDE |= {"requests": None, "think": 0.0, "in_flight": None}
 @click.option(
     "--budget", type=Duration(), default="150s", show_default=True, help="Start no probe near the edge after it."
 )
-@click.option("--output", type=PATH, metavar="DIR", help="Keep the results of the probes in this folder.")
+@click.option("--output", type=PATH, metavar="DIR", help="A new folder for the results of the probes.")
 @json_option
 def capacity(
     model: str,
@@ -54,32 +54,33 @@ def capacity(
       loadtest capacity digits --url grpc://127.0.0.1:8001 \\
           --slo "p99 < 20ms, errors < 0.1%"
     """
-    from loadtest import probe
+    from loadtest import probe, results
     from loadtest.capacity import search
     from loadtest.schedule import FASTEST
 
     asked = probe.conditions([slo])
     if start is not None and not 0 < start <= FASTEST:
         raise UsageError(f"--start is {start:g}", fix=f"give a rate above 0 and of at most {FASTEST:g}")
-    if output and not output.parent.is_dir():
-        raise BadInput("there is no such folder", where=str(output.parent), fix="create it, or write elsewhere")
+    folder = output or default_output(f"capacity-{model}")
+    results.check_new(folder)
     options["arrival"] = options["arrival"] or "poisson"
     plan = plan_of(url, options | _PROBES_DECIDE)
     parts = parts_of(plan, model, options)
-    if output:
-        output.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     guess = probe.guess(plan, parts)
-    found = search(
-        probe.prober(plan, parts, asked, output, _say if not as_json else lambda _: None),
-        [one.allowed for one in asked],
-        start or guess,
-        seconds=plan.duration,
-        spent=lambda: time.monotonic() - begun + plan.duration > budget,
-        tolerance=precision,
-        highest=FASTEST * plan.workers,
-    )
+    with kept(folder):
+        found = search(
+            probe.prober(plan, parts, asked, folder, _say if not as_json else lambda _: None),
+            [one.allowed for one in asked],
+            start or guess,
+            seconds=plan.duration,
+            spent=lambda: time.monotonic() - begun + plan.duration > budget,
+            tolerance=precision,
+            highest=FASTEST * plan.workers,
+        )
     values = _document(found, asked, slo) | {"model": model, "url": url, "seconds": time.monotonic() - begun}
+    values["results"] = str(folder)
     values["precision"], values["arrival"] = precision, plan.arrival
     _finish(values, as_json)
 
@@ -138,6 +139,7 @@ def _finish(values: dict[str, Any], as_json: bool) -> None:
 
     if not as_json:
         Console().print(_text(values))
+        click.echo(f"\nresults: {values['results']}")
     if values["rate"] != values["rate"]:
         failure = _refusal(values)
         failure.partial = values
@@ -147,7 +149,9 @@ def _finish(values: dict[str, Any], as_json: bool) -> None:
 
 
 def _refusal(values: dict[str, Any]) -> Refused:
-    counting = [probe["rate"] for probe in values["probes"] if probe["verdict"] not in ("client", "settling")]
+    from loadtest.capacity import USELESS
+
+    counting = [probe["rate"] for probe in values["probes"] if probe["verdict"] not in USELESS]
     if not counting:
         why = "; ".join(dict.fromkeys(probe["why"] or values["stopped"] for probe in values["probes"]))
         fix = "use a client machine that has nothing else to do, or begin lower with --start"

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import click
 
 from loadtest.commandline import PATH, document, emit, json_option
 from loadtest.errors import BadInput, Refused, UsageError
-from loadtest.options import SHAPE, Duration, largest_batch, parts_of, plan_of, traffic_options
+from loadtest.options import SHAPE, Duration, default_output, kept, largest_batch, parts_of, plan_of, traffic_options
 
 if TYPE_CHECKING:
     from loadtest.mlperf import Settings
@@ -61,11 +60,11 @@ def mlperf(model: str, url: str, mode: str, output: Path | None, as_json: bool, 
       loadtest mlperf digits --url grpc://127.0.0.1:8001 --scenario offline \\
           --mode accuracy --data samples.npz --labels labels.npy --reference 0.97
     """
+    from loadtest import results
     from loadtest.mlperf_summary import lines, log
 
-    folder = output or Path("build/loads") / f"mlperf-{model}-{datetime.now():%Y%m%d-%H%M%S}"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput("is there already", where=str(folder), fix="name a new folder for the results")
+    folder = output or default_output(f"mlperf-{model}")
+    results.check_new(folder)
     options = SHAPE | options
     values = (_accuracy if mode == "accuracy" else _performance)(model, url, options, folder, as_json)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +108,7 @@ def _performance(model: str, url: str, options: dict[str, Any], folder: Path, qu
         parts = [replace(part, drawn=True) for part in parts]
     folder.mkdir(parents=True, exist_ok=True)  # not before, so that a wrong option leaves none behind
     path = folder / f"{options['scenario']}.jsonl"
-    with live.shown(plan, quiet=quiet) as show:
+    with kept(path), live.shown(plan, quiet=quiet) as show:
         drive.run(plan, parts, path, show)
     run = summarize(path)
     figures = rules.figures(settings, read(path), data)

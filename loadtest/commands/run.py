@@ -1,8 +1,5 @@
 """`loadtest run`: send load to a model and report on it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +7,7 @@ import click
 
 from loadtest.commandline import PATH, emit, json_option
 from loadtest.errors import BadInput, LatheError, MachineError, Refused, UsageError
-from loadtest.options import allow_option, load_options, parts_of, plan_of, threshold_option
+from loadtest.options import allow_option, default_output, kept, load_options, parts_of, plan_of, threshold_option
 
 
 @click.command()
@@ -66,9 +63,11 @@ def run(
 
     chosen = {key: options.pop(key) for key in ("scenario", "settings", "pid")}
     if chosen["scenario"]:
-        if sentences or baseline or save_baseline:
+        if sentences:
             raise UsageError("a scenario states its own thresholds", fix="write them into its file")
-        _play(model, url, options, chosen, html, output, as_json)
+        if baseline or save_baseline or allow is not None:
+            raise UsageError("a baseline is of one run", fix="use `loadtest compare` on the phase you want")
+        _play(model, url, options | {"allow_invalid": allow_invalid}, chosen, html, output, as_json)
         return
     if given := [key for key, value in chosen.items() if value]:
         raise UsageError(f"--{given[0].replace('settings', 'set')} needs --scenario", fix="name a scenario")
@@ -77,16 +76,13 @@ def run(
         raise UsageError("--allow needs --baseline", fix="say what the run is compared with")
     before = compare.read_side(baseline) if baseline else []
     plan = plan_of(url, options)
-    for wanted in filter(None, (output, html, save_baseline)):
-        if not wanted.parent.is_dir():
-            raise BadInput("there is no such folder", where=str(wanted.parent), fix="create it, or write elsewhere")
-        if wanted.is_dir():
-            raise BadInput("is a folder", where=str(wanted), fix="name a file in it")
-    if output and html and output.resolve() == html.resolve():
-        raise UsageError("--output and --html are the same file", fix="give two names")
+    if before:
+        compare.check_plan(before, plan)
+    _check_files(output, html, save_baseline)
     parts = parts_of(plan, model, options)
-    path = output or _default_output(model)
-    with _kept(path), live.shown(plan, quiet=as_json) as show:
+    path = output or default_output(model, ".jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with kept(path), live.shown(plan, quiet=as_json) as show:
         drive.run(plan, parts, path, show)
     results, values = load_file(path)
     values["thresholds"] = thresholds.judge(values, sentences)
@@ -97,6 +93,16 @@ def run(
     if html:
         page.write_loaded(results, values, html)
     _finish(values | {"results": str(path)}, path, as_json, allow_invalid)
+
+
+def _check_files(output: Path | None, html: Path | None, save_baseline: Path | None) -> None:
+    for wanted in filter(None, (output, html, save_baseline)):
+        if not wanted.parent.is_dir():
+            raise BadInput("there is no such folder", where=str(wanted.parent), fix="create it, or write elsewhere")
+        if wanted.is_dir():
+            raise BadInput("is a folder", where=str(wanted), fix="name a file in it")
+    if output and html and output.resolve() == html.resolve():
+        raise UsageError("--output and --html are the same file", fix="give two names")
 
 
 def _play(
@@ -117,24 +123,6 @@ def _play(
     source = str(chosen["pid"] or options["metrics"] or "")
     settings = chosen["settings"]
     play_and_report(model, url, options, chosen["scenario"], settings, output, source, as_json)
-
-
-def _default_output(model: str) -> Path:
-    folder = Path("build/loads")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{model}-{datetime.now():%Y%m%d-%H%M%S}.jsonl"
-
-
-@contextmanager
-def _kept(path: Path) -> Iterator[None]:
-    """Say where the results of a run are that did not come to its end."""
-    before = path.stat().st_mtime_ns if path.exists() else None
-    try:
-        yield
-    except BaseException:
-        if path.exists() and path.stat().st_mtime_ns != before:
-            click.echo(f"results so far: {path}", err=True)
-        raise
 
 
 def _finish(values: dict[str, Any], path: Path, as_json: bool, allow_invalid: bool) -> None:

@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 
 from loadtest import capacity, edge
-from loadtest.capacity import CLIENT, CLIENT_LIMIT, FAILED, GROWING, HELD, NARROW, NONE_HOLDS, SETTLING, SPENT, Probe
+from loadtest.capacity import (
+    CLIENT,
+    CLIENT_LIMIT,
+    DISTURBANCE,
+    DISTURBED,
+    FAILED,
+    GROWING,
+    HELD,
+    NARROW,
+    NONE_HOLDS,
+    SETTLING,
+    SPENT,
+    Probe,
+)
 
 BUDGET = 150.0
 
@@ -117,6 +130,28 @@ def test_a_hiccup_of_the_client_is_not_its_limit() -> None:
 
     found = capacity.search(probe, [0.01], 10.0, seconds=10, spent=lambda: False)
     assert found.stopped == NARROW
+    assert found.rate == pytest.approx(100, rel=0.05)
+
+
+def test_a_machine_that_holds_up_an_idle_client_is_tried_longer() -> None:
+    seen = iter(range(10**6))
+
+    def often(rate: float, _: float) -> Probe:
+        held_up = next(seen) % 6 < 4
+        return made(rate, 0.0 if rate < 100 else 1.0, client="late" if held_up else "", idle=held_up)
+
+    found = capacity.search(often, [0.01], 60.0, seconds=10, spent=lambda: False)
+    assert found.stopped == NARROW
+    assert found.rate == pytest.approx(100, rel=0.05)
+    assert DISTURBED in found.verdicts
+
+    def at_last(rate: float, _: float) -> Probe:
+        late = next(asked) > 6
+        return made(rate, 0.0 if rate < 100 else 1.0, client="late" if late else "", idle=late)
+
+    asked = iter(range(10**6))
+    found = capacity.search(at_last, [0.01], 60.0, seconds=10, spent=lambda: False)
+    assert found.stopped == DISTURBANCE
     assert found.rate == pytest.approx(100, rel=0.05)
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -214,6 +215,17 @@ def test_a_report_of_something_else(tmp_path: Path) -> None:
     assert "line 1" in done.stderr
 
 
+@pytest.mark.parametrize("command", [("list",), ("list", "--json"), ("show", "soak")])
+def test_a_reader_who_leaves_ends_the_command_quietly(command: tuple[str, ...]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        arguments = [sys.executable, "-m", "loadtest", "scenario", *command]
+        done = subprocess.run(arguments, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("command", [(), ("run",), ("report",), ("compare",), ("capacity",), ("merge",), ("manifest",)])
 def test_help_has_an_example_and_imports_nothing_heavy(command: tuple[str, ...]) -> None:
     code = (
@@ -224,3 +236,24 @@ def test_help_has_an_example_and_imports_nothing_heavy(command: tuple[str, ...])
     done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
     assert not command or "Example" in done.stdout
+
+
+def test_a_baseline_of_another_load_is_refused_before_any_is_sent(stand_in, tmp_path: Path) -> None:
+    short = ("--duration", "500ms", "--warmup", "0s", "--output", tmp_path / "r.jsonl")
+    kept, page = tmp_path / "kept.json", tmp_path / "page.html"
+    with stand_in() as server:
+        command = ("run", "double", "--url", server.http)
+        first = loadtest(*command, *short, "--concurrency", 2, "--save-baseline", kept, "--allow-invalid")
+        assert first.returncode == 0, first.stderr
+        (tmp_path / "r.jsonl").unlink()
+        sent = server.inferences
+        done = loadtest(*command, *short, "--concurrency", 3, "--baseline", kept)
+        assert done.returncode == 4
+        assert "concurrency is 2" in done.stderr
+        assert (server.inferences, (tmp_path / "r.jsonl").exists()) == (sent, False)
+        options = ("--concurrency", 2, "--baseline", kept, "--threshold", "errors == 0", "--html", page)
+        loadtest(*command, *short, *options, "--allow-invalid")
+    text = page.read_text()
+    assert "<td>errors == 0</td>" in text
+    assert "Beside the baseline" in text
+    assert "<th>p99 ms</th>" in text

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from loadtest import drive, nullserver, payload, selftest
+from loadtest.cli import main
 from loadtest.client import connect
 from loadtest.errors import ModelMissing, UsageError
 from loadtest.plan import Plan
@@ -20,6 +21,8 @@ from loadtest.report import summarize
 from loadtest.results import read
 from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Part
+from serve.server import Endpoint
+from tests.conftest import TINY
 
 PAYLOADS = payload.generate(nullserver.INPUTS, 16, 0)
 PROTOCOLS = pytest.mark.parametrize("protocol", list(selftest.PROTOCOLS))
@@ -137,6 +140,26 @@ def test_the_selftest_prints_one_document() -> None:
     # What the raw protocol is there for; the margin is wide, for other processes have the same cores.
     by_name = {found["protocol"]: found["per_core"] for found in values["protocols"]}
     assert by_name["http"] > by_name["grpc stream"]
+
+
+def test_the_selftest_takes_the_shapes_of_a_served_model(
+    endpoint: Endpoint, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(selftest, "_SECONDS", 0.2)
+    run, shapes = drive.run, set()
+
+    def watched(plan: Plan, parts: list[Part], *more: Any) -> None:
+        shapes.update(array.shape for inputs in parts[0].payloads for array in inputs.values())
+        run(plan, parts, *more)
+
+    monkeypatch.setattr(drive, "run", watched)
+    with pytest.raises(SystemExit) as left:
+        main(["selftest", TINY, "--url", endpoint.grpc, "--json"])
+    assert left.value.code == 0
+    found = json.loads(capsys.readouterr().out)["protocols"]
+    assert not sum(point["failed"] for one in found for point in one["closed"])
+    assert shapes == {(1, 4)}
 
 
 def test_the_selftest_says_who_was_the_limit() -> None:

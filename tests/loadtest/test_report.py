@@ -124,10 +124,12 @@ def test_a_dropped_request_is_late_until_the_end(tmp_path: Path) -> None:
 
 
 def test_requests_of_others_are_noted(tmp_path: Path) -> None:
-    document = summarize(write(tmp_path / "r", GOOD, END | {"server": SERVER | {"success": 95}}))
-    assert document["valid"]
-    assert not document["server"]["reconciled"]
-    assert any("95" in note for note in document["notes"])
+    for change, words in ((5, "5 successes more"), (-5, "5 successes fewer")):
+        server = SERVER | {"success": SERVER["success"] + change}
+        document = summarize(write(tmp_path / f"r{change}", GOOD, END | {"server": server}))
+        assert document["valid"]
+        assert not document["server"]["reconciled"]
+        assert any(words in note for note in document["notes"])
 
 
 def test_late_and_retried_requests_are_counted(tmp_path: Path) -> None:

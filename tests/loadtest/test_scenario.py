@@ -177,6 +177,8 @@ def test_shares_of_the_saturation_become_rates(tmp_path: Path) -> None:
         (("--scenario", "stedy"), 2, "did you mean 'steady'"),
         (("--scenario", "steady", "--rate", "3"), 2, "--set rate=VALUE"),
         (("--scenario", "steady", "--html", "x.html"), 2, "--html"),
+        (("--scenario", "steady", "--allow", "5%"), 2, "baseline"),
+        (("--scenario", "steady", "--threshold", "p99 < 1s"), 2, "its file"),
         (("--set", "rate=3"), 2, "--scenario"),
         (("--scenario", "saturation", "--pid", "999999999"), 2, "memory"),
         (("--scenario", "saturation", "--output", "."), 4, "is there already"),
@@ -210,6 +212,17 @@ def test_a_server_that_dies_keeps_what_there_is(stand_in: Any, tmp_path: Path) -
     assert document["phases"][0]["requests"]["done"] == 50
 
 
+def test_an_invalid_scenario_may_be_allowed_and_keeps_the_word(stand_in: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+    short = ("--set", "warmup=0s", "--set", "duration=300ms", "--tolerance", "1e-5")
+    for code, more in ((3, ()), (0, ("--allow-invalid",))):
+        with stand_in(wrong=True, since=20) as server:
+            command = ("run", "double", "--url", server.http, "--scenario", path, *short, *more)
+            done = cli(*command, "--output", tmp_path / str(code))
+        assert done.returncode == code, done.stderr
+        assert "INVALID RUN" in done.stdout
+
+
 def test_a_stopped_scenario_leaves_a_document_and_no_process(null: Any, tmp_path: Path) -> None:
     path, folder = written(tmp_path, GOOD), tmp_path / "s"
     command = [sys.executable, "-m", "loadtest", "run", null.model, "--url", null.http, "--scenario", path]
@@ -222,6 +235,7 @@ def test_a_stopped_scenario_leaves_a_document_and_no_process(null: Any, tmp_path
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
+    assert f"results so far: {folder}" in said.decode()
     document = json.loads((folder / play.DOCUMENT).read_text())
     assert not document["valid"]
     assert [phase["name"] for phase in document["phases"]] == ["a"]

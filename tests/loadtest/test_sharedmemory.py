@@ -65,6 +65,16 @@ def test_tensors_go_through_memory_and_are_checked(
     assert endpoint.secret not in (tmp_path / "r.jsonl").read_text()
 
 
+def test_every_worker_has_memory_of_its_own(endpoint: Endpoint, tmp_path: Path) -> None:
+    shared = plan(endpoint, "grpc", workers=2, duration=1.0)
+    drive.run(shared, [Part(TINY, PAYLOADS, tolerance=1e-5)], tmp_path / "r.jsonl")
+    values = summarize(tmp_path / "r.jsonl")
+    assert values["requests"]["done"] > 20, values["errors"]
+    assert values["requests"]["done"] == values["requests"]["planned"], values["errors"]
+    assert left(endpoint)[1] == []
+    assert not list(Path("/dev/shm").glob("lathe-load-*"))
+
+
 @SCHEMES
 def test_a_wrong_output_in_memory_is_a_mismatch(endpoint: Endpoint, scheme: str, tmp_path: Path) -> None:
     right = [{"y": inputs["x"] @ TINY_WEIGHT} for inputs in PAYLOADS]
