@@ -6,6 +6,8 @@ Run it on a machine with nothing else to do:
 """
 
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 import numpy as np
@@ -13,9 +15,10 @@ import queues
 from rich.console import Console
 from rich.table import Table
 
-from loadtest import nullserver, probe
+from loadtest import drive, nullserver, probe
 from loadtest.capacity import Found, search
 from loadtest.plan import Plan
+from loadtest.results import read
 from loadtest.traffic import Part
 
 
@@ -26,10 +29,12 @@ from loadtest.traffic import Part
 @click.option("--budget", default=150.0, show_default=True, help="Seconds for each search.")
 def main(runs: int, service: float, limit: float, budget: float) -> None:
     """Search the capacity of a staged server again and again and count how often the interval holds the truth."""
-    console, truth = Console(), queues.fixed_edge(service, limit, 0.01)
+    console = Console()
     table = Table("run", "rate/s", "low", "high", "off", "covers", "probes", "seconds", "stopped", box=None)
     rows = []
     with nullserver.running(service=service, instances=1) as server:
+        way = _alone(server.http, server.model) - service
+        truth = queues.fixed_edge(service, limit - way, 0.01)
         for run in range(runs):
             begun = time.monotonic()
             found = _searched(server.http, server.model, limit, budget, seed=1000 * run)
@@ -41,16 +46,29 @@ def main(runs: int, service: float, limit: float, budget: float) -> None:
             )  # fmt: skip
             console.print(f"run {run + 1}: {found.rate:.1f}/s ({off:+.1%})")
     off, covers = map(np.array, zip(*rows, strict=True))
-    console.print(f"truth: {truth:.1f}/s, M/D/1 with {service * 1e3:g} ms, p99 < {limit * 1e3:g} ms", table)
+    queue = f"M/D/1 with {service * 1e3:g} ms and {way * 1e3:.2f} ms on the way"
+    console.print(f"truth: {truth:.1f}/s, {queue}, p99 < {limit * 1e3:g} ms", table)
     console.print(
         f"covered {covers.sum()} of {runs}; within 5 %: {(np.abs(off) <= 0.05).sum()}; spread {off.std():.1%}"
     )
 
 
+def _alone(url: str, model: str) -> float:
+    """Return the median latency, in seconds, of requests that find nobody before them: the service and the way."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "alone.jsonl"
+        drive.run(Plan(url, 5.0, rate=200.0), _parts(model), path)
+        results = read(path)
+    return float(np.median(results.done - results.planned))
+
+
+def _parts(model: str) -> list[Part]:
+    return [Part(model, [{"x": np.zeros((1, 16), np.float32)}])]
+
+
 def _searched(url: str, model: str, limit: float, budget: float, seed: int) -> Found:
     plan = Plan(url, 10.0, rate=1.0, arrival="poisson", seed=seed)
-    parts = [Part(model, [{"x": np.zeros((1, 16), np.float32)}])]
-    asked = probe.conditions([f"p99 < {limit * 1e3:g}ms"])
+    parts, asked = _parts(model), probe.conditions([f"p99 < {limit * 1e3:g}ms"])
     begun, start = time.monotonic(), probe.guess(plan, parts)
     return search(
         probe.prober(plan, parts, asked),

@@ -44,6 +44,13 @@ def lacks_gpu() -> str:
     return doctor.lacks_gpu()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Try what is marked `timed` again: each failure is listed as a rerun, and code that is wrong fails five times."""
+    for item in items:
+        if item.get_closest_marker("timed"):
+            item.add_marker(pytest.mark.flaky(reruns=4, reruns_delay=5))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what is marked `gpu` where a session gets none, with the reason."""
     if item.get_closest_marker("gpu") and (why := lacks_gpu()):

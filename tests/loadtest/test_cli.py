@@ -12,6 +12,8 @@ import pytest
 from loadtest.cli import main
 from loadtest.commandline import FORMAT
 
+pytestmark = pytest.mark.timed
+
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 STABLE = {
     "valid": None,

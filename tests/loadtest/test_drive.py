@@ -21,6 +21,8 @@ from loadtest.results import OK, read
 from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Part
 
+pytestmark = pytest.mark.timed
+
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 PAYLOADS = payload.generate([TensorSpec("x", "float32", (BATCH, 4))], 16, 0, batch=2)
 

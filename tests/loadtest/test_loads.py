@@ -25,6 +25,8 @@ from loadtest.senders.sender import encoder
 from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Fresh, Part
 
+pytestmark = pytest.mark.timed
+
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 SPEC = TensorSpec("x", "float32", (BATCH, 4))
 PAYLOADS = payload.generate([SPEC], 16, 0, batch=2)
@@ -107,11 +109,11 @@ def test_retries_are_counted_and_their_latency_goes_on(
 @SCHEMES
 def test_retries_are_off_unless_asked_for_and_end(stand_in, scheme: str, tmp_path: Path) -> None:
     with stand_in(refuse=REFUSAL, since=10) as server:
-        none = run(server, tmp_path, scheme, concurrency=1, requests=15)
+        none = run(server, tmp_path, scheme, concurrency=1, requests=15, duration=10.0)
     assert none.tries.max() == 1
     assert (~none.of(OK)).sum() == 7
     with stand_in(refuse=REFUSAL, since=10) as server:
-        some = run(server, tmp_path, scheme, concurrency=1, requests=10, retries=2)
+        some = run(server, tmp_path, scheme, concurrency=1, requests=10, retries=2, duration=10.0)
     assert sorted(Counter(some.tries.tolist()).items()) == [(1, 8), (3, 2)]
 
 

@@ -20,6 +20,8 @@ from loadtest.plan import Plan
 from loadtest.report import summarize
 from loadtest.results import read
 
+pytestmark = pytest.mark.timed
+
 LOAD = ("digits", "--url", "grpc://triton:8001", "--rate", "8000", "--duration", "60s", "--version", "$(x) 'é'")
 
 

@@ -17,6 +17,8 @@ from loadtest.results import OK, VERDICTS, Results
 from loadtest.tensors import Dim, TensorSpec
 from loadtest.traffic import Part
 
+pytestmark = pytest.mark.timed
+
 ROOT = Path(__file__).parent.parent.parent
 SCENARIOS = pytest.mark.parametrize("scenario", RULES)
 

@@ -24,6 +24,8 @@ from loadtest.traffic import Part
 from serve.server import Endpoint
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.timed
+
 PAYLOADS = payload.generate(nullserver.INPUTS, 16, 0)
 PROTOCOLS = pytest.mark.parametrize("protocol", list(selftest.PROTOCOLS))
 

@@ -13,6 +13,8 @@ from loadtest.errors import UsageError
 from loadtest.probe import conditions, measure
 from loadtest.results import DROPPED, ERROR, MISMATCH, VERDICTS, Results
 
+pytestmark = pytest.mark.timed
+
 END = {"end": 3.0, "client_cpu": 0.1, "gone": False, "errors": [{"verdict": MISMATCH, "text": "other", "count": 1}]}
 PLAN = {"duration": 2.5, "rate": 100.0, "profile": "flat", "in_flight": 50, "workers": 1, "concurrency": None}
 

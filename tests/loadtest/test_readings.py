@@ -15,6 +15,8 @@ from loadtest.results import Flight, Writer, read
 from loadtest.traffic import Part
 from tests.conftest import TINY, TINY_INPUTS
 
+pytestmark = pytest.mark.timed
+
 PAGE = """\
 # HELP nv_inference_request_success Number of successful inference requests, all batch sizes
 # TYPE nv_inference_request_success counter

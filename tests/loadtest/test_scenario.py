@@ -13,6 +13,8 @@ from loadtest import nullserver, play, scenario
 from loadtest.errors import BadInput, UsageError
 from loadtest.memory import Memory, watched
 
+pytestmark = pytest.mark.timed
+
 SHIPPED = pytest.mark.parametrize("name", scenario.shipped())
 GOOD = """
 description = "Two phases."

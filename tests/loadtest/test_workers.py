@@ -23,6 +23,8 @@ from loadtest.results import read
 from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Fresh, Part
 
+pytestmark = pytest.mark.timed
+
 SPEC = TensorSpec("x", "float32", (BATCH, 4))
 PAYLOADS = payload.generate([SPEC], 16, 0, batch=2)
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
