@@ -14,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from loadtest.errors import MachineError
 from serve import control, options
@@ -31,6 +32,9 @@ from serve.probe import watching
 LAUNCH = Path(__file__).with_name("launch.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel keeps it, not a place for files of ours
 SCHEMES = ("http", "grpc", "http")
+STARTS = 3
+"""How often a server is started that loses a lock meanwhile."""
+LOST_LOCK = "boost::interprocess::lock_exception"
 LOOK = 0.2
 """Seconds between two looks at whether the server still runs."""
 UNNAMED = "[request id: <id_unknown>] "
@@ -122,27 +126,63 @@ def running(
             *options.common(configs, secret, listen),
             *options.cache(configs, place.caches),
         ]
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), *command],
-            env=_variables(place),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C in the terminal is for us; the server is stopped in order
-        )
         http, grpc, metrics = (f"{kind}://{listen.reached}:{port}" for kind, port in zip(SCHEMES, ports, strict=True))
-        endpoint = Endpoint(http, grpc, metrics, process.pid, path, names, secret, listen.tls is not None)
-        try:
-            _await_ready(process, endpoint, timeout)
-            with watching(endpoint, repository) if probe else nullcontext():
-                yield endpoint
-        except MachineError as error:
-            if isinstance(error, ServerFailed) or process.poll() is None:
+        planned = Endpoint(http, grpc, metrics, 0, path, names, secret, listen.tls is not None)
+        process = partial(_process, command, _variables(place), output, grace, region)
+        with _started(process, planned, timeout) as (tritonserver, endpoint):
+            try:
+                with watching(endpoint, repository) if probe else nullcontext():
+                    yield endpoint
+            except MachineError as error:
+                if isinstance(error, ServerFailed) or tritonserver.poll() is None:
+                    raise
+                # The client's error says that the server is gone; the server said why.
+                raise _death(endpoint, tritonserver.returncode) from error
+
+
+@contextmanager
+def _process(
+    command: Sequence[str], variables: Mapping[str, str], output: IO[bytes], grace: float, region: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run tritonserver until the block ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), *command],
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C in the terminal is for us; the server is stopped in order
+    )
+    try:
+        yield process
+    finally:
+        _stop(process, grace, region)
+
+
+@contextmanager
+def _started(
+    run: Callable[[], AbstractContextManager[subprocess.Popen[bytes]]], planned: Endpoint, timeout: float
+) -> Iterator[tuple[subprocess.Popen[bytes], Endpoint]]:
+    """Run the server until the block ends, which begins when it is ready; start it again where it lost a lock.
+
+    While it loads a model, Triton's Python backend gives its process a second for a sign of life. A machine that stands
+    still for longer ends the whole server, by an exception that names a lock (triton-inference-server/server#8882).
+    """
+    for left in reversed(range(STARTS)):
+        with run() as process:
+            endpoint = replace(planned, pid=process.pid)
+            try:
+                _await_ready(process, endpoint, timeout)
+            except ServerFailed:
+                if (
+                    left
+                    and process.returncode == -signal.SIGABRT
+                    and LOST_LOCK in endpoint.log.read_text(errors="replace")
+                ):
+                    continue
                 raise
-            # The client's error says that the server is gone; the server said why.
-            raise _death(endpoint, process.returncode) from error
-        finally:
-            _stop(process, grace, region)
+            yield process, endpoint
+            return
 
 
 def wait(endpoint: Endpoint) -> NoReturn:

@@ -14,6 +14,8 @@ from serve.errors import BadRepository
 from tests.conftest import TINY, TINY_INPUTS, TINY_WEIGHT
 from tests.serve.test_up import serve
 
+pytestmark = pytest.mark.timed
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, publish_tiny: Callable[..., repository.Version]) -> Path:

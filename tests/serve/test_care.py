@@ -31,6 +31,8 @@ from tests.conftest import TINY
 from tests.serve.test_server import eventually, group_is_gone
 from tests.serve.test_up import FREE, serve
 
+pytestmark = pytest.mark.timed
+
 X = np.ones((2, 4), np.float32)
 needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 

@@ -12,6 +12,8 @@ from loadtest.traffic import Part
 from serve import metrics, source
 from serve.server import running
 
+pytestmark = pytest.mark.timed
+
 COMMITTED, MODEL = Path("model_repository"), "digits_cnn"
 MINUTES, EVERY = 3, 5
 """How long the load lasts, and seconds between two looks at the memory."""

@@ -31,6 +31,8 @@ from tests.serve.test_server import eventually
 from tests.serve.test_up import serve
 from tests.serve.test_watch import load
 
+pytestmark = pytest.mark.timed
+
 HASTY, GHOST = "hasty", "ghost-1.x"
 MODELS = [GHOST, HASTY, TINY]
 P99_MS = 50.0

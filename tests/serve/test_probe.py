@@ -19,6 +19,8 @@ from serve.target import Target
 from tests.conftest import TINY, TINY_OUTPUTS, save_tiny
 from tests.serve.test_server import eventually
 
+pytestmark = pytest.mark.timed
+
 ONE = {"x": np.ones((1, 4), np.float32)}
 
 

@@ -14,6 +14,8 @@ from serve.server import Endpoint, running
 from serve.target import Target
 from tests.serve.test_backend import save
 
+pytestmark = pytest.mark.timed
+
 X, Y = TensorSpec("x", "float32", (BATCH, 1)), TensorSpec("y", "float32", (BATCH, 1))
 SIZE = 1200
 """Of two square matrices, whose product takes long beside a request's way."""

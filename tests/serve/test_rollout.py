@@ -22,6 +22,8 @@ from tests.serve.test_probe import backend_processes
 from tests.serve.test_server import eventually
 from tests.serve.test_up import serve, up
 
+pytestmark = pytest.mark.timed
+
 ONE = np.ones((1, 4), np.float32)
 Publish = Callable[..., repository.Version]
 

@@ -21,7 +21,7 @@ from serve import control, model_config, server
 from serve.errors import BadRepository, NotInstalled, PortTaken, ServerFailed
 from serve.options import Listen
 from serve.server import Endpoint, running
-from tests.conftest import TINY
+from tests.conftest import TINY, TINY_WEIGHT
 
 ONE = {"x": np.ones((1, 4), np.float32)}
 
@@ -257,6 +257,48 @@ def test_death_in_the_middle_is_the_servers_error(model_repository: Path, server
     assert isinstance(failure.value.__cause__, ServerAbsent | ServerFault)
     assert eventually(lambda: group_is_gone(endpoint.pid))
     assert endpoint.log.exists()
+
+
+@pytest.fixture
+def dying(server_prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], Path]:
+    """A function that makes the next starts of a server end by SIGABRT; its file gets a letter for every start."""
+    starts, launch = tmp_path / "starts", tmp_path / "launch.py"
+
+    def stage(deaths: int, last_words: str) -> Path:
+        starts.write_text("")
+        launch.write_text(
+            "import os, pathlib, runpy, sys\n"
+            f"starts = pathlib.Path({str(starts)!r})\n"
+            "starts.write_text(starts.read_text() + 's')\n"
+            f"if len(starts.read_text()) <= {deaths}:\n"
+            f"    print({last_words!r}, file=sys.stderr)\n"
+            "    os.abort()\n"
+            f"runpy.run_path({str(server.LAUNCH)!r}, run_name='__main__')\n"
+        )
+        monkeypatch.setattr(server, "LAUNCH", launch)
+        return starts
+
+    return stage
+
+
+def test_a_server_that_lost_a_lock_is_started_again(
+    dying: Callable[[int, str], Path], model_repository: Path, logs: Path
+) -> None:
+    starts = dying(server.STARTS - 1, server.LOST_LOCK)
+    with running(model_repository) as endpoint, connect(endpoint.grpc) as client:
+        np.testing.assert_allclose(client.infer(TINY, ONE)["y"], ONE["x"] @ TINY_WEIGHT, rtol=1e-5)
+    assert len(starts.read_text()) == server.STARTS
+    assert not list(logs.iterdir())
+
+
+@pytest.mark.parametrize(("last_words", "tries"), [(server.LOST_LOCK, server.STARTS), ("out of memory", 1)])
+def test_a_server_that_dies_for_good(
+    dying: Callable[[int, str], Path], model_repository: Path, last_words: str, tries: int
+) -> None:
+    starts = dying(99, last_words)
+    with pytest.raises(ServerFailed, match="killed by SIGABRT"), running(model_repository):
+        pass
+    assert len(starts.read_text()) == tries
 
 
 def test_server_ends_with_a_parent_that_is_killed(model_repository: Path, server_prefix: Path, logs: Path) -> None:

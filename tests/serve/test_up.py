@@ -21,6 +21,8 @@ from serve.server import wait
 from tests.conftest import TINY
 from tests.serve.test_server import eventually, group_is_gone, shared_memory
 
+pytestmark = pytest.mark.timed
+
 ROOT = Path(__file__).parents[2]
 FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 

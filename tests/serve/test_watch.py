@@ -27,6 +27,8 @@ from serve.server import Endpoint
 from tests.conftest import TINY
 from tests.serve.test_up import ROOT, serve, up
 
+pytestmark = pytest.mark.timed
+
 HEADINGS = {"model", "req/s", "p50", "p95", "p99", "ms", "batch", "queue", "compute", "pending", "failed/s"}
 
 
