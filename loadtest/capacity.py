@@ -169,25 +169,29 @@ class _Known:
             return UNSETTLED
         good, poor = self.split()
         last = self.probes[-1].rate
-        if not (good and poor) and self._held_up(last) and not self._given_up(last):
-            # One hiccup of the client must not pass for its limit.
+        if not (good and poor) and self._again(last, bool(good)):
             return last
-        if not good and not poor:
-            return self._without_any()
+        if not good:
+            return self._lower(bool(poor))
         if not poor:
             return self._higher(max(good))
-        if not good:
-            return min(poor) / 2 if min(poor) / 2 >= LOWEST else NONE_HOLDS
-        if min(poor) / max(good) > _NEAR:
-            return float(np.sqrt(min(poor) * max(good)))
         if useless.count(CLIENT) == _MOST_REPEATS:
             return CLIENT_LIMIT
         if self.verdicts[-_MOST_DISTURBED:].count(DISTURBED) == _MOST_DISTURBED:
             return DISTURBANCE
+        if min(poor) / max(good) > _NEAR:
+            return float(np.sqrt(min(poor) * max(good)))
         return self._refined()
 
     def _said(self, rate: float) -> list[str]:
         return [said for probe, said in zip(self.probes, self.verdicts, strict=True) if probe.rate == rate]
+
+    def _again(self, rate: float, held: bool) -> bool:
+        """Return whether to repeat a rate that did not count: one hiccup of the client must not pass for its limit."""
+        if self.verdicts[-1] == SETTLING:
+            return not held
+        # A lower rate, which disturbs the machine less, is tried before this one is tried often.
+        return self._held_up(rate) and not self._given_up(rate) and (held or len(self._said(rate)) < _TRIES)
 
     def _held_up(self, rate: float) -> bool:
         """Return whether the client never got this rate out."""
@@ -198,10 +202,9 @@ class _Known:
         said = self._said(rate)
         return self._held_up(rate) and (said.count(CLIENT) >= _TRIES or len(said) >= _MOST_DISTURBED)
 
-    def _without_any(self) -> float | str:
-        if self.verdicts[-1] == SETTLING:
-            return self.probes[-1].rate
-        return self.probes[-1].rate / 2 if self.probes[-1].rate / 2 >= LOWEST else CLIENT_LIMIT
+    def _lower(self, failed: bool) -> float | str:
+        lower = min(probe.rate for probe in self.probes) / 2
+        return lower if lower >= LOWEST else NONE_HOLDS if failed else CLIENT_LIMIT
 
     def _higher(self, held: float) -> float | str:
         limited = (probe.rate for probe in self.probes if self._given_up(probe.rate))

@@ -148,10 +148,14 @@ def _finish(values: dict[str, Any], as_json: bool) -> None:
         emit(values)
 
 
-def _refusal(values: dict[str, Any]) -> Refused:
+def _counting(values: dict[str, Any]) -> list[float]:
     from loadtest.capacity import USELESS
 
-    counting = [probe["rate"] for probe in values["probes"] if probe["verdict"] not in USELESS]
+    return [probe["rate"] for probe in values["probes"] if probe["verdict"] not in USELESS]
+
+
+def _refusal(values: dict[str, Any]) -> Refused:
+    counting = _counting(values)
     if not counting:
         why = "; ".join(dict.fromkeys(probe["why"] or values["stopped"] for probe in values["probes"]))
         fix = "use a client machine that has nothing else to do, or begin lower with --start"
@@ -185,7 +189,7 @@ def _text(values: dict[str, Any]) -> "RenderableType":
 def headline(values: dict[str, Any]) -> str:
     """Return the capacity in one line."""
     if values["rate"] != values["rate"]:
-        return f"no rate holds {values['slo']}"
+        return f"no rate holds {values['slo']}" if _counting(values) else "capacity unknown: no probe counted"
     if values["at_least"]:
         return f"capacity: at least {values['rate']:,.4g} requests/s hold {values['slo']}"
     interval = f"95 % interval {values['low']:,.4g} to {values['high']:,.4g}"

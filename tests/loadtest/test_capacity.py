@@ -155,6 +155,22 @@ def test_a_machine_that_holds_up_an_idle_client_is_tried_longer() -> None:
     assert found.rate == pytest.approx(100, rel=0.05)
 
 
+@pytest.mark.parametrize("idle", [False, True])
+@pytest.mark.parametrize("fails", [900.0, float("inf")])
+def test_a_client_that_is_late_at_high_rates_goes_lower(fails: float, idle: bool) -> None:
+    # The server's own work holds up a client beside it, which has cores to spare.
+    def probe(rate: float, _: float) -> Probe:
+        late = 300 < rate < fails
+        return made(rate, 0.0 if rate < fails else 1.0, client="late" if late else "", idle=late and idle)
+
+    found = capacity.search(probe, [0.01], 1000.0, seconds=10, spent=lambda: False)
+    assert found.stopped in (CLIENT_LIMIT, DISTURBANCE)
+    assert found.low <= 300
+    assert found.rate >= 250
+    assert found.high > 800
+    assert len(found.probes) < 50
+
+
 def test_probes_that_do_not_count_change_nothing() -> None:
     seen = iter(range(10**6))
 
