@@ -129,10 +129,8 @@ def _refuse_load_options() -> None:
 
 def _failure(values: dict[str, Any], folder: Path, allow_invalid: bool) -> Refused | MachineError | None:
     failure: Refused | MachineError | None = None
-    if not values["valid"]:
-        gone = "stopped answering" in values["why"]
-        if allow_invalid and not gone:
-            return None
+    gone = "stopped answering" in values["why"]
+    if not values["valid"] and (gone or not allow_invalid):
         failure = (MachineError if gone else Refused)(values["why"], where=str(folder), fix=values["fix"])
     elif values["verdict"]["passed"] is False:
         wrong = [finding["text"] for finding in values["verdict"]["findings"] if finding["passed"] is False]

@@ -16,6 +16,7 @@ from loadtest.memory import Memory, watched
 pytestmark = pytest.mark.timed
 
 SHIPPED = pytest.mark.parametrize("name", scenario.shipped())
+ALLOWED = ("--allow-invalid",)
 GOOD = """
 description = "Two phases."
 [[phase]]
@@ -215,12 +216,14 @@ def test_a_server_that_dies_keeps_what_there_is(stand_in: Any, tmp_path: Path) -
 
 
 def test_an_invalid_scenario_may_be_allowed_and_keeps_the_word(stand_in: Any, tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD)
     short = ("--set", "warmup=0s", "--set", "duration=300ms", "--tolerance", "1e-5")
-    for code, more in ((3, ()), (0, ("--allow-invalid",))):
+    # What a scenario asks for is asked of an invalid one too.
+    strict = f'thresholds = ["p99 < 1us"]\n{GOOD}'
+    for n, (text, code, more) in enumerate(((GOOD, 3, ()), (GOOD, 0, ALLOWED), (strict, 3, ALLOWED))):
+        path = written(tmp_path, text)
         with stand_in(wrong=True, since=20) as server:
             command = ("run", "double", "--url", server.http, "--scenario", path, *short, *more)
-            done = cli(*command, "--output", tmp_path / str(code))
+            done = cli(*command, "--output", tmp_path / str(n))
         assert done.returncode == code, done.stderr
         assert "INVALID RUN" in done.stdout
 
