@@ -19,6 +19,7 @@ from select import select
 
 import numpy as np
 
+from loadtest import interpreter
 from loadtest.errors import UsageError
 from loadtest.statistics import Seconds
 
@@ -97,10 +98,14 @@ def watched(source: str, every: float = 1.0) -> Iterator[Memory]:
             where=source,
             fix="give --pid of the server on this machine, or --metrics http://HOST:8002/metrics",
         ) from error
-    root = str(Path(__file__).parent.parent)
     with tempfile.TemporaryFile("w+") as file:
-        command = [sys.executable, "-m", "loadtest.memory", source, str(every)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, cwd=root, start_new_session=True)
+        process = subprocess.Popen(
+            interpreter.command("loadtest.memory", source, str(every)),
+            stdin=subprocess.PIPE,
+            stdout=file,
+            env=interpreter.variables(),
+            start_new_session=True,
+        )
         try:
             yield memory
         finally:

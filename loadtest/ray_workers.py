@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from loadtest import workers
+from loadtest import interpreter, workers
 from loadtest.errors import MachineError, UsageError
 
 LOCAL = "local"
@@ -141,7 +141,7 @@ def hiring(address: str) -> Iterator[workers.Hire]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     here = address == LOCAL
     # A cluster that we start has no Lathe installed but ours.
-    variables = {"PYTHONPATH": workers.python_path()} if here else {}
+    variables = {"PYTHONPATH": interpreter.path()} if here else {}
     try:
         ray.init(
             None if here else address,

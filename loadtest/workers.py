@@ -7,18 +7,15 @@ be read. A worker ends by itself when whoever started it is gone.
 
 import asyncio
 import contextlib
-import os
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
 
-from loadtest import errors
+from loadtest import errors, interpreter
 from loadtest.errors import LatheError, MachineError, ServerAbsent
 from loadtest.loop import PATIENCE, Progress
 from loadtest.plan import Plan
@@ -29,7 +26,6 @@ _LAST_WORDS, _LAST_BREATH = 5.0, 1.0
 _GRACE = 30.0
 _CHUNK = 2**20
 _REQUEST = b'{"n":'
-_ROOT = Path(__file__).parent.parent
 
 
 @dataclass
@@ -267,23 +263,14 @@ class Process:
             await self.process.stdin.drain()
 
 
-def python_path() -> str:
-    """Return the PYTHONPATH under which another process finds this very package."""
-    return os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
-
-
 async def start(package: bytes, worker: int) -> Process:
     """Start a worker on this machine and hand it its package."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        # Without the user's folder on the path, where a file may have the name of one of our modules.
-        "-P",
-        "-m",
-        "loadtest.worker",
+        *interpreter.command("loadtest.worker"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=_CHUNK,
-        env=os.environ | {"PYTHONPATH": python_path()},
+        env=interpreter.variables(),
         start_new_session=True,  # Ctrl-C at the terminal is for us; we tell the workers
     )
     started = Process(process)

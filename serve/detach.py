@@ -6,13 +6,13 @@ import secrets
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from loadtest import interpreter
 from loadtest.errors import BadInput, LatheError, MachineError, UsageError
 from serve import state
 from serve.errors import ServerFailed
@@ -39,7 +39,8 @@ def start(repository: Path, listen: Listen, probe: bool, log: Path | None) -> di
     said = log.with_name(f"{log.name}.up")
     with tempfile.NamedTemporaryFile("w+", dir=folder, prefix=".starting-") as ready, said.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serve", "up", str(repository), "--json", *_options(listen, probe, log)],
+            interpreter.command("serve", "up", str(repository), "--json", *_options(listen, probe, log)),
+            env=interpreter.variables(),
             stdin=subprocess.DEVNULL,
             stdout=ready,
             stderr=errors,

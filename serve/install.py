@@ -271,8 +271,10 @@ def _pip(place: Path, requirements: str) -> None:
 
 def _run(command: list[str], what: str, fix: str) -> None:
     """Run a program that is silent when all is well; its last words become the error."""
-    # With the caller's PYTHONPATH, pip would take the caller's packages for installed ones.
+    # With the caller's PYTHONPATH, pip would take the caller's packages for installed ones; without a safe path, the
+    # caller's folder would come first, and a file there called pip.py or numpy.py would run.
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    env["PYTHONSAFEPATH"] = "1"
     done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         words = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]

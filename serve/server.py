@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -128,7 +128,7 @@ def running(
         ]
         http, grpc, metrics = (f"{kind}://{listen.reached}:{port}" for kind, port in zip(SCHEMES, ports, strict=True))
         planned = Endpoint(http, grpc, metrics, 0, path, names, secret, listen.tls is not None)
-        process = partial(_process, command, _variables(place), output, grace, region)
+        process = partial(_process, command, place, output, grace, region)
         with _started(process, planned, timeout) as (tritonserver, endpoint):
             try:
                 with watching(endpoint, repository) if probe else nullcontext():
@@ -142,12 +142,14 @@ def running(
 
 @contextmanager
 def _process(
-    command: Sequence[str], variables: Mapping[str, str], output: IO[bytes], grace: float, region: str
+    command: Sequence[str], place: Environment, output: IO[bytes], grace: float, region: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run tritonserver until the block ends."""
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), *command],
-        env=variables,
+        env=_variables(place),
+        # The Python of its backend processes looks for modules in the folder where it runs.
+        cwd=place.prefix,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,

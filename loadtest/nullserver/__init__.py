@@ -8,13 +8,13 @@ request for exactly `service` seconds, and each `each`-th one `stall` seconds lo
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loadtest import interpreter
 from loadtest.errors import MachineError, UsageError
 from loadtest.nullserver.model import MODEL
 from loadtest.tensors import BATCH, TensorSpec
@@ -68,12 +68,11 @@ def running(
         raise UsageError("a null server with negative times or no instance", fix="give times of 0 or more")
     settings: dict[str, Any] = {"service": service, "stall": stall, "each": each, "instances": instances}
     settings |= {"inputs": [spec.document() for spec in inputs], "outputs": [spec.document() for spec in outputs]}
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
-        [sys.executable, "-m", "loadtest.nullserver", json.dumps(settings)],
+        interpreter.command("loadtest.nullserver", json.dumps(settings)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
+        env=interpreter.variables(),
         start_new_session=True,  # Ctrl-C is for the one who asks; the end of its standard input ends the server
     )
     with process:
