@@ -22,7 +22,7 @@ import click
 import main_job
 import networks
 
-from loadtest import drive, payload, report
+from loadtest import drive, payload, summary
 from loadtest.plan import Plan
 from loadtest.traffic import Part
 from optimize import doctor, endpoint, measure
@@ -112,7 +112,7 @@ def load(running: Endpoint, made: Workload, model: str, effort: Effort, **how: A
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "load.jsonl"
         drive.run(plan, [Part(model, payload.generate(made.inputs, 16, 0, batch=effort.samples))], file)
-        told = report.summarize(file)
+        told = summary.summarize(file)
     if told["requests"]["failed"] or told["requests"]["mismatched"]:
         raise SystemExit(f"{made.name}, {model}: {told['why']}")
     return told

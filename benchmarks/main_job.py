@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from loadtest import drive, payload, report
+from loadtest import drive, payload, summary
 from loadtest.plan import Plan
 from loadtest.tensors import TensorSpec
 from loadtest.traffic import Part
@@ -94,7 +94,7 @@ def drive_once(running: Endpoint, made: Workload, model: str, concurrency: int) 
     plan = Plan(running.http, duration=SECONDS, concurrency=concurrency, seed=0, warmup=1.0)
     results = OUTPUT / "load.jsonl"
     drive.run(plan, [Part(model, payload.generate(made.inputs, 16, 0))], results)
-    return report.summarize(results)
+    return summary.summarize(results)
 
 
 def in_process(onnx: OnnxPredictor, inputs: Sequence[TensorSpec], batch: int, seconds: float = SECONDS) -> float:

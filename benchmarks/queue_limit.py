@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from loadtest import drive, payload, report
+from loadtest import drive, payload, summary
 from loadtest.plan import Plan
 from loadtest.tensors import TensorSpec
 from loadtest.traffic import Part
@@ -33,7 +33,7 @@ def main() -> None:
                 plan = Plan(endpoint.http, duration=SECONDS, concurrency=8, seed=0, warmup=0.5)
                 results = Path(scratch) / "load.jsonl"
                 drive.run(plan, [Part(MODEL, payload.generate(specs, 16, 0))], results)
-            latency = report.summarize(results)["latency_ms"]
+            latency = summary.summarize(results)["latency_ms"]
             print(f"{name:>20}: " + ", ".join(f"{key} {latency[key]:.1f} ms" for key in ("p50", "p99", "p999", "max")))
 
 

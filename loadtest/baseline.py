@@ -16,8 +16,8 @@ from loadtest import results
 from loadtest.commandline import document
 from loadtest.errors import BadInput
 from loadtest.plan import Plan
-from loadtest.report import sending_time, summary
 from loadtest.results import ERROR, MISMATCH, OK, TIMEOUT, Results
+from loadtest.summary import sending_time, summary
 
 BLOCKS = 30
 BIN = 0.005

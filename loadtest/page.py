@@ -5,17 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.exports import replacing
-from loadtest.report import (
-    MISMATCH_COLUMNS,
-    facts,
-    headline,
-    load,
-    load_file,
-    mismatch_rows,
-    number,
-    plan_line,
-)
+from loadtest.report import MISMATCH_COLUMNS, facts, headline, load, mismatch_rows, number, plan_line
 from loadtest.results import Results
+from loadtest.summary import load_file
 
 
 def write(results: Path, destination: Path) -> None:

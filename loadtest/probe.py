@@ -14,9 +14,9 @@ from loadtest import drive, edge, results, thresholds
 from loadtest.capacity import Probe
 from loadtest.errors import ServerAbsent, UsageError
 from loadtest.plan import Plan
-from loadtest.report import summary
 from loadtest.results import ERROR, MISMATCH, OK, TIMEOUT, Results
 from loadtest.schedule import MOST_IN_FLIGHT
+from loadtest.summary import summary
 from loadtest.thresholds import Threshold
 from loadtest.traffic import Part
 

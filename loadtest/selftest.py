@@ -14,7 +14,7 @@ from loadtest.commandline import document
 from loadtest.connection import PLAIN, Connection
 from loadtest.nullserver import NullServer
 from loadtest.plan import Plan
-from loadtest.report import summarize
+from loadtest.summary import summarize
 from loadtest.tensors import TensorSpec
 from loadtest.traffic import Part
 

@@ -111,7 +111,7 @@ def judge(document: dict[str, Any], sentences: Iterable[str]) -> list[dict[str, 
     """Return `text`, `passed` and `measured` (in the unit of the sentence) for every sentence.
 
     Args:
-        document: of a run, as `report.summarize` returns it. An invalid run passes nothing.
+        document: of a run, as `summary.summarize` returns it. An invalid run passes nothing.
         sentences: each may hold several, with commas between them.
 
     Raises:

@@ -33,7 +33,7 @@ _FEWEST_PER_WINDOW = 10
 
 @dataclass(frozen=True)
 class Played:
-    """A phase that was sent: its name, its document as `report.summarize` returns it, and its result file."""
+    """A phase that was sent: its name, its document as `summary.summarize` returns it, and its result file."""
 
     name: str
     document: dict[str, Any]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from loadtest import answers as answers_of
-from loadtest import drive, page, payload, report
+from loadtest import drive, page, payload, summary
 from loadtest.client import Client, connect
 from loadtest.plan import Plan
 from loadtest.tensors import UNBOUNDED, Arrays, Dim, TensorSpec
@@ -221,7 +221,7 @@ def _load(
     payloads = payload.generate(workload.inputs, PAYLOADS, recipe.seed)
     drive.run(plan, [Part(workload.name, payloads, tolerance=tolerance)], results)
     page.write(results, folder / "load.html")
-    return report.summarize(results)
+    return summary.summarize(results)
 
 
 def _plan(endpoint: Endpoint, load: Load, seed: int) -> Plan:

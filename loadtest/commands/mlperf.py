@@ -85,8 +85,8 @@ def mlperf(model: str, url: str, mode: str, output: Path | None, as_json: bool, 
 def _performance(model: str, url: str, options: dict[str, Any], folder: Path, quiet: bool) -> dict[str, Any]:
     from loadtest import drive, live
     from loadtest import mlperf as rules
-    from loadtest.report import summarize
     from loadtest.results import read
+    from loadtest.summary import summarize
 
     if options["scenario"] == "server" and not options["target_qps"]:
         raise UsageError("--target-qps is missing", fix="give the queries per second that the server shall hold")
@@ -137,7 +137,7 @@ def _expected(plan: "Plan", parts: "list[Part]") -> float:
     import tempfile
 
     from loadtest import drive
-    from loadtest.report import summarize
+    from loadtest.summary import summarize
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.jsonl"

@@ -34,7 +34,8 @@ def report(
       loadtest report at-100.jsonl at-200.jsonl at-400.jsonl --html curve.html
     """
     from loadtest import exports, page, thresholds
-    from loadtest.report import load_file, text
+    from loadtest.report import text
+    from loadtest.summary import load_file
 
     thresholds.parse(sentences)  # a wrong one is found before a large file is read
 
@@ -73,7 +74,8 @@ def _check(results: tuple[Path, ...], html: Path | None, wanted: dict[str, Path]
 
 def _several(results: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
     from loadtest import page
-    from loadtest.report import summarize, table
+    from loadtest.report import table
+    from loadtest.summary import summarize
 
     runs: list[tuple[str, dict[str, Any]]] = [(path.stem, summarize(path)) for path in results]
     if html:

@@ -59,7 +59,7 @@ def run(
       FOLDER      an .npz file, a subfolder or a file for each request
     """
     from loadtest import compare, drive, live, page, thresholds
-    from loadtest.report import load_file
+    from loadtest.summary import load_file
 
     chosen = {key: options.pop(key) for key in ("scenario", "settings", "pid")}
     if chosen["scenario"]:

@@ -89,8 +89,8 @@ def play_and_report(
     from rich.console import Console
 
     from loadtest import drive, live, play
-    from loadtest.report import summarize
     from loadtest.scenario import find, load
+    from loadtest.summary import summarize
 
     _refuse_load_options()
     path = find(name)

@@ -20,8 +20,8 @@ from loadtest.client import connect
 from loadtest.connection import Connection, address
 from loadtest.errors import BadInput, ServerAbsent, UsageError
 from loadtest.plan import Plan
-from loadtest.report import summarize
 from loadtest.results import MISMATCH, read
+from loadtest.summary import summarize
 from loadtest.traffic import Part
 from serve.options import Listen, Tls
 from serve.server import Endpoint, running

@@ -16,8 +16,8 @@ import pytest
 from loadtest import drive, loop, payload
 from loadtest.errors import BadInput, RequestRejected, ServerAbsent, UsageError
 from loadtest.plan import Plan
-from loadtest.report import summarize
 from loadtest.results import OK, read
+from loadtest.summary import summarize
 from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Part
 

@@ -10,8 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest import exports
-from loadtest.report import load_file
 from loadtest.results import Results
+from loadtest.summary import load_file
 from tests.loadtest.test_report import END, SERVER, flights, write
 
 THRESHOLDS = [

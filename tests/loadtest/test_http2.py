@@ -16,10 +16,10 @@ from tritonclient.grpc import service_pb2
 
 from loadtest import drive, eventloop, nullserver, payload
 from loadtest.plan import Plan
-from loadtest.report import summarize
 from loadtest.results import ERROR, OK, TIMEOUT, Flight
 from loadtest.senders import http2
 from loadtest.senders.grpc import GrpcSender
+from loadtest.summary import summarize
 from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Part
 

@@ -17,8 +17,8 @@ from loadtest.deploy import job
 from loadtest.errors import BadInput, UsageError
 from loadtest.merge import merge
 from loadtest.plan import Plan
-from loadtest.report import summarize
 from loadtest.results import read
+from loadtest.summary import summarize
 
 pytestmark = pytest.mark.timed
 

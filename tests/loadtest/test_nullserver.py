@@ -17,8 +17,8 @@ from loadtest.cli import main
 from loadtest.client import connect
 from loadtest.errors import ModelMissing, UsageError
 from loadtest.plan import Plan
-from loadtest.report import summarize
 from loadtest.results import read
+from loadtest.summary import summarize
 from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Part
 from serve.server import Endpoint

@@ -10,8 +10,8 @@ import pytest
 from loadtest import breakdown, charts, drive, payload
 from loadtest.plan import Plan
 from loadtest.readings import Readings, metrics_place, parse
-from loadtest.report import load_file
 from loadtest.results import Flight, Writer, read
+from loadtest.summary import load_file
 from loadtest.traffic import Part
 from tests.conftest import TINY, TINY_INPUTS
 

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from loadtest import breakdown, page
 from loadtest.plan import Plan
-from loadtest.report import headline, number, summarize, text
+from loadtest.report import headline, number, text
 from loadtest.results import DROPPED, ERROR, OK, TIMEOUT, Flight, Writer, read
+from loadtest.summary import summarize
 
 SERVER = {
     "success": 90,

@@ -17,8 +17,8 @@ from loadtest.client import connect
 from loadtest.connection import Connection
 from loadtest.errors import MachineError, RequestRejected, UsageError
 from loadtest.plan import Plan
-from loadtest.report import summarize
 from loadtest.results import MISMATCH, read
+from loadtest.summary import summarize
 from loadtest.traffic import Fresh, Part
 from serve.control import ADMIN_KEY
 from serve.server import Endpoint

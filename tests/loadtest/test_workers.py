@@ -18,8 +18,8 @@ from loadtest.answers import Answers
 from loadtest.errors import ServerAbsent, UsageError
 from loadtest.package import pack, unpack
 from loadtest.plan import Plan
-from loadtest.report import summarize
 from loadtest.results import read
+from loadtest.summary import summarize
 from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Fresh, Part
 

@@ -6,7 +6,7 @@ from statistics import median
 
 import pytest
 
-from loadtest import drive, payload, report
+from loadtest import drive, payload, summary
 from loadtest.plan import Plan
 from loadtest.traffic import Part
 from serve import metrics, source
@@ -28,7 +28,7 @@ def test_three_minutes_of_load_leave_the_memory_as_it_was(server_prefix: Path, t
         def load(**how: float) -> float:
             plan = Plan(endpoint.http, in_flight=256, **how)  # type: ignore[arg-type]
             drive.run(plan, [Part(MODEL, requests)], tmp_path / "load.jsonl")
-            return float(report.summarize(tmp_path / "load.jsonl")["rate"]["achieved"])
+            return float(summary.summarize(tmp_path / "load.jsonl")["rate"]["achieved"])
 
         rate = load(duration=5, concurrency=32)
         driving = pool.submit(load, duration=60 * MINUTES, rate=0.7 * rate)
