@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest import results
-from loadtest.commandline import document
+from loadtest.commandline import document, finite
 from loadtest.errors import BadInput
 from loadtest.plan import Plan
 from loadtest.results import ERROR, MISMATCH, OK, TIMEOUT, Results
@@ -76,17 +76,26 @@ def read(path: Path) -> Baseline:
     try:
         with path.open(encoding="utf-8") as file:
             first = file.readline()
-            rest = file.read() if '"blocks"' in first else ""
+            rest = file.read() if _is_baseline(first) else ""
     except FileNotFoundError:
         raise BadInput("there is no such file", where=str(path), fix="give a result file or a baseline") from None
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise BadInput("is neither a result file nor a baseline", where=str(path), fix="give one of them") from error
     try:
-        if '"blocks"' in first:
+        if rest:
             return _from_rows(path, json.loads(first), [json.loads(line) for line in rest.splitlines()])
         return of(results.read(path), path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"is not a whole baseline: {error!r}", where=str(path), fix="save it again") from error
+
+
+def _is_baseline(first: str) -> bool:
+    """Return whether this is the first line of a baseline; that of a result file holds the plan itself."""
+    try:
+        head = json.loads(first)
+    except ValueError:
+        return False
+    return isinstance(head, dict) and "run" in head and "plan" not in head
 
 
 def of(run: Results, path: Path) -> Baseline:
@@ -115,7 +124,7 @@ def write(baseline: Baseline, path: Path) -> None:
     """Write a baseline: one line for the run, one for each stretch of time."""
     numbers = np.round(baseline.bins / BIN).astype(int).tolist()
     head = document(blocks=len(baseline.planned), seconds=baseline.seconds, run=baseline.document)
-    lines = [json.dumps(head)]
+    lines = [json.dumps(finite(head))]
     columns = (baseline.planned.tolist(), baseline.failed.tolist(), baseline.done.tolist(), baseline.latency.tolist())
     for planned, failed, done, row in zip(*columns, strict=True):
         kept = {number: count for number, count in zip(numbers, row, strict=True) if count}

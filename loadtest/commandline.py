@@ -52,7 +52,7 @@ def document(**values: Any) -> dict[str, Any]:
 
 def emit(values: dict[str, Any]) -> None:
     """Print a document to standard output as JSON; NaN and infinity are not JSON and become null."""
-    text = json.dumps(_finite(values), indent=2, default=str, allow_nan=False)
+    text = json.dumps(finite(values), indent=2, default=str, allow_nan=False)
     if isinstance(sys.stdout, _Aside):
         sys.stdout.emitted = True
         click.echo(text, file=sys.stdout.output)
@@ -70,11 +70,12 @@ class _Aside:
         return getattr(sys.stderr, name)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a document as JSON can hold it: NaN and infinity become None."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

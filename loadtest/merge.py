@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loadtest.answers import MOST_SAMPLES
 from loadtest.errors import BadInput
 from loadtest.results import document_line, read
 
@@ -54,6 +55,9 @@ def _one_end(ends: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for end in ends:
         counts.update({(error["verdict"], error["text"]): error["count"] for error in end["errors"]})
     servers = [end["server"] for end in ends if end.get("server")]
+    missing = [end["server_error"] for end in ends if "server_error" in end]
+    wrong = sorted((one for end in ends for one in end.get("mismatches", [])), key=lambda one: int(one["n"]))
+    checks = {"checked": sum(end.get("checked", 0) for end in ends), "mismatches": wrong[:MOST_SAMPLES]}
     return {
         "end": max(end["end"] for end in ends),
         "client_cpu": sum(end["client_cpu"] for end in ends),
@@ -61,4 +65,6 @@ def _one_end(ends: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "gone": any(end["gone"] for end in ends),
         "errors": [{"verdict": key[0], "text": key[1], "count": count} for key, count in counts.most_common()],
         "server": max(servers, key=lambda server: int(server["success"]), default=None),
+        **(checks if any("checked" in end for end in ends) else {}),
+        **({"server_error": missing[0]} if missing and not servers else {}),
     }

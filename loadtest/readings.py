@@ -6,6 +6,7 @@ look at it: the CPU and memory of the process that listens on the port and of th
 """
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable
@@ -145,8 +146,9 @@ def parse(text: str, models: set[str]) -> dict[str, float]:
     for name, labels, value in _LINE.findall(text):
         key, factor = _METRICS[name]
         model = _MODEL.search(labels)
-        if model is None or model[1] in models:
-            found.setdefault(key, []).append(float(value) * factor)
+        # A GPU that cannot say its power says NaN.
+        if (model is None or model[1] in models) and math.isfinite(read := float(value)):
+            found.setdefault(key, []).append(read * factor)
     if not found:
         raise ValueError("not the metrics of a Triton server")
     return {key: sum(values) / (len(values) if key == "gpu" else 1) for key, values in found.items()}

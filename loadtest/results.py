@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from loadtest.commandline import FORMAT
+from loadtest.commandline import FORMAT, finite
 from loadtest.errors import BadInput
 from loadtest.statistics import Seconds
 
@@ -177,7 +177,7 @@ class Writer:
 
 def document_line(values: dict[str, Any]) -> bytes:
     """Return the line of a document, such as the first and the last one."""
-    return json.dumps(values).encode() + b"\n"
+    return json.dumps(finite(values), allow_nan=False).encode() + b"\n"
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ def _read(path: Path, file: IO[bytes]) -> Results:
     if not first:
         raise BadInput("the file is empty", where=str(path), fix=_FIX)
     try:
-        header = _checked_header(path, orjson.loads(first))
+        header = _checked_header(path, _parsed(first))
     except (ValueError, KeyError, TypeError) as error:
         raise _not_a_result_file(path, 1) from error
     columns, number = _Columns(), 2
@@ -301,7 +301,7 @@ def _read(path: Path, file: IO[bytes]) -> Results:
         lines = block.count(b"\n")
         try:
             # One parse for thousands of lines is far quicker than one for each.
-            columns.add(orjson.loads(b"[" + block[:-1].replace(b"\n", b",") + b"]"))
+            columns.add(_parsed(b"[" + block[:-1].replace(b"\n", b",") + b"]"))
         except (ValueError, KeyError, TypeError) as error:
             raise _not_a_result_file(path, number + _first_bad(block)) from error
         number += lines
@@ -317,10 +317,18 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
             yield whole
 
 
+def _parsed(text: bytes) -> Any:
+    """Return what a JSON text holds; older files may hold a NaN that a metric of the server said."""
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        return json.loads(text)
+
+
 def _first_bad(block: bytes) -> int:
     for place, one in enumerate(block.splitlines()):
         try:
-            _Columns().add([orjson.loads(one)])
+            _Columns().add([_parsed(one)])
         except (ValueError, KeyError, TypeError):
             return place
     return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.commandline import PATH, document, emit, json_option
+from loadtest.commandline import PATH, document, emit, finite, json_option
 from loadtest.errors import BadInput, Refused, UsageError
 from loadtest.options import SHAPE, Duration, default_output, kept, largest_batch, parts_of, plan_of, traffic_options
 
@@ -68,7 +68,7 @@ def mlperf(model: str, url: str, mode: str, output: Path | None, as_json: bool, 
     options = SHAPE | options
     values = (_accuracy if mode == "accuracy" else _performance)(model, url, options, folder, as_json)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "mlperf.json").write_text(json.dumps(values, indent=1, default=str))
+    (folder / "mlperf.json").write_text(json.dumps(finite(values), indent=1, default=str))
     if mode == "performance":
         (folder / "mlperf_log_summary.txt").write_text(log(values))
     if not as_json:

@@ -168,3 +168,10 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     for missing in ("folder", "nowhere"):
         with pytest.raises(BadInput, match=missing):
             read_side(tmp_path / missing)
+
+
+def test_a_run_whose_input_is_called_blocks_is_no_baseline(tmp_path: Path) -> None:
+    run = made(0, count=300)
+    run.header["parts"][0]["shapes"] = {"blocks": [1, 4], "run": [1]}
+    path = write(tmp_path / "run.jsonl", run)
+    assert baseline.read(path).document["requests"]["done"] == 300

@@ -101,6 +101,8 @@ def two(tmp_path: Path) -> list[Path]:
             "server": {"success": 1 + index},
         }
         end["errors"] = [{"verdict": "error", "text": "x", "count": 2}]
+        wrong = {"n": 1 - index, "payload": 0, "output": "y", "index": None, "expected": "a", "got": "b"}
+        end |= {"checked": 10 + index, "mismatches": [wrong]}
         lines = [header, {"reading": 0.0, "server_cpu": 1.0}, row, end]
         paths.append(tmp_path / f"{index}.jsonl")
         paths[-1].write_text("".join(f"{json.dumps(line, separators=(',', ':'))}\n" for line in lines))
@@ -119,6 +121,10 @@ def test_ends_are_put_together(two: list[Path], tmp_path: Path) -> None:
         "gone": False,
         "errors": [{"verdict": "error", "text": "x", "count": 4}],
         "server": {"success": 2},
+        "checked": 21,
+        "mismatches": [
+            {"n": n, "payload": 0, "output": "y", "index": None, "expected": "a", "got": "b"} for n in (0, 1)
+        ],
     }
 
 

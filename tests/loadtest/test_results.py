@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loadtest.breakdown import column
 from loadtest.errors import BadInput
+from loadtest.readings import parse
 from loadtest.results import DROPPED, OK, TIMEOUT, Flight, Writer, read
 
 HEADER = {"plan": {"duration": 1.0}, "model": "m", "url": "grpc://127.0.0.1:1"}
@@ -132,3 +134,27 @@ def test_names_of_failures_are_bounded(tmp_path: Path) -> None:
     assert len(results.kinds) <= 50
     assert results.kinds[results.kind[499]] == "other errors"
     assert results.kinds[results.kind[0]] == "number 0"
+
+
+def test_a_metric_that_is_nan_leaves_the_file_readable(tmp_path: Path) -> None:
+    page = 'nv_gpu_power_usage{gpu_uuid="A"} Nan\nnv_gpu_utilization{gpu_uuid="A"} +Inf\nnv_cpu_utilization 0.3\n'
+    assert parse(page, set()) == {"machine_cpu": 0.3}
+    with Writer(tmp_path / "r.jsonl", HEADER) as writer:
+        writer.reading({"reading": 0.5, "gpu_watts": float("nan"), "machine_cpu": 0.3})
+        writer.finish({"end": 1.0, "server": {"batches": {1: 5}}})
+    for line in (tmp_path / "r.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    results = read(tmp_path / "r.jsonl")
+    assert results.readings == [{"reading": 0.5, "gpu_watts": None, "machine_cpu": 0.3}]
+    np.testing.assert_array_equal(column(results, "gpu_watts")[1], [np.nan])
+
+
+def test_a_nan_that_an_older_version_wrote_is_read(whole: Path) -> None:
+    first, *rest = whole.read_text().splitlines(keepends=True)
+    whole.write_text(first + '{"reading": 0.5, "gpu_watts": NaN, "machine_cpu": 0.3}\n' + "".join(rest))
+    results = read(whole)
+    assert len(results.planned) == 3
+    assert np.isnan(results.readings[0]["gpu_watts"])
+    whole.write_text(first + '{"reading": 0.5, "gpu_watts": NaN}\n{"reading": nonsense}\n')
+    with pytest.raises(BadInput, match="line 3"):
+        read(whole)

@@ -1,3 +1,6 @@
+from fractions import Fraction
+from math import ceil
+
 import numpy as np
 import pytest
 
@@ -41,3 +44,15 @@ def test_curve_rises_to_a_percentile_that_the_count_supports(count: int) -> None
 )
 def test_windows_have_a_round_width(end: float, most: int, expected: list[float]) -> None:
     assert windows(end, most) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("count", [1, 7, 100, 1000, 2000, 3000, 10_000])
+def test_a_percentile_is_the_value_of_its_rank(count: int) -> None:
+    """The rank is ceil(percent of the count), in exact arithmetic: the 99.9th of 1,000 is not their maximum."""
+    values = np.random.default_rng(0).permutation(np.arange(1.0, count + 1))
+    for percent in ("50", "90", "95", "99", "99.9", "100"):
+        expected = ceil(Fraction(percent) * count / 100)
+        assert percentile(values, float(percent)) == expected
+    figures = milliseconds(values / 1e3)
+    assert figures["p999"] == pytest.approx(ceil(Fraction("99.9") * count / 100))
+    assert figures["max"] == pytest.approx(count)
