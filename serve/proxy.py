@@ -14,11 +14,21 @@ from urllib.parse import urlsplit
 
 from loadtest.connection import parse_url
 from loadtest.errors import UsageError
+from serve import control
 from serve.errors import BadRepository
 
 CONF = "nginx.conf"
-CLOSED = "repository|systemsharedmemory|cudasharedmemory|trace|logging"
-"""Paths under /v2/ that load code, share memory or change the server; the proxy passes none of them on."""
+NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
+PASSED = (
+    r"/v2/?",
+    r"/v2/health/(live|ready)",
+    rf"/v2/models/{NAME}(/versions/[0-9]+)?(/(infer|generate|generate_stream|ready|config|stats))?",
+)
+"""The paths that the proxy passes on, as they stand in the request: metadata, health and inference, and nothing else.
+
+nginx chooses a `location` by the decoded path and passes the raw one on; what tritonserver decodes again could be
+another path (`x%2F..%2F..`). So the raw path decides, and one with a `%` is none of these.
+"""
 
 MOST_IN_FLIGHT = 256
 """Requests that tritonserver has at a time; nginx answers 502 to the next one."""
@@ -34,6 +44,10 @@ events {{
 }}
 http {{
     access_log off;
+    map $request_uri $passed {{
+        default 0;
+        "~^({passed})(\\?|$)" 1;
+    }}
     client_body_temp_path body;
     proxy_temp_path proxy;
     fastcgi_temp_path fastcgi;
@@ -59,17 +73,16 @@ http {{
         ssl_certificate_key {key};
         ssl_protocols TLSv1.2 TLSv1.3;
 {clients}
-        location ~ ^/v2/({closed})(/|$) {{
+        if ($passed = 0) {{
             return 403;
         }}
-        location ~ ^/v2(/models/|/health/|/?$) {{
+        location / {{
             proxy_pass http://triton;
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_set_header Host $host;
-        }}
-        location / {{
-            return 404;
+            # What the secret opens is for this machine.
+            proxy_set_header {key_header} "";
         }}
     }}
 }}
@@ -130,7 +143,8 @@ def write(
         certificate=_quoted(certificate),
         key=_quoted(key),
         clients=CLIENTS.format(clients=_quoted(clients)) if clients else "",
-        closed=CLOSED,
+        passed="|".join(PASSED),
+        key_header=control.ADMIN_KEY,
     )
     partial = conf.with_name(f".{CONF}")
     partial.write_text(text)

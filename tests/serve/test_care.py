@@ -241,7 +241,7 @@ def test_the_proxy_encrypts_limits_and_closes(endpoint: Endpoint, certificates: 
         for path in ("/v2/repository/index", f"/v2/repository/models/{TINY}/unload", "/v2/systemsharedmemory/status"):
             assert ask(port, authority, path, "{}") == 403
         assert ask(port, authority, "/v2/trace/setting") == 403
-        assert ask(port, authority, "/metrics") == 404
+        assert ask(port, authority, "/metrics") == 403
         # A flood of one-byte chunks reaches tritonserver as one body, or not at all.
         chunks = (b"1" for _ in range(50_000))
         context = ssl.create_default_context(cafile=str(authority))
