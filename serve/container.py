@@ -37,7 +37,7 @@ def command(place: Path, release: str, listen: Listen) -> list[str]:
         group.kind == ModelInstanceGroup.KIND_GPU for config in configs.values() for group in config.instance_group
     )
     ports = {kind: getattr(listen, f"{kind}_port") or inside for kind, inside in INSIDE.items()}
-    published = [f"--publish={listen.host}:{ports[kind]}:{inside}" for kind, inside in INSIDE.items()]
+    published = [f"--publish={listen.address(kind)}:{ports[kind]}:{inside}" for kind, inside in INSIDE.items()]
     files = listen.tls.files() if listen.tls else []
     told = options.common(configs, secrets.token_hex(32), listen)
     for file in files:

@@ -71,7 +71,8 @@ class Listen:
     """Where a server listens, and how it speaks.
 
     Args:
-        host: the address; nothing but loopback without `exposed` where the release has known holes.
+        host: the address; nothing but loopback without `exposed` where the release has known holes. With `tls` it is
+            that of gRPC alone; HTTP and the metrics, which tritonserver cannot encrypt, stay on loopback.
         http_port: 0 picks a free one, as for the other two.
         grpc_port: see `http_port`.
         metrics_port: see `http_port`.
@@ -92,7 +93,7 @@ class Listen:
 
     def __post_init__(self) -> None:
         try:
-            loopback = ipaddress.IPv4Address(self.host).is_loopback
+            loopback = self._loopback
         except ValueError:
             raise UsageError(
                 f"--host {self.host} is no IPv4 address", fix="give one such as 127.0.0.1 or 0.0.0.0"
@@ -105,9 +106,17 @@ class Listen:
             )
 
     @property
-    def reached(self) -> str:
-        """The address at which this machine reaches the server."""
-        return HOST if ipaddress.ip_address(self.host).is_unspecified else self.host
+    def _loopback(self) -> bool:
+        return ipaddress.IPv4Address(self.host).is_loopback
+
+    def address(self, kind: str) -> str:
+        """Return where `kind` (http, grpc or metrics) listens: with TLS, what cannot be encrypted stays on loopback."""
+        return HOST if self.tls and kind != "grpc" and not self._loopback else self.host
+
+    def reached(self, kind: str) -> str:
+        """Return the address at which this machine reaches `kind`."""
+        address = self.address(kind)
+        return HOST if ipaddress.ip_address(address).is_unspecified else address
 
 
 LOOPBACK = Listen()

@@ -31,6 +31,7 @@ from serve.probe import watching
 
 LAUNCH = Path(__file__).with_name("launch.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel keeps it, not a place for files of ours
+KINDS = ("http", "grpc", "metrics")
 SCHEMES = ("http", "grpc", "http")
 STARTS = 3
 """How often a server is started that loses a lock meanwhile."""
@@ -38,7 +39,6 @@ LOST_LOCK = "boost::interprocess::lock_exception"
 LOOK = 0.2
 """Seconds between two looks at whether the server still runs."""
 UNNAMED = "[request id: <id_unknown>] "
-PORT_OPTIONS = ("--http-port", "--grpc-port", "--metrics-port")
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,15 @@ def running(
             f"--model-repository={repository.absolute()}",
             f"--backend-directory={place.backends}",
             f"--backend-config=python,shm-region-prefix-name={region}",
-            *(f"--{kind}-address={listen.host}" for kind in ("http", "grpc", "metrics")),
-            *(f"{option}={port}" for option, port in zip(PORT_OPTIONS, ports, strict=True)),
+            *(f"--{kind}-address={listen.address(kind)}" for kind in KINDS),
+            *(f"--{kind}-port={port}" for kind, port in zip(KINDS, ports, strict=True)),
             "--allow-gpu-metrics=false",
             f"--exit-timeout-secs={max(10, round(grace))}",
             *options.common(configs, secret, listen),
             *options.cache(configs, place.caches),
         ]
-        http, grpc, metrics = (f"{kind}://{listen.reached}:{port}" for kind, port in zip(SCHEMES, ports, strict=True))
+        named = zip(KINDS, SCHEMES, ports, strict=True)
+        http, grpc, metrics = (f"{scheme}://{listen.reached(kind)}:{port}" for kind, scheme, port in named)
         planned = Endpoint(http, grpc, metrics, 0, path, names, secret, listen.tls is not None)
         process = partial(_process, command, place, output, grace, region)
         with _started(process, planned, timeout) as (tritonserver, endpoint):
@@ -222,13 +223,13 @@ def _ports(listen: Listen) -> tuple[int, ...]:
     """
     with ExitStack() as held:
         taken = []
-        wanted = (listen.http_port, listen.grpc_port, listen.metrics_port)
-        for option, port in zip(PORT_OPTIONS, wanted, strict=True):
+        for kind in KINDS:
+            option, port = f"--{kind}-port", getattr(listen, f"{kind}_port")
             listener = held.enter_context(socket.socket())
             # As the server does: connections of a server that has just stopped do not hold the port.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind((listen.host, port))
+                listener.bind((listen.address(kind), port))
                 listener.listen()
             except (OSError, OverflowError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "there is no such port"

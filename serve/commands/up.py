@@ -19,7 +19,7 @@ LEVEL = click.Choice(["error", "warning", "info", "verbose"])
 
 @click.command()
 @click.argument("repository", type=PATH)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; with TLS, gRPC alone does.")
 @click.option("--http-port", type=PORT, default=8000, show_default=True, help="0 picks a free one.")
 @click.option("--grpc-port", type=PORT, default=8001, show_default=True, help="0 picks a free one.")
 @click.option("--metrics-port", type=PORT, default=8002, show_default=True, help="0 picks a free one.")

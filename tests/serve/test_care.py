@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 import pytest
 
 from loadtest.client import connect
@@ -129,8 +130,8 @@ def test_nothing_is_opened_beyond_loopback_by_accident(model_repository: Path) -
     assert refused.returncode == 2
     assert re.search(r"opens a server with [1-9]\d known CVEs to others", refused.stderr)
     assert "--accept-open-cves" in refused.stderr
-    assert Listen(host="0.0.0.0", exposed=True).reached == "127.0.0.1"
-    assert Listen(host="127.0.0.2").reached == "127.0.0.2"
+    assert Listen(host="0.0.0.0", exposed=True).reached("http") == "127.0.0.1"
+    assert Listen(host="127.0.0.2").reached("http") == "127.0.0.2"
     for host in ("everywhere", "::1"):
         with pytest.raises(UsageError, match="is no IPv4 address"):
             Listen(host=host)
@@ -142,6 +143,32 @@ def test_an_exposed_server_answers_where_it_listens(model_repository: Path, serv
         with connect(endpoint.http) as client:
             assert client.infer(TINY, {"x": X})["y"].shape == (2, 3)
         assert '"HTTP' not in endpoint.log.read_text()
+
+
+def listening(port: int) -> set[str]:
+    """The addresses at which something listens on the port."""
+    found = psutil.net_connections(kind="tcp")
+    return {one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN and one.laddr.port == port}
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_with_tls_nothing_is_left_open_in_the_clear(
+    model_repository: Path, server_prefix: Path, certificates: Path, mutual: bool
+) -> None:
+    tls = Tls(certificates / "server.crt", certificates / "server.key", certificates / "ca.crt" if mutual else None)
+    listen = Listen(host="0.0.0.0", tls=tls, exposed=True)
+    with running(model_repository, listen=listen, grace=0) as endpoint:
+        assert listening(urlsplit(endpoint.grpc).port or 0) <= {"0.0.0.0", "::"}
+        for url in (endpoint.http, endpoint.metrics):
+            assert {place.removeprefix("::ffff:") for place in listening(urlsplit(url).port or 0)} == {"127.0.0.1"}
+        with connect(endpoint.plain) as client:
+            assert client.infer(TINY, {"x": X})["y"].shape == (2, 3)
+    published = [part for part in container.command(model_repository, "26.07", listen) if "--publish" in part]
+    assert published == [
+        "--publish=127.0.0.1:8000:8000",
+        "--publish=0.0.0.0:8001:8001",
+        "--publish=127.0.0.1:8002:8002",
+    ]
 
 
 def test_tls_wants_its_files(tmp_path: Path, model_repository: Path, certificates: Path) -> None:

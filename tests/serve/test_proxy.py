@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import unquote
 
 import pytest
@@ -29,7 +30,7 @@ class Recorder(http.server.BaseHTTPRequestHandler):
     """In the place of tritonserver: it keeps the path and the headers of each request as they came."""
 
     protocol_version = "HTTP/1.1"
-    seen: list[tuple[str, dict[str, str]]] = []
+    seen: ClassVar[list[tuple[str, dict[str, str]]]] = []
 
     def do_POST(self) -> None:
         self.seen.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
@@ -38,7 +39,7 @@ class Recorder(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_GET = do_POST
+    do_GET = do_POST  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         pass
@@ -63,11 +64,13 @@ def trusting(certificates: Path) -> ssl.SSLContext:
 
 def post(port: int, trusting: ssl.SSLContext, target: bytes, headers: str = "") -> int:
     """Send a request line as it is, without a library that would tidy it up, and return the status."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
-        with trusting.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
-            head = f" HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n{headers}\r\n{{}}"
-            connection.sendall(b"POST " + target + head.encode())
-            answer = connection.recv(65536)
+    head = f" HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n{headers}\r\n{{}}"
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
+        trusting.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+    ):
+        connection.sendall(b"POST " + target + head.encode())
+        answer = connection.recv(65536)
     return int(answer.split(b" ")[1]) if answer.startswith(b"HTTP/") else 400
 
 
@@ -164,6 +167,8 @@ def test_the_real_server_answers_behind_it(
 ) -> None:
     with nginx(tmp_path / "nginx", replace(endpoint), certificates) as port:
         key = f"admin-key: {endpoint.secret}\r\n"
-        assert post(port, trusting, f"/v2/models/{TINY}/infer".encode()) == 500  # its own word for a body without inputs
+        assert (
+            post(port, trusting, f"/v2/models/{TINY}/infer".encode()) == 500
+        )  # its own word for a body without inputs
         for path in SPELLED[:12]:
             assert post(port, trusting, path.encode(), key) in (400, 403)
