@@ -22,7 +22,7 @@ import click
 import main_job
 import networks
 
-from loadtest import drive, payload, summary
+from loadtest import drive, payload, schedule, summary
 from loadtest.plan import Plan
 from loadtest.traffic import Part
 from optimize import doctor, endpoint, measure
@@ -57,7 +57,8 @@ class Effort:
     Args:
         pairs: turns of every served model and of this process.
         seconds: of one load, and of one stretch of calls in this process.
-        concurrency: samples in flight at saturation, in units of the largest batch.
+        concurrency: samples in flight at saturation, in units of the largest batch; one process has 1,000 requests in
+            flight at most.
         samples: in a request.
     """
 
@@ -131,7 +132,8 @@ def turns(
     against the figure (`why`), and for files `alone`: samples a second here, in calls of that batch.
     """
     connections = {
-        name: effort.concurrency * (asked.max_batch or 1) // effort.samples for name, asked in settings.items()
+        name: min(schedule.MOST_IN_FLIGHT, effort.concurrency * (asked.max_batch or 1) // effort.samples)
+        for name, asked in settings.items()
     }
     # The model without batches gets as many requests as its twin.
     connections[SINGLE] = connections[FP16]
@@ -213,7 +215,8 @@ def table(document: Mapping[str, Any]) -> str:
         f"# GPU-batched serving, {document['date']}",
         "",
         ", ".join(f"{name}: {value}" for name, value in document["machine"].items()) + ".",
-        f"Medians of {document['effort']['pairs']} turns; printed by `make bench-gpu`.",
+        f"Medians of {document['effort']['pairs']} turns, {document['effort']['samples']} in a request; "
+        "printed by `make bench-gpu`.",
     ]
     for network, found in document["networks"].items():
         lines += ["", f"## {network}", "", "| figure | measured | wanted | |", "| --- | ---: | ---: | --- |"]
@@ -235,7 +238,10 @@ def write(found: Mapping[str, Any], gpu: str, effort: Effort, folder: Path) -> s
     day = time.strftime("%F")
     machine = page.environment() | {"GPU": gpu}
     document = {"date": day, "machine": machine, "effort": asdict(effort), "networks": found}
-    stem = f"gpu-{day}-{re.sub('[^a-z0-9]+', '-', gpu.lower()).strip('-')}"
+    # nvidia-smi's line is "driver version, name"; the driver stands in the document.
+    device = re.sub("[^a-z0-9]+", "-", gpu.rpartition(", ")[2].lower()).strip("-")
+    several = f"-{effort.samples}-samples" if effort.samples > 1 else ""
+    stem = f"gpu-{day}-{device}{several}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.json").write_text(json.dumps(document, indent=2))
     text = table(document)

@@ -84,10 +84,10 @@ def test_a_network_is_measured(bench: SimpleNamespace, target: Target, tmp_path:
     assert len(found["turns"]) == 2
     # The model that is to go without batches went without; a request brings two samples.
     assert all(turn["unbatched"]["batch"] == 2 for turn in found["turns"])
-    bench.gpu.write({"minilm": found}, "Some GPU, 9", effort, tmp_path / "results")
+    bench.gpu.write({"minilm": found}, "580.159, Some GPU 9", effort, tmp_path / "results")
     written = {path.suffix: path for path in (tmp_path / "results").iterdir()}
     assert set(written) == {".json", ".md"}
-    assert all(path.stem.endswith("-some-gpu-9") for path in written.values())
+    assert all(path.stem.endswith("-some-gpu-9-2-samples") for path in written.values())
     assert json.loads(written[".json"].read_text())["networks"]["minilm"]["figures"] == found["figures"]
 
 
@@ -95,7 +95,8 @@ def document(figures: dict[str, float]) -> dict[str, Any]:
     chosen = {"fp16": {"max_batch": 64, "queue_delay_us": 90}}
     turns = [{"fp16": {"why": ""}, "fp32": {"why": "the client was short of CPU"}}]
     network = {"figures": figures, "settings": chosen, "turns": turns, "source": "a.py:b"}
-    return {"date": "2026-01-02", "machine": {"GPU": "x"}, "effort": {"pairs": 7}, "networks": {"net": network}}
+    effort = {"pairs": 7, "samples": 1}
+    return {"date": "2026-01-02", "machine": {"GPU": "x"}, "effort": effort, "networks": {"net": network}}
 
 
 def test_the_table_says_what_was_reached(bench: SimpleNamespace) -> None:
