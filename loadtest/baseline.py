@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest import results
+from loadtest import files, results
 from loadtest.commandline import document, finite
 from loadtest.errors import BadInput
 from loadtest.plan import Plan
@@ -129,9 +129,7 @@ def write(baseline: Baseline, path: Path) -> None:
     for planned, failed, done, row in zip(*columns, strict=True):
         kept = {number: count for number, count in zip(numbers, row, strict=True) if count}
         lines.append(json.dumps({"planned": planned, "failed": failed, "done": done, "latency": kept}))
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    beside.replace(path)
+    files.write(path, "\n".join(lines) + "\n")
 
 
 def _from_rows(path: Path, head: dict[str, Any], rows: list[dict[str, Any]]) -> Baseline:

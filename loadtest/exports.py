@@ -1,6 +1,6 @@
 """Exports: a run in the formats of other tools: CSV, Prometheus's text format, JUnit's XML, a GitHub step summary."""
 
-import tempfile
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from loadtest import files
 from loadtest.report import facts, headline, number, plan_line
 from loadtest.results import VERDICTS, Results
 
@@ -72,8 +73,7 @@ def prometheus(values: dict[str, Any], destination: Path) -> None:
     gauge("server_seconds", "Mean time of a request by the server's own count.", spent, "stage")
     verdicts = {one["text"]: float(one["passed"]) for one in values["thresholds"]}
     gauge("threshold_passed", "Whether a threshold was kept.", verdicts, "threshold")
-    with replacing(destination) as file:
-        file.write(generate_latest(registry).decode())
+    files.write(destination, generate_latest(registry))
 
 
 def junit(values: dict[str, Any], destination: Path) -> None:
@@ -88,8 +88,7 @@ def junit(values: dict[str, Any], destination: Path) -> None:
         if not passed:
             ElementTree.SubElement(case, "failure", {"message": _printable(why)})
     ElementTree.SubElement(suite, "system-out").text = _printable(f"{headline(values)}\n{plan_line(values)}")
-    with replacing(destination) as file:
-        file.write(ElementTree.tostring(suites, encoding="unicode", xml_declaration=True))
+    files.write(destination, ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True))
 
 
 def _verdicts(values: dict[str, Any]) -> Iterator[tuple[str, bool, str]]:
@@ -140,16 +139,8 @@ WHOLE: dict[str, Callable[[Results, dict[str, Any], Path], None]] = {
 
 @contextmanager
 def replacing(destination: Path) -> Iterator[IO[str]]:
-    """Yield a file that takes the place of `destination` at the end of the block, whole or not at all."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", newline="", dir=destination.parent, prefix=f".{destination.name}.", delete=False
-    ) as file:
-        temporary = Path(file.name)
-        try:
-            yield file
-            file.flush()
-            temporary.chmod(0o644)
-            temporary.replace(destination)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    """Yield a text file that takes the place of `destination` at the end of the block, whole or not at all."""
+    with files.writing(destination) as raw:
+        file = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+        yield file
+        file.detach()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loadtest import files
 from loadtest.answers import MOST_SAMPLES
 from loadtest.errors import BadInput
 from loadtest.results import document_line, read
@@ -33,7 +34,7 @@ def merge(paths: Sequence[Path], destination: Path) -> None:
         )
     if lost := [str(path) for path, end in zip(paths, ends, strict=True) if end is None]:
         raise BadInput("the run was interrupted", where=", ".join(lost), fix="run it again")
-    with destination.open("wb") as file:
+    with files.writing(destination) as file:
         file.write(document_line(headers[0] | {"plan": plans[0]}))
         for place, path in enumerate(paths):
             with path.open("rb") as source:

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loadtest import memory, results, thresholds
+from loadtest import files, memory, results, thresholds
 from loadtest.commandline import document, finite
 from loadtest.errors import BadInput, LatheError
 from loadtest.report import load, number
@@ -47,7 +47,7 @@ def play(scenario: Scenario, name: str, send: Send, folder: Path, largest: int =
         values = _document(scenario, name, played, findings, rate)
         if not complete and values["valid"]:
             values |= {"valid": False, "why": "the scenario was not played to its end", "fix": "play it again"}
-        (folder / DOCUMENT).write_text(json.dumps(finite(values), indent=1, default=str))
+        files.write(folder / DOCUMENT, json.dumps(finite(values), indent=1, default=str))
         return values
 
     with memory.watched(source) as watched:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from loadtest import files
 from loadtest.commandline import document
 from optimize.errors import BadBundle
 from optimize.structure import rebuild, structure
@@ -163,21 +164,13 @@ def digest(file: Path) -> str:
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder` that takes its place at the end; on an error nothing has happened."""
-    prefix = f".{folder.name}.saving-"
-    with scratch.folder(folder.parent, prefix) as temporary:
+    with scratch.folder(folder.parent, f".{folder.name}.saving-") as temporary:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
         temporary.chmod(0o755)
         if folder.exists():
-            # Two renames: a kill between them leaves no bundle at all, never a mixture of two.
-            with scratch.folder(folder.parent, prefix) as old:
-                folder.rename(old / "old")
-                temporary.rename(folder)
+            files.swap(temporary, folder)
         else:
-            temporary.rename(folder)
+            files.place(temporary, folder)
 
 
 def _save_weights(module: nn.Module, path: Path) -> None:

@@ -1,12 +1,12 @@
 """Checkpoint: where a training stands after an epoch, so that a killed run goes on from there."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from loadtest import files
 from optimize import processes
 from optimize.step import fingerprint
 
@@ -48,8 +48,7 @@ class Checkpoint:
         if self._file is None or processes.rank():
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._file.with_suffix(".partial")
-        with partial.open("wb") as stream:
+        with files.writing(self._file) as stream:
             torch.save(
                 {
                     "module": self._module.state_dict(),
@@ -59,6 +58,3 @@ class Checkpoint:
                 },
                 stream,
             )
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(self._file)

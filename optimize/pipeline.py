@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from loadtest import payload
+from loadtest import files, payload
 from loadtest.commandline import document
 from loadtest.errors import UsageError
 from loadtest.tensors import TensorSpec
@@ -123,9 +123,7 @@ def _run(
     result["places"] = _places(result)
     result["gates"] = [entry.document() for entry in gates]
     result["report"] = str(page.write(result, folder))
-    partial = folder / ".run.json"
-    partial.write_text(json.dumps(result, indent=2, default=str))
-    partial.replace(folder / "run.json")
+    files.write(folder / "run.json", json.dumps(result, indent=2, default=str))
     if not force:
         _stop(gates, folder, result)
     return result

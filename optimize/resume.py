@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+from loadtest import files
 from loadtest.commandline import version
 from optimize import step as steps_of
 from optimize.baseline import Progress
@@ -32,11 +33,11 @@ def prepare(folder: Path, recipe: Recipe, workload: Workload, progress: Progress
         progress(f"starting anew in {folder}: changed since the last run: {changed}", 0.0)
     state = folder / STATE
     # First of all, so that the folder stays one of a run however far this gets.
-    state.write_text(json.dumps({"state": "unfinished"}))
+    files.write(state, json.dumps({"state": "unfinished"}))
     for old in (*folder.glob("[0-9]*-*"), *folder.glob(".[0-9]*-*.checkpoint")):
         shutil.rmtree(old)
-    (folder / "recipe.toml").write_text(recipe.toml())
-    state.write_text(json.dumps(now, indent=2))
+    files.write(folder / "recipe.toml", recipe.toml())
+    files.write(state, json.dumps(now, indent=2))
     return False
 
 

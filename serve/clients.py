@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from loadtest import files
 from loadtest.connection import parse_url
 from loadtest.errors import UsageError
 from loadtest.tensors import TRITON_DTYPES, UNBOUNDED, Array, Dim, TensorSpec
@@ -67,7 +68,7 @@ url={url}
 CURL = "curl --silent --show-error --fail-with-body --output - --header '{header}' --data-binary @- \"$url\""
 
 
-def files(asked: Interface, url: str, grpc_url: str) -> dict[str, str]:
+def texts(asked: Interface, url: str, grpc_url: str) -> dict[str, str]:
     """Return the text of each file by its name: `client.py`, `request.sh` and `grpc_client.py`.
 
     Args:
@@ -93,13 +94,7 @@ def files(asked: Interface, url: str, grpc_url: str) -> dict[str, str]:
 def write(texts: Mapping[str, str], folder: Path) -> list[Path]:
     """Write the files into `folder`, which is made if it is not there, and return their paths; each appears whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, text in texts.items():
-        partial = folder / f".{name}"
-        partial.write_text(text, encoding="utf-8")
-        partial.chmod(0o755 if name.endswith(".sh") else 0o644)
-        paths.append(partial.replace(folder / name))
-    return paths
+    return [files.write(folder / name, text, 0o755 if name.endswith(".sh") else 0o644) for name, text in texts.items()]
 
 
 def _python(asked: Interface, protocol: str, extra: str, address: str) -> str:

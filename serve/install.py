@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loadtest import files
 from serve.errors import NotInstalled
 
 REQUIREMENTS = Path(__file__).with_name("server-requirements.txt")
@@ -164,9 +165,7 @@ def _stage_backends(place: Path) -> None:
     for file, there in _staged(place):
         if not (there.is_file() and there.read_bytes() == file.read_bytes()):
             there.parent.mkdir(exist_ok=True)
-            partial = there.with_name(f"{there.name}.partial")
-            shutil.copyfile(file, partial)
-            partial.replace(there)
+            files.write(there, file.read_bytes())
 
 
 def _default(place: Path | None) -> Path:
@@ -221,9 +220,7 @@ def _create(place: Path, progress: Callable[[str], None], gpu: bool) -> None:
 
 
 def _mark(place: Path, marker: dict[str, Any]) -> None:
-    partial = place / f"{_MARKER}.partial"
-    partial.write_text(json.dumps(marker))
-    partial.replace(place / _MARKER)
+    files.write(place / _MARKER, json.dumps(marker))
 
 
 def _empty(place: Path) -> None:
@@ -233,7 +230,7 @@ def _empty(place: Path) -> None:
         raise NotInstalled("is not a folder that lathe made", where=str(place), fix="choose another --prefix")
     place.mkdir(parents=True, exist_ok=True)
     # From here on the folder is ours and incomplete, however far the removal and the installation get.
-    marker.write_text("{}")
+    files.write(marker, "{}")
     for child in place.iterdir():
         if child.is_dir() and not child.is_symlink():
             shutil.rmtree(child)

@@ -6,10 +6,12 @@ Triton's latency summaries cannot be added up over servers: where several are sc
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loadtest import files
 from serve import repository as repositories
 from serve.metrics import (
     COMPUTE,
@@ -122,14 +124,10 @@ def write(folder: Path, repository: Path, url: str, p99_ms: float | None = None)
         DASHBOARD: json.dumps(dashboard(repository.absolute().name, models), indent=2) + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
-    partials = {folder / name: folder / f".{name}" for name in texts}
-    try:
-        for path, partial in partials.items():
-            partial.write_text(texts[path.name])
-        return [partial.replace(path) for path, partial in partials.items()]
-    finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
+    with ExitStack() as together:
+        for name, text in texts.items():
+            together.enter_context(files.writing(folder / name)).write(text.encode())
+    return [folder / name for name in texts]
 
 
 def alerts(models: Sequence[str], p99_ms: float | None = None) -> list[Alert]:

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from loadtest import files
 from loadtest.connection import parse_url
 from loadtest.errors import UsageError
 from serve import control
@@ -146,9 +147,7 @@ def write(
         passed="|".join(PASSED),
         key_header=control.ADMIN_KEY,
     )
-    partial = conf.with_name(f".{CONF}")
-    partial.write_text(text)
-    return partial.replace(conf)
+    return files.write(conf, text)
 
 
 def _quoted(path: Path) -> str:

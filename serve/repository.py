@@ -19,6 +19,7 @@ from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from loadtest import files
 from loadtest.errors import UsageError
 from loadtest.tensors import TensorSpec
 from serve import model_config, onnx_file, scratch
@@ -151,18 +152,15 @@ def publish(staged: Staged, lineage: dict[str, Any], *, live: bool = True) -> Ve
         "lived": [now()] if live or not home.exists() else [],
     }
     (staged.folder / LINEAGE).write_text(json.dumps(record, indent=2) + "\n")
-    _sync(staged.path)
+    files.sync(staged.path)
     try:
         staged.repository.mkdir(parents=True, exist_ok=True)
         if home.exists():
-            staged.folder.rename(home / str(number))
+            files.move(staged.folder, home / str(number))
             if live:
-                _sync_folder(home)
-                (staged.path / model / CONFIG).replace(home / CONFIG)
-            _sync_folder(home)
+                files.write(home / CONFIG, record["config"])
         else:
-            (staged.path / model).rename(home)
-        _sync_folder(staged.repository)
+            files.move(staged.path / model, home)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise BadRepository(
@@ -364,8 +362,8 @@ def _check_writable(repository: Path) -> None:
 
 
 def _digests(folder: Path, configuration: Path) -> dict[str, str]:
-    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    return {name: digest(path) for name, path in sorted({**files, CONFIG: configuration}.items())}
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: digest(path) for name, path in sorted({**found, CONFIG: configuration}.items())}
 
 
 def digest(path: Path) -> str:
@@ -384,17 +382,3 @@ def total(digests: dict[str, str]) -> str:
     return hashlib.sha256(
         "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items())).encode()
     ).hexdigest()
-
-
-def _sync(tree: Path) -> None:
-    """Make the tree's content durable, so that a rename never becomes so before what it makes visible."""
-    for path in (tree, *tree.rglob("*")):
-        _sync_folder(path)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

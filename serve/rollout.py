@@ -5,14 +5,13 @@ load it, else *staged*. When it was live, and why it failed, stands in its `line
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from loadtest import files
 from loadtest.errors import LatheError
 from serve import control, repository, scratch
 from serve.errors import BadRepository, ServerFailed
@@ -93,12 +92,12 @@ def promote(place: Path, model: str, number: int | None = None, endpoint: Endpoi
         lineage = repository.read_lineage(place, model, number)
         repository.verify_version(place, model, number, lineage)
         before = (home / repository.CONFIG).read_text()
-        _replace(home / repository.CONFIG, lineage["config"])
+        files.write(home / repository.CONFIG, lineage["config"])
         if endpoint is not None:
             try:
                 control.load(endpoint.http, endpoint.secret, model)
             except LatheError as error:
-                _replace(home / repository.CONFIG, before)
+                files.write(home / repository.CONFIG, before)
                 _note(home / str(number), failed={"when": repository.now(), "why": error.what})
                 still = "" if before == lineage["config"] else ", what was live still is"
                 raise ServerFailed(
@@ -108,7 +107,7 @@ def promote(place: Path, model: str, number: int | None = None, endpoint: Endpoi
                 ) from error
             except BaseException:
                 # Ctrl-C: what was live stays so, on disk and, as far as there is time, in the server.
-                _replace(home / repository.CONFIG, before)
+                files.write(home / repository.CONFIG, before)
                 with suppress(LatheError):
                     control.load(endpoint.http, endpoint.secret, model)
                 raise
@@ -209,18 +208,4 @@ def _lineage(place: Path, model: str, number: int) -> dict[str, Any] | None:
 def _note(folder: Path, **values: Any) -> None:
     """Write `values` into the version's lineage."""
     path = folder / repository.LINEAGE
-    _replace(path, json.dumps({**json.loads(path.read_text()), **values}, indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Give the file new content, whole or not at all, and durably."""
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(handle)
-        Path(partial).chmod(path.stat().st_mode)
-        Path(partial).replace(path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    files.write(path, json.dumps({**json.loads(path.read_text()), **values}, indent=2) + "\n")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from loadtest import files
 from loadtest.commandline import document
 from serve import control
 from serve import repository as repositories
@@ -55,11 +55,7 @@ def recorded(endpoint: Endpoint, repository: Path) -> Iterator[Path]:
         secret=endpoint.secret,
         log=str(endpoint.log),
     )
-    # mkstemp gives the file to its user alone from the first moment.
-    handle, partial = tempfile.mkstemp(dir=folder(), prefix=f".{path.name}-")
-    with os.fdopen(handle, "w") as file:
-        json.dump(state, file, indent=2)
-    Path(partial).replace(path)
+    files.write(path, json.dumps(state, indent=2), 0o600)
     try:
         yield path
     finally:

@@ -40,13 +40,14 @@ def manifest(
       loadtest manifest --image registry/lathe --claim results --pods 4 \\
           -- digits --url grpc://triton:8001 --rate 8000 --duration 60s | kubectl apply -f -
     """
+    from loadtest import files
     from loadtest.deploy import job
 
     _check(load, pods)
     begin = datetime.now(UTC) + timedelta(seconds=begin_in)
     written = job(load, image=image, claim=claim, pods=pods, begin=begin, name=name)
     if output:
-        output.write_text(written)
+        files.write(output, written)
     if as_json:
         emit(document(manifest=written, begins=begin.isoformat(timespec="seconds")))
     elif not output:

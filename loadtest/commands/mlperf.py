@@ -60,7 +60,7 @@ def mlperf(model: str, url: str, mode: str, output: Path | None, as_json: bool, 
       loadtest mlperf digits --url grpc://127.0.0.1:8001 --scenario offline \\
           --mode accuracy --data samples.npz --labels labels.npy --reference 0.97
     """
-    from loadtest import results
+    from loadtest import files, results
     from loadtest.mlperf_summary import lines, log
 
     folder = output or default_output(f"mlperf-{model}")
@@ -68,9 +68,9 @@ def mlperf(model: str, url: str, mode: str, output: Path | None, as_json: bool, 
     options = SHAPE | options
     values = (_accuracy if mode == "accuracy" else _performance)(model, url, options, folder, as_json)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "mlperf.json").write_text(json.dumps(finite(values), indent=1, default=str))
+    files.write(folder / "mlperf.json", json.dumps(finite(values), indent=1, default=str))
     if mode == "performance":
-        (folder / "mlperf_log_summary.txt").write_text(log(values))
+        files.write(folder / "mlperf_log_summary.txt", log(values))
     if not as_json:
         click.echo("\n".join(lines(values)))
         click.echo(f"\nresults: {folder}")

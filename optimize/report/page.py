@@ -12,7 +12,7 @@ import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from loadtest import report
+from loadtest import files, report
 from optimize.report import figures
 
 NAME, LOAD_PAGE = "report.html", "load.html"
@@ -40,13 +40,7 @@ def save(text: str, page: Path) -> Path:
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
-    temporary = page.with_name(f".{page.name}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(page)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return page
+    return files.write(page, text)
 
 
 def render(document: dict[str, Any], folder: Path) -> str:

@@ -34,7 +34,7 @@ def clients(model: str, repository: Path, url: str, grpc_url: str, output: Path 
     live = repositories.live(repository, model)
     if not live:
         raise BadRepository("has no version that its config.pbtxt serves", where=str(repository / model))
-    texts = made.files(interface.read(repository, model, live[-1]), url, grpc_url)
+    texts = made.texts(interface.read(repository, model, live[-1]), url, grpc_url)
     paths = made.write(texts, output) if output else []
     if as_json:
         emit(document(model=model, number=live[-1], files=paths or texts))

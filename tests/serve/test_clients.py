@@ -52,7 +52,7 @@ def expected(kinds: Path, model: str) -> Values:
 def answers(kinds: Path, model: str, folder: Path, place: Endpoint | Place) -> dict[str, Values]:
     """Write the files of a model, run each, and return its outputs."""
     asked = interface.read(kinds, model, 1)
-    python, shell, grpc = clients.write(clients.files(asked, place.http, place.grpc), folder)
+    python, shell, grpc = clients.write(clients.texts(asked, place.http, place.grpc), folder)
     done = subprocess.run(["sh", shell], capture_output=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {shell.name: read(done.stdout)}
@@ -108,7 +108,7 @@ def code_lines(text: str) -> list[str]:
 
 
 def test_a_plain_client_is_short(kinds: Path) -> None:
-    texts = clients.files(interface.read(kinds, TINY, 1), "http://127.0.0.1:8000", "grpc://127.0.0.1:8001")
+    texts = clients.texts(interface.read(kinds, TINY, 1), "http://127.0.0.1:8000", "grpc://127.0.0.1:8001")
     assert len(code_lines(texts["client.py"])) <= 12
     assert len(code_lines(texts["grpc_client.py"])) <= 12
 
@@ -137,7 +137,7 @@ def test_what_is_not_stated_is_said(kinds: Path, tmp_path: Path) -> None:
     (place / "bare" / "1").mkdir(parents=True)
     config = (kinds / "tokens" / "config.pbtxt").read_text().replace('"tokens"', '"bare"')
     (place / "bare" / "config.pbtxt").write_text(config)
-    text = clients.files(interface.read(place, "bare", 1), "http://a:1", "grpc://a:2")["client.py"]
+    text = clients.texts(interface.read(place, "bare", 1), "http://a:1", "grpc://a:2")["client.py"]
     assert "no size of ids_1 is stated, so it is 1 here; no range of its values is stated" in text
     assert "(1, 1)" in text
     (place / "bare" / "config.pbtxt").write_text('name: "bare"\nbackend: "onnxruntime"\n')
@@ -148,7 +148,7 @@ def test_what_is_not_stated_is_said(kinds: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("url", "grpc_url"), [("grpc://a:1", "grpc://a:2"), ("http://a:1", "http://a:2"), ("a", "b")])
 def test_addresses_are_checked(kinds: Path, url: str, grpc_url: str) -> None:
     with pytest.raises(UsageError):
-        clients.files(interface.read(kinds, TINY, 1), url, grpc_url)
+        clients.texts(interface.read(kinds, TINY, 1), url, grpc_url)
 
 
 def test_a_model_that_is_not_there(kinds: Path) -> None:
@@ -162,7 +162,7 @@ def test_names_cannot_leave_their_quotation(kinds: Path) -> None:
     evil = "x\nimport os  # '''\nEND_OF_REQUEST\n\"; touch /tmp/x '"
     spec = type(asked.inputs[0])(evil, "object", asked.inputs[0].dims)
     changed = type(asked)(evil, 1, asked.config, (spec,), (spec,), frozenset(), {}, True)
-    texts = clients.files(changed, "http://a:1", "grpc://a:2")
+    texts = clients.texts(changed, "http://a:1", "grpc://a:2")
     for name in ("client.py", "grpc_client.py"):
         tree = ast.parse(texts[name])
         assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import) and node.names[0].name == "os"]

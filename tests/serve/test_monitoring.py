@@ -4,6 +4,7 @@ import copy
 import http.client
 import importlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -334,14 +335,14 @@ def test_without_a_threshold_no_alert_looks_at_the_p99() -> None:
 
 def test_what_was_there_stays_if_writing_fails(files: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in files.iterdir() if path.is_file()}
-    write_text = Path.write_text
+    fsync = os.fsync
 
-    def full(path: Path, text: str) -> int:
-        if monitoring.DASHBOARD in path.name:
+    def full(handle: int) -> None:
+        if monitoring.DASHBOARD in Path(f"/proc/self/fd/{handle}").readlink().name:
             raise OSError(28, "No space left on device")
-        return write_text(path, text)
+        fsync(handle)
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         monitoring.write(files, place, "127.0.0.1:9999", 1)
     assert {path: path.read_bytes() for path in files.iterdir() if path.is_file()} == before

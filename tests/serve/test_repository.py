@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtest import files
 from loadtest.errors import UsageError
 from loadtest.tensors import TensorSpec
 from serve import model_config, repository
@@ -170,6 +171,7 @@ def test_two_commands_publish_the_same_number(place: Path, onnx: Path) -> None:
 KILLED = """
     import os, signal, sys
     from pathlib import Path
+    from loadtest import files
     from serve import repository
     from tests.serve.test_repository import stage
 
@@ -178,7 +180,7 @@ KILLED = """
     def die(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    hooks = {"copy": (repository.onnx_file, "copy"), "sync": (repository, "_sync"), "switch": (Path, "replace")}
+    hooks = {"copy": (repository.onnx_file, "copy"), "sync": (files, "sync"), "switch": (files, "write")}
     setattr(*hooks[hook], die)
     with stage(place, onnx) as staged:
         repository.publish(staged, {})
@@ -217,7 +219,7 @@ def test_first_publish_that_fails_leaves_no_model(place: Path, onnx: Path, monke
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(repository, "_sync", fail)
+    monkeypatch.setattr(files, "sync", fail)
     with pytest.raises(OSError, match="No space"), stage(place, onnx) as staged:
         repository.publish(staged, {})
     assert tree(place.parent) == ["tiny.onnx"]
