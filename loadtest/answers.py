@@ -55,7 +55,8 @@ class Answers:
         Args:
             n: the request's number.
             payload: its payload's.
-            raw: the bytes of all outputs. Bytes that were right before need no decoding.
+            raw: the bytes of the answer, descriptions of the outputs included. Bytes that were right before need no
+                decoding.
             decode: makes the arrays.
         """
         if payload not in self.references:
@@ -63,15 +64,23 @@ class Answers:
         self.checked += 1
         if self._seen.get(payload) == raw:
             return ""
-        outputs, (reference, tolerance) = decode(), self.references[payload]
+        reference, tolerance = self.references[payload]
+        try:
+            outputs = decode()
+        except Exception as error:  # what decoders say about bytes that are no tensors has no common class
+            self._keep(n, payload, "", {"index": None, "expected": ", ".join(reference), "got": repr(error)[:_LONGEST]})
+            return f"the outputs cannot be read: {error!r}"
         for name, array in reference.items():
             if difference := _difference(outputs.get(name), array, tolerance):
                 text, place = difference
-                if len(self.samples) < MOST_SAMPLES:
-                    self.samples.append({"n": n, "payload": payload, "output": name, **place})
+                self._keep(n, payload, name, place)
                 return f"output {name} {text}"
         self._seen[payload] = raw
         return ""
+
+    def _keep(self, n: int, payload: int, output: str, place: dict[str, Any]) -> None:
+        if len(self.samples) < MOST_SAMPLES:
+            self.samples.append({"n": n, "payload": payload, "output": output, **place})
 
 
 def _difference(array: Array | None, reference: Array, tolerance: float) -> tuple[str, dict[str, Any]] | None:

@@ -20,6 +20,9 @@ GIVE_UP = 2.0
 PATIENCE = 30.0
 """Seconds after the end of the sending for which answers are waited for when requests have no timeout."""
 
+GRACE = 5.0
+"""Seconds beyond its timeout after which a request counts as lost: whoever sent it should have ended it by then."""
+
 _RETRY_PAUSE = 0.05
 _MOST_RECENT = 100
 _MOST_TEXTS = 1000
@@ -71,7 +74,7 @@ class Loop:
         self._limit = plan.share(plan.requests, worker) if plan.requests else None
         sequences = in_sequences(choose.parts, plan.sequence)
         self._sequences = Sequences(choose, plan.sequence, worker, plan.workers) if sequences else None
-        self._flying: dict[int, Flight] = {}
+        self._flying: dict[int, tuple[Flight, float]] = {}  # and when they were handed over
         self._blocked = False
         self._stopped = 0.0
         self._failing_since: float | None = None
@@ -110,12 +113,12 @@ class Loop:
             now = self._now()
             if self.sending and (now >= self.duration or self.gone or self._sent_all()):
                 self._stop_sending()
-            if not self.sending and self.plan.timeout is None and now > self._stopped + PATIENCE:
-                self._abandon()
+            self._abandon(now)
             # The last answers are waited for in short steps, so that `end` is near the last of them.
             rest = self.duration - now if self.sending else TICK / 10
             await asyncio.sleep(max(0.0, min(TICK, rest)))
             tick(self._progress())
+        self._drop_the_rest()  # now that no answer is waited for: counting a million takes a quarter of a second
 
     def _progress(self) -> Progress:
         ended, self._recent = self._recent, []
@@ -138,16 +141,35 @@ class Loop:
         if not self.gone:
             self._pump()
         self.sending, self._stopped = False, self._now()
-        while self._next is not None:
-            self.record(Flight(self._number(), self._next, 0, verdict=DROPPED))
-            self._next = next(self._due, None)
 
-    def _abandon(self) -> None:
-        """Give up the requests that have no timeout of their own and that nothing answered after the end."""
-        for flight in tuple(self._flying.values()):
-            flight.done = self._now()
-            fail(flight, f"no answer within {PATIENCE:g} s of the end of the run", verdict=TIMEOUT)
-            self._finished(flight)
+    def _drop_the_rest(self) -> None:
+        """Write down, as one record, the requests that were due and could not be sent any more."""
+        if self._next is None:
+            return
+        first = last = self._next
+        count = 1
+        for due in self._due:
+            last, count = due, count + 1
+        flight = Flight(self._number(), first, 0, verdict=DROPPED, count=count, until=last)
+        self.count += count - 1
+        self._next = None
+        self.record(flight)
+
+    def _abandon(self, now: float) -> None:
+        """Give up the requests that their sender should have ended by now, so that a run always ends."""
+        timeout = self.plan.timeout
+        if timeout is None and (self.sending or now <= self._stopped + PATIENCE):
+            return
+        for flight, since in tuple(self._flying.values()):
+            if timeout is None:
+                text = f"no answer within {PATIENCE:g} s of the end of the run"
+            elif now > (since if flight.sent is None else flight.sent) + timeout + GRACE:
+                text = f"no answer within {GRACE:g} s of its timeout"
+            else:
+                continue
+            flight.done = now
+            fail(flight, text, verdict=TIMEOUT)
+            self._ended(flight)
 
     def _pump(self) -> None:
         """Send everything that is due, and come back when the next request is."""
@@ -168,7 +190,7 @@ class Loop:
         n = self._number()
         turn = self._sequences.next() if self._sequences else None
         flight = Flight(n, planned, turn.payload if turn else self.choose(n), turn=turn)
-        self._flying[n] = flight
+        self._flying[n] = flight, self._now()
         self.sender.send(flight)
 
     def _finished(self, flight: Flight) -> None:
@@ -177,7 +199,10 @@ class Loop:
         self._watch(flight)
         if flight.verdict not in (OK, MISMATCH) and flight.tries <= self.plan.retries and self.sending:
             self._send_again(flight)
-            return
+        else:
+            self._ended(flight)
+
+    def _ended(self, flight: Flight) -> None:
         del self._flying[flight.n]
         self._count(flight)
         if self._sequences and flight.turn and flight.verdict in (OK, MISMATCH):
@@ -192,7 +217,9 @@ class Loop:
         flight.tries, flight.first = flight.tries + 1, flight.sent if flight.first is None else flight.first
         flight.verdict, flight.error, flight.sent, flight.done = OK, "", None, None
         # Without a pause a refused connection would be tried ten thousand times a second.
-        self.loop.call_later(_RETRY_PAUSE if flight.gone else 0.0, self.sender.send, flight)
+        pause = _RETRY_PAUSE if flight.gone else 0.0
+        self._flying[flight.n] = flight, self._now() + pause
+        self.loop.call_later(pause, self.sender.send, flight)
 
     def _count(self, flight: Flight) -> None:
         self.ended += 1

@@ -2,7 +2,9 @@
 
 First line: what was planned. Then one line per request: `n`, the times `planned`, `sent` and `done` in seconds after
 the start (null where it did not happen), `verdict`, `payload`, `worker`, `tries` where it was sent more than once, and
-`kind`, the short name of what went wrong. Between them, about once a second, a line with `reading`, the second of the
+`kind`, the short name of what went wrong. Requests that could not be sent any more because the run or the server ended
+share a line: `count` of them from `n` on, due from `planned` to `until`; readers spread them evenly over that time.
+Between them, about once a second, a line with `reading`, the second of the
 run, and what the server's machine said of itself then (`loadtest.readings`). Last line: `end`, what the server counted,
 the kinds of errors, how many answers were `checked` and the first `mismatches` (see `answers.Answers`); a file without
 it comes from a run that was interrupted.
@@ -93,6 +95,8 @@ class Flight:
         tries: how often it was sent.
         first: when it was sent first, once it was sent again.
         turn: its place in a sequence.
+        count: how many requests it stands for; more than one where a run of them was dropped.
+        until: when the last of these was due.
     """
 
     n: int
@@ -106,6 +110,8 @@ class Flight:
     tries: int = 1
     first: float | None = None
     turn: Turn | None = None
+    count: int = 1
+    until: float = 0.0
 
 
 def line(flight: Flight, worker: int = 0) -> str:
@@ -113,6 +119,8 @@ def line(flight: Flight, worker: int = 0) -> str:
     sent = "null" if flight.sent is None else f"{flight.sent:.6f}"
     done = "null" if flight.done is None else f"{flight.done:.6f}"
     more = f',"tries":{flight.tries}' if flight.tries > 1 else ""
+    if flight.count > 1:
+        more += f',"count":{flight.count},"until":{flight.until:.6f}'
     if flight.error:
         more += f',"kind":{json.dumps(kind(flight.error))}'
     return (
@@ -251,6 +259,8 @@ class _Columns:
         }
         # numpy makes NaN of None.
         blocks = {name: np.array(values, _DTYPES[name]) for name, values in columns.items()}
+        if any("count" in row for row in requests):
+            blocks = _spread(blocks, requests)
         for name, block in blocks.items():
             self.blocks[name].append(block)
 
@@ -271,6 +281,18 @@ class _Columns:
         if len(self.kinds) >= _MOST_KINDS:
             kinds.append("other errors")
         return Results(header, self.end, **arrays, kinds=kinds, readings=self.readings)
+
+
+def _spread(blocks: dict[str, NDArray[Any]], requests: list[dict[str, Any]]) -> dict[str, NDArray[Any]]:
+    """Return the columns with each line that stands for several requests as so many elements, evenly over its time."""
+    counts = np.array([row.get("count", 1) for row in requests])
+    last = np.array([row.get("until", row["planned"]) for row in requests], np.float64)
+    if (counts < 1).any():
+        raise ValueError("a line stands for no request")
+    step = (last - blocks["planned"]) / np.maximum(counts - 1, 1)
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    columns = {name: np.repeat(block, counts) for name, block in blocks.items()}
+    return columns | {"planned": columns["planned"] + place * np.repeat(step, counts)}
 
 
 def read(path: Path) -> Results:

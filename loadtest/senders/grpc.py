@@ -3,9 +3,9 @@
 import asyncio
 import gzip
 import zlib
-from collections import deque
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 from loadtest import wire
@@ -14,9 +14,9 @@ from loadtest.client import GRPC_ERRORS, is_no_connection
 from loadtest.connection import PLAIN, Connection, address
 from loadtest.results import TIMEOUT, Flight
 from loadtest.senders import http2
-from loadtest.senders.sender import Encode, Finished, check, fail
+from loadtest.senders.sender import Encode, Finished, check, end, fail
 
-_CODES = tuple(GRPC_ERRORS)  # they stand in the order of their numbers
+_CODES = {str(number): name for number, name in enumerate(GRPC_ERRORS)}  # they stand in the order of their numbers
 SERVICE = "/inference.GRPCInferenceService"
 _GREETING = 5.0
 _OPTIONS = [
@@ -27,6 +27,17 @@ _OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
+
+
+class _Call(http2.Call):
+    """The call of a flight."""
+
+    __slots__ = ("flight", "timer")
+
+    def __init__(self, flight: Flight, block: bytes, body: bytes, done: Callable[[Any, str], None]) -> None:
+        super().__init__(block, body, done)
+        self.flight = flight
+        self.timer: asyncio.TimerHandle | None = None
 
 
 class GrpcSender:
@@ -57,7 +68,8 @@ class GrpcSender:
         self._no_message, self._parse = DecodeError, service_pb2.ModelInferResponse.FromString
         self._block = http2.block(_headers(url, connection))
         self._http2: http2.Http2 | None = None
-        self._queue: deque[Flight] = deque()
+        self._all: set[http2.Http2] = set()
+        self._queue: dict[_Call, None] = {}  # in order; those whose time is over leave from the middle
         self._connecting: asyncio.Task[None] | None = None
 
     async def open(self, connections: int) -> None:
@@ -71,19 +83,17 @@ class GrpcSender:
 
     def send(self, flight: Flight) -> None:
         """Start a call, on a new connection if there is none."""
-        if self._http2:
-            self._start(self._http2, flight)
-            return
-        self._queue.append(flight)
-        if self._connecting is None:
-            self._connecting = self.loop.create_task(self._connect())
+        call = _Call(flight, self._block, self._framed(self.encode(flight)), self._answered)
+        if self.timeout is not None:
+            call.timer = self.loop.call_later(self.timeout, self._expire, call)
+        self._start(call)
 
     async def close(self) -> None:
-        """Drop the connection, and with it whatever is still in flight."""
+        """Drop all connections, and with them whatever is still in flight."""
         if self._connecting:
             self._connecting.cancel()
-        if self._http2:
-            self._http2.close()
+        for connection in tuple(self._all):
+            connection.close()
         await asyncio.sleep(0)
 
     async def _connect(self) -> None:
@@ -92,74 +102,85 @@ class GrpcSender:
         tls = self.connection.tls() if encrypted else None
         if tls:
             tls.set_alpn_protocols(["h2"])
-        connection, failure = http2.Http2(self._lost), ""
+        connection, failure = http2.Http2(self._retired, self._all.discard), ""
+        self._all.add(connection)
         made = self.loop.create_connection(lambda: connection, host.strip("[]"), int(port), ssl=tls)
         try:
             await asyncio.wait_for(made, self.timeout)
             await asyncio.wait_for(connection.ready.wait(), self.timeout or _GREETING)
-            failure = connection.error
+            failure = connection.error or ("" if connection.usable else "connection: GOAWAY")
         except TimeoutError:
-            connection.close()
             failure = "connection: the server does not say hello"
         except OSError as error:
             failure = f"connection: {error.strerror or error}"
         self._connecting = None
-        if not failure:
+        if failure:
+            connection.close()
+            self._all.discard(connection)
+        else:
             self._http2 = connection
-        waiting, self._queue = self._queue, deque()
-        for flight in waiting:
+        waiting, self._queue = self._queue, {}
+        for call in waiting:
             if failure:
-                self._fail(flight, "UNAVAILABLE", failure)
+                self._answered(call, failure)
             else:
-                self.send(flight)
+                self._start(call)
 
-    def _lost(self, connection: http2.Http2) -> None:
+    def _retired(self, connection: http2.Http2, unanswered: list[http2.Call]) -> None:
+        """Start on another connection what this one has done nothing for."""
         if self._http2 is connection:
             self._http2 = None
+        for call in unanswered:
+            self._start(cast(_Call, call))
 
-    def _start(self, connection: http2.Http2, flight: Flight) -> None:
-        data, timer = self.encode(flight), None
+    def _start(self, call: _Call) -> None:
+        if self._http2 is None:
+            self._queue[call] = None
+            if self._connecting is None:
+                self._connecting = self.loop.create_task(self._connect())
+            return
+        if call.flight.sent is None:
+            call.flight.sent = self.loop.time() - self.zero
+        self._http2.start(call)
+
+    def _framed(self, data: bytes) -> bytes:
+        """Return a message with its prefix: whether it is compressed, and its length."""
         if self.connection.compression:
-            data = b"\x01" + _packed(data, self.connection.compression)
-        else:
-            data = b"\0" + len(data).to_bytes(4) + data
+            return b"\x01" + _packed(data, self.connection.compression)
+        return b"\0" + len(data).to_bytes(4) + data
 
-        def done(call: http2.Call, error: str) -> None:
-            flight.done = self.loop.time() - self.zero
-            if timer:
-                timer.cancel()
-            self._answered(flight, call, error)
-            self.finished(flight)
+    def _expire(self, call: _Call) -> None:
+        if call.connection:
+            call.connection.cancel(call)
+        self._queue.pop(call, None)
+        end(self, call.flight, lambda: explain(call.flight, "DEADLINE_EXCEEDED", ""))
 
-        def expire() -> None:
-            connection.cancel(call)
-            self._fail(flight, "DEADLINE_EXCEEDED", "")
+    def _answered(self, call: _Call, error: str) -> None:
+        if call.timer:
+            call.timer.cancel()
+        end(self, call.flight, lambda: self._judge(call.flight, call, error))
 
-        if self.timeout is not None:
-            timer = self.loop.call_later(self.timeout, expire)
-        flight.sent = self.loop.time() - self.zero
-        call = connection.call(self._block, data, done)
-
-    def _fail(self, flight: Flight, code: str, details: str) -> None:
-        flight.done = self.loop.time() - self.zero
-        explain(flight, code, details)
-        self.finished(flight)
-
-    def _answered(self, flight: Flight, call: http2.Call, error: str) -> None:
+    def _judge(self, flight: Flight, call: _Call, error: str) -> None:
         if error:
             explain(flight, "UNAVAILABLE", error)
             return
+        if not call.blocks:
+            fail(flight, "no gRPC: an answer without headers")
+            return
         ending, first = http2.fields(call.blocks[-1]), http2.fields(call.blocks[0])
-        status = ending.get("grpc-status", "")
-        if not status.isdigit() or int(status) >= len(_CODES):
+        code = _CODES.get(ending.get("grpc-status", ""))
+        if code is None:
             fail(flight, f"no gRPC: HTTP {first.get(':status', 'without a status')}")
-        elif status != "0":
-            explain(flight, _CODES[int(status)], unquote(ending.get("grpc-message", "")))
+        elif code != "OK":
+            explain(flight, code, unquote(ending.get("grpc-message", "")))
         else:
+            data = _message(call.body)
             try:
-                judge(self.answers, flight, self._parse(_message(call.body)))
-            except (self._no_message, zlib.error):
+                response = self._parse(data)
+            except self._no_message:
                 fail(flight, "the answer is not a ModelInferResponse")
+            else:
+                judge(self.answers, flight, response, data)
 
 
 def _headers(url: str, connection: Connection) -> list[tuple[str, str]]:
@@ -178,8 +199,14 @@ def _packed(data: bytes, compression: str) -> bytes:
 
 
 def _message(body: bytearray) -> bytes:
-    """Return the one message of an answer."""
+    """Return the one message of an answer.
+
+    Raises:
+        ValueError, zlib.error: it is none, or not a whole one.
+    """
     data = bytes(memoryview(body)[5:])
+    if len(body) < 5 or int.from_bytes(body[1:5]) != len(data):
+        raise ValueError(f"{len(body)} bytes are not one whole gRPC message")
     # 32 lets zlib find out which of the two formats it is.
     return zlib.decompress(data, 32 + zlib.MAX_WBITS) if body[:1] == b"\x01" else data
 
@@ -210,10 +237,9 @@ def explain(flight: Flight, code: str, details: str) -> None:
         fail(flight, f"{code}: {details}", gone=code == "UNAVAILABLE" and is_no_connection(details))
 
 
-def judge(answers: Answers | None, flight: Flight, response: Any) -> None:
-    """Give the flight its verdict by a `ModelInferResponse`."""
+def judge(answers: Answers | None, flight: Flight, response: Any, raw: bytes) -> None:
+    """Give the flight its verdict by a `ModelInferResponse`; equal `raw` bytes are equal answers."""
     if not response.outputs:
         fail(flight, "an answer without outputs")
     elif answers:
-        raw = b"".join(response.raw_output_contents)
         check(answers, flight, raw, lambda: wire.grpc_outputs(response))

@@ -3,16 +3,16 @@
 import asyncio
 import ssl
 import zlib
-from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import cast
+
+import httptools
 
 from loadtest import wire
 from loadtest.answers import Answers
 from loadtest.results import ERROR, TIMEOUT, Flight
-from loadtest.senders.sender import Encode, Finished, check, fail
+from loadtest.senders.sender import Encode, Finished, check, end, fail
 
-_BUFFER = 16 * 1024
-_NO_OUTPUTS = "HTTP 200 without outputs"
+_BUFFER = 256 * 1024
 
 
 class HttpSender:
@@ -41,6 +41,9 @@ class HttpSender:
         self.idle: list[_Connection] = []
         self.all: set[_Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
+        # One for all connections, since the event loop fills it and has it read at once; for each read of a protocol
+        # without one it would allocate as much.
+        self.buffer = memoryview(bytearray(_BUFFER))
 
     async def open(self, connections: int) -> None:
         """Open this many connections."""
@@ -83,9 +86,8 @@ class HttpSender:
         try:
             connection = await asyncio.wait_for(self._connect(), self.timeout)
         except OSError as error:
-            flight.done = self.loop.time() - self.zero
-            fail(flight, f"no connection: {error.strerror or error}", gone=True)
-            self.finished(flight)
+            text = f"no connection: {error.strerror or error}"
+            end(self, flight, lambda: fail(flight, text, gone=True))
         else:
             connection.send(flight)
 
@@ -93,16 +95,22 @@ class HttpSender:
 class _Connection(asyncio.BufferedProtocol):
     """One kept-alive connection: writes a request, gathers its answer, goes back to the idle ones.
 
-    The answer is gathered in a buffer of its own: asyncio would allocate 256 KiB for every read.
+    The methods whose names begin with `on_` are called by the parser, in the midst of `feed_data`; what follows from
+    them is done when that is over, because the end of a flight sends the next one.
     """
 
     def __init__(self, sender: HttpSender) -> None:
         self.sender = sender
         self.flight: Flight | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.buffer = bytearray(_BUFFER)
-        self.filled = self.start = self.need = 0
-        self.head: _Head | None = None
+        self.parser = httptools.HttpResponseParser(self)
+        self.extra = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self.fields: dict[bytes, bytes] = {}
+        self.body: list[bytes] = []
+        self.headed = self.complete = self.keep = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -110,7 +118,8 @@ class _Connection(asyncio.BufferedProtocol):
 
     def send(self, flight: Flight) -> None:
         sender = self.sender
-        self.flight, self.head, self.filled = flight, None, 0
+        self.flight = flight
+        self._clear()
         data = sender.encode(flight)
         if sender.timeout is not None:
             self.timer = sender.loop.call_later(sender.timeout, self._expire)
@@ -118,49 +127,56 @@ class _Connection(asyncio.BufferedProtocol):
         self.transport.write(data)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        if self.filled == len(self.buffer):
-            # A view of the old one may still be out, so it cannot be resized.
-            grown = bytearray(max(2 * self.filled, self.need if self.head else 0))
-            grown[: self.filled] = self.buffer
-            self.buffer = grown
-        return memoryview(self.buffer)[self.filled :]
+        return self.sender.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.filled += nbytes
-        if self.flight is None:
-            self.transport.abort()  # an answer that nobody asked for; the connection cannot be trusted any more
-        elif (self.head or self._read_head()) and self.filled >= self.need:
-            self._answered(self.flight)
+        try:
+            self.parser.feed_data(self.sender.buffer[:nbytes])
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self.complete:
+                self._end(f"the answer is not HTTP/1.1: {error}", ERROR)
+                return
+            self.extra = True
+        if self.complete:
+            self._answered()
+        elif self.extra:
+            self.transport.abort()
 
-    def _read_head(self) -> bool:
-        """Learn from the header how long the answer is; False while it is incomplete or when it makes no sense."""
-        end = self.buffer.find(b"\r\n\r\n", 0, self.filled)
-        self.head = _parse_head(bytes(self.buffer[: max(end, 0)]))
-        if self.head:
-            self.start, self.need = end + 4, end + 4 + self.head.length
-            return True
-        if not b"HTTP/1.1 ".startswith(bytes(self.buffer[: min(9, self.filled)])):
-            self._end("the answer is not HTTP/1.1", ERROR)
-        elif end >= 0:
-            self._end("the answer has no Content-Length", ERROR)
-        return False
+    def on_message_begin(self) -> None:
+        # An answer that nobody asked for: the connection cannot be trusted any more.
+        self.extra = self.flight is None or self.complete
 
-    def _answered(self, flight: Flight) -> None:
-        sender, head = self.sender, cast(_Head, self.head)
-        flight.done = sender.loop.time() - sender.zero
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.headed:  # what comes later are trailers
+            self.fields[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        if self.extra:
+            return
+        self.status = self.parser.get_status_code()
+        if self.status < 200:
+            self.fields.clear()  # an interim answer; the real one follows
+        else:
+            self.headed, self.keep = True, self.parser.should_keep_alive()
+
+    def on_body(self, body: bytes) -> None:
+        if not self.extra:
+            self.body.append(body)
+
+    def on_message_complete(self) -> None:
+        self.complete = self.complete or self.headed
+
+    def _answered(self) -> None:
+        flight, fields, body = self.flight, self.fields, b"".join(self.body)
+        self.flight = None
         if self.timer:
             self.timer.cancel()
-        if head.status == b"200" and not head.packed and not sender.answers:
-            if self.buffer.find(b'"outputs"', self.start, self.start + head.json) < 0:
-                fail(flight, _NO_OUTPUTS)
-        else:
-            _judge(sender.answers, flight, head, bytes(memoryview(self.buffer)[self.start : self.need]))
-        self.flight = None
-        if head.keep and self.filled == self.need:
-            sender.idle.append(self)
+        if self.keep and not self.extra:
+            self.sender.idle.append(self)
         else:
             self.transport.abort()
-        sender.finished(flight)
+        if flight is not None:
+            end(self.sender, flight, lambda: _judge(self.sender.answers, flight, self.status, fields, body))
 
     def _expire(self) -> None:
         self._end("no answer in time", TIMEOUT)
@@ -168,57 +184,29 @@ class _Connection(asyncio.BufferedProtocol):
     def _end(self, text: str, verdict: str, gone: bool = False) -> None:
         flight, self.flight = self.flight, None
         self.transport.abort()
+        if self.timer:
+            self.timer.cancel()
         if flight is not None:
-            if self.timer:
-                self.timer.cancel()
-            flight.done = self.sender.loop.time() - self.sender.zero
-            fail(flight, text, gone=gone, verdict=verdict)
-            self.sender.finished(flight)
+            end(self.sender, flight, lambda: fail(flight, text, gone=gone, verdict=verdict))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.sender.all.discard(self)
-        self._end("the connection was closed before the answer", ERROR, gone=True)
+        endless = self.headed and not self.fields.keys() & {b"content-length", b"transfer-encoding"}
+        if self.flight is not None and exc is None and endless:
+            self._answered()  # such an answer ends where the connection does
+        else:
+            self._end("the connection was closed before the answer", ERROR, gone=True)
 
 
-def _judge(answers: Answers | None, flight: Flight, head: "_Head", body: bytes) -> None:
-    """Give the flight its verdict by the answer's status and body."""
-    try:
+def _judge(answers: Answers | None, flight: Flight, status: int, fields: dict[bytes, bytes], body: bytes) -> None:
+    """Give the flight its verdict by the answer's status, header fields and body."""
+    if b"content-encoding" in fields:
         # 32 lets zlib find out which of the two formats it is.
-        body = zlib.decompress(body, 32 + zlib.MAX_WBITS) if head.packed else body
-    except zlib.error as error:
-        fail(flight, f"the answer cannot be decompressed: {error}")
-        return
-    split = head.json if head.split else len(body)
-    if head.status != b"200":
-        fail(flight, f"HTTP {head.status.decode('latin-1')}: {body.decode('utf-8', 'replace')}")
-    elif b'"outputs"' not in body[:split]:
-        fail(flight, _NO_OUTPUTS)
+        body = zlib.decompress(body, 32 + zlib.MAX_WBITS)
+    split = int(fields.get(b"inference-header-content-length", len(body)))
+    if status != 200:
+        fail(flight, f"HTTP {status}: {body.decode('utf-8', 'replace')}")
+    elif body.find(b'"outputs"', 0, split) < 0:
+        fail(flight, "HTTP 200 without outputs")
     elif answers:
-        raw = body[split:]
-        check(answers, flight, raw, lambda: wire.http_outputs(body[:split], raw))
-
-
-class _Head(NamedTuple):
-    """What an answer's header says: status, the lengths of the body and of the JSON in it, and how it is sent."""
-
-    status: bytes
-    keep: bool
-    length: int
-    json: int
-    split: bool
-    packed: bool
-
-
-@lru_cache(maxsize=256)  # a server's answers have few different headers; parsing them cost a third of our own time
-def _parse_head(head: bytes) -> _Head | None:
-    """Return what the lines say, None where they are not those of an answer with a length."""
-    first, *rest = head.split(b"\r\n")
-    lines = (line.partition(b":") for line in rest)
-    fields = {name.strip().lower(): value.strip() for name, _, value in lines}
-    length = fields.get(b"content-length", b"")
-    json_length = fields.get(b"inference-header-content-length", length)
-    if not first.startswith(b"HTTP/1.1 ") or not length.isdigit() or not json_length.isdigit():
-        return None
-    keep = fields.get(b"connection", b"").lower() != b"close"
-    split, packed = b"inference-header-content-length" in fields, b"content-encoding" in fields
-    return _Head(first[9:12], keep, int(length), int(json_length), split, packed)
+        check(answers, flight, body, lambda: wire.http_outputs(body[:split], body[split:]))

@@ -10,41 +10,58 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
+DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 _HEADER_TABLE_SIZE, _ENABLE_PUSH, _MOST_STREAMS, _INITIAL_WINDOW, _MAX_FRAME = 1, 2, 3, 4, 5
 _REFUSED, _CANCEL = 7, 8
 _WINDOW = 2**31 - 1
 _BUFFER = 64 * 1024
+_SMALLEST_MAX_FRAME, _LARGEST_MAX_FRAME = 2**14, 2**24 - 1
 _LARGEST_FRAME = 1024 * 1024
+_LARGEST_BLOCK = 1024 * 1024
 _IDS = 2**31 - 1
+_MOST_MOVES = 3
+_SIZES = {RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
 
 
 class Call:
-    """One request and what came back of it: blocks of headers (the last one are the trailers), and the body."""
+    """One request and what came back of it: blocks of headers (the last one are the trailers), and the body.
 
-    __slots__ = ("blocks", "body", "done", "id", "request", "rest", "window")
+    It ends with `done(call, error)`; the error is empty if it was answered.
+    """
 
-    def __init__(self, request: tuple[bytes, bytes], done: Callable[["Call", str], None]) -> None:
-        self.request, self.done, self.id, self.window = request, done, 0, 0
+    __slots__ = ("blocks", "body", "connection", "done", "id", "moves", "request", "rest", "window")
+
+    def __init__(self, block: bytes, body: bytes, done: Callable[[Any, str], None]) -> None:
+        self.request, self.done = (block, body), done
+        self.connection: Http2 | None = None
+        self.id = self.window = self.moves = 0
         self.blocks: list[bytes] = []
         self.body = bytearray()
         self.rest = memoryview(b"")
 
 
+class ProtocolError(Exception):
+    """The peer sent what HTTP/2 does not allow; the connection cannot go on."""
+
+
 class Http2(asyncio.BufferedProtocol):
-    """One connection, many calls at once. A call ends with `done(call, error)`; the error is empty if it was answered.
+    """One connection, many calls at once.
 
     Args:
-        lost: called when no further call can be made on it.
+        lost: called when no further call can be made on it, with the calls that the peer has done nothing for; they
+            are to be started on another connection.
+        closed: called when it is closed.
 
     Attributes:
         ready: set when the peer has said what it takes, or that it is none.
         error: why the connection ended.
     """
 
-    def __init__(self, lost: Callable[["Http2"], None]) -> None:
-        self.lost = lost
+    def __init__(
+        self, lost: Callable[["Http2", list[Call]], None], closed: Callable[["Http2"], None] = lambda _: None
+    ) -> None:
+        self.lost, self.closed = lost, closed
         self.calls: dict[int, Call] = {}
         self.usable, self.error, self.ready = True, "", asyncio.Event()
         self._next = 1
@@ -53,7 +70,7 @@ class Http2(asyncio.BufferedProtocol):
         self._blocked: list[Call] = []
         self._buffer, self._filled = bytearray(_BUFFER), 0
         self._received, self._greeted = 0, False
-        self._headers, self._ends = b"", False
+        self._headers, self._ends, self._open_block = b"", False, 0
         self.transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -64,20 +81,22 @@ class Http2(asyncio.BufferedProtocol):
         hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(SETTINGS, 0, 0, settings)
         self.transport.write(hello + _frame(WINDOW_UPDATE, 0, 0, (_WINDOW - 65535).to_bytes(4)))
 
-    def call(self, block: bytes, body: bytes, done: Callable[[Call, str], None]) -> Call:
+    def start(self, call: Call) -> None:
         """Send a request; it waits where the peer wants no more at once."""
-        call = Call((block, body), done)
+        call.connection = self
         self._waiting.append(call)
-        self._start_waiting()
-        return call
+        if self.usable:
+            self._start_waiting()
+        else:
+            self._retire()
 
     def cancel(self, call: Call) -> None:
         """Give up a call; `done` is not called any more."""
-        if self.calls.pop(call.id, None):
-            if call.rest:
-                self._blocked.remove(call)
-            self.transport.write(_frame(RST_STREAM, 0, call.id, _CANCEL.to_bytes(4)))
+        if self.calls.get(call.id) is call:
+            self._reset(call)
+            self._forget(call)
             self._start_waiting()
+            self._close_if_over()
         elif call in self._waiting:
             self._waiting.remove(call)
 
@@ -85,33 +104,36 @@ class Http2(asyncio.BufferedProtocol):
         """Drop the connection and all calls, without a word."""
         self.calls.clear()
         self._waiting.clear()
+        self._blocked.clear()
         if self.transport:
             self.transport.abort()
 
     def _start_waiting(self) -> None:
-        while self._waiting and len(self.calls) < self._most:
+        while self._waiting and self.usable and len(self.calls) < self._most:
             self._start(self._waiting.popleft())
 
     def _start(self, call: Call) -> None:
         call.id, call.window, (block, body) = self._next, self._initial, call.request
         self.calls[call.id] = call
         self._next += 2
-        if self._next > _IDS:
-            self._retire()
-        head, size = _frame(HEADERS, END_HEADERS, call.id, block), len(body)
+        size = len(body)
+        head = _frame(HEADERS, END_HEADERS if body else END_HEADERS | END_STREAM, call.id, block)
         if size <= self._largest and size <= call.window and size <= self._window and not self._blocked:
             self._window -= size
-            self.transport.write(head + _frame(DATA, END_STREAM, call.id, body))
-            return
-        self.transport.write(head)
-        call.rest = memoryview(body)
-        self._blocked.append(call)
-        self._flush()
+            self.transport.write(head + _frame(DATA, END_STREAM, call.id, body) if body else head)
+        else:
+            self.transport.write(head)
+            call.rest = memoryview(body)
+            if body:
+                self._blocked.append(call)
+            self._flush()
+        if self._next > _IDS:
+            self._retire()
 
     def _flush(self) -> None:
-        """Send what the peer's windows allow."""
+        """Send what the peer's windows allow; one that it has taken back is below zero, and allows nothing."""
         for call in tuple(self._blocked):
-            while size := min(len(call.rest), self._window, call.window, self._largest):
+            while (size := min(len(call.rest), self._window, call.window, self._largest)) > 0:
                 last = size == len(call.rest)
                 self.transport.write(_frame(DATA, END_STREAM if last else 0, call.id, bytes(call.rest[:size])))
                 call.rest = call.rest[size:]
@@ -132,77 +154,116 @@ class Http2(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Read the frames that are complete."""
         self._filled += nbytes
+        try:
+            read = self._read_frames()
+        except ProtocolError as error:
+            self._end(f"connection: {error}")
+            return
+        if read:
+            self._buffer[: self._filled - read] = self._buffer[read : self._filled]
+            self._filled -= read
+
+    def _read_frames(self) -> int:
+        """Read all frames that are complete, and return how many bytes they were."""
         buffer, at, filled = self._buffer, 0, self._filled
         while filled - at >= 9:
-            end = at + 9 + int.from_bytes(buffer[at : at + 3])
-            if not self._greeted and buffer[at + 3] != SETTINGS:
-                self._end("connection: what answers is not HTTP/2")
-                return
+            size, kind = int.from_bytes(buffer[at : at + 3]), buffer[at + 3]
+            if not self._greeted and (kind != SETTINGS or buffer[at + 4] & ACK):
+                raise ProtocolError("what answers is not HTTP/2")
+            if size > _LARGEST_FRAME:
+                raise ProtocolError(f"the server sent a frame of {size} bytes, {_LARGEST_FRAME} are allowed")
+            end = at + 9 + size
             if end > filled:
                 break
             self._greeted = True
             number = int.from_bytes(buffer[at + 5 : at + 9]) & _IDS
-            self._read(buffer[at + 3], buffer[at + 4], number, bytes(memoryview(buffer)[at + 9 : end]))
+            self._read(kind, buffer[at + 4], number, bytes(memoryview(buffer)[at + 9 : end]))
             at = end
-        if at:
-            buffer[: filled - at] = buffer[at:filled]
-            self._filled = filled - at
+        return at
 
     def _read(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        if self._open_block and (kind != CONTINUATION or number != self._open_block):
+            raise ProtocolError("the server broke off a block of headers")
         if kind == DATA:
             self._count(len(payload))
+            payload = _stripped(payload, flags) if flags & PADDED else payload
             if call := self.calls.get(number):
-                call.body += _stripped(payload, flags) if flags & PADDED else payload
+                call.body += payload
                 if flags & END_STREAM:
                     self._finish(call, "")
         elif kind in (HEADERS, CONTINUATION):
-            if kind == HEADERS:
-                payload = _stripped(payload, flags) if flags & (PADDED | PRIORITY) else payload
-                self._ends = bool(flags & END_STREAM)
-            # No other frame may come between the pieces of one block.
-            self._headers += payload
-            if flags & END_HEADERS:
-                block, self._headers = self._headers, b""
-                if call := self.calls.get(number):
-                    call.blocks.append(block)
-                    if self._ends:
-                        self._finish(call, "")
+            self._read_headers(kind, flags, number, payload)
         else:
             self._control(kind, flags, number, payload)
 
+    def _read_headers(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        if kind == HEADERS:
+            payload = _stripped(payload, flags) if flags & (PADDED | PRIORITY) else payload
+            self._headers, self._ends = b"", bool(flags & END_STREAM)
+        elif not self._open_block:
+            raise ProtocolError("the server went on with headers that it had not begun")
+        self._headers += payload
+        if len(self._headers) > _LARGEST_BLOCK:
+            raise ProtocolError(f"the server sent more than {_LARGEST_BLOCK} bytes of headers")
+        self._open_block = 0 if flags & END_HEADERS else number
+        if flags & END_HEADERS and (call := self.calls.get(number)):
+            call.blocks.append(self._headers)
+            if self._ends:
+                self._finish(call, "")
+
     def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        if len(payload) != _SIZES.get(kind, len(payload)):
+            raise ProtocolError(f"the server sent a frame of kind {kind} with {len(payload)} bytes")
         call = self.calls.get(number)
         if kind == SETTINGS and not flags & ACK:
             self._settle(payload)
         elif kind == WINDOW_UPDATE:
-            more = int.from_bytes(payload) & _IDS
-            if not number:
-                self._window += more
-            elif call:
-                call.window += more
-            self._flush()
+            self._widen(number, call, int.from_bytes(payload) & _IDS)
         elif kind == PING and not flags & ACK:
             self.transport.write(_frame(PING, ACK, 0, payload))
-        elif kind == RST_STREAM and call and int.from_bytes(payload) == _REFUSED and len(self.calls) > 1:
-            # The peer has done nothing for it (RFC 9113, 8.7): it goes again when another call has ended.
-            self._forget(call)
-            self._waiting.appendleft(call)
         elif kind == RST_STREAM and call:
-            self._finish(call, f"the server reset the call (HTTP/2 error {int.from_bytes(payload)})")
+            error = int.from_bytes(payload)
+            if error == _REFUSED and len(self.calls) > 1:
+                self._put_back(call)  # it goes again when another call has ended
+            else:
+                self._finish(call, f"the server reset the call (HTTP/2 error {error})")
         elif kind == GOAWAY:
-            self._retire()
             last = int.from_bytes(payload[:4]) & _IDS
-            for late in [call for call in self.calls.values() if call.id > last]:
-                self._finish(late, "connection: GOAWAY")
+            for late in reversed([call for call in self.calls.values() if call.id > last]):
+                self._put_back(late)
+            self._retire()
+        elif kind == PUSH_PROMISE:
+            raise ProtocolError("the server sent a promise, which it was told not to do")
+
+    def _put_back(self, call: Call) -> None:
+        """Let a call that the peer has done nothing for (RFC 9113, 8.7) wait for another turn."""
+        self._forget(call)
+        call.blocks, call.body = [], bytearray()
+        self._waiting.appendleft(call)
+
+    def _widen(self, number: int, call: Call | None, more: int) -> None:
+        if not number:
+            self._window += more
+        elif call:
+            call.window += more
+        if self._window > _WINDOW or (call and call.window > _WINDOW):
+            raise ProtocolError("the server opened a window beyond its largest size")
+        self._flush()
 
     def _settle(self, payload: bytes) -> None:
-        for at in range(0, len(payload) - 5, 6):
+        if len(payload) % 6:
+            raise ProtocolError(f"the server sent settings of {len(payload)} bytes")
+        for at in range(0, len(payload), 6):
             key, value = int.from_bytes(payload[at : at + 2]), int.from_bytes(payload[at + 2 : at + 6])
             if key == _MOST_STREAMS:
                 self._most = value
             elif key == _MAX_FRAME:
+                if not _SMALLEST_MAX_FRAME <= value <= _LARGEST_MAX_FRAME:
+                    raise ProtocolError(f"the server takes frames of {value} bytes, which is no size of HTTP/2")
                 self._largest = value
             elif key == _INITIAL_WINDOW:
+                if value > _WINDOW:
+                    raise ProtocolError("the server opened a window beyond its largest size")
                 for call in self.calls.values():
                     call.window += value - self._initial
                 self._initial = value
@@ -219,9 +280,15 @@ class Http2(asyncio.BufferedProtocol):
             self._received = 0
 
     def _finish(self, call: Call, error: str) -> None:
+        if call.rest:
+            self._reset(call)  # the peer waits for the rest otherwise, and keeps a place for it
         self._forget(call)
         self._start_waiting()
+        self._close_if_over()
         call.done(call, error)
+
+    def _reset(self, call: Call) -> None:
+        self.transport.write(_frame(RST_STREAM, 0, call.id, _CANCEL.to_bytes(4)))
 
     def _forget(self, call: Call) -> None:
         del self.calls[call.id]
@@ -230,24 +297,36 @@ class Http2(asyncio.BufferedProtocol):
             call.rest = memoryview(b"")
 
     def _retire(self) -> None:
-        if self.usable:
-            self.usable = False
-            self.lost(self)
+        """Start no call any more; those that wait go to another connection, but not from one to the next for ever."""
+        self.usable = False
+        waiting, self._waiting = [*self._waiting], deque()
+        for call in waiting:
+            call.moves += 1
+        self.lost(self, [call for call in waiting if call.moves <= _MOST_MOVES])
+        for call in waiting:
+            if call.moves > _MOST_MOVES:
+                call.done(call, "connection: GOAWAY")
+        self._close_if_over()
+
+    def _close_if_over(self) -> None:
+        if not self.usable and not self.calls:
+            self.transport.close()
 
     def _end(self, error: str) -> None:
         self.error = self.error or error
-        self._retire()
-        self.ready.set()
-        self.transport.abort()
         ended, self.calls = [*self.calls.values(), *self._waiting], {}
         self._waiting.clear()
         self._blocked.clear()
+        self._retire()
+        self.ready.set()
+        self.transport.abort()
         for call in ended:
             call.done(call, self.error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the calls that have no answer yet."""
         self._end("connection: it was closed before the answer")
+        self.closed(self)
 
 
 def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
@@ -256,8 +335,10 @@ def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
 
 def _stripped(payload: bytes, flags: int) -> bytes:
     """Return what stands between the priority and the padding."""
-    padding = payload[0] if flags & PADDED else 0
+    padding = payload[0] if flags & PADDED and payload else 0
     start = (1 if flags & PADDED else 0) + (5 if flags & PRIORITY else 0)
+    if start + padding > len(payload):
+        raise ProtocolError("the server sent more padding than there is room for")
     return payload[start : len(payload) - padding]
 
 

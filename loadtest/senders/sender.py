@@ -1,5 +1,6 @@
 """Sender: what the driver needs of a way to reach the server, and what the ways share."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -58,15 +59,35 @@ def encoder(
     return encode
 
 
-def check(answers: Answers | None, flight: Flight, raw: bytes, decode: Callable[[], dict[str, Array]]) -> None:
-    """Give the flight its verdict if its answer cannot be read or is not the right one."""
-    if answers is None:
-        return
+class Carrier(Protocol):
+    """A sender that has connections of its own: who is told of the end of a flight, and the clock of the run."""
+
+    finished: Finished
+    loop: asyncio.AbstractEventLoop
+    zero: float
+
+
+def end(sender: Carrier, flight: Flight, judge: Callable[[], None]) -> None:
+    """End a flight, the one place where that happens: its time, its verdict, and on to whoever counts it.
+
+    Args:
+        sender: that carried it.
+        flight: whose answer is there, or whose failure is known.
+        judge: gives it its verdict. Whatever reading the answer raises is a failure of this request: what a parser says
+            about bytes that are no answer has no common class, and a flight that is not ended would be lost.
+    """
+    flight.done = sender.loop.time() - sender.zero
     try:
-        if text := answers.wrong(flight.n, flight.payload, raw, decode):
-            fail(flight, text, verdict=MISMATCH)
-    except (ValueError, KeyError, TypeError) as error:
+        judge()
+    except Exception as error:
         fail(flight, f"the answer cannot be read: {error!r}")
+    sender.finished(flight)
+
+
+def check(answers: Answers | None, flight: Flight, raw: bytes, decode: Callable[[], dict[str, Array]]) -> None:
+    """Give the flight its verdict if its answer is not the right one."""
+    if answers and (text := answers.wrong(flight.n, flight.payload, raw, decode)):
+        fail(flight, text, verdict=MISMATCH)
 
 
 def fail(flight: Flight, text: str, *, gone: bool = False, verdict: str = ERROR) -> None:

@@ -2,14 +2,15 @@
 
 import asyncio
 from collections import deque
+from functools import partial
 from itertools import count, cycle
 from typing import Any
 
 from loadtest.answers import Answers
 from loadtest.connection import PLAIN, Connection
-from loadtest.results import TIMEOUT, Flight
+from loadtest.results import Flight
 from loadtest.senders.grpc import SERVICE, channel, explain, judge, metadata
-from loadtest.senders.sender import Encode, Finished, fail
+from loadtest.senders.sender import Encode, Finished, end, fail
 
 
 class StreamSender:
@@ -97,6 +98,8 @@ class _Stream:
             try:
                 while (message := await call.read()) is not grpc.aio.EOF:
                     self._answered(message)
+            except self._no_message:  # whose answer it was is not known either
+                code, details = "UNKNOWN", "what came on the stream is not a ModelStreamInferResponse"
             except grpc.aio.AioRpcError as error:
                 code, details = error.code().name, error.details() or ""
             finally:
@@ -122,20 +125,19 @@ class _Stream:
             await self._filled.wait()
 
     def _answered(self, message: bytes) -> None:
-        now = self.sender.loop.time() - self.sender.zero
-        try:
-            answer = self._parse(message)
-        except self._no_message:
-            return  # whose answer it was is not known either; that request times out
+        answer = self._parse(message)
         flight = self._take(answer.infer_response.id)
         if flight is None:
             return  # a second answer, or one that came too late
-        flight.done = now
+        end(self.sender, flight, lambda: self._judge(flight, answer))
+
+    def _judge(self, flight: Flight, answer: Any) -> None:
         if answer.error_message:
             fail(flight, answer.error_message)
-        else:
-            judge(self.sender.answers, flight, answer.infer_response)
-        self.sender.finished(flight)
+            return
+        response = answer.infer_response
+        response.ClearField("id")  # which differs in equal answers
+        judge(self.sender.answers, flight, response, response.SerializeToString(deterministic=True))
 
     def _take(self, name: str) -> Flight | None:
         flight, timer = self._waiting.pop(name, (None, None))
@@ -145,13 +147,9 @@ class _Stream:
 
     def _expire(self, name: str) -> None:
         if flight := self._take(name):
-            flight.done = self.sender.loop.time() - self.sender.zero
-            fail(flight, "no answer in time", verdict=TIMEOUT)
-            self.sender.finished(flight)
+            end(self.sender, flight, lambda: explain(flight, "DEADLINE_EXCEEDED", ""))
 
     def _broke(self, code: str, details: str) -> None:
         for name in [name for name, (flight, _) in self._waiting.items() if flight.sent is not None]:
             if flight := self._take(name):
-                flight.done = self.sender.loop.time() - self.sender.zero
-                explain(flight, code, details)
-                self.sender.finished(flight)
+                end(self.sender, flight, partial(explain, flight, code, details))

@@ -141,13 +141,13 @@ def test_headers_of_any_length(length: int) -> None:
 
 def test_a_block_in_pieces_and_padding() -> None:
     found: list[tuple[list[bytes], bytes, str]] = []
-    connection = http2.Http2(lambda _: None)
+    connection = http2.Http2(lambda connection, calls: None)
 
     class Transport:
         def write(self, data: bytes) -> None: ...
 
     connection.connection_made(Transport())  # type: ignore[arg-type]
-    connection.call(b"", b"", lambda call, error: found.append((call.blocks, bytes(call.body), error)))
+    connection.start(http2.Call(b"", b"", lambda call, error: found.append((call.blocks, bytes(call.body), error))))
     frames = [
         http2._frame(http2.SETTINGS, 0, 0, b""),
         http2._frame(http2.HEADERS, http2.PADDED, 1, b"\x02ab??"),
