@@ -33,7 +33,7 @@ from optimize.quantize import half
 from optimize.report import page
 from optimize.step import Context
 from optimize.workload import Workload
-from serve import curve, install, repository, server
+from serve import curve, install, server, staging
 from serve.server import Endpoint
 from serve.settings import Settings
 from serve.target import Target
@@ -99,8 +99,8 @@ def publish(
         with OnnxPredictor(graph, target.device) as onnx:
             outputs = onnx.predict(payload.generate(made.inputs, 1, 0)[0])
         specs = endpoint.output_specs(made, graph, outputs)
-        with repository.stage(place, name, graph, made.inputs, specs, target, asked) as staged:
-            repository.publish(staged, {})
+        with staging.stage(place, name, graph, made.inputs, specs, target, asked) as staged:
+            staging.publish(staged, {})
 
 
 def load(running: Endpoint, made: Workload, model: str, effort: Effort, **how: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from optimize.errors import GateRefused
 from optimize.predict import OnnxPredictor
 from optimize.report import page
 from optimize.workload import Workload
-from serve import repository, server
+from serve import server, staging
 from serve.server import Endpoint
 from serve.target import Target
 
@@ -83,8 +83,8 @@ def serving(made: Workload, graphs: dict[str, Path], target: Target) -> Iterator
         with OnnxPredictor(graph) as onnx:
             outputs = onnx.predict(payload.generate(made.inputs, 1, 0)[0])
         specs = endpoint.output_specs(made, graph, outputs)
-        with repository.stage(place, name, graph, made.inputs, specs, target) as staged:
-            repository.publish(staged, {})
+        with staging.stage(place, name, graph, made.inputs, specs, target) as staged:
+            staging.publish(staged, {})
     with server.running(place, models=list(graphs)) as running:
         yield running
 

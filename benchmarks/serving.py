@@ -27,7 +27,7 @@ from rich.table import Table
 
 from loadtest import payload, results
 from optimize.predict import OnnxPredictor
-from serve import metrics, repository, rollout, server, settings, source
+from serve import metrics, repository, rollout, server, settings, source, staging
 from serve.server import Endpoint
 
 OUTPUT = Path("build/bench")
@@ -51,8 +51,8 @@ def add(place: Path, **asked: Any) -> None:
     found = source.load(COMMITTED, {})
     assert found.target is not None
     made = settings.read(asked, "benchmark")
-    with repository.stage(place, MODEL, found.onnx, found.inputs, found.outputs, found.target, made) as staged:
-        repository.publish(staged, dict(found.lineage))
+    with staging.stage(place, MODEL, found.onnx, found.inputs, found.outputs, found.target, made) as staged:
+        staging.publish(staged, dict(found.lineage))
 
 
 @contextmanager

@@ -28,8 +28,7 @@ from optimize.gate import Gate
 from optimize.predict import EndpointPredictor, OnnxPredictor, cut, open_graph
 from optimize.recipe import Load, Recipe
 from optimize.workload import Workload
-from serve import install, model_config, rollout, server, state
-from serve import repository as repositories
+from serve import install, model_config, rollout, server, staging, state
 from serve.server import Endpoint
 from serve.target import Target
 
@@ -53,7 +52,7 @@ def check(repository: Path, workload: Workload, target: Target) -> None:
         BadRepository: the repository is a file, cannot be written, or the model's name is not usable.
         NotInstalled: the server's environment, or the target's runtime in it, is missing.
     """
-    repositories.check(repository, workload.name)
+    staging.check(repository, workload.name)
     install.environment().require(target.runtime)
 
 
@@ -88,7 +87,7 @@ def prove(
     specs = output_specs(workload, graph_of(made), quality.outputs)
     progress("serving the result", 0.0)
     model, inputs = workload.name, workload.inputs
-    with repositories.stage(repository, model, graph_of(made), inputs, specs, recipe.target, recipe.serve) as staged:
+    with staging.stage(repository, model, graph_of(made), inputs, specs, recipe.target, recipe.serve) as staged:
         with server.running(staged.path, log=folder / "server.log") as endpoint:
             served, parity, found = _compare(endpoint, made, trained, recipe, progress)
             loaded = _load(endpoint, workload, recipe, folder, parity["tolerance"], progress)
@@ -229,7 +228,7 @@ def _plan(endpoint: Endpoint, load: Load, seed: int) -> Plan:
     return Plan(endpoint.http, duration=load.duration, concurrency=closed, rate=load.rate, seed=seed, warmup=1.0)
 
 
-def _publish(staged: repositories.Staged, made: Bundle, gates: list[Gate], parity: dict[str, Any]) -> dict[str, Any]:
+def _publish(staged: staging.Staged, made: Bundle, gates: list[Gate], parity: dict[str, Any]) -> dict[str, Any]:
     forced = not all(entry.passed for entry in gates)
     lineage = {
         "workload": made.workload.source,
@@ -240,7 +239,7 @@ def _publish(staged: repositories.Staged, made: Bundle, gates: list[Gate], parit
         "tolerance": parity["tolerance"],
         "forced": forced,
     }
-    version = repositories.publish(staged, lineage, live=False)
+    version = staging.publish(staged, lineage, live=False)
     running = state.serving(staged.repository)
     rollout.promote(staged.repository, version.model, version.number, running)
     told = {"model": version.model, "number": version.number, "digest": version.digest, "forced": forced}

@@ -10,7 +10,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from loadtest.client import Client, connect
 from loadtest.errors import LatheError
 from loadtest.tensors import Arrays, Dim, TensorSpec
-from serve import interface, repository, scratch
+from serve import interface, repository, scratch, staging
 from serve.errors import BadRepository, NotInstalled
 from serve.lint import Finding
 from serve.server import running
@@ -31,11 +31,11 @@ FIXES = {
 """What to do about what the server says, by words in it."""
 
 
-def staged(version: repository.Staged, more: Callable[[Client], None] = lambda _: None) -> None:
+def staged(version: staging.Staged, more: Callable[[Client], None] = lambda _: None) -> None:
     """Try a version that no server sees yet.
 
     Args:
-        version: what `serve.repository.stage` gave, or the last part of a pipeline.
+        version: what `serve.staging.stage` gave, or the last part of a pipeline.
         more: asks the same server further questions, and raises where an answer is not right.
 
     Raises:

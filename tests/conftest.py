@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from loadtest.tensors import BATCH, TensorSpec
-from serve import repository
+from serve import staging
 from serve.install import install
 from serve.server import Endpoint, running
 from serve.target import Target
@@ -82,19 +82,19 @@ def openvino_server(server_prefix: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def publish_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., repository.Version]:
+def publish_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., staging.Version]:
     """A function that publishes y = x · weight to a repository as its next version."""
 
-    def publish(place: Path, model: str = TINY, weight: np.ndarray = TINY_WEIGHT) -> repository.Version:
+    def publish(place: Path, model: str = TINY, weight: np.ndarray = TINY_WEIGHT) -> staging.Version:
         onnx = save_tiny(tmp_path_factory.mktemp("onnx") / "tiny.onnx", weight)
-        with repository.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
-            return repository.publish(staged, {"made_by": "a test"})
+        with staging.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
+            return staging.publish(staged, {"made_by": "a test"})
 
     return publish
 
 
 @pytest.fixture(scope="session")
-def model_repository(tmp_path_factory: pytest.TempPathFactory, publish_tiny: Callable[..., repository.Version]) -> Path:
+def model_repository(tmp_path_factory: pytest.TempPathFactory, publish_tiny: Callable[..., staging.Version]) -> Path:
     """A repository with the one model `tiny`: x [batch, 4] → y [batch, 3], float32, y = x · TINY_WEIGHT."""
     place = tmp_path_factory.mktemp("served") / "model_repository"
     publish_tiny(place)

@@ -76,8 +76,7 @@ def add(
     Example:
       serve add model.onnx --name classifier --set queue_delay_us=200
     """
-    from serve import dryload, rollout, settings, state
-    from serve import repository as repositories
+    from serve import dryload, rollout, settings, staging, state
     from serve import source as sources
     from serve.target import Target
 
@@ -94,13 +93,13 @@ def add(
     asked = settings.gather(file, pairs, found.settings)
     with (
         reporting() as report,
-        repositories.stage(repository, model, found.onnx, found.inputs, found.outputs, made_for, asked) as staged,
+        staging.stage(repository, model, found.onnx, found.inputs, found.outputs, made_for, asked) as staged,
     ):
         if check:
             report("loading it in a throw-away server", 0.0)
             dryload.staged(staged)
         first = not (repository / model).exists()
-        version = repositories.publish(staged, dict(found.lineage), live=False)
+        version = staging.publish(staged, dict(found.lineage), live=False)
     endpoint = state.serving(repository) if first else None
     if endpoint:
         rollout.promote(repository, model, version.number, endpoint)

@@ -10,7 +10,7 @@ from loadtest.errors import UsageError
 from serve.commands.versions import repository_option
 
 if TYPE_CHECKING:
-    from serve.repository import Version
+    from serve.staging import Version
 
 name_option = click.option("--name", help="The pipeline's name.  [default: MODEL_text or MODEL_image]")
 check_option = click.option("--check/--no-check", default=True, help="Let a throw-away server answer through it first.")

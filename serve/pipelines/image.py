@@ -11,7 +11,7 @@ import numpy as np
 from loadtest.errors import UsageError
 from loadtest.payload import describe
 from loadtest.tensors import Dim, TensorSpec
-from serve import onnx_file, repository
+from serve import onnx_file, repository, staging
 from serve.errors import BadRepository
 from serve.pipelines import publish as publishing
 from serve.pipelines.publish import Called, Part, called, pipeline
@@ -39,7 +39,7 @@ def image(
     scores: Scores | None = None,
     labels: Path | None = None,
     check: bool = True,
-) -> list[repository.Version]:
+) -> list[staging.Version]:
     """Publish a pipeline that takes `image`, a JPEG or PNG file for each sample [batch, 1], and answers what is on it.
 
     The outputs are `label`, strings [batch, 1], and `score`, float32 [batch, 1], the probability of that class: the

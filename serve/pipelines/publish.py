@@ -16,7 +16,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelIns
 from loadtest.client import Client
 from loadtest.errors import RequestRejected, UsageError
 from loadtest.tensors import Arrays, Dim, TensorSpec
-from serve import dryload, model_config, repository, scratch
+from serve import dryload, model_config, repository, scratch, staging
 from serve.errors import BadRepository
 from serve.settings import Settings
 from serve.target import Target
@@ -160,7 +160,7 @@ def files(model: str, *shared: str) -> dict[str, Path]:
 
 def publish(
     inner: Called, parts: Sequence[Part], *, check: bool = True, trial: Trial | None = None
-) -> list[repository.Version]:
+) -> list[staging.Version]:
     """Publish the parts of a pipeline, the pipeline itself last.
 
     The first version is live at once; of a pipeline that was there before, all parts wait to be promoted. Where one
@@ -188,12 +188,12 @@ def publish(
         first = not (place / staged[-1].model).exists()
         with _all_or_none(at, staged):
             return [
-                repository.publish(one, dict(part.lineage), live=first) for one, part in zip(staged, parts, strict=True)
+                staging.publish(one, dict(part.lineage), live=first) for one, part in zip(staged, parts, strict=True)
             ]
 
 
 @contextmanager
-def _all_or_none(at: Path, staged: Sequence[repository.Staged]) -> Iterator[None]:
+def _all_or_none(at: Path, staged: Sequence[staging.Staged]) -> Iterator[None]:
     """Move what the block published back to the folder `at` if it fails, and the configurations to what they were."""
     configs = [one.repository / one.model / repository.CONFIG for one in staged]
     kept = [at / f"{one.model}.before" for one in staged]
@@ -220,7 +220,7 @@ def _check_names(inner: Called, parts: Sequence[Part]) -> None:
         raise UsageError(f"--name {names[-1]} is the name of another model of the pipeline", fix="choose another name")
     for part in parts:
         name = part.config.name
-        repository.check(inner.place, name)
+        staging.check(inner.place, name)
         if not (inner.place / name).exists():
             continue
         there = repository.live(inner.place, name)
@@ -229,14 +229,12 @@ def _check_names(inner: Called, parts: Sequence[Part]) -> None:
             raise BadRepository("is another model", where=str(inner.place / name), fix="choose another --name")
 
 
-def _lay_out(at: Path, inner: Called, part: Part) -> repository.Staged:
+def _lay_out(at: Path, inner: Called, part: Part) -> staging.Staged:
     name = part.config.name
     number = max(repository.numbers(inner.place, name), default=0) + 1
     part.config.version_policy.specific.versions[:] = [number]
     target = Target(**inner.lineage["target"])
-    staged = repository.Staged(
-        at, name, number, part.config, inner.place, part.inputs, part.outputs, target, Settings()
-    )
+    staged = staging.Staged(at, name, number, part.config, inner.place, part.inputs, part.outputs, target, Settings())
     staged.folder.mkdir(parents=True)
     (at / name / repository.CONFIG).write_text(model_config.text(part.config))
     for file, source in part.files.items():
@@ -244,7 +242,7 @@ def _lay_out(at: Path, inner: Called, part: Part) -> repository.Staged:
     return staged
 
 
-def _try(staged: repository.Staged, inner: Called, trial: Trial | None) -> None:
+def _try(staged: staging.Staged, inner: Called, trial: Trial | None) -> None:
     def ask_the_model(client: Client) -> None:
         if trial is None:
             return

@@ -10,7 +10,7 @@ import numpy as np
 from loadtest.errors import UsageError
 from loadtest.payload import describe
 from loadtest.tensors import Dim, TensorSpec
-from serve import repository
+from serve import staging
 from serve.errors import BadRepository
 from serve.install import environment
 from serve.pipelines import publish as publishing
@@ -48,7 +48,7 @@ def text(
     max_tokens: int | None = None,
     style: Style = "ensemble",
     check: bool = True,
-) -> list[repository.Version]:
+) -> list[staging.Version]:
     """Publish a pipeline that takes strings `text` [batch, 1] and answers with the outputs of `model`.
 
     Rows are padded to the shortest length bucket that holds them: the buckets in the model's settings, else powers of

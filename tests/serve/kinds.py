@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtest.tensors import BATCH, Dim, TensorSpec
-from serve import repository, settings
+from serve import settings, staging
 from serve.target import Target
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
 from tests.serve.test_backend import save
@@ -19,8 +19,8 @@ ODD = 'it\'s "a" $(x) `y`\\ {z}'
 
 def publish(place: Path, model: str, onnx: Path, inputs, outputs, asked=None) -> None:
     made = settings.read(asked or {}, model)
-    with repository.stage(place, model, onnx, inputs, outputs, Target(cores=1), made) as staged:
-        repository.publish(staged, {})
+    with staging.stage(place, model, onnx, inputs, outputs, Target(cores=1), made) as staged:
+        staging.publish(staged, {})
 
 
 def publish_kinds(place: Path, onnx: Path) -> Path:

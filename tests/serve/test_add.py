@@ -11,7 +11,7 @@ import pytest
 from loadtest.client import connect
 from loadtest.errors import UsageError
 from loadtest.tensors import BATCH, Dim, TensorSpec
-from serve import repository, rollout, source
+from serve import repository, rollout, source, staging
 from serve.errors import BadRepository
 from serve.server import running
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
@@ -21,7 +21,7 @@ TOKENS = Dim("tokens", 1, 8, 64)
 
 
 @pytest.fixture
-def place(tmp_path: Path, publish_tiny: Callable[..., repository.Version]) -> Path:
+def place(tmp_path: Path, publish_tiny: Callable[..., staging.Version]) -> Path:
     place = tmp_path / "model_repository"
     publish_tiny(place)
     return place
@@ -156,7 +156,7 @@ def test_a_model_that_does_not_load_is_not_added(place: Path, tmp_path: Path, se
     assert repository.numbers(place, TINY) == [1]
 
 
-def test_a_full_disk_loses_nothing(tmp_path: Path, publish_tiny: Callable[..., repository.Version]) -> None:
+def test_a_full_disk_loses_nothing(tmp_path: Path, publish_tiny: Callable[..., staging.Version]) -> None:
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", small], capture_output=True).returncode:

@@ -14,7 +14,7 @@ import pytest
 from loadtest.client import connect
 from loadtest.errors import LatheError, RequestRejected
 from loadtest.tensors import BATCH, Dim, TensorSpec
-from serve import model_config, repository
+from serve import model_config, staging
 from serve.install import BACKENDS
 from serve.server import Endpoint, running
 from serve.target import Target
@@ -42,11 +42,11 @@ def save(path: Path, nodes, inputs, outputs, initializers=()) -> Path:
 
 def publish(place: Path, model: str, onnx: Path, inputs, outputs, delay: int = 0) -> None:
     """Publish with a time in microseconds that the server waits for a batch to fill."""
-    with repository.stage(place, model, onnx, inputs, outputs, Target(cores=1)) as staged:
+    with staging.stage(place, model, onnx, inputs, outputs, Target(cores=1)) as staged:
         if delay:
             staged.config.dynamic_batching.max_queue_delay_microseconds = delay
             (staged.path / model / "config.pbtxt").write_text(model_config.text(staged.config))
-        repository.publish(staged, {})
+        staging.publish(staged, {})
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from loadtest.client import connect
-from serve import repository
 from serve import settings as served
+from serve import staging
 from serve.server import Endpoint, running
 from serve.target import Target
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
@@ -37,8 +37,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, server_prefix: Path, publis
     publish_tiny(place)
     asked = served.read({"queue": 1, "queue_delay_us": 50_000, "max_batch": 2}, LIMITED)
     onnx = save_tiny(here / "tiny.onnx")
-    with repository.stage(place, LIMITED, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1), asked) as staged:
-        repository.publish(staged, {})
+    with staging.stage(place, LIMITED, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1), asked) as staged:
+        staging.publish(staged, {})
     with running(place, grace=0) as endpoint:
         yield endpoint
 

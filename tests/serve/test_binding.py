@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from serve import repository
+from serve import staging
 from serve.errors import ServerFailed
 from serve.server import running
 from serve.target import Target
@@ -181,8 +181,8 @@ def test_the_server_refuses_a_model_for_a_gpu_that_is_not_there(
     server_prefix: Path, tmp_path: Path, no_gpu: None
 ) -> None:
     place, onnx = tmp_path / "repository", save_tiny(tmp_path / "tiny.onnx")
-    with repository.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(device="cuda", cores=1)) as staged:
-        repository.publish(staged, {})
+    with staging.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(device="cuda", cores=1)) as staged:
+        staging.publish(staged, {})
     says = "model tiny, version 1: instance group tiny of model tiny has kind KIND_GPU but no GPUs are available"
     with pytest.raises(ServerFailed, match=says), running(place, grace=0):
         pass

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from loadtest import payload
-from serve import canary, repository
+from serve import canary, repository, staging
 from serve.canary import Comparison, Thresholds
 from serve.errors import BadRepository
 from tests.conftest import TINY, TINY_INPUTS, TINY_WEIGHT
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timed
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, publish_tiny: Callable[..., repository.Version]) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, publish_tiny: Callable[..., staging.Version]) -> Path:
     """Version 2 is a little different, version 3 answers something else."""
     place = tmp_path_factory.mktemp("canary") / "model_repository"
     publish_tiny(place)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loadtest.tensors import BATCH, TensorSpec
-from serve import dryload, repository
+from serve import dryload, staging
 from serve.errors import BadRepository, ServerFailed
 from serve.settings import Settings
 from serve.target import Target
@@ -20,20 +20,20 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def staged(place: Path, tmp_path: Path) -> Iterator[repository.Staged]:
+def staged(place: Path, tmp_path: Path) -> Iterator[staging.Staged]:
     onnx = save_tiny(tmp_path / "tiny.onnx")
-    with repository.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
+    with staging.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
         yield staged
 
 
-def test_dry_load(staged: repository.Staged, server_prefix: Path) -> None:
+def test_dry_load(staged: staging.Staged, server_prefix: Path) -> None:
     dryload.staged(staged)
 
 
 def test_dry_load_refuses_what_is_not_finite(place: Path, tmp_path: Path, server_prefix: Path) -> None:
     onnx = save_tiny(tmp_path / "tiny.onnx", np.full((4, 3), np.inf, np.float32))
     with (
-        repository.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged,
+        staging.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged,
         pytest.raises(BadRepository, match="output y: the served values are not finite"),
     ):
         dryload.staged(staged)
@@ -48,12 +48,12 @@ def wide(tmp_path: Path) -> tuple[Path, tuple[TensorSpec, ...]]:
 
 def test_a_model_that_refuses_nan_is_warmed_up_without(place: Path, wide, server_prefix: Path) -> None:
     refuses = Settings(nonfinite="refuse")
-    with repository.stage(place, TINY, *wide, TINY_OUTPUTS, Target(cores=1), refuses) as staged:
+    with staging.stage(place, TINY, *wide, TINY_OUTPUTS, Target(cores=1), refuses) as staged:
         dryload.staged(staged)
 
 
 def test_a_refused_warm_up_is_told_as_one(place: Path, wide, server_prefix: Path) -> None:
-    with repository.stage(place, TINY, *wide, TINY_OUTPUTS, Target(cores=1)) as staged:
+    with staging.stage(place, TINY, *wide, TINY_OUTPUTS, Target(cores=1)) as staged:
         with (staged.path / TINY / "config.pbtxt").open("a") as config:
             config.write('parameters { key: "lathe.nonfinite" value { string_value: "refuse" } }')
         # Whether the server survives it is a matter of luck.
@@ -62,7 +62,7 @@ def test_a_refused_warm_up_is_told_as_one(place: Path, wide, server_prefix: Path
         assert "model_warmup" in dryload._plain(raised.value.what)[1]
 
 
-def test_shapes_of_a_warm_up_are_told_with_the_fix(staged: repository.Staged, server_prefix: Path) -> None:
+def test_shapes_of_a_warm_up_are_told_with_the_fix(staged: staging.Staged, server_prefix: Path) -> None:
     config = staged.path / TINY / "config.pbtxt"
     head, warm_up, tail = config.read_text().partition("model_warmup")
     config.write_text(head + warm_up + tail.replace("dims: 4", "dims: 5"))
@@ -71,7 +71,7 @@ def test_shapes_of_a_warm_up_are_told_with_the_fix(staged: repository.Staged, se
     assert finding.fix == "correct the dims of the input in config.pbtxt, or those in its model_warmup"
 
 
-def test_dry_load_refuses_a_corrupt_model(staged: repository.Staged, server_prefix: Path) -> None:
+def test_dry_load_refuses_a_corrupt_model(staged: staging.Staged, server_prefix: Path) -> None:
     (staged.folder / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ServerFailed, match="cannot be loaded"):
         dryload.staged(staged)
@@ -85,13 +85,13 @@ def test_dry_load_refuses_a_frozen_batch_axis(place: Path, tmp_path: Path, serve
         value.type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(model, tmp_path / "frozen.onnx")
     with (
-        repository.stage(place, TINY, tmp_path / "frozen.onnx", TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged,
+        staging.stage(place, TINY, tmp_path / "frozen.onnx", TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged,
         pytest.raises(ServerFailed, match=r"shape \[-1, 4\] by config.pbtxt and \[1, 4\] in the model"),
     ):
         dryload.staged(staged)
 
 
-def test_wrong_shape_of_an_answer_is_named(staged: repository.Staged) -> None:
+def test_wrong_shape_of_an_answer_is_named(staged: staging.Staged) -> None:
     spec = TensorSpec("y", "float32", (BATCH, 3))
     dryload._check_answer(TINY, spec, {"y": np.zeros((8, 3), np.float32)}, 8)
     for wrong in (np.zeros((8, 4)), np.zeros((1, 3)), np.zeros(8)):

@@ -13,7 +13,7 @@ import pytest
 from loadtest.client import connect
 from loadtest.errors import RequestRejected
 from loadtest.tensors import BATCH, TensorSpec
-from serve import dryload, probe, repository, settings, source
+from serve import dryload, probe, repository, settings, source, staging
 from serve.server import Endpoint, running
 from serve.target import Target
 from tests.conftest import TINY_WEIGHT, save_tiny
@@ -25,11 +25,11 @@ X, Y = TensorSpec("x", "float32", (BATCH, 1)), TensorSpec("y", "float32", (BATCH
 def publish(place: Path, model: str, onnx: Path, inputs, outputs, asked=None, more: str = "") -> None:
     """Publish with settings, and with further text of a configuration."""
     made = settings.read(asked or {}, model)
-    with repository.stage(place, model, onnx, inputs, outputs, Target(cores=1), made) as staged:
+    with staging.stage(place, model, onnx, inputs, outputs, Target(cores=1), made) as staged:
         if more:
             path = staged.path / model / "config.pbtxt"
             path.write_text(f"{path.read_text()}\n{more}\n")
-        repository.publish(staged, {})
+        staging.publish(staged, {})
 
 
 TUNED = {
@@ -150,7 +150,7 @@ def test_what_the_server_keeps_is_no_clients_affair(lab: Endpoint) -> None:
     assert set(probe.health(lab, place).values()) == {"answers"}
     found = source.load(place / "sums_oldest" / "1", {})
     assert [spec.name for spec in found.inputs] == ["x", "sum"]
-    with repository.stage(
+    with staging.stage(
         place.parent / "again",
         "sums",
         found.onnx,

@@ -12,7 +12,7 @@ import pytest
 
 from loadtest.client import connect
 from loadtest.tensors import BATCH, TensorSpec
-from serve import repository
+from serve import staging
 from serve.errors import ServerFailed
 from serve.install import environment
 from serve.pipelines import publish as publishing
@@ -56,8 +56,8 @@ def publish(place: Path, onnx: Path, model: str) -> None:
     tensors = [("x", T.DataType.Value(T_NAMES[dtype]), ["batch", *dims])], [("y", T.FLOAT, ["batch", 3 * WIDTH])]
     save(onnx, nodes, *tensors, weights)
     specs = (TensorSpec("x", dtype, (BATCH, *dims), (0, 1)),), (TensorSpec("y", "float32", (BATCH, 3 * WIDTH)),)
-    with repository.stage(place, model, onnx, *specs, Target(cores=1)) as staged:
-        repository.publish(staged, {})
+    with staging.stage(place, model, onnx, *specs, Target(cores=1)) as staged:
+        staging.publish(staged, {})
 
 
 T_NAMES = {"float32": "FLOAT", "uint8": "UINT8", "float16": "FLOAT16"}
@@ -130,8 +130,8 @@ def test_other_integers_are_refused(tmp_path: Path) -> None:
     nodes = [("Cast", ["x"], ["floats"], {"to": T.FLOAT}), ("Flatten", ["floats"], ["y"])]
     onnx = save(tmp_path / "model.onnx", nodes, [("x", T.INT32, dims)], [("y", T.FLOAT, ["batch", 72])])
     specs = (TensorSpec("x", "int32", (BATCH, 3, 4, 6)),), (TensorSpec("y", "float32", (BATCH, 72)),)
-    with repository.stage(place, "whole", onnx, *specs, Target(cores=1)) as staged:
-        repository.publish(staged, {})
+    with staging.stage(place, "whole", onnx, *specs, Target(cores=1)) as staged:
+        staging.publish(staged, {})
     done = serve("pipeline", "image", "whole", "--repository", str(place))
     assert (done.returncode, "its inputs are not one image: x: int32" in done.stderr) == (4, True), done.stderr
 
@@ -174,7 +174,7 @@ def test_a_part_that_cannot_be_published_leaves_nothing(
         shutil.rmtree(place / gone)
     before = content(place)
 
-    def fails_last(staged: repository.Staged, *arguments: Any, **options: Any) -> repository.Version:
+    def fails_last(staged: staging.Staged, *arguments: Any, **options: Any) -> staging.Version:
         if staged.model == "planes_image" and not renamed:
             raise OSError(errno.ENOSPC, "the disk is full")
         version = real(staged, *arguments, **options)
@@ -182,8 +182,8 @@ def test_a_part_that_cannot_be_published_leaves_nothing(
             raise KeyboardInterrupt
         return version
 
-    real = repository.publish
-    monkeypatch.setattr(repository, "publish", fails_last)
+    real = staging.publish
+    monkeypatch.setattr(staging, "publish", fails_last)
     with pytest.raises(KeyboardInterrupt if renamed else OSError):
         image(place, "planes", check=False)
     assert content(place) == before

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve import lint, repository
+from serve import lint, repository, staging
 from serve.errors import BadRepository
 from tests.conftest import TINY, save_tiny
 from tests.serve.test_up import serve
 
 
 @pytest.fixture
-def place(tmp_path: Path, publish_tiny: Callable[..., repository.Version]) -> Path:
+def place(tmp_path: Path, publish_tiny: Callable[..., staging.Version]) -> Path:
     place = tmp_path / "model_repository"
     publish_tiny(place)
     return place

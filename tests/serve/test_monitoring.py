@@ -24,7 +24,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from loadtest.client import connect
 from loadtest.errors import ServerFault
-from serve import metrics, monitoring, repository, settings
+from serve import metrics, monitoring, settings, staging
 from serve.server import running
 from serve.target import Target
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
@@ -100,15 +100,15 @@ def _looked(found: Prometheus) -> bool:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, publish_tiny: Callable[..., repository.Version]) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, publish_tiny: Callable[..., staging.Version]) -> Path:
     """A repository with a model that answers, one whose queue times out at once, and one that will not be loaded."""
     place = tmp_path_factory.mktemp("watched") / "model_repository"
     publish_tiny(place)
     publish_tiny(place, GHOST)
     onnx = save_tiny(place.parent / "tiny.onnx")
     asked = settings.read({"queue_delay_us": 50_000, "timeout_ms": 1}, HASTY)
-    with repository.stage(place, HASTY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1), asked) as staged:
-        repository.publish(staged, {})
+    with staging.stage(place, HASTY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1), asked) as staged:
+        staging.publish(staged, {})
     return place
 
 

@@ -13,7 +13,7 @@ import pytest
 from loadtest.client import connect
 from loadtest.errors import RequestRejected
 from loadtest.tensors import BATCH, Dim, TensorSpec
-from serve import install, model_config, repository
+from serve import install, model_config, staging
 from serve.errors import NotInstalled, ServerFailed
 from serve.server import Endpoint, running
 from serve.target import Target
@@ -25,11 +25,11 @@ LENGTH = Dim("length", 1, 4, 16)
 
 
 def publish(place: Path, model: str, onnx: Path, inputs, outputs, delay: int = 0) -> None:
-    with repository.stage(place, model, onnx, inputs, outputs, OPENVINO) as staged:
+    with staging.stage(place, model, onnx, inputs, outputs, OPENVINO) as staged:
         if delay:
             staged.config.dynamic_batching.max_queue_delay_microseconds = delay
             (staged.path / model / "config.pbtxt").write_text(model_config.text(staged.config))
-        repository.publish(staged, {})
+        staging.publish(staged, {})
 
 
 @pytest.fixture(scope="module")

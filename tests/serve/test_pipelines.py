@@ -17,7 +17,7 @@ import pytest
 from loadtest.client import connect
 from loadtest.errors import LatheError, RequestRejected, UsageError
 from loadtest.tensors import BATCH, Dim, TensorSpec
-from serve import canary, lint, probe, repository, rollout
+from serve import canary, lint, probe, repository, rollout, staging
 from serve.errors import BadRepository
 from serve.install import Environment, environment
 from serve.pipelines.image import image
@@ -98,8 +98,8 @@ def save_tokenizer(path: Path, words: Sequence[str] = WORDS) -> Path:
 
 def publish_encoder(place: Path, at: Path, settings: Settings, vectors: np.ndarray = VECTORS) -> None:
     onnx = save_encoder(at / "encoder.onnx", vectors)
-    with repository.stage(place, "embed", onnx, (IDS, MASK), (EMBEDDING,), Target(cores=1), settings) as staged:
-        repository.publish(staged, {}, live=False)
+    with staging.stage(place, "embed", onnx, (IDS, MASK), (EMBEDDING,), Target(cores=1), settings) as staged:
+        staging.publish(staged, {}, live=False)
 
 
 def publish_rows(place: Path, at: Path) -> None:
@@ -111,8 +111,8 @@ def publish_rows(place: Path, at: Path) -> None:
     tensors = [("x", T.FLOAT, ["batch", 4, 4])], [("logits", T.FLOAT, ["batch", 4])]
     onnx = save(at / "rows.onnx", nodes, *tensors, weights)
     specs = (TensorSpec("x", "float32", (BATCH, 4, 4)),), (TensorSpec("logits", "float32", (BATCH, 4)),)
-    with repository.stage(place, "rows", onnx, *specs, Target(cores=1)) as staged:
-        repository.publish(staged, {})
+    with staging.stage(place, "rows", onnx, *specs, Target(cores=1)) as staged:
+        staging.publish(staged, {})
 
 
 def embedded(sentence: str) -> np.ndarray:
@@ -415,8 +415,8 @@ def test_a_model_without_a_mask_sees_one_length(tmp_path: Path) -> None:
     tensors = [("tokens", T.INT64, ["batch", "tokens"])], [("sum", T.INT64, ["batch", 1])]
     onnx = save(tmp_path / "sum.onnx", nodes, *tensors, [("first", np.array([1]))])
     specs = (TensorSpec("tokens", "int64", (BATCH, TOKENS)),), (TensorSpec("sum", "int64", (BATCH, 1)),)
-    with repository.stage(place, "sum", onnx, *specs, Target(cores=1)) as staged:
-        repository.publish(staged, {})
+    with staging.stage(place, "sum", onnx, *specs, Target(cores=1)) as staged:
+        staging.publish(staged, {})
     text(place, "sum", save_tokenizer(tmp_path / "tokenizer.json"), max_tokens=40, check=False)
     assert repository.read_lineage(place, "sum_text")["buckets"] == [40]
 
@@ -455,8 +455,8 @@ def test_real_weights_answer_as_their_own_library(tmp_path: Path, server_prefix:
         )
     place = tmp_path / "model_repository"
     outputs = (TensorSpec("sentence_embedding", "float32", (BATCH, 384)),)
-    with repository.stage(place, "minilm", onnx, workload.inputs, outputs, Target(cores=1)) as staged:
-        repository.publish(staged, {})
+    with staging.stage(place, "minilm", onnx, workload.inputs, outputs, Target(cores=1)) as staged:
+        staging.publish(staged, {})
     text(place, "minilm", tokenizer)
     sentences = ["A cat sat.", "", "Größe, naïve 漢字", "one two three " * 30, "very long " * 500]
     own = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer), pad_token="[PAD]")  # noqa: S106

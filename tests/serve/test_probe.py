@@ -12,7 +12,7 @@ import pytest
 from loadtest.client import connect
 from loadtest.errors import LatheError
 from loadtest.tensors import BATCH, TensorSpec
-from serve import control, dryload, interface, probe, repository, rollout
+from serve import control, dryload, interface, probe, rollout, staging
 from serve.errors import BadRepository
 from serve.server import Endpoint, running
 from serve.target import Target
@@ -83,7 +83,7 @@ def test_models_of_every_kind_answer_the_probe(served: Endpoint, kinds: Path) ->
 
 
 def test_the_probe_follows_to_a_version_with_other_inputs(
-    tmp_path: Path, server_prefix: Path, publish_tiny: Callable[..., repository.Version]
+    tmp_path: Path, server_prefix: Path, publish_tiny: Callable[..., staging.Version]
 ) -> None:
     place = tmp_path / "model_repository"
     publish_tiny(place)
@@ -91,8 +91,8 @@ def test_the_probe_follows_to_a_version_with_other_inputs(
     specs = (TensorSpec("x", "float32", (BATCH, 6)),), TINY_OUTPUTS
     with running(place, probe=True, grace=0) as endpoint, connect(endpoint.grpc) as client:
         assert eventually(lambda: client.statistics(TINY).inference_count > 33)  # the warm-up, and then the probe
-        with repository.stage(place, TINY, wide, *specs, Target(cores=1)) as staged:
-            number = repository.publish(staged, {}, live=False).number
+        with staging.stage(place, TINY, wide, *specs, Target(cores=1)) as staged:
+            number = staging.publish(staged, {}, live=False).number
         rollout.promote(place, TINY, number, endpoint)
         for dead in backend_processes(endpoint.pid):
             os.kill(dead, signal.SIGKILL)

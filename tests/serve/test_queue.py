@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from loadtest.tensors import BATCH, TensorSpec
-from serve import repository, settings
+from serve import settings, staging
 from serve.server import Endpoint, running
 from serve.target import Target
 from tests.serve.test_backend import save
@@ -48,8 +48,8 @@ def slow(tmp_path_factory: pytest.TempPathFactory, server_prefix: Path) -> Itera
     }
     for model, one in asked.items():
         made = settings.read(one, model)
-        with repository.stage(place, model, onnx, [X], [Y], Target(cores=1), made) as staged:
-            repository.publish(staged, {})
+        with staging.stage(place, model, onnx, [X], [Y], Target(cores=1), made) as staged:
+            staging.publish(staged, {})
     with running(place, grace=0) as endpoint:
         yield endpoint
 

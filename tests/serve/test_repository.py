@@ -11,7 +11,7 @@ import pytest
 from loadtest import files
 from loadtest.errors import UsageError
 from loadtest.tensors import TensorSpec
-from serve import model_config, repository
+from serve import model_config, repository, staging
 from serve.errors import BadRepository
 from serve.target import Target
 from tests.conftest import TINY_INPUTS, TINY_OUTPUTS, save_tiny
@@ -28,7 +28,7 @@ def onnx(tmp_path: Path) -> Path:
 
 
 def stage(place: Path, onnx: Path, model: str = "tiny"):
-    return repository.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1))
+    return staging.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1))
 
 
 def tree(folder: Path) -> list[str]:
@@ -78,7 +78,7 @@ def test_external_data_is_taken_along_and_digested(place: Path, tmp_path: Path) 
     model = onnx.load(save_tiny(tmp_path / "tiny.onnx"))
     onnx.save(model, path, save_as_external_data=True, location="graph.onnx.data", size_threshold=0)
     with stage(place, path) as staged:
-        repository.publish(staged, {})
+        staging.publish(staged, {})
     assert set(repository.read_lineage(place, "tiny")["digests"]) == {"model.onnx", "graph.onnx.data", "config.pbtxt"}
     onnx.checker.check_model(place / "tiny" / "1" / "model.onnx")
 
@@ -161,9 +161,9 @@ def test_empty_or_absent_repository(place: Path) -> None:
 def test_two_commands_publish_the_same_number(place: Path, onnx: Path) -> None:
     with stage(place, onnx) as slow:
         with stage(place, onnx) as fast:
-            repository.publish(fast, {"by": "fast"})
+            staging.publish(fast, {"by": "fast"})
         with pytest.raises(BadRepository, match="meanwhile"):
-            repository.publish(slow, {"by": "slow"})
+            staging.publish(slow, {"by": "slow"})
     assert repository.read_lineage(place, "tiny")["by"] == "fast"
     repository.verify(place)
 
@@ -172,7 +172,7 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     from loadtest import files
-    from serve import repository
+    from serve import repository, staging
     from tests.serve.test_repository import stage
 
     place, onnx, hook = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
@@ -180,10 +180,10 @@ KILLED = """
     def die(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    hooks = {"copy": (repository.onnx_file, "copy"), "sync": (files, "sync"), "switch": (files, "write")}
+    hooks = {"copy": (staging.onnx_file, "copy"), "sync": (files, "sync"), "switch": (files, "write")}
     setattr(*hooks[hook], die)
     with stage(place, onnx) as staged:
-        repository.publish(staged, {})
+        staging.publish(staged, {})
 """
 
 
@@ -221,7 +221,7 @@ def test_first_publish_that_fails_leaves_no_model(place: Path, onnx: Path, monke
 
     monkeypatch.setattr(files, "sync", fail)
     with pytest.raises(OSError, match="No space"), stage(place, onnx) as staged:
-        repository.publish(staged, {})
+        staging.publish(staged, {})
     assert tree(place.parent) == ["tiny.onnx"]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from loadtest.client import connect
 from loadtest.errors import ModelMissing
-from serve import control, repository, rollout
+from serve import control, repository, rollout, staging
 from serve.errors import BadRepository, ServerFailed
 from serve.server import Endpoint, running
 from tests.conftest import TINY, TINY_WEIGHT, save_tiny
@@ -25,7 +25,7 @@ from tests.serve.test_up import serve, up
 pytestmark = pytest.mark.timed
 
 ONE = np.ones((1, 4), np.float32)
-Publish = Callable[..., repository.Version]
+Publish = Callable[..., staging.Version]
 
 
 @pytest.fixture

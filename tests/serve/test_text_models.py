@@ -8,7 +8,7 @@ import pytest
 
 from loadtest.client import connect
 from loadtest.tensors import BATCH, TensorSpec
-from serve import repository
+from serve import staging
 from serve.pipelines.text import text
 from serve.server import Endpoint, running
 from serve.target import Target
@@ -53,8 +53,8 @@ def publish(place: Path, onnx: Path, model: str) -> None:
     tensors = [(name, kind, ["batch", "tokens"]) for name in names], [("embedding", T.FLOAT, ["batch", 8])]
     save(onnx, nodes, *tensors, weights)
     inputs = tuple(TensorSpec(name, dtype, (BATCH, TOKENS), (1, 1)) for name in names)
-    with repository.stage(place, model, onnx, inputs, (EMBEDDING,), Target(cores=1, runtime=runtime)) as staged:
-        repository.publish(staged, {})
+    with staging.stage(place, model, onnx, inputs, (EMBEDDING,), Target(cores=1, runtime=runtime)) as staged:
+        staging.publish(staged, {})
 
 
 def save_tokenizer(path: Path) -> Path:
