@@ -3,14 +3,17 @@
 The package onnx is imported inside the functions: only publishing and checking need it.
 """
 
+import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serve.errors import BadRepository
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ValueInfoProto
+    from google.protobuf.message import Message
+    from onnx import GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto
 
 KINDS = {"FLOAT": "FP32", "DOUBLE": "FP64", "FLOAT16": "FP16", "BFLOAT16": "BF16"}
 """ONNX's names of types where Triton has others."""
@@ -71,58 +74,91 @@ def size(value: "ValueInfoProto", axis: int) -> int:
     return max(0, int(value.type.tensor_type.shape.dim[axis].dim_value))
 
 
-def _graph(path: Path) -> "GraphProto":
-    from google.protobuf.message import DecodeError
-    from onnx import load
-
-    try:
-        return load(path, load_external_data=False).graph
-    except DecodeError:
-        raise BadRepository("is not an ONNX file", where=str(path), fix="export the model again") from None
-
-
 def copy(onnx: Path, destination: Path) -> None:
-    """Copy an ONNX file, and beside it the files with external data that it names.
+    """Copy an ONNX file, and its external data beside it as `NAME.data`, `NAME.data.1` and so on.
+
+    The names that the file states do not get into the version's folder: Triton would load a file there that is called
+    like a shared library of a backend. The copy states the new names, and is the same file where nothing changes.
+
+    Args:
+        onnx: the file.
+        destination: where the copy goes; the folder must exist.
 
     Raises:
-        BadRepository: there is no such file, or its data are not files beside it.
+        BadRepository: there is no such file, or its data are not files in its own folder.
     """
-    folder = destination.parent
     if not onnx.is_file():
         raise BadRepository("there is no such model file", where=str(onnx), fix="export the model first")
-    shutil.copyfile(onnx, destination)
-    for name in external(onnx):
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(onnx.parent / name, target)
+    given = external(onnx)
+    ours = {name: f"{destination.name}.data{f'.{number}' if number else ''}" for number, name in enumerate(given)}
+    if all(name == new for name, new in ours.items()):
+        shutil.copyfile(onnx, destination)
+    else:
+        destination.write_bytes(_renamed(onnx, ours))
+    for name, new in ours.items():
+        shutil.copyfile(onnx.parent / name, destination.with_name(new))
 
 
 def external(onnx: Path) -> list[str]:
-    """Return the names of the files that hold the model's tensors outside of it.
+    """Return the names of the files that hold tensors outside of an ONNX file, those of inner graphs and functions too.
+
+    Empty if it is no ONNX file at all.
 
     Raises:
-        BadRepository: one is not there, or not in the model's own folder.
+        BadRepository: one is not a file in the model's own folder, or is reached by a link.
     """
-    names = _external_files(onnx)
+    try:
+        names = {location.value: None for location in _locations(_model(onnx))}
+    except BadRepository:
+        return []
     for name in names:
-        path = onnx.parent / name
-        if not path.resolve().is_relative_to(onnx.parent.resolve()) or not path.is_file():
+        path, folder = onnx.parent / name, Path(os.path.realpath(onnx.parent))
+        if Path(name).is_absolute() or not path.is_file() or Path(os.path.realpath(path)) != folder / name:
             raise BadRepository(
                 f"its external data {name!r} is not a file beside it", where=str(onnx), fix="export it again"
             )
-    return names
+    return list(names)
 
 
-def _external_files(onnx: Path) -> list[str]:
-    """Return the names of the files that hold the model's tensors outside of it; none if it is no ONNX file at all."""
-    # Imported here because only publishing needs it; `serve up` works without the package onnx.
+def _renamed(onnx: Path, names: "Mapping[str, str]") -> bytes:
+    model = _model(onnx)
+    for location in _locations(model):
+        location.value = names[location.value]
+    return bytes(model.SerializeToString())
+
+
+def _locations(model: "ModelProto") -> "Iterator[StringStringEntryProto]":
+    """Yield every entry of the file that names a file with external data."""
+    from onnx import TensorProto
+
+    for tensor in _tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            yield from (entry for entry in tensor.external_data if entry.key == "location")
+
+
+def _tensors(message: "Message") -> "Iterator[TensorProto]":
+    """Yield every tensor of an ONNX message, wherever it stands: weights, attributes, inner graphs, functions."""
+    from google.protobuf.message import Message
+    from onnx import TensorProto
+
+    if isinstance(message, TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _tensors(part)
+
+
+def _graph(path: Path) -> "GraphProto":
+    return _model(path).graph
+
+
+def _model(path: Path) -> "ModelProto":
     from google.protobuf.message import DecodeError
     from onnx import load
-    from onnx.external_data_helper import uses_external_data
 
     try:
-        model = load(onnx, load_external_data=False)
+        return load(path, load_external_data=False)
     except DecodeError:
-        return []
-    tensors = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
-    return sorted({entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"})
+        raise BadRepository("is not an ONNX file", where=str(path), fix="export the model again") from None

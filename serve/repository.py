@@ -153,6 +153,7 @@ def verify_version(repository: Path, model: str, number: int, lineage: dict[str,
 
 
 def _verify_version(folder: Path, digests: dict[str, str]) -> None:
+    _check_closed(folder, digests)
     for name, wanted in digests.items():
         path = folder.parent / CONFIG if name == CONFIG else folder / name
         if not path.is_file():
@@ -163,6 +164,18 @@ def _verify_version(folder: Path, digests: dict[str, str]) -> None:
                 where=str(path),
                 fix=f"publish the model again, or remove {folder / LINEAGE} to serve it unverified",
             )
+
+
+def _check_closed(folder: Path, digests: dict[str, str]) -> None:
+    """Refuse a file that was not published with the version, and a shared library beside it: Triton would run it."""
+    there = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    # A lineage is written under a hidden name first; a killed command may have left it.
+    known = {folder / name for name in (*digests, LINEAGE)} | set(folder.glob(f".{LINEAGE}.part-*"))
+    more = [path for path in there if path not in known or path.is_symlink()]
+    for path in sorted([*more, *folder.parent.glob("*.so")]):
+        raise BadRepository(
+            "was not published with the version", where=str(path), fix="move it away, and find out who put it there"
+        )
 
 
 def _bare(home: Path) -> bool:

@@ -148,7 +148,7 @@ def remove(place: Path, model: str, keep: int) -> list[int]:
         spared = {standing.number for standing in found if standing.state == "live"}
         if any(standing.state == "previous" for standing in found):
             spared.add(before(place, model))
-        spared.update(standing.number for standing in found[len(found) - keep :])
+        spared.update(standing.number for standing in found[max(0, len(found) - keep) :])
         gone = [standing.number for standing in found if standing.number not in spared]
         with scratch.folder(home, ".removed-") as hidden:
             for number in gone:
