@@ -1,120 +1,116 @@
-"""The probe: a small request to every model each second, which finds a dead backend process and has it replaced.
+"""The probe: a small request to a model, and what its answer says: the model answers, is silent, or is dead.
 
-The carried tritonserver never notices that a backend process has died: the model stays "ready" and every request to it
-fails. Unloading and loading the model starts a new process. (Servers from 26.01 on see it by themselves.)
+*Dead* means that a backend process is gone or the model is not loaded. *Silent* is everything else that is no answer: a
+full queue, a request that was refused, a server too busy even to say whether the model is ready. A silent model may be
+a healthy one with too much to do, and nothing is done to it (`serve.healing`).
 """
 
-import logging
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from loadtest.client import Client
-from loadtest.errors import LatheError, ModelMissing, ServerAbsent
-from loadtest.tensors import Arrays
-from serve import control, interface
+from loadtest.errors import LatheError, ModelMissing
+from loadtest.tensors import Arrays, TensorSpec
+from serve import control, interface, processes
 from serve import repository as repositories
-from serve.errors import BadRepository
 
 if TYPE_CHECKING:
     from serve.server import Endpoint
 
-PERIOD = 1.0  # seconds
+State = Literal["answers", "silent", "dead"]
 DEAD = "is not healthy"
 """What the server's answer says when the model's backend process has died."""
 
 SEQUENCE = 2**63 - 1
 """The id of the sequence that each request of the probe makes up; ids of clients rarely get so far."""
+UNIQUE_BITS = 64
+"""With so many random bits in a request, no two are alike."""
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Question:
+    """What the probe asks a model.
+
+    Args:
+        inputs: the specs of the model's inputs.
+        batch: samples of a request; None for the smallest size of every dim.
+        sequence: the id of the probe's own sequence for a model that remembers, else 0.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    batch: int | None
+    sequence: int
+
+    def draw(self, rng: np.random.Generator) -> Arrays:
+        """Return the arrays of one request; no two are alike, as far as the values that the inputs take allow it."""
+        size = "minimum" if self.batch is None else "typical"
+        return {spec.name: spec.generate(rng, self.batch, size) for spec in self.inputs}
 
 
-@contextmanager
-def watching(endpoint: "Endpoint", place: Path) -> Iterator[None]:
-    """Probe all models from a thread while the block lasts, those too that come later; what it heals is a warning."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_watch, args=(endpoint, place, stop), name="probe", daemon=True)
-    thread.start()
+def question(place: Path, model: str, client: Client) -> Question:
+    """Return the smallest question for the model, by its interface.
+
+    Raises:
+        BadRepository: its configuration or lineage cannot be read.
+    """
+    found = interface.read(place, model, client=client)
+    sequence = SEQUENCE if found.config.HasField("sequence_batching") else 0
+    return Question(found.inputs, _samples(found.config, found.inputs), sequence)
+
+
+def _samples(config: ModelConfig, inputs: tuple[TensorSpec, ...]) -> int | None:
+    """Return how many samples make a request unique: a response cache answers what is alike in the model's place."""
+    if not config.response_cache.enable:
+        return None
+    bits = sum(_bits(spec) for spec in inputs)
+    return min(max(1, math.ceil(UNIQUE_BITS / max(bits, 1))), max(1, int(config.max_batch_size)))
+
+
+def _bits(spec: TensorSpec) -> float:
+    """Return how many random bits a sample of generated values has, roughly."""
+    low, high = spec.values or (0, 1)
+    if spec.dtype == "object":
+        one = math.log2(len(spec.examples) or 10**6)
+    elif spec.dtype.startswith("float"):
+        one = (10 if spec.dtype == "float16" else 24) * (low < high)
+    else:
+        one = math.log2(max(1, int(high) - int(low) + 1))
+    return one * math.prod(spec.shape(1))
+
+
+def ask(
+    client: Client, endpoint: "Endpoint", model: str, asked: Question, rng: np.random.Generator
+) -> tuple[State, str]:
+    """Ask the model once, and return its state and, unless it answers, what was said instead."""
     try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=5)
+        client.infer(model, asked.draw(rng), sequence=asked.sequence)
+        return "answers", ""
+    except ModelMissing:
+        return "dead", f"not loaded; load it with: serve promote {model}"
+    except LatheError as error:
+        # A server that does not even say whether the model is ready has said nothing about it.
+        dead = DEAD in error.what or control.readiness(endpoint.http, model) is False
+        return "dead" if dead else "silent", error.what
 
 
 def health(endpoint: "Endpoint", place: Path) -> dict[str, str]:
-    """Ask every model of the repository once, and return `answers`, or what the server said instead, for each."""
-    found = {}
+    """Ask every model of the repository once; return `answers`, or `silent:` or `dead:` and why, for each."""
+    living = Counter(processes.scan(endpoint.pid).living.values())
+    found, rng = {}, np.random.default_rng()
     with Client(endpoint.plain, timeout=10) as client:
         for model in repositories.models(place):
             try:
-                client.infer(model, request(client, place, model), sequence=_alone(place, model))
-                found[model] = "answers"
-            except ModelMissing:
-                found[model] = f"not loaded; load it with: serve promote {model}"
+                state, words = ask(client, endpoint, model, question(place, model, client), rng)
             except LatheError as error:
-                found[model] = error.what
+                state, words = "silent", error.what
+            wanted = processes.wanted(repositories.config(place, model), len(repositories.live(place, model)))
+            if state != "dead" and living and living[model] < wanted:
+                state, words = "dead", f"{wanted - living[model]} of its {wanted} backend processes are gone"
+            found[model] = state if state == "answers" else f"{state}: {words}"
     return found
-
-
-def _watch(endpoint: "Endpoint", place: Path, stop: threading.Event) -> None:
-    requests: dict[str, tuple[Arrays, int]] = {}
-    models = list(endpoint.models)
-    with Client(endpoint.plain, timeout=30) as client:
-        while not stop.wait(PERIOD):
-            models = _served(endpoint, place, models)
-            for model in models:
-                try:
-                    if model not in requests:
-                        requests[model] = request(client, place, model), _alone(place, model)
-                    inputs, sequence = requests[model]
-                    client.infer(model, inputs, sequence=sequence)
-                except ServerAbsent as error:
-                    log.info("the probe of %s got no answer: %s", model, error.what)
-                except LatheError as error:
-                    # The version that is live now may take something else.
-                    requests.pop(model, None)
-                    # Not ready is what an earlier attempt left that failed half-way. Any other answer, a full queue
-                    # for one, comes from a process that lives.
-                    dead = DEAD in error.what or not control.is_ready(endpoint.http, model)
-                    if dead and (place / model).exists():
-                        _heal(endpoint, model)
-
-
-def _served(endpoint: "Endpoint", place: Path, before: Sequence[str]) -> list[str]:
-    """Return the models of the repository that the server has loaded once: what is new there may be on its way in."""
-    try:
-        there = repositories.models(place)
-        found = [model for model in there if model in before or control.is_ready(endpoint.http, model)]
-        # A pipeline that fails may only miss a model that it calls: those are healed first.
-        return sorted(found, key=lambda model: bool(repositories.calls(place, model)))
-    except BadRepository:
-        # Somebody's folder is half copied, or the last model went; whatever else was served still is.
-        return [model for model in before if (place / model).exists()]
-
-
-def _alone(place: Path, model: str) -> int:
-    """Return the id of the probe's own sequence for a model that remembers, else 0."""
-    return SEQUENCE if repositories.config(place, model).HasField("sequence_batching") else 0
-
-
-def request(client: Client, place: Path, model: str) -> Arrays:
-    """Return the smallest request of the model, by its interface."""
-    rng = np.random.default_rng(0)
-    inputs = interface.read(place, model, client=client).inputs
-    return {spec.name: spec.generate(rng, size="minimum") for spec in inputs}
-
-
-def _heal(endpoint: "Endpoint", model: str) -> None:
-    try:
-        # Loading alone does nothing: to the server the model is loaded.
-        control.unload(endpoint.http, endpoint.secret, model)
-        control.load(endpoint.http, endpoint.secret, model)
-    except LatheError as error:
-        log.warning("the backend process of %s is dead and loading it again failed: %s", model, error.what)
-    else:
-        log.warning("the backend process of %s was dead; the model is loaded again", model)

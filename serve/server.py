@@ -25,9 +25,9 @@ from loadtest.errors import MachineError
 from serve import control, options
 from serve import repository as repositories
 from serve.errors import BadRepository, PortTaken, ServerFailed
+from serve.healing import watching
 from serve.install import Environment, environment
 from serve.options import LOOPBACK, Listen
-from serve.probe import watching
 
 LAUNCH = Path(__file__).with_name("launch.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel keeps it, not a place for files of ours
@@ -93,7 +93,7 @@ def running(
         models: which models to load; default all.
         listen: addresses, ports, TLS and how much is logged; free ports of the loopback address unless given.
         log: file for what the server prints; default a temporary one, which is kept only if the server fails.
-        probe: watch every model and load it again when its backend process has died (`serve.probe`).
+        probe: watch every model and load it again when a backend process of it has died (`serve.healing`).
         prefix: the server's environment; default `serve.install.prefix()`.
         timeout: seconds until all models must be ready.
         grace: seconds that requests in flight get at the end; 0 ends the server at once.

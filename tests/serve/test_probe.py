@@ -63,7 +63,7 @@ def test_a_request_is_known_without_lineage_and_without_configuration(
     with connect(endpoint.grpc) as client:
         for file in ("nothing", "1/lineage.json", "config.pbtxt"):
             (place / TINY / file).unlink(missing_ok=True)
-            request = probe.request(client, place, TINY)
+            request = probe.question(place, TINY, client).draw(np.random.default_rng(0))
             assert {name: (array.shape, array.dtype) for name, array in request.items()} == {"x": ((1, 4), np.float32)}
             client.infer(TINY, request)
     dryload.published(place, TINY)
