@@ -26,7 +26,7 @@ BIN = 0.005
 _FASTEST_MS = 1e-4
 # These say where, how long and by what means a load was sent, not which.
 _NOT_THE_LOAD = {"url", "duration", "seed", "timeout", "warmup", "requests", "in_flight", "workers"}
-_NOT_THE_LOAD |= {"metrics", "ray", "index", "begin"}
+_NOT_THE_LOAD |= {"metrics", "ray", "index", "begin", "thresholds"}
 _FILES = {"authority", "certificate", "key"}
 
 

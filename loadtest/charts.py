@@ -13,6 +13,7 @@ from loadtest import breakdown
 from loadtest.report import number
 from loadtest.results import MISMATCH, OK, TIMEOUT, Results
 from loadtest.statistics import curve, percentile, windows
+from loadtest.summary import corrected
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b82f6", "#d97706", "#0d9488", "#dc2626", "#94a3b8"
 PURPLE, PALE_BLUE, LIGHT_BLUE, PALE = "#8b5cf6", "#93c5fd", "#60a5fa", "#cbd5e1"
@@ -102,9 +103,11 @@ def _percentiles(results: Results) -> Chart:
     counted = results.of(OK, MISMATCH, TIMEOUT)
     latency = (results.done - results.planned)[counted]
     service = (results.done - results.sent)[counted & ~np.isnan(results.sent)]
-    lines = [(latency, "latency, from the planned time", BLUE)]
+    lines = [(service, "service, from the sending", GREY)]
     if results.open:
-        lines.insert(0, (service, "service, from the sending", GREY))
+        lines.append((latency, "latency, from the planned time", BLUE))
+    else:
+        lines.append((corrected(results), "corrected: as if requests had been due", BLUE))
     traces = []
     for values, name, color in lines:
         percents, seconds = curve(values)

@@ -24,7 +24,7 @@ from loadtest.answers import MOST_SAMPLES, Answers
 from loadtest.client import Client, Statistics, connect
 from loadtest.commandline import version as lathe_version
 from loadtest.errors import BadInput, LatheError, MachineError, ServerAbsent
-from loadtest.loop import PATIENCE, Loop, Progress
+from loadtest.loop import PATIENCE, TICK, Loop, Progress
 from loadtest.package import pack
 from loadtest.plan import Plan
 from loadtest.readings import Readings
@@ -130,12 +130,14 @@ def _measure(
                 watching.cancel()
 
         start = max(crew.head_start, _until(plan.begin))
-        cpu, wall = time.process_time(), time.monotonic()
+        cpu = time.process_time()
         eventloop.run(runner, watched())
-        seconds, ending = time.monotonic() - wall - start, crew.ending
+        ending = crew.ending
         # The process that writes the workers' lines down uses the same cores.
-        busy = (time.process_time() - cpu + ending.cpu) / seconds
+        own = 0.0 if isinstance(crew, Alone) else time.process_time() - cpu
+        busy = (ending.cpu + own) / max(ending.sending, TICK)
         end: dict[str, Any] = {"end": ending.end, "client_cpu": busy, "client_cores": _cores(plan), "gone": ending.gone}
+        end["loop_lag_ms"] = ending.lag
         most = ending.errors.most_common(_ERROR_KINDS)
         end["errors"] = [{"verdict": verdict, "text": text, "count": count} for (verdict, text), count in most]
         if answers:
@@ -174,7 +176,8 @@ class Alone:
         loop = Loop(self.plan, self._sender, self._choose, self.plan.duration, writer.add, self._worker)
         await loop.run(tick, zero)
         checked, samples = (self._answers.checked, self._answers.samples) if self._answers else (0, [])
-        self.ending = workers.Ending(loop.end, loop.gone, loop.succeeded, loop.errors, 0.0, checked, samples)
+        self.ending = workers.Ending(loop.end, loop.gone, loop.succeeded, loop.errors, loop.cpu, checked, samples)
+        self.ending.sending, self.ending.lag = loop.stopped, loop.lag()
 
     async def close(self) -> None:
         """Drop all connections."""

@@ -5,11 +5,16 @@ import select
 import selectors
 import signal
 import threading
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
+from math import ceil, exp, log
 from typing import Any
 
 from loadtest.errors import Stopped
+from loadtest.statistics import ranks
 
 _FINE = 0.003
 """Seconds before a timer from which on the wait is exact."""
@@ -26,6 +31,43 @@ class _FineSelector(selectors.EpollSelector):
             select.select([self.fileno()], [], [], timeout)
             timeout = 0
         return super().select(timeout)
+
+
+class Heartbeat:
+    """Measures how late the running event loop is: what a callback has to wait for that is due at any moment.
+
+    A beat is due every `EVERY` seconds. Those that were due while the loop did something else, or while its process was
+    not given the processor, all count as late as they were: one long stop is not one late beat among thousands.
+    """
+
+    EVERY = 0.005
+    _BIN = 0.05
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._late = loop, Counter[int]()
+        self._due = loop.time() + self.EVERY
+        self._timer = loop.call_at(self._due, self._beat)
+
+    def stop(self) -> None:
+        """Beat no more; harmless when it does not."""
+        self._timer.cancel()
+
+    def milliseconds(self) -> dict[str, float | None]:
+        """Return `p99`, `p999` and `max` of the lateness, to within 5 %; None where nothing was measured."""
+        bins = sorted(self._late)
+        reached = list(accumulate(self._late[one] for one in bins))
+        found: dict[str, float | None] = {}
+        for key, percent in (("p99", 99.0), ("p999", 99.9), ("max", 100.0)):
+            rank = int(ranks(reached[-1], percent)) + 1 if reached else 0
+            found[key] = exp(bins[bisect_left(reached, rank)] * self._BIN) * 1e3 if reached else None
+        return found
+
+    def _beat(self) -> None:
+        now = self._loop.time()
+        while self._due <= now:
+            self._late[ceil(log(max(now - self._due, 1e-6)) / self._BIN)] += 1
+            self._due += self.EVERY
+        self._timer = self._loop.call_at(self._due, self._beat)
 
 
 def fine_loop() -> asyncio.AbstractEventLoop:

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from loadtest import files
-from loadtest.report import facts, headline, number, plan_line
+from loadtest import files, thresholds
+from loadtest.report import facts, headline, latencies, number, plan_line
 from loadtest.results import VERDICTS, Results
 
 _COLUMNS = ("planned", "sent", "done", "verdict", "model", "payload", "tries", "kind")
@@ -62,8 +62,8 @@ def prometheus(values: dict[str, Any], destination: Path) -> None:
     gauge("valid", "Whether the run counts.", {"": float(values["valid"])})
     gauge("requests", "Requests, by what became of them.", values["requests"], "state")
     gauge("rate_per_second", "Requests per second; samples likewise.", values["rate"], "kind")
-    for key, name in (("latency_ms", "latency"), ("service_ms", "service")):
-        seconds = {quantile: values[key][at] / 1e3 for at, quantile in _QUANTILES.items()}
+    for name, figures in latencies(values):
+        seconds = {quantile: figures[at] / 1e3 for at, quantile in _QUANTILES.items()}
         gauge(f"{name}_seconds", f"The {name} by quantile.", seconds, "quantile")
     gauge("lag_seconds", "How late requests left.", {"0.99": values["lag_ms"]["p99"] / 1e3}, "quantile")
     if values["client_cpu"] is not None:
@@ -93,7 +93,7 @@ def junit(values: dict[str, Any], destination: Path) -> None:
 
 def _verdicts(values: dict[str, Any]) -> Iterator[tuple[str, bool, str]]:
     for one in values["thresholds"]:
-        yield one["text"], one["passed"], f"measured {number(one['measured'])}"
+        yield one["text"], one["passed"], thresholds.line(one)
 
 
 def _printable(text: str) -> str:
@@ -104,15 +104,17 @@ def _printable(text: str) -> str:
 def summary(values: dict[str, Any], destination: Path) -> None:
     """Append the report as Markdown, for the file that GITHUB_STEP_SUMMARY names."""
     keys = ("mean", "p50", "p90", "p99", "p999", "max")
-    lines = [f"### {'✅' if values['valid'] else '❌'} {_plain(headline(values))}", ""]
+    good = values["valid"] and all(one["passed"] for one in values["thresholds"])
+    lines = [f"### {'✅' if good else '❌'} {_plain(headline(values))}", ""]
     lines += [f"{_plain(text)}  " for text in (values["why"], *values["notes"], plan_line(values)) if text]
     lines += ["", "| ms | mean | p50 | p90 | p99 | p99.9 | max |", "| --- |" + " ---: |" * len(keys)]
-    for name in ("latency", "service"):
-        lines.append(f"| {name} | {' | '.join(number(values[f'{name}_ms'][key]) for key in keys)} |")
+    for name, figures in latencies(values):
+        lines.append(f"| {name} | {' | '.join(number(figures[key]) for key in keys)} |")
     if values["thresholds"]:
         lines += ["", "| threshold | measured | |", "| --- | ---: | --- |"]
     for one in values["thresholds"]:
-        lines.append(f"| {_plain(one['text'])} | {number(one['measured'])} | {'✅' if one['passed'] else '❌'} |")
+        mark = "✅" if one["passed"] else f"❌ {one['why']}".rstrip()
+        lines.append(f"| {_plain(one['text'])} | {number(one['measured'])} | {mark} |")
     lines += ["", "| | |", "| --- | --- |", *(f"| {name} | {_plain(fact)} |" for name, fact in facts(values))]
     if values["errors"]:
         lines += ["", "| count | error |", "| ---: | --- |"]

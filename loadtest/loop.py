@@ -2,10 +2,12 @@
 
 import asyncio
 import resource
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from loadtest.eventloop import Heartbeat
 from loadtest.plan import Plan
 from loadtest.results import DROPPED, MISMATCH, OK, TIMEOUT, Flight
 from loadtest.senders.sender import Sender, fail
@@ -53,6 +55,11 @@ class Loop:
         duration: seconds of sending; waiting for the last answers comes after.
         record: called with every request that ended.
         worker: which one of `plan.workers` this is.
+
+    Attributes:
+        end: seconds after the start at which the last request ended.
+        stopped: seconds after the start at which the sending ended; what follows is waiting.
+        cpu: seconds of processor time that this process used until then.
     """
 
     def __init__(
@@ -67,6 +74,8 @@ class Loop:
         self.plan, self.sender, self.choose, self.duration, self.record = plan, sender, choose.pick, duration, record
         self.count = self.ended = self.succeeded = 0
         self.end, self.gone = 0.0, False
+        self.cpu = self.stopped = self._cpu = 0.0
+        self._heartbeat: Heartbeat | None = None
         self.errors: Counter[tuple[str, str]] = Counter()
         self.sending = True
         self._recent: list[Flight] = []
@@ -76,7 +85,6 @@ class Loop:
         self._sequences = Sequences(choose, plan.sequence, worker, plan.workers) if sequences else None
         self._flying: dict[int, tuple[Flight, float]] = {}  # and when they were handed over
         self._blocked = False
-        self._stopped = 0.0
         self._failing_since: float | None = None
         self._cap = min(plan.in_flight, _descriptors() - 64)
         self._due: Iterator[float] = iter(())
@@ -94,11 +102,13 @@ class Loop:
         self._zero = self.loop.time() if zero is None else zero
         await asyncio.sleep(max(0.0, self._zero - self.loop.time()))
         self.sender.start(self._zero)
+        self._heartbeat, self._cpu = Heartbeat(self.loop), time.process_time()
         try:
             await self._send_and_wait(tick)
         finally:
             # When this was cancelled, a timer is still set, and the sender is about to be closed.
             self.sending = False
+            self._heartbeat.stop()
         self.end = self._now()
 
     async def _send_and_wait(self, tick: Callable[[Progress], None]) -> None:
@@ -120,6 +130,10 @@ class Loop:
             tick(self._progress())
         self._drop_the_rest()  # now that no answer is waited for: counting a million takes a quarter of a second
 
+    def lag(self) -> dict[str, float | None]:
+        """Return how late the event loop was while it sent: milliseconds by percentile, empty before the start."""
+        return self._heartbeat.milliseconds() if self._heartbeat else {}
+
     def _progress(self) -> Progress:
         ended, self._recent = self._recent, []
         recent = tuple(
@@ -140,7 +154,10 @@ class Loop:
     def _stop_sending(self) -> None:
         if not self.gone:
             self._pump()
-        self.sending, self._stopped = False, self._now()
+        self.sending, self.stopped = False, self._now()
+        self.cpu = time.process_time() - self._cpu
+        if self._heartbeat:
+            self._heartbeat.stop()
 
     def _drop_the_rest(self) -> None:
         """Write down, as one record, the requests that were due and could not be sent any more."""
@@ -158,7 +175,7 @@ class Loop:
     def _abandon(self, now: float) -> None:
         """Give up the requests that their sender should have ended by now, so that a run always ends."""
         timeout = self.plan.timeout
-        if timeout is None and (self.sending or now <= self._stopped + PATIENCE):
+        if timeout is None and (self.sending or now <= self.stopped + PATIENCE):
             return
         for flight, since in tuple(self._flying.values()):
             if timeout is None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from loadtest import files
 from loadtest.answers import MOST_SAMPLES
 from loadtest.errors import BadInput
 from loadtest.results import document_line, read
+from loadtest.workers import latest
 
 
 def merge(paths: Sequence[Path], destination: Path) -> None:
@@ -64,6 +66,7 @@ def _one_end(ends: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "client_cpu": sum(end["client_cpu"] for end in ends),
         "client_cores": sum(end["client_cores"] for end in ends),
         "gone": any(end["gone"] for end in ends),
+        "loop_lag_ms": reduce(latest, (end.get("loop_lag_ms") or {} for end in ends)),
         "errors": [{"verdict": key[0], "text": key[1], "count": count} for key, count in counts.most_common()],
         "server": max(servers, key=lambda server: int(server["success"]), default=None),
         **(checks if any("checked" in end for end in ends) else {}),

@@ -284,6 +284,7 @@ def plan_of(url: str, options: dict[str, Any]) -> "Plan":
         trace=str(trace) if trace else None,
         connection=connection_of(options),
         metrics=options["metrics"],
+        thresholds=tuple(options.get("thresholds", ())),
         **{key: options[key] for key in ("ray", "index", "begin")},
         **{key: options[key] for key in taken},
         **limit,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.exports import replacing
-from loadtest.report import MISMATCH_COLUMNS, facts, headline, load, mismatch_rows, number, plan_line
+from loadtest.report import MISMATCH_COLUMNS, facts, headline, latencies, load, mismatch_rows, number, plan_line
 from loadtest.results import Results
 from loadtest.summary import load_file
 
@@ -32,6 +32,7 @@ def write_loaded(results: Results, values: dict[str, Any], destination: Path) ->
             headline=headline(values),
             plan_line=plan_line(values),
             facts=facts(values),
+            latencies=latencies(values),
             mismatches=(MISMATCH_COLUMNS, mismatch_rows(values)),
             comparison=(compare.COLUMNS, compare.rows(values["comparison"])) if "comparison" in values else None,
             plan=_plan(values["plan"]),
@@ -80,5 +81,5 @@ def _plan(plan: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (name.replace("in_flight", "most in flight"), f"{value}{units.get(name, '')}")
         for name, value in plan.items()
-        if value not in (None, "") and (plan["concurrency"] is None or name not in only_open)
+        if value not in (None, "", (), []) and (plan["concurrency"] is None or name not in only_open)
     ]

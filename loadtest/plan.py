@@ -44,6 +44,8 @@ class Plan:
         index: which one of the workers this process is, where the others run elsewhere, as in a Kubernetes Job; None
             starts them all.
         begin: when the run begins, in seconds since 1970; None begins as soon as all is ready.
+        thresholds: sentences that the run is judged by; where none speaks of errors, a limit is implied
+            (`validity.MOST_FAILED`).
     """
 
     url: str
@@ -68,6 +70,7 @@ class Plan:
     ray: str | None = None
     index: int | None = None
     begin: float | None = None
+    thresholds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.connection.check(self.url)
@@ -128,4 +131,4 @@ class Plan:
     def from_document(document: dict[str, Any]) -> "Plan":
         """Return the plan whose fields `document` holds."""
         connection = Connection(**document.get("connection", {}))
-        return Plan(**{**document, "connection": connection})
+        return Plan(**{**document, "connection": connection, "thresholds": tuple(document.get("thresholds", ()))})

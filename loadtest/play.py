@@ -85,8 +85,9 @@ def _saturation(scenario: Scenario, send: Send, folder: Path) -> float | None:
 
 
 def _phase(scenario: Scenario, phase: Phase, send: Send, path: Path) -> Played:
-    found = send(phase.name, scenario.options() | phase.options(), path)
-    found["thresholds"] = thresholds.judge(found, [*scenario.thresholds, *phase.thresholds])
+    sentences = (*scenario.thresholds, *phase.thresholds)
+    found = send(phase.name, scenario.options() | phase.options() | {"thresholds": sentences}, path)
+    found["thresholds"] = thresholds.judge(found, sentences)
     return Played(phase.name, found, path)
 
 

@@ -101,9 +101,15 @@ def _latency_table(values: dict[str, Any]) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     keys = ("mean", "p50", "p90", "p99", "p999", "max")
-    for name, key in (("latency", "latency_ms"), ("service", "service_ms")):
-        table.add_row(name, *(number(values[key][at]) for at in keys))
+    for name, figures in latencies(values):
+        table.add_row(name, *(number(figures[at]) for at in keys))
     return table
+
+
+def latencies(values: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """Return the rows of the table of latencies: latency, service, and of a closed loop the corrected latency."""
+    rows = [("latency", values["latency_ms"]), ("service", values["service_ms"])]
+    return [*rows, ("corrected", values["corrected_ms"])] if values["corrected_ms"] else rows
 
 
 def _models_table(values: dict[str, Any]) -> Table:
@@ -128,9 +134,14 @@ def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
     rate, server = values["rate"], values["server"]
     tolerances = [part["tolerance"] for part in values["parts"] if part["tolerance"] is not None]
     rows = [("throughput", f"{rate['achieved']:,.1f} requests/s, {rate['samples']:,.1f} samples/s")]
+    if values["corrected_ms"]:
+        rows.append(("latency is", "from the sending: a closed loop has no planned times"))
+        rows.append(("corrected is", "as if requests had been due at the rate reached"))
     if values["plan"]["concurrency"] is None:
         rows.append(("offered", f"{rate['offered']:,.1f} requests/s"))
         rows.append(("lag p99", f"{number(values['lag_ms']['p99'])} ms"))
+    gap = values["longest_gap"]
+    rows.append(("longest gap", f"{number(gap['seconds'])} s without an answer, at {number(gap['at'])} s"))
     checked = "not checked"
     if tolerances and values["checked"]:
         checked = f"{values['checked']:,} checked, {max(tolerances):.2g} allowed"
@@ -152,5 +163,7 @@ def number(value: float | None) -> str:
     """Return a figure with three significant digits and without an exponent; a dash when there is none."""
     if value is None or value != value:
         return "-"
+    if np.isinf(value):
+        return "inf"
     digits = max(0, 2 - int(np.floor(np.log10(abs(value))))) if value else 0
     return f"{value:,.{digits}f}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import count
+from math import ceil, log
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 Seconds = NDArray[np.float64]
 
+CONFIDENCE = 0.95
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
 
 
@@ -39,6 +41,24 @@ def milliseconds(values: Seconds) -> dict[str, float]:
         return dict.fromkeys(("mean", *PERCENTILES), float("nan"))
     ordered = np.sort(values)[ranks(len(values), np.array([*PERCENTILES.values()]))]
     return {"mean": float(values.mean()) * 1e3, **dict(zip(PERCENTILES, (ordered * 1e3).tolist(), strict=True))}
+
+
+def largest(count: int) -> list[str]:
+    """Return the percentiles of `PERCENTILES`, as they are shown, that are the maximum of so few values."""
+    return [
+        key.replace("999", "99.9")
+        for key, percent in PERCENTILES.items()
+        if 90 < percent < 100 and count > 0 and ranks(count, percent) == count - 1
+    ]
+
+
+def needed(percent: float) -> int:
+    """Return how many values it takes to say that a percentile lies below a limit, were all of them below it.
+
+    With fewer, the share beyond the limit may be larger than 100 - `percent` and still show itself in none of them with
+    a chance above 5 % (S. S. Wilks, "Determination of sample sizes for setting tolerance limits", 1941).
+    """
+    return ceil(log(1 - CONFIDENCE) / log(percent / 100)) if percent < 100 else 1
 
 
 def curve(values: Seconds, points: int = 200) -> tuple[NDArray[Any], Seconds]:

@@ -1,36 +1,39 @@
 """Summary: the JSON document of a load run, from its result file. Nothing here touches a server."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loadtest import validity
+from loadtest import thresholds, validity
 from loadtest.breakdown import by_model
 from loadtest.commandline import document
 from loadtest.errors import BadInput
 from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Results, read
-from loadtest.statistics import Seconds, milliseconds, percentile
+from loadtest.statistics import Seconds, largest, milliseconds
+
+_SHORTEST = 1e-6
 
 
-def summarize(path: Path) -> dict[str, Any]:
-    """Return the JSON document of a load run.
+def summarize(path: Path, sentences: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the JSON document of a load run; see `summary`.
 
     Raises:
         BadInput: `path` is not a result file.
     """
-    return load_file(path)[1]
+    return load_file(path, sentences)[1]
 
 
-def load_file(path: Path) -> tuple[Results, dict[str, Any]]:
-    """Return what a result file holds, and its JSON document.
+def load_file(path: Path, sentences: Sequence[str] = ()) -> tuple[Results, dict[str, Any]]:
+    """Return what a result file holds, and its JSON document; see `summary`.
 
     Raises:
         BadInput: `path` is not a result file.
     """
     results = read(path)
     try:
-        return results, summary(results)
+        return results, summary(results, sentences)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(
             f"its first or last line is not that of a result file: {error!r}",
@@ -39,15 +42,21 @@ def load_file(path: Path) -> tuple[Results, dict[str, Any]]:
         ) from error
 
 
-def summary(results: Results) -> dict[str, Any]:
+def summary(results: Results, sentences: Sequence[str] = ()) -> dict[str, Any]:
     """Return the JSON document of a load run that is already in memory.
 
-    Latency counts from the planned time and service time from the sending, over the requests that were answered right
-    or that timed out: leaving the timed-out ones away would make a failing server look fast.
+    Latency counts from the planned time and service time from the sending, over the requests that were answered or
+    that timed out: leaving the timed-out ones away would make a failing server look fast. A closed loop plans nothing,
+    so its latency counts from the sending too; `corrected_ms` says what it would have been otherwise.
+
+    Args:
+        results: the run.
+        sentences: thresholds that it is judged by; its plan's own where none are given.
     """
     header, end = results.header, results.end or {}
+    asked = thresholds.parse(sentences or header["plan"].get("thresholds", ()))
     counted = results.of(OK, MISMATCH, TIMEOUT)
-    lag = _lag(results)
+    lag, (latency, service) = _lag(results), judged(results)
     values = document(
         valid=False,
         why="",
@@ -62,7 +71,11 @@ def summary(results: Results) -> dict[str, Any]:
         rate=_rate(results),
         latency_ms=milliseconds((results.done - results.planned)[counted]),
         service_ms=milliseconds((results.done - results.sent)[counted & ~np.isnan(results.sent)]),
-        lag_ms={"p99": percentile(lag, 99) * 1e3, "max": percentile(lag, 100) * 1e3},
+        corrected_ms=None if results.open else milliseconds(corrected(results)),
+        judged_ms={"latency_ms": milliseconds(latency), "service_ms": milliseconds(service)},
+        longest_gap=_longest_gap(results),
+        lag_ms={key: value for key, value in milliseconds(lag).items() if key in ("p99", "p999", "max")},
+        loop_lag_ms=end.get("loop_lag_ms") or {},
         models=by_model(results, sending_time(results)),
         client_cpu=end.get("client_cpu"),
         client_cores=end.get("client_cores", 1),
@@ -74,10 +87,54 @@ def summary(results: Results) -> dict[str, Any]:
     )
     limit = validity.largest_lag(values) / 1e3
     values["requests"]["late"] = int((results.sent - results.planned > limit).sum()) if results.open else 0
-    values["why"], values["fix"] = validity.why_invalid(values, results)
+    percentiles = {one.metric.key for one in asked if one.metric.kind == "time"}
+    unlimited = any(one.metric.key == "failed" for one in asked)
+    values["why"], values["fix"] = validity.why_invalid(values, results, percentiles, limited=not unlimited)
     values["valid"] = not values["why"]
     values["notes"] = _notes(values, end)
+    values["thresholds"] = thresholds.judge(values, [one.text for one in asked])
     return values
+
+
+def corrected(results: Results) -> Seconds:
+    """Return a closed loop's latencies as if requests had been due at the rate that it reached.
+
+    A user of a closed loop whose request takes long sends nothing meanwhile, so one figure stands for many that would
+    have waited. As HdrHistogram does it (G. Tene, `recordValueWithExpectedInterval`), a latency that is longer than the
+    mean time between two requests of one user stands for a series that falls by that time.
+    """
+    counted = results.of(OK, MISMATCH, TIMEOUT)
+    latency = (results.done - results.planned)[counted]
+    if not len(latency):
+        return latency
+    interval = max(float(latency.mean()) + results.header["plan"].get("think", 0.0), _SHORTEST)
+    more = np.maximum(np.floor(latency / interval).astype(np.int64) - 1, 0)
+    place = np.arange(more.sum()) - np.repeat(np.cumsum(more) - more, more)
+    return np.concatenate([latency, np.repeat(latency, more) - interval * (place + 1)])
+
+
+def judged(results: Results) -> tuple[Seconds, Seconds]:
+    """Return the latencies and service times that thresholds judge: those of a failed request are infinite.
+
+    Latencies are those from the planned time; a closed loop's are the corrected ones.
+    """
+    failed = results.of(ERROR, TIMEOUT)
+    answered = results.of(OK, MISMATCH)
+    service = np.append((results.done - results.sent)[answered], np.full(failed.sum(), np.inf))
+    if results.open:
+        lost = failed | results.of(DROPPED)
+        return np.append((results.done - results.planned)[answered], np.full(lost.sum(), np.inf)), service
+    return np.append(corrected(results), np.full(failed.sum(), np.inf)), service
+
+
+def _longest_gap(results: Results) -> dict[str, float]:
+    """Return the longest time without an answer while the run sent: `seconds`, and the second `at` which it began."""
+    end = sending_time(results)
+    done = np.sort(results.done[results.of(OK, MISMATCH)])
+    moments = np.concatenate([[0.0], done[done < end], [end]])
+    gaps = np.diff(moments)
+    at = int(gaps.argmax())
+    return {"seconds": float(gaps[at]), "at": float(moments[at])}
 
 
 def _lag(results: Results) -> Seconds:
@@ -152,7 +209,9 @@ def _notes(values: dict[str, Any], end: dict[str, Any]) -> list[str]:
     requests, server, notes = values["requests"], values["server"], []
     if requests["dropped"]:
         share = requests["dropped"] / requests["planned"]
-        notes.append(f"{requests['dropped']} requests ({share:.1%}) could not be sent; no latency counts them")
+        notes.append(f"{requests['dropped']} requests ({share:.1%}) could not be sent; only thresholds count them")
+    if same := largest(requests["done"] + requests["mismatched"] + requests["timed_out"]):
+        notes.append(f"{' and '.join(same)} of so few requests: the largest value")
     if requests["late"]:
         share = requests["late"] / requests["planned"]
         notes.append(f"{requests['late']} requests ({share:.1%}) left late, which their latency counts")

@@ -5,7 +5,7 @@ The grammar; spaces stand between words, capitals do not matter::
     sentences  = sentence , { "," , sentence } ;
     sentence   = metric , comparison , number , [ unit ] ;
     metric     = time | count | rate ;
-    time       = [ "latency" | "service" ] , statistic | "lag" , ( "p99" | "max" ) ;
+    time       = [ "latency" | "service" ] , statistic | "lag" , ( "p99" | "p99.9" | "max" ) ;
     statistic  = "mean" | "p50" | "p90" | "p95" | "p99" | "p99.9" | "max" ;
     count      = "requests" | "errors" | "timeouts" | "dropped" | "mismatches" ;
     rate       = "rate" | "samples" ;
@@ -19,9 +19,11 @@ import operator
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import ceil, inf
 from typing import Any
 
 from loadtest.errors import Refused, UsageError
+from loadtest.statistics import PERCENTILES, needed
 
 _TIMES = {"us": 1e3, "µs": 1e3, "ms": 1.0, "s": 1e-3}
 _UNITS = {"time": tuple(_TIMES), "count": ("", "%"), "rate": ("", "/s")}
@@ -49,7 +51,7 @@ METRICS: dict[str, Metric] = {
     **{name: Metric("time", "latency_ms", key) for name, key in _STATISTICS.items()},
     **{f"latency {name}": Metric("time", "latency_ms", key) for name, key in _STATISTICS.items()},
     **{f"service {name}": Metric("time", "service_ms", key) for name, key in _STATISTICS.items()},
-    **{f"lag {name}": Metric("time", "lag_ms", name) for name in ("p99", "max")},
+    **{f"lag {name}": Metric("time", "lag_ms", _STATISTICS[name]) for name in ("p99", "p99.9", "max")},
     "requests": Metric("count", "requests", "done"),
     "errors": Metric("count", "requests", "failed"),
     "timeouts": Metric("count", "requests", "timed_out"),
@@ -59,7 +61,7 @@ METRICS: dict[str, Metric] = {
     "samples": Metric("rate", "rate", "samples"),
 }
 _ALLOWED = (
-    f"a metric: {', '.join(_STATISTICS)}, also after latency or service; lag p99, lag max; "
+    f"a metric: {', '.join(_STATISTICS)}, also after latency or service; lag p99, lag p99.9, lag max; "
     f"{', '.join(name for name, metric in METRICS.items() if metric.kind != 'time')}"
 )
 _PIECES = (
@@ -89,14 +91,34 @@ class Threshold:
     unit: str
 
     def measured(self, document: dict[str, Any]) -> float:
-        """Return what a run's document says of the metric, in the sentence's unit; NaN where it says nothing."""
-        value = document[self.metric.group].get(self.metric.key)
+        """Return what a run's document says of the metric, in the sentence's unit; NaN where it says nothing.
+
+        A failed request is slower than any that was answered, and a closed loop's latency is the corrected one.
+        """
+        figures = document["judged_ms"] if self.percentile or self.metric.key == "mean" else document
+        value = figures[self.metric.group].get(self.metric.key)
         if value is None:
             return float("nan")
         if self.unit == "%":
             planned = document["requests"]["planned"]
             return 100.0 * value / planned if planned else float("nan")
         return float(value) * _TIMES.get(self.unit, 1.0)
+
+    @property
+    def percentile(self) -> float | None:
+        """Which percentile of the latency or service time it speaks of; None for any other metric."""
+        return PERCENTILES.get(self.metric.key) if self.metric.group in ("latency_ms", "service_ms") else None
+
+    def too_few(self, document: dict[str, Any]) -> str:
+        """Return why a run has too few requests to say so much of a percentile, and how many would do; else empty."""
+        if self.percentile is None:
+            return ""
+        requests, duration = document["requests"], document["plan"]["duration"]
+        count, most = requests["done"] + requests["failed"] + requests["mismatched"], needed(self.percentile)
+        if count >= most:
+            return ""
+        longer = f"; run for {ceil(duration * most / count):,} s at this rate" if count else ""
+        return f"{count:,} requests are too few, {most:,} are needed{longer}"
 
     def seconds(self) -> float:
         """Return the limit of a time in seconds."""
@@ -108,7 +130,10 @@ class Threshold:
 
 
 def judge(document: dict[str, Any], sentences: Iterable[str]) -> list[dict[str, Any]]:
-    """Return `text`, `passed` and `measured` (in the unit of the sentence) for every sentence.
+    """Return `text`, `passed`, `undecided`, `why`, `measured` and `unit` (that of the sentence) for every sentence.
+
+    A sentence that is true but rests on too few requests is undecided, which is not passed; `why` says how many it
+    needs.
 
     Args:
         document: of a run, as `summary.summarize` returns it. An invalid run passes nothing.
@@ -120,15 +145,25 @@ def judge(document: dict[str, Any], sentences: Iterable[str]) -> list[dict[str, 
     verdicts = []
     for threshold in parse(sentences):
         measured = threshold.measured(document)
-        passed = bool(document["valid"]) and threshold.holds(measured)
-        verdicts.append({"text": threshold.text, "passed": passed, "measured": measured, "unit": threshold.unit})
+        holds = bool(document["valid"]) and threshold.holds(measured)
+        why = threshold.too_few(document) if holds else ""
+        if measured == inf:
+            why = "failed requests count as slower than any"
+        verdict = {"text": threshold.text, "passed": holds and not why, "undecided": holds and bool(why), "why": why}
+        verdicts.append({**verdict, "measured": measured, "unit": threshold.unit})
     return verdicts
+
+
+def word(verdict: dict[str, Any]) -> str:
+    """Return one verdict of `judge` in a word."""
+    return "passed" if verdict["passed"] else "UNDECIDED" if verdict["undecided"] else "FAILED"
 
 
 def line(verdict: dict[str, Any]) -> str:
     """Return one verdict of `judge` as a line of text."""
     measured = f"{verdict['measured']:.4g} {verdict['unit']}".rstrip()
-    return f"{'passed' if verdict['passed'] else 'FAILED'}: {verdict['text']} (measured {measured})"
+    why = f"; {verdict['why']}" if verdict["why"] else ""
+    return f"{word(verdict)}: {verdict['text']} (measured {measured}{why})"
 
 
 def refusal(verdicts: Iterable[dict[str, Any]], where: str = "") -> Refused | None:
@@ -138,6 +173,8 @@ def refusal(verdicts: Iterable[dict[str, Any]], where: str = "") -> Refused | No
         return None
     many = "a threshold" if len(failed) == 1 else f"{len(failed)} thresholds"
     lines = "".join(f"\n  {line(verdict)}" for verdict in failed)
+    if all(verdict["undecided"] for verdict in failed):
+        return Refused(f"{many} undecided{lines}", where=where, fix="run longer, or ask for a lower percentile")
     return Refused(f"{many} failed{lines}", where=where, fix="find what became slower, or change the threshold")
 
 

@@ -1,5 +1,9 @@
-"""Validity: whether a run measured the server under the planned load, or something else."""
+"""Validity: whether a run measured the server under the planned load, or something else.
 
+A run that is not valid passes no threshold, is no baseline, and ends a command with exit code 3.
+"""
+
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -8,11 +12,26 @@ from loadtest.results import MISMATCH, Results
 
 LARGEST_LAG_MS = 1.0
 LARGEST_LAG_SHARE = 0.1
+LARGEST_OWN_SHARE = 0.5
+"""Share of a latency that may be the client's own lag at the same percentile; beyond it, it measures the client."""
 BUSIEST_CLIENT = 0.8
+MOST_FAILED = 0.01
+"""Share of the requests that may fail where no threshold speaks of errors."""
+STALL_SECONDS, STALL_TIMES = 1.0, 10.0
+"""A closed loop without any answer for longer than both, the second in median latencies, stood still."""
 
 
-def why_invalid(values: dict[str, Any], results: Results) -> tuple[str, str]:
-    """Return why the run proves nothing and what to do, or empty texts; the first reason is the root of the others."""
+def why_invalid(
+    values: dict[str, Any], results: Results, asked: Collection[str] = (), limited: bool = True
+) -> tuple[str, str]:
+    """Return why the run proves nothing and what to do, or empty texts; the first reason is the root of the others.
+
+    Args:
+        values: the run's document, its figures filled in.
+        results: the run.
+        asked: percentiles that a threshold speaks of, as keys of `latency_ms`; that of 99 % is always judged.
+        limited: whether no more than `MOST_FAILED` of the requests may fail; not where a threshold says how many may.
+    """
     requests, end = values["requests"], results.end
     if end is None:
         return "the run was interrupted; the figures are those of the part before", "let it run to its end"
@@ -21,14 +40,18 @@ def why_invalid(values: dict[str, Any], results: Results) -> tuple[str, str]:
             f"the server stopped answering; the run ended early, after {end['end']:.1f} s",
             "look into the server's log",
         )
+    most = f": {end['errors'][0]['text']}" if end.get("errors") else ""
     if requests["mismatched"]:
-        most = next((error["text"] for error in end["errors"] if error["verdict"] == MISMATCH), "")
-        why = f"{requests['mismatched']} answers under load were wrong: {most}"
+        wrong = next((error["text"] for error in end["errors"] if error["verdict"] == MISMATCH), "")
+        why = f"{requests['mismatched']} answers under load were wrong: {wrong}"
         return why, "find the cause, or allow the difference with --tolerance if the metric does"
     if not requests["done"]:
-        most = f": {end['errors'][0]['text']}" if end.get("errors") else ""
         return f"not one of {requests['planned']} requests succeeded{most}", "look into the server's log, or send less"
-    return _why_not_the_planned_load(values) if results.open else _why_not_the_server(values)
+    if limited and not requests["failed"] <= MOST_FAILED * requests["planned"]:
+        share = requests["failed"] / requests["planned"]
+        why = f"{requests['failed']:,} of {requests['planned']:,} requests failed ({share:.1%}){most}"
+        return why, f'look into the server\'s log, or say how many may fail: --threshold "errors < {2 * share:.0%}"'
+    return _not_the_planned_load(values, results.open) or _client(values, results.open, asked) or ("", "")
 
 
 def largest_lag(values: dict[str, Any]) -> float:
@@ -36,19 +59,46 @@ def largest_lag(values: dict[str, Any]) -> float:
     return float(np.fmax(LARGEST_LAG_MS, LARGEST_LAG_SHARE * values["latency_ms"]["p50"]))
 
 
-def _why_not_the_planned_load(values: dict[str, Any]) -> tuple[str, str]:
+def _not_the_planned_load(values: dict[str, Any], open_loop: bool) -> tuple[str, str] | None:
+    if not open_loop:
+        return _stall(values)
     limit, lag = largest_lag(values), values["lag_ms"]["p99"]
     if lag <= limit:
-        return "", ""
+        return None
     why = f"requests left late: lag p99 is {lag:.2f} ms, {limit:.2f} ms are allowed; the load was not the planned one"
     return why, "use a lower rate, or a client machine that has nothing else to do"
 
 
-def _why_not_the_server(values: dict[str, Any]) -> tuple[str, str]:
+def _stall(values: dict[str, Any]) -> tuple[str, str] | None:
+    gap, usual = values["longest_gap"], values["latency_ms"]["p50"] / 1e3 + values["plan"].get("think", 0.0)
+    if gap["seconds"] <= max(STALL_SECONDS, STALL_TIMES * usual):
+        return None
+    why = f"the server stood still: no answer for {gap['seconds']:.1f} s from second {gap['at']:.1f} on; "
+    why += "a closed loop sends nothing meanwhile, so that its latencies hardly show it"
+    return why, "look into the server's log; measure with --rate, where every planned request counts"
+
+
+def _client(values: dict[str, Any], open_loop: bool, asked: Collection[str]) -> tuple[str, str] | None:
     cores = values["client_cores"]
     used = (values["client_cpu"] or 0.0) / cores
-    if used <= BUSIEST_CLIENT:
-        return "", ""
-    own = "its core" if cores == 1 else f"its {cores} cores"
-    why = f"the client was the limit: it used {used:.0%} of {own}, {BUSIEST_CLIENT:.0%} are allowed"
-    return why, "use more --workers, a larger batch or less concurrency; HTTP costs the client less than gRPC"
+    if not open_loop and used > BUSIEST_CLIENT:
+        own = "its core" if cores == 1 else f"its {cores} cores"
+        why = f"the client was the limit: it used {used:.0%} of {own}, {BUSIEST_CLIENT:.0%} are allowed"
+        return why, "use more --workers, a larger batch or less concurrency; HTTP costs the client less than gRPC"
+    for key in ("p99", *sorted(set(asked) & {"p999", "max"}, reverse=True)):
+        if why := _late(values, key):
+            return why, "use a client machine that has nothing else to do, or more --workers"
+    return None
+
+
+def _late(values: dict[str, Any], key: str) -> str:
+    """Return why a percentile is in good part the client's own; empty where it is the server's."""
+    lags = [values[group].get(key) for group in ("lag_ms", "loop_lag_ms")]
+    lag = max((one for one in lags if one is not None and one == one), default=0.0)
+    limit = float(np.fmax(LARGEST_LAG_MS, LARGEST_OWN_SHARE * values["latency_ms"][key]))
+    if lag <= limit:
+        return ""
+    name = {"p999": "p99.9"}.get(key, key)
+    return (
+        f"the client was late itself: its lag {name} is {lag:.2f} ms, {limit:.2f} ms are allowed beside the latency's"
+    )

@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Awaitable
 from contextlib import suppress
@@ -108,14 +107,13 @@ async def _run(loop: Loop, zero: float, output: _Output, orders: asyncio.StreamR
     def tick(state: Progress) -> None:
         output.say(done=state.done, failed=state.failed, in_flight=state.in_flight, recent=state.recent)
 
-    busy = time.process_time()
     try:
         await _unless(asyncio.ensure_future(orders.read(1)), loop.run(tick, zero))
     finally:
         errors = [[verdict, text, count] for (verdict, text), count in loop.errors.most_common()]
         seen: dict[str, Any] = {"end": loop.end, "gone": loop.gone, "succeeded": loop.succeeded, "errors": errors}
         seen |= {"checked": answers.checked if answers else 0, "mismatches": answers.samples if answers else []}
-        output.say(**seen, cpu=time.process_time() - busy)
+        output.say(**seen, cpu=loop.cpu, sending=loop.stopped, lag=loop.lag())
 
 
 async def _unless(order: "asyncio.Future[bytes]", work: Awaitable[None]) -> None:

@@ -38,6 +38,8 @@ class Ending:
         succeeded: requests answered right.
         errors: how often each verdict and text occurred.
         cpu: seconds of processor time that the sending took.
+        sending: seconds that it lasted; waiting for the last answers is no part of it.
+        lag: how late the event loop was meanwhile, milliseconds by percentile; of several workers the latest one's.
         checked: answers that were compared with the right ones.
         mismatches: the first wrong ones of each worker (see `answers.Answers`).
     """
@@ -49,6 +51,8 @@ class Ending:
     cpu: float = 0.0
     checked: int = 0
     mismatches: list[dict[str, Any]] = field(default_factory=list)
+    sending: float = 0.0
+    lag: dict[str, float | None] = field(default_factory=dict)
 
     def add(self, said: dict[str, Any]) -> None:
         """Take what another worker said at its end."""
@@ -56,8 +60,15 @@ class Ending:
         self.succeeded, self.cpu = self.succeeded + said["succeeded"], self.cpu + said["cpu"]
         for verdict, text, count in said["errors"]:
             self.errors[verdict, text] += count
+        self.sending, self.lag = max(self.sending, said["sending"]), latest(self.lag, said["lag"])
         self.checked += said["checked"]
         self.mismatches = sorted(self.mismatches + said["mismatches"], key=lambda one: int(one["n"]))
+
+
+def latest(one: dict[str, float | None], other: dict[str, float | None]) -> dict[str, float | None]:
+    """Return the larger lag of two workers at each percentile; None where neither knows it."""
+    pairs = {key: [lag for lag in (one.get(key), other.get(key)) if lag is not None] for key in {**one, **other}}
+    return {key: max(lags, default=None) for key, lags in pairs.items()}
 
 
 class Channel(Protocol):

@@ -46,13 +46,12 @@ def report(
             raise UsageError("--threshold takes one result file", fix="name one file")
         _several(results, html, as_json)
         return
-    run, values = load_file(results[0])
-    values["thresholds"] = thresholds.judge(values, sentences)
+    run, values = load_file(results[0], sentences)
     if html:
         page.write_loaded(run, values, html)
     for name, path in wanted.items():
         exports.WHOLE[name](run, values, path)
-    failure = thresholds.refusal(values["thresholds"], str(results[0]))
+    failure = thresholds.refusal(values["thresholds"], str(results[0])) if sentences else None
     if not as_json:
         Console().print(text(values))
     if failure:

@@ -75,7 +75,7 @@ def run(
     if allow is not None and not baseline:
         raise UsageError("--allow needs --baseline", fix="say what the run is compared with")
     before = compare.read_side(baseline) if baseline else []
-    plan = plan_of(url, options)
+    plan = plan_of(url, options | {"thresholds": sentences})
     if before:
         compare.check_plan(before, plan)
     _check_files(output, html, save_baseline)
@@ -85,7 +85,6 @@ def run(
     with kept(path), live.shown(plan, quiet=as_json) as show:
         drive.run(plan, parts, path, show)
     results, values = load_file(path)
-    values["thresholds"] = thresholds.judge(values, sentences)
     if before:
         values["comparison"] = compare.with_run(before, path, allow)
     if save_baseline:

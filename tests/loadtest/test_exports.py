@@ -15,8 +15,8 @@ from loadtest.summary import load_file
 from tests.loadtest.test_report import END, SERVER, flights, write
 
 THRESHOLDS = [
-    {"text": "p99 < 20ms", "passed": False, "measured": 500.0},
-    {"text": "errors < 10%", "passed": True, "measured": 0.06},
+    {"text": "p99 < 20ms", "passed": False, "undecided": False, "why": "", "measured": 500.0, "unit": "ms"},
+    {"text": "errors < 10%", "passed": True, "undecided": False, "why": "", "measured": 0.06, "unit": "%"},
 ]
 Run = tuple[Results, dict[str, Any]]
 
@@ -79,7 +79,7 @@ def test_the_summary_is_appended(run: Run, out: Path) -> None:
     values = run[1] | {"errors": [{"verdict": "error", "text": "a | b <script>\nc", "count": 2}]}
     exports.summary(values, out)
     text = out.read_text()
-    assert text.startswith("before\n### ✅ valid run: 90 of 100 requests answered")
+    assert text.startswith("before\n### ❌ valid run: 90 of 100 requests answered")
     assert "| p99 < 20ms | 500 | ❌ |" in text.replace("&lt;", "<")
     assert "| 2 | a \\| b &lt;script> c |" in text
 

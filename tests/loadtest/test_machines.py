@@ -103,6 +103,7 @@ def two(tmp_path: Path) -> list[Path]:
         end["errors"] = [{"verdict": "error", "text": "x", "count": 2}]
         wrong = {"n": 1 - index, "payload": 0, "output": "y", "index": None, "expected": "a", "got": "b"}
         end |= {"checked": 10 + index, "mismatches": [wrong]}
+        end["loop_lag_ms"] = {"p99": 1.0 - index, "p999": None if index else 2.0, "max": 3.0 + index}
         lines = [header, {"reading": 0.0, "server_cpu": 1.0}, row, end]
         paths.append(tmp_path / f"{index}.jsonl")
         paths[-1].write_text("".join(f"{json.dumps(line, separators=(',', ':'))}\n" for line in lines))
@@ -119,6 +120,7 @@ def test_ends_are_put_together(two: list[Path], tmp_path: Path) -> None:
         "client_cpu": 1.0,
         "client_cores": 2,
         "gone": False,
+        "loop_lag_ms": {"p99": 1.0, "p999": 2.0, "max": 4.0},
         "errors": [{"verdict": "error", "text": "x", "count": 4}],
         "server": {"success": 2},
         "checked": 21,

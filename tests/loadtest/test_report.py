@@ -30,7 +30,8 @@ END = {"end": 1.1, "client_cpu": 0.2, "gone": False, "errors": [{"verdict": ERRO
 def write(path: Path, flights: list[Flight], end: dict[str, Any] | None, **plan: Any) -> Path:
     parts = [{"model": "m", "version": "3", "payloads": 1, "batch": 2, "tolerance": plan.pop("tolerance", None)}]
     load = {"rate": 100.0} if plan.get("concurrency") is None else {}
-    written = asdict(Plan("grpc://h:1", **{"duration": 1.0, **load, **plan}))
+    stated = {"duration": 1.0, "thresholds": ("errors < 10%",)}
+    written = asdict(Plan("grpc://h:1", **stated | load | plan))
     header = {"plan": written, "parts": parts, "model": "m", "model_version": "3", "url": "grpc://h:1", "versions": {}}
     with Writer(path, header) as writer:
         for flight in flights:
