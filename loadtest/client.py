@@ -1,17 +1,22 @@
-"""Client: one Triton endpoint behind two protocols; every foreign exception is turned into ours here and nowhere else.
+"""Client: one V2 endpoint behind two protocols; every foreign exception is turned into ours here and nowhere else.
+
+A server may have no more than the protocol asks for: what Triton's extensions would have said is then `unknown`.
 
 For questions and single requests. The load itself is sent by `loadtest.senders`, because a general client costs more
 than many models do.
 """
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+
+from loadtest import wire
 from loadtest.connection import PLAIN, Connection, address
+from loadtest.counts import Statistics, statistics
 from loadtest.errors import (
     LatheError,
     ModelMissing,
@@ -20,10 +25,13 @@ from loadtest.errors import (
     ServerFault,
     ServerNonsense,
 )
-from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES, UNBOUNDED, Array, Arrays, Dim, TensorSpec
+from loadtest.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, stated_spec
 
 IS_IT_UP = "check that the server runs and that the URL has its address, scheme and port; `serve up` prints them"
 WHICH_AUTHORITY = "give the authority that signed the server's certificate, and a client certificate if it asks for one"
+_CONFIG = "which axis is the batch's and how large it may be (no model configuration)"
+_COUNTS = "the server's own counts, queue and compute times (no statistics)"
+_Read = TypeVar("_Read")
 WHICH_PORT = "check that the URL names the server's own {scheme} port; the HTTP and the gRPC port differ"
 
 # What each gRPC status (and the HTTP status that Triton sends for it) says about who is at fault.
@@ -60,41 +68,6 @@ _NOT_GRPC = (
 )
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What a Triton server counted for a model since it was loaded; the difference of two is what happened between.
-
-    Counts are requests, but `inference_count` (samples) and `execution_count` (runs of the model, one per batch).
-    Durations are nanoseconds summed over the successful requests. `batches` counts executions by the samples in them.
-    """
-
-    success: int = 0
-    fail: int = 0
-    success_ns: int = 0
-    queue_ns: int = 0
-    compute_input_ns: int = 0
-    compute_infer_ns: int = 0
-    compute_output_ns: int = 0
-    inference_count: int = 0
-    execution_count: int = 0
-    batches: dict[int, int] = field(default_factory=dict)
-
-    def _combine(self, other: "Statistics", sign: int) -> "Statistics":
-        counts = [one.name for one in fields(self) if one.name != "batches"]
-        sizes = sorted(self.batches | other.batches)
-        batches = {size: self.batches.get(size, 0) + sign * other.batches.get(size, 0) for size in sizes}
-        return Statistics(
-            **{name: getattr(self, name) + sign * getattr(other, name) for name in counts},
-            batches={size: count for size, count in batches.items() if count},
-        )
-
-    def __sub__(self, other: "Statistics") -> "Statistics":
-        return self._combine(other, -1)
-
-    def __add__(self, other: "Statistics") -> "Statistics":
-        return self._combine(other, 1)
-
-
 def connect(url: str, timeout: float = 30.0, connection: Connection = PLAIN) -> "Client":
     """Return a client for the Triton server at `url`; use it in a `with` statement, from one thread.
 
@@ -117,10 +90,18 @@ def connect(url: str, timeout: float = 30.0, connection: Connection = PLAIN) -> 
 
 
 class Client:
-    """A Triton server, asked over gRPC or HTTP. Not for use from several threads."""
+    """A V2 server, asked over gRPC or HTTP. Not for use from several threads.
+
+    Attributes:
+        binary: whether it takes tensors as bytes, which over HTTP is an extension of the protocol; found out with the
+            first request.
+        unknown: what it does not say because it lacks an extension of Triton's, with its own words.
+    """
 
     def __init__(self, url: str, timeout: float, connection: Connection = PLAIN) -> None:
         self.url, self.timeout = url, timeout
+        self.binary: bool | None = None
+        self.unknown: dict[str, str] = {}
         connection.check(url)
         self._scheme, place, encrypted = address(url)
         packing = connection.compression
@@ -178,7 +159,8 @@ class Client:
         """Return the specs of the model's inputs and outputs as the server states them.
 
         The batch axis, where the model has one, is a `Dim` named `batch` up to the configured maximum. Another size
-        that the server leaves open (-1) is a `Dim` whose maximum is `UNBOUNDED`.
+        that the server leaves open (-1) is a `Dim` whose maximum is `UNBOUNDED`. A server without model configurations
+        does not say which axis is the batch's, so that no axis is; one that names no tensors gives empty lists.
 
         Raises:
             ModelMissing: the server does not have it.
@@ -186,25 +168,34 @@ class Client:
         stated, config = self._describe(model, version)
         with translated(self.url):
             limit = int(config.get("max_batch_size", 0))
-            inputs = [_spec(tensor, limit) for tensor in stated["inputs"]]
-            return inputs, [_spec(tensor, limit) for tensor in stated["outputs"]]
+            inputs = [stated_spec(tensor, limit) for tensor in stated.get("inputs", ())]
+            return inputs, [stated_spec(tensor, limit) for tensor in stated.get("outputs", ())]
 
     def served_version(self, model: str, version: str = "") -> str:
-        """Return the version that answers a request for `version`; an empty one means the highest that is loaded."""
+        """Return the version that answers a request for `version`; empty where the server does not say it.
+
+        An empty `version` means the highest that is loaded.
+        """
         stated, _ = self._describe(model, version)
         with translated(self.url):
-            return version or str(max(int(number) for number in stated["versions"]))
+            numbers = [int(number) for number in stated.get("versions", ()) if str(number).isdecimal()]
+            return version or str(max(numbers, default=""))
 
     def server_version(self) -> str:
         """Return the version of the server itself, as in `2.51.0`."""
         with translated(self.url):
             return str(self._json("get_server_metadata")["version"])
 
-    def statistics(self, model: str, version: str = "") -> Statistics:
-        """Return what the server has counted for the model, summed over its versions unless one is named."""
-        with self._naming(model, version), translated(self.url):
-            answer = self._json("get_inference_statistics", model, version)
-            return sum((_statistics(entry) for entry in answer["model_stats"]), Statistics())
+    def statistics(self, model: str, version: str = "") -> Statistics | None:
+        """Return what the server has counted for the model, summed over its versions unless one is named.
+
+        None where the server does not say it.
+        """
+
+        def read(answer: Any) -> Statistics:
+            return sum(map(statistics, answer["model_stats"]), Statistics())
+
+        return self._extension(_COUNTS, "get_inference_statistics", model, version, read)
 
     def infer(self, model: str, inputs: Arrays, version: str = "", *, sequence: int = 0) -> dict[str, Array]:
         """Send one request with binary tensors and return the model's outputs.
@@ -220,17 +211,34 @@ class Client:
             ModelMissing: the server does not have the model.
             ServerAbsent: no answer in time, or no connection.
         """
-        tensors = []
-        for name, array in inputs.items():
-            tensor = self._library.InferInput(name, list(array.shape), TRITON_DTYPES[array.dtype.name])
-            tensors.append(tensor.set_data_from_numpy(array))
         whole = {"sequence_id": sequence, "sequence_start": True, "sequence_end": True} if sequence else {}
-        with self._naming(model, version), translated(self.url):
+        with self._naming(model, version):
+            if self.binary is not None or self._scheme == "grpc":
+                return self._infer(model, inputs, version, whole)
+            try:
+                outputs = self._infer(model, inputs, version, whole)
+            except (RequestRejected, ServerFault, ServerNonsense):
+                self.binary = False
+                try:
+                    return self._infer(model, inputs, version, whole)
+                except LatheError:
+                    self.binary = None
+                raise
+            self.binary = True
+            return outputs
+
+    def _infer(self, model: str, inputs: Arrays, version: str, whole: dict[str, Any]) -> dict[str, Array]:
+        form = {} if self._scheme == "grpc" else {"binary_data": self.binary is not False}
+        with translated(self.url):
+            tensors = []
+            for name, array in inputs.items():
+                tensor = self._library.InferInput(name, list(array.shape), TRITON_DTYPES[array.dtype.name])
+                tensors.append(tensor.set_data_from_numpy(array, **form))
             result = self._client.infer(model, tensors, model_version=version, **whole, **self._options, **self._packed)
             answer = result.get_response()
-            outputs = answer["outputs"] if self._scheme == "http" else answer.outputs
-            names = [output["name"] if self._scheme == "http" else output.name for output in outputs]
-            return {name: result.as_numpy(name) for name in names}
+            if self._scheme == "grpc":
+                return wire.grpc_outputs(answer)
+            return {output["name"]: _in_bytes(result.as_numpy(output["name"])) for output in answer["outputs"]}
 
     def order(self, what: str, *args: Any) -> None:
         """Call one of the library's methods that answer nothing, such as `register_system_shared_memory`."""
@@ -238,10 +246,33 @@ class Client:
             getattr(self._client, what)(*args, **self._options)
 
     def _describe(self, model: str, version: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        with self._naming(model, version), translated(self.url):
-            stated = self._json("get_model_metadata", model, version)
-            config = self._json("get_model_config", model, version)
-            return stated, config.get("config", config)
+        with self._naming(model, version):
+            try:
+                with translated(self.url):
+                    stated = self._json("get_model_metadata", model, version)
+            except ServerNonsense as error:
+                self.server_version()  # what answers this speaks the protocol: it is the model that it does not have
+                raise ModelMissing(error.what, where=self.url) from error
+
+        def read(config: Any) -> dict[str, Any]:
+            return dict(config.get("config", config))
+
+        return stated, self._extension(_CONFIG, "get_model_config", model, version, read) or {}
+
+    def _extension(
+        self, what: str, question: str, model: str, version: str, read: Callable[[Any], "_Read"]
+    ) -> "_Read | None":
+        """Ask what only an extension of Triton's answers; None where the server lacks it, and then it is `unknown`."""
+        try:
+            with self._naming(model, version), translated(self.url):
+                return read(self._json(question, model, version))
+        except ServerAbsent:
+            raise
+        except LatheError as error:
+            if isinstance(error, ModelMissing) and not self.ready(model, version):
+                raise
+            self.unknown[what] = error.what
+            return None
 
     def _json(self, question: str, *args: str) -> Any:
         """Ask one of the library's questions and return the answer as JSON values."""
@@ -268,45 +299,14 @@ class Client:
             return "check the name and the version with who runs the server"
 
 
-def _spec(tensor: dict[str, Any], max_batch: int) -> TensorSpec:
-    name, dtype = tensor["name"], tensor["datatype"]
-    if dtype not in NUMPY_DTYPES:
-        raise RequestRejected(
-            f"the tensor {name!r} has the type {dtype}", fix=f"types that can be sent: {', '.join(NUMPY_DTYPES)}"
-        )
-    dims: list[int | Dim] = []
-    for axis, size in enumerate(int(size) for size in tensor["shape"]):
-        if axis == 0 and max_batch > 0:
-            dims.append(Dim("batch", 1, min(8, max_batch), max_batch))
-        elif size < 0:
-            dims.append(Dim(f"{name}_{axis}", 1, 1, UNBOUNDED))
-        else:
-            dims.append(size)
-    return TensorSpec(name, NUMPY_DTYPES[dtype], tuple(dims))
-
-
-def _statistics(entry: dict[str, Any]) -> Statistics:
-    stats = entry["inference_stats"]
-
-    def read(key: str, part: str) -> int:
-        # The JSON form of the gRPC message leaves zeros out and writes long integers as strings.
-        return int(stats.get(key, {}).get(part, 0))
-
-    return Statistics(
-        success=read("success", "count"),
-        fail=read("fail", "count"),
-        success_ns=read("success", "ns"),
-        queue_ns=read("queue", "ns"),
-        compute_input_ns=read("compute_input", "ns"),
-        compute_infer_ns=read("compute_infer", "ns"),
-        compute_output_ns=read("compute_output", "ns"),
-        inference_count=int(entry.get("inference_count", 0)),
-        execution_count=int(entry.get("execution_count", 0)),
-        batches={
-            int(batch["batch_size"]): int(batch.get("compute_infer", {}).get("count", 0))
-            for batch in entry.get("batch_stats", ())
-        },
-    )
+def _in_bytes(array: Array) -> Array:
+    """Return an array of strings as bytes, which JSON holds as text."""
+    if array.dtype != object:
+        return array
+    flat = [value.encode() if isinstance(value, str) else value for value in array.ravel()]
+    made = np.empty(len(flat), object)
+    made[:] = flat
+    return made.reshape(array.shape)
 
 
 @contextmanager

@@ -71,6 +71,7 @@ class Connection:
             answers one request several times the first answer counts.
         shared_memory: one of `MEMORIES`: tensors go through memory that this machine's server reads and writes; None
             sends them.
+        binary: HTTP: whether tensors travel as bytes, which is an extension of the protocol; otherwise as JSON.
     """
 
     authority: str | None = None
@@ -80,6 +81,7 @@ class Connection:
     compression: str | None = None
     streams: int = 0
     shared_memory: str | None = None
+    binary: bool = True
 
     def __post_init__(self) -> None:
         # JSON knows only lists.

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,9 @@ from typing import Any
 
 from loadtest import eventloop, traffic, workers
 from loadtest.answers import MOST_SAMPLES, Answers
-from loadtest.client import Client, Statistics, connect
+from loadtest.client import Client, connect
 from loadtest.commandline import version as lathe_version
+from loadtest.counts import Statistics
 from loadtest.errors import BadInput, LatheError, MachineError, ServerAbsent
 from loadtest.loop import PATIENCE, TICK, Loop, Progress
 from loadtest.package import pack
@@ -74,6 +75,8 @@ def run(plan: Plan, parts: Sequence[Part], path: Path, progress: Callable[[Progr
 def _drive(plan: Plan, parts: Sequence[Part], path: Path, show: Callable[[Progress], None]) -> None:
     with connect(plan.url, max(plan.timeout or 0.0, PATIENCE), plan.connection) as client:
         answers = _answers(client, plan, parts)
+        if client.binary is False:
+            plan = replace(plan, connection=replace(plan.connection, binary=False))
         header = _header(plan, client, parts)
         with _crew(plan, client, parts, answers) as crew, asyncio.Runner(loop_factory=eventloop.fine_loop) as runner:
             try:
@@ -142,10 +145,14 @@ def _measure(
         end["errors"] = [{"verdict": verdict, "text": text, "count": count} for (verdict, text), count in most]
         if answers:
             end |= {"checked": ending.checked, "mismatches": ending.mismatches[:MOST_SAMPLES]}
+        end["server"] = None
         try:
-            end["server"] = asdict(_settled(client, parts, ending.succeeded, before) - before)
+            after = _settled(client, parts, ending.succeeded, before)
+            if before is not None and after is not None:
+                end["server"] = asdict(after - before)
         except LatheError as error:
-            end["server"], end["server_error"] = None, error.what
+            end["server_error"] = error.what
+        end["unknown"] = [*client.unknown, *readings.unknown()]
         writer.finish(end)
 
 
@@ -268,11 +275,16 @@ def _samples(inputs: Sequence[TensorSpec], payload: Arrays) -> int:
     return max((len(payload[spec.name]) for spec in inputs if spec.batched and spec.name in payload), default=1)
 
 
-def _settled(client: Client, parts: Sequence[Part], expected: int = 0, since: Statistics | None = None) -> Statistics:
-    """Return the server's counts once they stand still: it counts a request a moment *after* it has answered it."""
+def _settled(
+    client: Client, parts: Sequence[Part], expected: int = 0, since: Statistics | None = None
+) -> Statistics | None:
+    """Return the server's counts once they stand still: it counts a request a moment *after* it has answered it.
+
+    None where the server does not say them.
+    """
     deadline = time.monotonic() + _SETTLING
     last = _counted(client, parts)
-    while time.monotonic() < deadline:
+    while last is not None and time.monotonic() < deadline:
         time.sleep(0.05)
         now = _counted(client, parts)
         if now == last and now.success - (since.success if since else 0) >= expected:
@@ -281,7 +293,9 @@ def _settled(client: Client, parts: Sequence[Part], expected: int = 0, since: St
     return last
 
 
-def _counted(client: Client, parts: Sequence[Part]) -> Statistics:
+def _counted(client: Client, parts: Sequence[Part]) -> Statistics | None:
     """Return the counts of all models that the traffic goes to, each taken once."""
     models = dict.fromkeys((part.model, part.version) for part in parts)
-    return sum((client.statistics(*model) for model in models), Statistics())
+    found = [client.statistics(*model) for model in models]
+    known = [one for one in found if one is not None]
+    return sum(known, Statistics()) if len(known) == len(found) else None

@@ -69,6 +69,7 @@ def _one_end(ends: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "loop_lag_ms": reduce(latest, (end.get("loop_lag_ms") or {} for end in ends)),
         "errors": [{"verdict": key[0], "text": key[1], "count": count} for key, count in counts.most_common()],
         "server": max(servers, key=lambda server: int(server["success"]), default=None),
+        "unknown": [*dict.fromkeys(what for end in ends for what in end.get("unknown", ()))],
         **(checks if any("checked" in end for end in ends) else {}),
         **({"server_error": missing[0]} if missing and not servers else {}),
     }

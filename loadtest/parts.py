@@ -7,7 +7,7 @@ from typing import Any
 
 from loadtest import answers, payload
 from loadtest.client import Client, connect
-from loadtest.data import read, recorded
+from loadtest.data import npz, read, recorded
 from loadtest.data.request import Data, Signature
 from loadtest.errors import BadInput, UsageError
 from loadtest.plan import Plan
@@ -131,6 +131,7 @@ def _known(
 ) -> tuple[Signature, Sequence[TensorSpec], float | None]:
     """Return the signature that the server states, the inputs with what the lineage adds, and the tolerance."""
     stated, outputs = client.metadata(model, version)
+    stated = stated or _assumed(client.url, options)
     signature, tolerance = Signature(stated, outputs), options["tolerance"]
     if not options["repository"]:
         return signature, stated, tolerance
@@ -145,3 +146,22 @@ def _known(
             fix="give the repository that the server serves",
         )
     return signature, specs, tolerance
+
+
+def _assumed(url: str, options: dict[str, Any]) -> list[TensorSpec]:
+    """Return the inputs of a model of which the server names none: those of an .npz file, or float32 of each --shape.
+
+    Raises:
+        UsageError: nobody says what they are.
+    """
+    source = options["data"]
+    if source is not None and source.suffix == ".npz":
+        return npz.inputs(source)
+    always = {name: sizes for one, _ in options["shapes"] for name, sizes in one.items()}
+    if not always:
+        raise UsageError(
+            "the server does not say which inputs the model has",
+            where=url,
+            fix="give them as --shape NAME:D1,D2 for float32 values, or as --data FILE.npz",
+        )
+    return [TensorSpec(name, "float32", sizes) for name, sizes in always.items()]

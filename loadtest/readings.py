@@ -57,6 +57,7 @@ class Readings:
         self.wanted = metrics is not None
         self.processes = _processes(url)
         self._cpu, self._at = 0.0, 0.0
+        self._read = False
 
     async def run(self, zero: float, write: Callable[[dict[str, Any]], None]) -> None:
         """Write a reading every second, the first one at the start of the run; ends when it is cancelled.
@@ -71,8 +72,13 @@ class Readings:
             await asyncio.sleep(due - loop.time())
             values = self._of_processes() | await self._of_metrics()
             if values:
+                self._read = True
                 write({"reading": round(loop.time() - zero, 3), **values})
             due = max(due + EVERY, loop.time())
+
+    def unknown(self) -> list[str]:
+        """Return what could not be read during the run, in words."""
+        return [] if self._read else ["the CPU and memory of the server's machine (no metrics; --metrics names them)"]
 
     async def _of_metrics(self) -> dict[str, float]:
         if not self.place:

@@ -80,7 +80,8 @@ def _headline(values: dict[str, Any]) -> list[Text]:
 def plan_line(values: dict[str, Any]) -> str:
     """Return the plan in one line."""
     plan = values["plan"]
-    models = " + ".join(f"{part['model']} version {part['version']} batch {part['batch']}" for part in values["parts"])
+    version = {part["version"]: f" version {part['version']}" if part["version"] else "" for part in values["parts"]}
+    models = " + ".join(f"{part['model']}{version[part['version']]} batch {part['batch']}" for part in values["parts"])
     return f"{models} at {values['url']}, {load(plan)}, {plan['duration']:g} s"
 
 

@@ -229,6 +229,7 @@ def _notes(values: dict[str, Any], end: dict[str, Any]) -> list[str]:
         )
     if any(part["payloads"] == 1 and not part.get("fresh") for part in values["parts"]):
         notes.append("every request carried the same values; caches may make the server look faster than it is")
+    notes += [f"not known, since the server does not say it: {what}" for what in end.get("unknown", ())]
     if end.get("server_error"):
         notes.append(f"the server's own figures are missing: {end['server_error']}")
     return notes

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.errors import BadInput
+from loadtest.errors import BadInput, RequestRejected
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -147,3 +147,29 @@ class TensorSpec:
         values = document.get("values")
         examples = tuple(map(b64decode, document.get("examples", ())))
         return TensorSpec(document["name"], document["dtype"], dims, tuple(values) if values else None, examples)
+
+
+def stated_spec(tensor: Mapping[str, Any], max_batch: int) -> TensorSpec:
+    """Return the spec of a tensor as a server's metadata state it.
+
+    Args:
+        tensor: its `name`, `datatype` and `shape`.
+        max_batch: of the model's configuration; 0 where the first axis is not the batch's.
+
+    Raises:
+        RequestRejected: it has a type that cannot be sent.
+    """
+    name, dtype = tensor["name"], tensor["datatype"]
+    if dtype not in NUMPY_DTYPES:
+        raise RequestRejected(
+            f"the tensor {name!r} has the type {dtype}", fix=f"types that can be sent: {', '.join(NUMPY_DTYPES)}"
+        )
+    dims: list[int | Dim] = []
+    for axis, size in enumerate(int(size) for size in tensor["shape"]):
+        if axis == 0 and max_batch > 0:
+            dims.append(Dim("batch", 1, min(8, max_batch), max_batch))
+        elif size < 0:
+            dims.append(Dim(f"{name}_{axis}", 1, 1, UNBOUNDED))
+        else:
+            dims.append(size)
+    return TensorSpec(name, NUMPY_DTYPES[dtype], tuple(dims))

@@ -1,6 +1,6 @@
 """Wire: requests as bytes, made once before the run, and answers back as arrays.
 
-KServe V2 with binary tensors, over HTTP and as gRPC messages.
+KServe V2 over HTTP, with binary tensors or JSON, and as gRPC messages.
 """
 
 import gzip
@@ -12,8 +12,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from loadtest.connection import PLAIN, Connection
+from loadtest.data import values
+from loadtest.errors import BadInput
 from loadtest.results import Turn
-from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, Arrays
+from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, Arrays, TensorSpec
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "INT64": "int64_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""By Triton's type: the field of a gRPC tensor that holds its values where they do not come raw."""
 
 
 class Place(NamedTuple):
@@ -48,8 +62,13 @@ def http_request(
         inputs: by name.
         version: of the model; empty lets the server choose.
         turn: its place in a sequence.
-        connection: its headers and its compression.
+        connection: its headers, its compression, and whether it takes binary tensors.
+
+    Raises:
+        BadInput: JSON cannot hold a value: NaN, infinity, or bytes that are no text.
     """
+    if not connection.binary:
+        return _http(host, model, version, _json_body(inputs) | _told(turn), None, connection)
     tensors = [packed(array) for array in inputs.values()]
     described = [
         {
@@ -83,20 +102,51 @@ def http_shared_request(
     return _http(host, model, version, body, [], connection)
 
 
+def _json_body(inputs: Arrays) -> dict[str, Any]:
+    return {
+        "inputs": [
+            {
+                "name": name,
+                "shape": list(array.shape),
+                "datatype": TRITON_DTYPES[array.dtype.name],
+                "data": _listed(name, array),
+            }
+            for name, array in inputs.items()
+        ]
+    }
+
+
+def _listed(name: str, array: Array) -> list[Any]:
+    """Return the values as JSON holds them, row by row."""
+    flat = array.ravel().tolist()
+    try:
+        flat = [value.decode() if isinstance(value, bytes) else value for value in flat]
+        json.dumps(flat, allow_nan=False)
+    except ValueError as error:
+        fix = "give other values: the server takes JSON only, not tensors as bytes"
+        raise BadInput(f"the input {name!r} cannot be written as JSON: {error}", fix=fix) from error
+    return flat
+
+
+def _told(turn: Turn | None) -> dict[str, Any]:
+    return {"parameters": _sequence(turn)} if turn else {}
+
+
 def _http(
-    host: str, model: str, version: str, body: dict[str, Any], tensors: Sequence[bytes], connection: Connection
+    host: str, model: str, version: str, body: dict[str, Any], tensors: Sequence[bytes] | None, connection: Connection
 ) -> bytes:
+    """Return the request with this JSON; without `tensors` it is nothing but JSON."""
     header = json.dumps(body, separators=(",", ":")).encode()
-    content, fields = b"".join([header, *tensors]), [*connection.headers]
+    content, fields = b"".join([header, *(tensors or ())]), [*connection.headers]
     if connection.compression:
         content = gzip.compress(content) if connection.compression == "gzip" else zlib.compress(content)
         fields += [("Content-Encoding", connection.compression), ("Accept-Encoding", connection.compression)]
     more = "".join(f"{name}: {value}\r\n" for name, value in fields)
     path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "") + "/infer"
-    start = (
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/octet-stream\r\n{more}"
-        f"Inference-Header-Content-Length: {len(header)}\r\nContent-Length: {len(content)}\r\n\r\n"
-    )
+    kind = "application/json\r\n"
+    if tensors is not None:
+        kind = f"application/octet-stream\r\nInference-Header-Content-Length: {len(header)}\r\n"
+    start = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}{more}Content-Length: {len(content)}\r\n\r\n"
     return start.encode() + content
 
 
@@ -107,17 +157,27 @@ def _sequence(turn: Turn | None) -> dict[str, Any]:
 
 
 def http_outputs(header: bytes, raw: bytes) -> dict[str, Array]:
-    """Return the outputs of an answer from its JSON header and the bytes behind it.
+    """Return the outputs of an answer from its JSON and the bytes behind it; each may be in the one or the other.
 
     Raises:
-        ValueError, KeyError, TypeError: it is not the answer of a V2 server.
+        ValueError, KeyError, TypeError, BadInput: it is not the answer of a V2 server.
     """
     outputs, at = {}, 0
     for output in json.loads(header)["outputs"]:
-        size = output["parameters"]["binary_data_size"]
+        size = output.get("parameters", {}).get("binary_data_size")
+        if size is None:
+            outputs[output["name"]] = _from_json(output)
+            continue
         outputs[output["name"]] = unpacked(output["datatype"], output["shape"], raw[at : at + size])
         at += size
+    if at != len(raw):
+        raise ValueError(f"{len(raw)} bytes of outputs, {at} are described")
     return outputs
+
+
+def _from_json(output: dict[str, Any]) -> Array:
+    spec = TensorSpec(output["name"], NUMPY_DTYPES[output["datatype"]], tuple(output["shape"]))
+    return values.from_json(spec.name, spec, output["data"], output["shape"], full=True)
 
 
 def grpc_request(model: str, inputs: Arrays, version: str = "", turn: Turn | None = None) -> bytes:
@@ -156,13 +216,22 @@ def _fill(message: Any, parameters: dict[str, Any]) -> None:
 
 
 def grpc_outputs(response: Any) -> dict[str, Array]:
-    """Return the outputs of a `ModelInferResponse`.
+    """Return the outputs of a `ModelInferResponse`, from its raw contents or each tensor's own.
 
     Raises:
         ValueError, KeyError: it is not the answer of a V2 server.
     """
+    if not response.raw_output_contents:
+        return {output.name: _from_contents(output) for output in response.outputs}
     pairs = zip(response.outputs, response.raw_output_contents, strict=True)
     return {output.name: unpacked(output.datatype, list(output.shape), raw) for output, raw in pairs}
+
+
+def _from_contents(output: Any) -> Array:
+    values = list(getattr(output.contents, _CONTENTS[output.datatype]))
+    array = np.empty(len(values), NUMPY_DTYPES[output.datatype])
+    array[:] = values
+    return array.reshape(list(output.shape))
 
 
 def packed(array: Array) -> bytes:

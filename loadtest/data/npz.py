@@ -55,6 +55,19 @@ def load(path: Path, signature: Signature) -> dict[str, Array]:
     return arrays
 
 
+def inputs(path: Path) -> list[TensorSpec]:
+    """Return what the arrays of the file say of a model's inputs: names, dtypes, and the dims behind the samples'."""
+    fix = f"write it with numpy.savez({path.name!r}, name=...)"
+    with _opened(path, "no .npz file", fix) as file:
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise BadInput("holds one array without a name", where=str(path), fix=fix)
+        arrays = {name: file[name] for name in file.files}
+    return [
+        TensorSpec(name, "object" if array.dtype.kind in "SU" else array.dtype.name, array.shape[1:])
+        for name, array in arrays.items()
+    ]
+
+
 def array(path: Path) -> Array:
     """Return the array of an .npy file."""
     fix = f"write it with numpy.save({path.name!r}, array)"
