@@ -105,6 +105,12 @@ def move(source: Path, destination: Path) -> None:
         _sync(parent)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, if it is there, and make that durable."""
+    path.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
 def sync(tree: Path) -> None:
     """Make a folder durable with everything in it."""
     for path in (*tree.rglob("*"), tree):

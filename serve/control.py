@@ -7,7 +7,7 @@ import http.client
 import json
 from urllib.parse import quote, urlsplit
 
-from serve.errors import ServerFailed
+from serve.errors import ServerFailed, StillLoading
 
 ADMIN_KEY = "admin-key"
 """The HTTP header that carries the secret; over gRPC it is `triton-grpc-protocol-admin-key`."""
@@ -53,6 +53,22 @@ def versions(url: str, model: str) -> list[int]:
     return sorted(map(int, json.loads(body).get("versions", []))) if status == http.client.OK else []
 
 
+def states(url: str, secret: str, model: str) -> dict[int, str]:
+    """Return what the server at `url` says of each version of `model`: LOADING, READY, UNLOADING or UNAVAILABLE.
+
+    Raises:
+        ServerFailed: nothing answers, or it answers something else.
+    """
+    try:
+        status, body = _ask(url, "POST", "/v2/repository/index", {ADMIN_KEY: secret}, timeout=5)
+        rows = json.loads(body) if status == http.client.OK else []
+        return {
+            int(row["version"]): row.get("state", "") for row in rows if row["name"] == model and row.get("version")
+        }
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        raise ServerFailed(f"cannot be asked for its versions of {model}: {error}", where=url) from error
+
+
 def load(url: str, secret: str, model: str, timeout: float = 120) -> None:
     """Make the server load `model`, and wait for it, at most `timeout` seconds.
 
@@ -93,6 +109,8 @@ def _order(url: str, secret: str, model: str, verb: str, timeout: float, said: s
     path = f"/v2/repository/models/{quote(model)}/{verb}"
     try:
         status, body = _ask(url, "POST", path, {ADMIN_KEY: secret}, timeout, said)
+    except TimeoutError as error:
+        raise StillLoading(f"has not done after {timeout:g} s: {verb} {model}", where=url) from error
     except (OSError, http.client.HTTPException) as error:
         raise ServerFailed(f"cannot be asked to {verb} {model}: {error}", where=url) from error
     if status != http.client.OK:

@@ -8,6 +8,7 @@ MachineError (5)
 ├── NotInstalled     the server's own environment is missing or broken
 ├── PortTaken        another program listens on a port that was asked for
 └── ServerFailed     tritonserver died, refused a model, or did not become ready in time
+    └── StillLoading    it has not refused the model, but is not done with it
 """
 
 from loadtest.errors import BadInput, MachineError, Refused
@@ -31,3 +32,7 @@ class PortTaken(MachineError):
 
 class ServerFailed(MachineError):
     """The server died, refused a model, or did not become ready in time."""
+
+
+class StillLoading(ServerFailed):
+    """The server was asked to load or unload a model, and was not done in time; it goes on with it."""

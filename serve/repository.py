@@ -14,6 +14,7 @@ from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from loadtest import files
 from loadtest.errors import UsageError
 from serve import model_config
 from serve.errors import BadRepository
@@ -111,6 +112,12 @@ def read_lineage(repository: Path, model: str, number: int | None = None) -> dic
             "is not a lineage that lathe wrote", where=str(path), fix="publish the model again"
         ) from None
     return lineage
+
+
+def note(folder: Path, **values: Any) -> None:
+    """Write `values` into the lineage of the version in `folder`."""
+    path = folder / LINEAGE
+    files.write(path, json.dumps({**json.loads(path.read_text()), **values}, indent=2) + "\n")
 
 
 def verify(repository: Path, names: Sequence[str] | None = None) -> None:

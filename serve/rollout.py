@@ -1,23 +1,21 @@
 """Rollout: which published version of a model is served, and how that changes without a failed request.
 
 A version is *live* when `config.pbtxt` names it, *previous* when it was live before, *failed* when the server did not
-load it, else *staged*. When it was live, and why it failed, stands in its `lineage.json`; nothing else remembers.
+load it, *loading* while it is not known whether a release of it succeeds, else *staged*. When it was live, and why it
+failed, stands in its `lineage.json`; nothing else remembers.
 """
 
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from loadtest import files
-from loadtest.errors import LatheError
-from serve import control, repository, scratch
-from serve.errors import BadRepository, ServerFailed
+from serve import control, promotion, repository, scratch
+from serve.errors import BadRepository
 from serve.server import Endpoint
 
-State = Literal["live", "previous", "failed", "staged"]
+State = Literal["live", "previous", "failed", "staged", "loading"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,13 @@ def standings(place: Path, model: str) -> list[Standing]:
     if model not in (names := repository.models(place)):
         raise BadRepository(f"holds no model {model}", where=str(place), fix=f"it holds {', '.join(names)}")
     serving = repository.live(place, model)
+    under_way = [change for journal in promotion.journals(place) for change in journal.changes]
     found = []
     for number in repository.numbers(place, model):
         lineage = _lineage(place, model, number)
         digest = repository.total(lineage["digests"]) if lineage else ""
-        found.append(Standing(number, _state(number in serving, lineage), digest))
+        loading = any((change.model, change.number) == (model, number) for change in under_way)
+        found.append(Standing(number, "loading" if loading else _state(number in serving, lineage), digest))
     return found
 
 
@@ -67,52 +67,52 @@ def known(place: Path, model: str, number: int | None = None) -> int:
     return number
 
 
-def promote(place: Path, model: str, number: int | None = None, endpoint: Endpoint | None = None) -> int:
+def promote(
+    place: Path, model: str, number: int | None = None, endpoint: Endpoint | None = None, limit: float = promotion.LIMIT
+) -> int:
     """Make `number` the live version: one rename of the configuration, then the running server loads it.
 
     The server answers with the version before until the new one is ready. If it cannot load that one, the configuration
-    becomes again what it was, and the version counts as failed.
+    becomes again what it was, and the version counts as failed. The models of a pipeline change together, or none does.
 
     Args:
         place: the repository.
         model: the model's name.
         number: the version; the newest unless it is given.
         endpoint: the server that serves `place`, if one does.
+        limit: seconds that it gets to load a model.
 
     Returns:
         The number of the version that is live now.
 
     Raises:
         BadRepository: there is no such version, it has no lineage, or its files changed after they were published.
+        StillLoading: the server is not done in time; the next command on the model learns how it ended.
         ServerFailed: the server does not load it; what was live still is.
     """
-    home = place / model
     number = known(place, model, number)
-    with scratch.alone(home):
-        lineage = repository.read_lineage(place, model, number)
-        repository.verify_version(place, model, number, lineage)
-        before = (home / repository.CONFIG).read_text()
-        files.write(home / repository.CONFIG, lineage["config"])
-        if endpoint is not None:
-            try:
-                control.load(endpoint.http, endpoint.secret, model)
-            except LatheError as error:
-                files.write(home / repository.CONFIG, before)
-                _note(home / str(number), failed={"when": repository.now(), "why": error.what})
-                still = "" if before == lineage["config"] else ", what was live still is"
-                raise ServerFailed(
-                    f"version {number} is not loaded{still}: {error.what}",
-                    where=str(home),
-                    fix="mend and publish it again, or remove it",
-                ) from error
-            except BaseException:
-                # Ctrl-C: what was live stays so, on disk and, as far as there is time, in the server.
-                files.write(home / repository.CONFIG, before)
-                with suppress(LatheError):
-                    control.load(endpoint.http, endpoint.secret, model)
-                raise
-        _note(home / str(number), lived=[*_lived(lineage), repository.now()], failed=None)
+    numbers = together(place, model, number)
+    with promotion.alone(place, list(numbers), endpoint):
+        promotion.release(place, numbers, endpoint, limit)
     return number
+
+
+def together(place: Path, model: str, number: int) -> dict[str, int]:
+    """Return the versions that were published with this one, as a pipeline's models are, itself included.
+
+    Raises:
+        BadRepository: one of them is not there any more.
+    """
+    lineage = _lineage(place, model, number) or {}
+    return {name: known(place, name, one) for name, one in lineage.get("parts", {model: number}).items()}
+
+
+def roll_back(place: Path, model: str, endpoint: Endpoint | None = None, limit: float = promotion.LIMIT) -> int:
+    """Promote the version that was live last before the one that is; arguments, result and errors as for `promote`."""
+    known(place, model)
+    with promotion.alone(place, [model], endpoint):
+        number = before(place, model)
+    return promote(place, model, number, endpoint, limit)
 
 
 def before(place: Path, model: str) -> int:
@@ -133,26 +133,28 @@ def before(place: Path, model: str) -> int:
     return max(lived, key=lambda number: (lived[number], number))
 
 
-def remove(place: Path, model: str, keep: int) -> list[int]:
+def remove(place: Path, model: str, keep: int, endpoint: Endpoint | None = None) -> list[int]:
     """Delete all but the newest `keep` versions; what is live, and what it would be rolled back to, stays.
 
-    A version folder is renamed out of Triton's sight before it is deleted.
+    A version folder is renamed out of Triton's sight before it is deleted. What the server `endpoint` that serves
+    `place`, if one does, answers with is live too.
 
     Returns:
         The numbers that went.
     """
     home = place / model
     known(place, model)
-    with scratch.alone(home):
+    with promotion.alone(place, [model], endpoint):
         found = standings(place, model)
         spared = {standing.number for standing in found if standing.state == "live"}
+        spared.update(serving(place, model, endpoint))
         if any(standing.state == "previous" for standing in found):
             spared.add(before(place, model))
         spared.update(standing.number for standing in found[max(0, len(found) - keep) :])
         gone = [standing.number for standing in found if standing.number not in spared]
         with scratch.folder(home, ".removed-") as hidden:
             for number in gone:
-                (home / str(number)).rename(hidden / str(number))
+                files.move(home / str(number), hidden / str(number))
     return gone
 
 
@@ -166,15 +168,22 @@ def remove_model(place: Path, model: str, endpoint: Endpoint | None = None) -> l
         BadRepository: there is no such model, or another one calls it.
         ServerFailed: the server does not unload it; the repository holds it no more.
     """
+    if not (place / model).exists() and endpoint is not None and control.versions(endpoint.http, model):
+        # Its folder went, and the command that took it away was killed before it told the server.
+        control.unload(endpoint.http, endpoint.secret, model)
+        return []
     gone = [standing.number for standing in standings(place, model)]
     callers = [name for name in repository.models(place) if model in repository.calls(place, name)]
     if callers:
         raise BadRepository(
             f"is called by {', '.join(callers)}", where=str(place / model), fix=f"remove {callers[0]} first"
         )
-    with scratch.alone(place / model), scratch.folder(place.parent, f".{place.name}.removed-") as hidden:
+    with (
+        promotion.alone(place, [model], endpoint),
+        scratch.folder(place.parent, f".{place.name}.removed-") as hidden,
+    ):
         # In this order, since the probe loads again what is there and not ready.
-        (place / model).rename(hidden / model)
+        files.move(place / model, hidden / model)
         if endpoint is not None:
             control.unload(endpoint.http, endpoint.secret, model)
     return gone
@@ -203,9 +212,3 @@ def _lived(lineage: dict[str, Any] | None) -> list[str]:
 def _lineage(place: Path, model: str, number: int) -> dict[str, Any] | None:
     there = (place / model / str(number) / repository.LINEAGE).exists()
     return repository.read_lineage(place, model, number) if there else None
-
-
-def _note(folder: Path, **values: Any) -> None:
-    """Write `values` into the version's lineage."""
-    path = folder / repository.LINEAGE
-    files.write(path, json.dumps({**json.loads(path.read_text()), **values}, indent=2) + "\n")

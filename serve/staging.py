@@ -18,7 +18,7 @@ from loadtest import files
 from loadtest.tensors import TensorSpec
 from serve import model_config, onnx_file, scratch
 from serve.errors import BadRepository
-from serve.repository import CONFIG, LINEAGE, MODEL_FILE, check_name, digest, now, numbers, total
+from serve.repository import CONFIG, LINEAGE, MODEL_FILE, check_name, digest, note, now, numbers, total
 from serve.settings import Settings
 from serve.target import Target
 
@@ -122,7 +122,8 @@ def publish(staged: Staged, lineage: dict[str, Any], *, live: bool = True) -> Ve
     Args:
         staged: what `stage` gave.
         lineage: what to keep in `lineage.json` beside the keys that are written here.
-        live: without it, a version that is not the first waits in the repository for `serve.rollout.promote`.
+        live: without it, the version waits in the repository for `serve.rollout.promote`, which also notes of the first
+            one, whose configuration comes with it, that it lives.
 
     Raises:
         BadRepository: if another command published this number meanwhile, or the repository cannot be written.
@@ -139,7 +140,7 @@ def publish(staged: Staged, lineage: dict[str, Any], *, live: bool = True) -> Ve
         "serve": staged.settings.document(),
         "config": model_config.text(staged.config),
         "digests": digests,
-        "lived": [now()] if live or not home.exists() else [],
+        "lived": [],
     }
     (staged.folder / LINEAGE).write_text(json.dumps(record, indent=2) + "\n")
     files.sync(staged.path)
@@ -151,6 +152,9 @@ def publish(staged: Staged, lineage: dict[str, Any], *, live: bool = True) -> Ve
                 files.write(home / CONFIG, record["config"])
         else:
             files.move(staged.path / model, home)
+        if live:
+            # Not before: of a version that a kill kept from being live nothing may say that it was.
+            note(home / str(number), lived=[now()])
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise BadRepository(

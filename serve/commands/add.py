@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from loadtest.commandline import PATH, document, emit, json_option, reporting
 from loadtest.errors import BadInput, UsageError
 from loadtest.tensors import Dim
-from serve.commands.versions import repository_option
+from serve.commands.versions import load_timeout_option, repository_option
 from serve.settings import DESCRIPTIONS
 
 
@@ -55,6 +55,7 @@ SETTINGS = "\b\nSettings for --set KEY=VALUE, or for the [serve] table of --sett
 @click.option("--settings", "file", type=PATH, help="TOML file with a [serve] table.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="One setting; see below.")
 @click.option("--check/--no-check", default=True, help="Load it in a throw-away server first.")
+@load_timeout_option
 @json_option
 def add(
     source: Path,
@@ -64,6 +65,7 @@ def add(
     file: Path | None,
     pairs: tuple[str, ...],
     check: bool,
+    load_timeout: float,
     as_json: bool,
     **target: Any,
 ) -> None:
@@ -101,8 +103,8 @@ def add(
         first = not (repository / model).exists()
         version = staging.publish(staged, dict(found.lineage), live=False)
     endpoint = state.serving(repository) if first else None
-    if endpoint:
-        rollout.promote(repository, model, version.number, endpoint)
+    if first:
+        rollout.promote(repository, model, version.number, endpoint, load_timeout)
     url = endpoint and endpoint.http
     kind = "live" if first else "staged"
     if as_json:

@@ -124,8 +124,8 @@ def _publish(build: "Callable[..., list[Version]]", model: str, options: dict[st
     whole = versions[-1]
     live = whole.number in repositories.live(place, whole.model)
     endpoint = state.serving(place) if live else None
-    for part in versions if endpoint else ():
-        rollout.promote(place, part.model, part.number, endpoint)
+    if endpoint:
+        rollout.promote(place, whole.model, whole.number, endpoint)
     if as_json:
         parts = [{"model": part.model, "number": part.number, "digest": part.digest} for part in versions]
         kind, url = "live" if live else "staged", endpoint and endpoint.http
@@ -134,5 +134,5 @@ def _publish(build: "Callable[..., list[Version]]", model: str, options: dict[st
     for part in versions:
         loaded = f", loaded at {endpoint.http}" if endpoint else ""
         click.echo(f"{'live' if live else 'staged'}: {part.model} version {part.number}{loaded}")
-    for part in versions if not live else ():
-        click.echo(f"  serve promote {part.model} {part.number} --repository {place}")
+    if not live:
+        click.echo(f"  serve promote {whole.model} {whole.number} --repository {place}")

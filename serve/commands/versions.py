@@ -1,15 +1,26 @@
 """`serve list`, `promote`, `rollback`, `remove`, `why` and `show`: the versions of a model."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loadtest.commandline import PATH, document, emit, json_option
 from loadtest.errors import UsageError
+from loadtest.options import Duration
+
+if TYPE_CHECKING:
+    from serve.server import Endpoint
 
 repository_option = click.option(
     "--repository", type=PATH, default="model_repository", show_default=True, help="The model repository."
+)
+load_timeout_option = click.option(
+    "--load-timeout",
+    type=Duration(),
+    default="120s",
+    show_default=True,
+    help="Time that a running server gets to load it.",
 )
 
 
@@ -43,34 +54,41 @@ def list_(repository: Path, as_json: bool) -> None:
 @click.argument("model")
 @click.argument("version", type=click.IntRange(1), required=False)
 @repository_option
+@load_timeout_option
 @json_option
-def promote(model: str, version: int | None, repository: Path, as_json: bool) -> None:
+def promote(model: str, version: int | None, repository: Path, load_timeout: float, as_json: bool) -> None:
     """Make VERSION of MODEL, or its newest, the one that is served.
 
     A running `serve up` over the repository loads it at once, also a model that is new to it, and answers with the
-    version before until it is ready. A version that it cannot load does not replace the one that serves.
+    version before until it is ready. A version that it cannot load does not replace the one that serves. The models of
+    a pipeline that were published together are promoted together.
 
     \b
     Example:
       serve promote digits_cnn 2 --repository build/model_repository
     """
-    _switch(repository, model, version, as_json)
+    from serve import rollout, state
+
+    endpoint = state.serving(repository)
+    _tell(repository, model, rollout.promote(repository, model, version, endpoint, load_timeout), endpoint, as_json)
 
 
 @click.command()
 @click.argument("model")
 @repository_option
+@load_timeout_option
 @json_option
-def rollback(model: str, repository: Path, as_json: bool) -> None:
+def rollback(model: str, repository: Path, load_timeout: float, as_json: bool) -> None:
     """Make the version of MODEL live again that was live last before the present one.
 
     \b
     Example:
       serve rollback digits_cnn --repository build/model_repository
     """
-    from serve import rollout
+    from serve import rollout, state
 
-    _switch(repository, model, rollout.before(repository, model), as_json)
+    endpoint = state.serving(repository)
+    _tell(repository, model, rollout.roll_back(repository, model, endpoint, load_timeout), endpoint, as_json)
 
 
 @click.command()
@@ -90,10 +108,11 @@ def remove(model: str, keep: int | None, whole: bool, repository: Path, as_json:
 
     if whole == bool(keep):
         raise UsageError("one of --keep and --all says what goes", fix="say --keep N, or --all for the whole model")
+    endpoint = state.serving(repository)
     if keep:
-        gone = rollout.remove(repository, model, keep)
+        gone = rollout.remove(repository, model, keep, endpoint)
     else:
-        gone = rollout.remove_model(repository, model, state.serving(repository))
+        gone = rollout.remove_model(repository, model, endpoint)
     if as_json:
         emit(document(model=model, removed=gone))
     else:
@@ -157,17 +176,15 @@ def show(model: str, version: int | None, repository: Path, as_json: bool) -> No
         click.echo(f"  {heading:14} {text}")
 
 
-def _switch(repository: Path, model: str, number: int | None, as_json: bool) -> None:
-    from serve import rollout, state
+def _tell(repository: Path, model: str, number: int, endpoint: "Endpoint | None", as_json: bool) -> None:
+    from serve import rollout
 
-    endpoint = state.serving(repository)
-    number = rollout.promote(repository, model, number, endpoint)
+    parts = rollout.together(repository, model, number)
     if as_json:
-        emit(document(model=model, live=number, url=endpoint and endpoint.http))
-    else:
-        click.echo(
-            f"live: {model} version {number}, " + (f"loaded at {endpoint.http}" if endpoint else "no server runs")
-        )
+        emit(document(model=model, live=number, parts=parts, url=endpoint and endpoint.http))
+        return
+    for name, one in parts.items():
+        click.echo(f"live: {name} version {one}, " + (f"loaded at {endpoint.http}" if endpoint else "no server runs"))
 
 
 def _explain(lineage: dict[str, Any]) -> None:

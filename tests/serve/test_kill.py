@@ -1,0 +1,111 @@
+"""A kill at any operation of promote, rollback, add and remove: old or new, and a rollback to what really served."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve import repository, rollout, staging
+from serve.target import Target
+from tests.conftest import TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
+from tests.serve.test_up import ROOT
+
+OLD = {"part": [1], "tiny": [2], "whole": [1]}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 2 of `tiny` lives and 1 did before; 3 and 4 wait. `part` and `whole` wait with a second version each."""
+    home = tmp_path_factory.mktemp("template")
+    place = home / "repository"
+
+    def publish(model: str, factor: float, live: bool, lineage: dict[str, Any]) -> None:
+        onnx = save_tiny(home / "tiny.onnx", factor * TINY_WEIGHT)
+        with staging.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
+            staging.publish(staged, lineage, live=live)
+
+    for number in (1, 2, 3, 4):
+        publish("tiny", number, number < 3, {})
+    for number in (1, 2):
+        for model in ("part", "whole"):
+            publish(model, number, number < 2, {"parts": {"part": number, "whole": number}})
+    (home / "tiny.onnx").unlink()
+    (home / "server.json").write_text(json.dumps(OLD))
+    (home / "server.log").write_text("tiny/1 tiny/2 part/1 whole/1\n")
+    assert rollout.before(place, "tiny") == 1
+    return home
+
+
+def kill_everywhere(verb: str, template: Path, server: str, folder: Path) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "tests.serve.killing", verb, str(template), server, str(folder)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("server", ["server", "no server"])
+@pytest.mark.parametrize(
+    ("verb", "new"),
+    [
+        ("promote", {**OLD, "tiny": [3]}),
+        ("rollback", {**OLD, "tiny": [1]}),
+        ("together", {**OLD, "part": [2], "whole": [2]}),
+        ("add", {**OLD, "added": [1]}),
+        ("publish", {**OLD, "tiny": [5]}),
+    ],
+)
+def test_a_kill_leaves_old_or_new(
+    template: Path, tmp_path: Path, verb: str, new: dict[str, list[int]], server: str
+) -> None:
+    seen = kill_everywhere(verb, template, server, tmp_path)
+    assert len(seen) > 8
+    assert seen[0]["settled"] == OLD
+    assert seen[-1]["settled"] == new
+    for one in seen:
+        assert one["settled"] in (OLD, new)
+        assert one["left"] in (OLD, new) or one["promised"], one
+        live = one["settled"]["tiny"][0]
+        assert one["back"] != live
+        if server == "server" and verb != "publish":
+            # What is loaded is what the repository says, and nothing is rolled back to that never was.
+            assert {model: one["loaded"].get(model) or [1] for model in one["settled"]} == one["settled"]
+            assert f"tiny/{one['back']}" in one["served"]
+        else:
+            assert one["back"] == (1 if one["settled"]["tiny"] == [2] else 2)
+        assert one["again"] == (new if verb in ("promote", "together") else one["settled"])
+
+
+@pytest.mark.parametrize("server", ["server", "no server"])
+def test_a_kill_of_remove_takes_whole_versions(template: Path, tmp_path: Path, server: str) -> None:
+    """Version 3 alone may go: 4 is the newest, 2 is live, 1 is what it would be rolled back to."""
+    seen = kill_everywhere("remove", template, server, tmp_path)
+    assert [seen[0]["numbers"]["tiny"], seen[-1]["numbers"]["tiny"]] == [[1, 2, 3, 4], [1, 2, 4]]
+    for one in seen:
+        assert one["numbers"]["tiny"] in ([1, 2, 3, 4], [1, 2, 4])
+        assert (one["settled"], one["back"]) == (OLD, 1)
+
+
+def test_a_kill_of_remove_all_takes_the_model_or_leaves_it(template: Path, tmp_path: Path) -> None:
+    seen = kill_everywhere("remove all", template, "no server", tmp_path)
+    without = {model: numbers for model, numbers in OLD.items() if model != "tiny"}
+    assert [seen[0]["settled"], seen[-1]["settled"]] == [OLD, without]
+    assert all(one["settled"] in (OLD, without) for one in seen)
+
+
+def test_what_a_kill_left_in_the_server_goes_with_the_same_command(
+    template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.serve.killing import ENDPOINT
+
+    asked: list[str] = []
+    monkeypatch.setattr(rollout.control, "versions", lambda url, model: [1])
+    monkeypatch.setattr(rollout.control, "unload", lambda url, secret, model: asked.append(model))
+    assert rollout.remove_model(template / "repository", "gone", ENDPOINT) == []
+    assert asked == ["gone"]
+    assert repository.models(template / "repository") == sorted(OLD)
