@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from loadtest import wire
+from loadtest import streaming, wire
 from loadtest.connection import PLAIN, Connection, address
 from loadtest.counts import Statistics, statistics
 from loadtest.errors import (
@@ -99,7 +99,7 @@ class Client:
     """
 
     def __init__(self, url: str, timeout: float, connection: Connection = PLAIN) -> None:
-        self.url, self.timeout = url, timeout
+        self.url, self.timeout, self._streams = url, timeout, connection.streams > 0
         self.binary: bool | None = None
         self.unknown: dict[str, str] = {}
         connection.check(url)
@@ -234,7 +234,11 @@ class Client:
             for name, array in inputs.items():
                 tensor = self._library.InferInput(name, list(array.shape), TRITON_DTYPES[array.dtype.name])
                 tensors.append(tensor.set_data_from_numpy(array, **form))
-            result = self._client.infer(model, tensors, model_version=version, **whole, **self._options, **self._packed)
+            request = {"inputs": tensors, "model_version": version, **whole}
+            if self._streams:
+                how = self.timeout, self._options["headers"], self._packed["compression_algorithm"]
+                return wire.stream_outputs(streaming.ask(self._client, *how, model_name=model, **request))
+            result = self._client.infer(model, **request, **self._options, **self._packed)
             answer = result.get_response()
             if self._scheme == "grpc":
                 return wire.grpc_outputs(answer)
@@ -335,6 +339,9 @@ def translated(url: str) -> Iterator[None]:
 def _from_status(url: str, status: str, message: str) -> LatheError:
     message = " ".join(message.split())
     code = status.removeprefix("StatusCode.")
+    if "decoupled transaction policy" in message:
+        fix = "send its requests over streams, with --streams 1 and the server's gRPC address"
+        return RequestRejected(f"the server says: {message}", where=url, fix=fix)
     if code.isdigit():
         return _from_http(url, int(code), message)
     words = message.lower()

@@ -67,8 +67,8 @@ class Connection:
         key: file of its key.
         headers: names and values that go with every request: HTTP headers, or gRPC metadata (names in small letters).
         compression: one of `COMPRESSIONS`, of requests, and of answers where the server does it; None leaves them.
-        streams: gRPC: how many `ModelStreamInfer` streams carry the requests; 0 makes a call of each. Of a model that
-            answers one request several times the first answer counts.
+        streams: gRPC: how many `ModelStreamInfer` streams carry the requests; 0 makes a call of each. A request of a
+            decoupled model is over with its last response.
         shared_memory: one of `MEMORIES`: tensors go through memory that this machine's server reads and writes; None
             sends them.
         binary: HTTP: whether tensors travel as bytes, which is an extension of the protocol; otherwise as JSON.

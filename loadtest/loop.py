@@ -232,7 +232,7 @@ class Loop:
 
     def _send_again(self, flight: Flight) -> None:
         flight.tries, flight.first = flight.tries + 1, flight.sent if flight.first is None else flight.first
-        flight.verdict, flight.error, flight.sent, flight.done = OK, "", None, None
+        flight.verdict, flight.error, flight.sent, flight.done, flight.responses = OK, "", None, None, ()
         # Without a pause a refused connection would be tried ten thousand times a second.
         pause = _RETRY_PAUSE if flight.gone else 0.0
         self._flying[flight.n] = flight, self._now() + pause

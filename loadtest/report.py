@@ -143,6 +143,10 @@ def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("lag p99", f"{number(values['lag_ms']['p99'])} ms"))
     gap = values["longest_gap"]
     rows.append(("longest gap", f"{number(gap['seconds'])} s without an answer, at {number(gap['at'])} s"))
+    if several := values["responses"]:
+        rows.append(("responses", f"{number(several['per_request'])} to a request"))
+        for name, key in (("first response", "first_ms"), ("between two", "gap_ms")):
+            rows.append((name, f"p50 {number(several[key]['p50'])} ms, p99 {number(several[key]['p99'])} ms"))
     checked = "not checked"
     if tolerances and values["checked"]:
         checked = f"{values['checked']:,} checked, {max(tolerances):.2g} allowed"

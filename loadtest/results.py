@@ -4,6 +4,7 @@ First line: what was planned. Then one line per request: `n`, the times `planned
 the start (null where it did not happen), `verdict`, `payload`, `worker`, `tries` where it was sent more than once, and
 `kind`, the short name of what went wrong. Requests that could not be sent any more because the run or the server ended
 share a line: `count` of them from `n` on, due from `planned` to `until`; readers spread them evenly over that time.
+`responses` are the times of a decoupled model's responses to a request, whose `done` is then the end of the answer.
 Between them, about once a second, a line with `reading`, the second of the
 run, and what the server's machine said of itself then (`loadtest.readings`). Last line: `end`, what the server counted,
 the kinds of errors, how many answers were `checked` and the first `mismatches` (see `answers.Answers`); a file without
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from loadtest.commandline import FORMAT, finite
 from loadtest.errors import BadInput
+from loadtest.responses import Collected, Responses
 from loadtest.statistics import Seconds
 
 VERDICTS = ("ok", "mismatch", "error", "timeout", "dropped")
@@ -97,6 +99,7 @@ class Flight:
         turn: its place in a sequence.
         count: how many requests it stands for; more than one where a run of them was dropped.
         until: when the last of these was due.
+        responses: when each response came, where there were several or the end of the answer came apart from the last.
     """
 
     n: int
@@ -112,6 +115,7 @@ class Flight:
     turn: Turn | None = None
     count: int = 1
     until: float = 0.0
+    responses: tuple[float, ...] = ()
 
 
 def line(flight: Flight, worker: int = 0) -> str:
@@ -121,6 +125,8 @@ def line(flight: Flight, worker: int = 0) -> str:
     more = f',"tries":{flight.tries}' if flight.tries > 1 else ""
     if flight.count > 1:
         more += f',"count":{flight.count},"until":{flight.until:.6f}'
+    if flight.responses:
+        more += f',"responses":[{",".join(f"{at:.6f}" for at in flight.responses)}]'
     if flight.error:
         more += f',"kind":{json.dumps(kind(flight.error))}'
     return (
@@ -202,6 +208,7 @@ class Results:
         kind: index into `kinds`, 0 where nothing went wrong.
         kinds: the short names of what went wrong, an empty one first.
         readings: what the server's machine said of itself during the run, in order of time.
+        responses: of requests that were answered in several; None where nobody read them.
     """
 
     header: dict[str, Any]
@@ -215,6 +222,7 @@ class Results:
     kind: NDArray[np.int32]
     kinds: list[str]
     readings: list[dict[str, Any]]
+    responses: Responses | None = None
 
     @property
     def open(self) -> bool:
@@ -232,6 +240,7 @@ class _Columns:
     def __init__(self) -> None:
         self.blocks: dict[str, list[NDArray[Any]]] = {name: [] for name in _DTYPES}
         self.kinds = {"": 0}
+        self.count, self.responses = 0, Collected()
         self.readings: list[dict[str, Any]] = []
         self.end: dict[str, Any] | None = None
 
@@ -259,8 +268,12 @@ class _Columns:
         }
         # numpy makes NaN of None.
         blocks = {name: np.array(values, _DTYPES[name]) for name, values in columns.items()}
+        counts = np.array([row.get("count", 1) for row in requests], np.int64)
+        if any("responses" in row for row in requests):
+            self.responses.add(requests, self.count + np.cumsum(counts) - counts)
+        self.count += int(counts.sum())
         if any("count" in row for row in requests):
-            blocks = _spread(blocks, requests)
+            blocks = _spread(blocks, counts, requests)
         for name, block in blocks.items():
             self.blocks[name].append(block)
 
@@ -280,12 +293,15 @@ class _Columns:
         kinds = [name for name, number in self.kinds.items() if number < _MOST_KINDS - 1]
         if len(self.kinds) >= _MOST_KINDS:
             kinds.append("other errors")
-        return Results(header, self.end, **arrays, kinds=kinds, readings=self.readings)
+        return Results(
+            header, self.end, **arrays, kinds=kinds, readings=self.readings, responses=self.responses.whole(order)
+        )
 
 
-def _spread(blocks: dict[str, NDArray[Any]], requests: list[dict[str, Any]]) -> dict[str, NDArray[Any]]:
+def _spread(
+    blocks: dict[str, NDArray[Any]], counts: NDArray[np.int64], requests: list[dict[str, Any]]
+) -> dict[str, NDArray[Any]]:
     """Return the columns with each line that stands for several requests as so many elements, evenly over its time."""
-    counts = np.array([row.get("count", 1) for row in requests])
     last = np.array([row.get("until", row["planned"]) for row in requests], np.float64)
     if (counts < 1).any():
         raise ValueError("a line stands for no request")

@@ -10,6 +10,7 @@ from loadtest import thresholds, validity
 from loadtest.breakdown import by_model
 from loadtest.commandline import document
 from loadtest.errors import BadInput
+from loadtest.responses import figures
 from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Results, read
 from loadtest.statistics import Seconds, largest, milliseconds
 
@@ -76,6 +77,7 @@ def summary(results: Results, sentences: Sequence[str] = ()) -> dict[str, Any]:
         longest_gap=_longest_gap(results),
         lag_ms={key: value for key, value in milliseconds(lag).items() if key in ("p99", "p999", "max")},
         loop_lag_ms=end.get("loop_lag_ms") or {},
+        responses=figures(results),
         models=by_model(results, sending_time(results)),
         client_cpu=end.get("client_cpu"),
         client_cores=end.get("client_cores", 1),

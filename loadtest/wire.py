@@ -227,6 +227,19 @@ def grpc_outputs(response: Any) -> dict[str, Array]:
     return {output.name: unpacked(output.datatype, list(output.shape), raw) for output, raw in pairs}
 
 
+def stream_outputs(responses: Sequence[Any]) -> dict[str, Array]:
+    """Return the outputs of all responses to one request; those of the second are named as in `y #2`.
+
+    Raises:
+        ValueError, KeyError: one is not the answer of a V2 server.
+    """
+    found: dict[str, Array] = {}
+    for number, response in enumerate(responses, 1):
+        outputs = grpc_outputs(response)
+        found |= {f"{name} #{number}" if number > 1 else name: array for name, array in outputs.items()}
+    return found
+
+
 def _from_contents(output: Any) -> Array:
     values = list(getattr(output.contents, _CONTENTS[output.datatype]))
     array = np.empty(len(values), NUMPY_DTYPES[output.datatype])

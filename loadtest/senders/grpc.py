@@ -3,7 +3,7 @@
 import asyncio
 import gzip
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import unquote
@@ -180,7 +180,7 @@ class GrpcSender:
             except self._no_message:
                 fail(flight, "the answer is not a ModelInferResponse")
             else:
-                judge(self.answers, flight, response, data)
+                judge(self.answers, flight, [response], data)
 
 
 def _headers(url: str, connection: Connection) -> list[tuple[str, str]]:
@@ -237,9 +237,9 @@ def explain(flight: Flight, code: str, details: str) -> None:
         fail(flight, f"{code}: {details}", gone=code == "UNAVAILABLE" and is_no_connection(details))
 
 
-def judge(answers: Answers | None, flight: Flight, response: Any, raw: bytes) -> None:
-    """Give the flight its verdict by a `ModelInferResponse`; equal `raw` bytes are equal answers."""
-    if not response.outputs:
+def judge(answers: Answers | None, flight: Flight, responses: Sequence[Any], raw: bytes) -> None:
+    """Give the flight its verdict by its `ModelInferResponse`, or several; equal `raw` bytes are equal answers."""
+    if not any(response.outputs for response in responses):
         fail(flight, "an answer without outputs")
     elif answers:
-        check(answers, flight, raw, lambda: wire.grpc_outputs(response))
+        check(answers, flight, raw, lambda: wire.stream_outputs(responses))

@@ -1,4 +1,9 @@
-"""Stream: requests over `ModelStreamInfer`, many on one stream, their answers matched by id."""
+"""Stream: requests over `ModelStreamInfer`, many on one stream, their answers matched by id.
+
+A decoupled model answers a request with as many responses as it likes. The request is over when the server says that
+there are no more. One that does not say it is taken to answer once; if it then answers again, nobody can know
+when its requests are over, and they end with their timeout.
+"""
 
 import asyncio
 from collections import deque
@@ -8,9 +13,12 @@ from typing import Any
 
 from loadtest.answers import Answers
 from loadtest.connection import PLAIN, Connection
-from loadtest.results import Flight
+from loadtest.results import TIMEOUT, Flight
 from loadtest.senders.grpc import SERVICE, channel, explain, judge, metadata
 from loadtest.senders.sender import Encode, Finished, end, fail
+from loadtest.streaming import FINAL, is_last
+
+_REMEMBERED = 1000
 
 
 class StreamSender:
@@ -22,6 +30,9 @@ class StreamSender:
         timeout: seconds until a request counts as timed out; None waits.
         answers: what to compare the outputs with; None leaves them unchecked.
         connection: its streams, certificates, headers and compression.
+
+    Attributes:
+        several: whether the server was seen to answer more than once without saying which answer is the last.
     """
 
     def __init__(
@@ -36,6 +47,7 @@ class StreamSender:
         self.connection = connection
         self.finished: Finished = lambda flight: None
         self.ids = count(1)
+        self.several = False
 
     async def open(self, connections: int) -> None:
         """Open the channel; each stream opens with its first request."""
@@ -65,6 +77,17 @@ class StreamSender:
         await self._channel.close()
 
 
+class _Waiting:
+    """A flight whose answer is not there yet, or not all of it."""
+
+    __slots__ = ("flight", "responses", "timer", "times")
+
+    def __init__(self, flight: Flight, timer: asyncio.TimerHandle | None) -> None:
+        self.flight, self.timer = flight, timer
+        self.responses: list[Any] = []
+        self.times: list[float] = []
+
+
 class _Stream:
     """One stream. gRPC takes one message after the other, so what is to be written stands in a queue."""
 
@@ -74,15 +97,20 @@ class _Stream:
 
         self.sender = sender
         self._no_message, self._parse = DecodeError, service_pb2.ModelStreamInferResponse.FromString
-        self._waiting: dict[str, tuple[Flight, asyncio.TimerHandle | None]] = {}
+        # The server is to say which response is the last, if need be with an empty one.
+        last = service_pb2.ModelInferRequest()
+        last.parameters["triton_enable_empty_final_response"].bool_param = True
+        self._tell_the_last = last.SerializeToString()
+        self._waiting: dict[str, _Waiting] = {}
         self._queue: deque[str] = deque()
+        self._unsaid: deque[str] = deque(maxlen=_REMEMBERED)
         self._filled = asyncio.Event()
         self.call: Any = None
 
     def send(self, flight: Flight) -> None:
         sender, name = self.sender, str(next(self.sender.ids))
         timer = sender.loop.call_later(sender.timeout, self._expire, name) if sender.timeout is not None else None
-        self._waiting[name] = flight, timer
+        self._waiting[name] = _Waiting(flight, timer)
         self._queue.append(name)
         self._filled.set()
 
@@ -116,9 +144,9 @@ class _Stream:
                 name = self._queue.popleft()
                 if name not in self._waiting:
                     continue  # timed out before its turn
-                flight = self._waiting[name][0]
-                # A field that is appended counts as if the message had been made with it: 3 is the id.
-                data = sender.encode(flight) + b"\x1a" + bytes([len(name)]) + name.encode()
+                flight = self._waiting[name].flight
+                # Fields that are appended count as if the message had been made with them: 3 is the id.
+                data = sender.encode(flight) + self._tell_the_last + b"\x1a" + bytes([len(name)]) + name.encode()
                 flight.sent = sender.loop.time() - sender.zero
                 await call.write(data)
             self._filled.clear()
@@ -126,30 +154,49 @@ class _Stream:
 
     def _answered(self, message: bytes) -> None:
         answer = self._parse(message)
-        flight = self._take(answer.infer_response.id)
-        if flight is None:
-            return  # a second answer, or one that came too late
-        end(self.sender, flight, lambda: self._judge(flight, answer))
-
-    def _judge(self, flight: Flight, answer: Any) -> None:
-        if answer.error_message:
-            fail(flight, answer.error_message)
+        name, response = answer.infer_response.id, answer.infer_response
+        waiting, said = self._waiting.get(name), FINAL in response.parameters
+        if waiting is None:
+            # One that came too late, or the next answer to a request that seemed to be over.
+            self.sender.several = self.sender.several or (not said and name in self._unsaid)
             return
-        response = answer.infer_response
-        response.ClearField("id")  # which differs in equal answers
-        judge(self.sender.answers, flight, response, response.SerializeToString(deterministic=True))
+        if response.outputs:
+            waiting.times.append(self.sender.loop.time() - self.sender.zero)
+            waiting.responses.append(response)
+        if not answer.error_message and not (is_last(response) if said else not self.sender.several):
+            return
+        if not said:
+            self._unsaid.append(name)
+        self._take(name)
+        end(self.sender, waiting.flight, lambda: self._judge(waiting, answer.error_message, not response.outputs))
+
+    def _judge(self, waiting: "_Waiting", error: str, apart: bool) -> None:
+        """Give the verdict; `apart` says that the end of the answer came apart from the last response."""
+        if len(waiting.times) > 1 or apart:
+            waiting.flight.responses = tuple(waiting.times)
+        if error:
+            fail(waiting.flight, error)
+            return
+        for response in waiting.responses:
+            response.ClearField("id")  # which differs in equal answers
+        raw = b"".join(response.SerializeToString(deterministic=True) for response in waiting.responses)
+        judge(self.sender.answers, waiting.flight, waiting.responses, raw)
 
     def _take(self, name: str) -> Flight | None:
-        flight, timer = self._waiting.pop(name, (None, None))
-        if timer:
-            timer.cancel()
-        return flight
+        waiting = self._waiting.pop(name, None)
+        if waiting is None:
+            return None
+        if waiting.timer:
+            waiting.timer.cancel()
+        return waiting.flight
 
     def _expire(self, name: str) -> None:
         if flight := self._take(name):
-            end(self.sender, flight, lambda: explain(flight, "DEADLINE_EXCEEDED", ""))
+            text = "several answers in time, and the server does not say which is the last"
+            text = text if self.sender.several else "no answer in time"
+            end(self.sender, flight, lambda: fail(flight, text, verdict=TIMEOUT))
 
     def _broke(self, code: str, details: str) -> None:
-        for name in [name for name, (flight, _) in self._waiting.items() if flight.sent is not None]:
+        for name in [name for name, one in self._waiting.items() if one.flight.sent is not None]:
             if flight := self._take(name):
                 end(self.sender, flight, partial(explain, flight, code, details))
