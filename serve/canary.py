@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from loadtest.client import Client, connect
 from loadtest.errors import LatheError
@@ -123,24 +124,31 @@ def compare(place: Path, model: str, old: int, new: int, requests: Sequence[Arra
 def _side_by_side(place: Path, model: str, numbers: Sequence[int]) -> Iterator[Path]:
     """Yield a repository with a model `old` and a model `new`, whose files are links to those of the two versions."""
     with scratch.folder() as root:
-        for called in repository.calls(place, model):
-            (root / called).symlink_to((place / called).absolute())
+        called = repository.calls(place, model)
+        repository.verify(place, called)
+        for name in called:
+            _link(root, name, repository.config(place, name), place / name, repository.live(place, name))
         for side, number in zip(SIDES, numbers, strict=True):
             lineage = repository.read_lineage(place, model, number)
             repository.verify_version(place, model, number, lineage)
             config = model_config.parse(lineage["config"])
-            config.name = side
-            config.version_policy.specific.versions[:] = [1]
-            folder = root / side / "1"
-            folder.mkdir(parents=True)
-            (root / side / repository.CONFIG).write_text(model_config.text(config))
-            source = (place / model / str(number)).absolute()
-            for file in source.rglob("*"):
-                if file.is_file() and file.name != repository.LINEAGE:
-                    link = folder / file.relative_to(source)
-                    link.parent.mkdir(parents=True, exist_ok=True)
-                    link.symlink_to(file)
+            config.version_policy.specific.versions[:] = [number]
+            _link(root, side, config, place / model, [number])
         yield root
+
+
+def _link(root: Path, name: str, config: ModelConfig, home: Path, numbers: Sequence[int]) -> None:
+    """Lay out versions of a model under `name`, by links; without a cache, which would answer in their place."""
+    config.name = name
+    config.response_cache.Clear()
+    for number in numbers:
+        source = (home / str(number)).absolute()
+        for file in source.rglob("*"):
+            if file.is_file() and file.name != repository.LINEAGE:
+                link = root / name / str(number) / file.relative_to(source)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file)
+    (root / name / repository.CONFIG).write_text(model_config.text(config))
 
 
 Answer = tuple[dict[str, Array] | str, float]

@@ -21,7 +21,7 @@ import numpy as np
 
 from loadtest.client import Client
 from loadtest.errors import LatheError
-from serve import control, probe, processes, scratch
+from serve import control, probe, processes
 from serve import repository as repositories
 from serve.errors import BadRepository
 
@@ -133,7 +133,7 @@ class Watch:
                     # The version that is live now may take something else.
                     self._questions.pop(model, None)
                     log.info("%s is %s: %s", model, state, words)
-                self._found_dead[model] = self._found_dead[model] + 1 if state == "dead" else 0
+                self._found_dead[model] = self._found_dead[model] + 1 if state in ("dead", "not loaded") else 0
                 if self._found_dead[model] >= IN_A_ROW:
                     self._heal(model)
 
@@ -156,6 +156,8 @@ class Watch:
 
     def _heal(self, model: str) -> bool:
         """Load the model again unless it was just now; return whether its processes are new ones."""
+        from serve import promotion  # it needs the module of the server, which imports this one
+
         with self._healing:
             rest, now = self._rests.setdefault(model, Rest()), time.monotonic()
             if now < rest.until or not (self._place / model).exists():
@@ -163,7 +165,7 @@ class Watch:
             before = [pid for pid, served in processes.scan(self._endpoint.pid).living.items() if served == model]
             try:
                 # A promotion that is under way would be undone by the configuration that was live before.
-                with scratch.alone(self._place / model):
+                with promotion.alone(self._place, [model], self._endpoint):
                     self._load_again(model, bool(before))
             except LatheError as error:
                 log.warning("a backend process of %s is dead and loading it again failed: %s", model, error.what)

@@ -14,7 +14,7 @@ from google.protobuf import json_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from loadtest.errors import LatheError
-from serve import gpu, onnx_file, releases, repository
+from serve import cache, gpu, onnx_file, releases, repository
 from serve.backends import graph
 from serve.errors import BadRepository
 
@@ -351,6 +351,11 @@ def _batching(subject: Subject) -> Iterator[Finding]:
         yield subject.error(f"preferred_batch_size {too_large[0]} is above max_batch_size", "lower it")
 
 
+def _cache(subject: Subject) -> Iterator[Finding]:
+    if reason := cache.refusal(subject.config):
+        yield subject.error(reason, cache.FIX)
+
+
 RULES: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
-    *(_names, _versions, _files, _graph, _calls, _hardware, _engine, _elsewhere, _batching),
+    *(_names, _versions, _files, _graph, _calls, _hardware, _engine, _elsewhere, _batching, _cache),
 )

@@ -15,7 +15,7 @@ from tritonclient.grpc.model_config_pb2 import (
 
 from loadtest.errors import BadInput
 from loadtest.tensors import TRITON_DTYPES, Dim, TensorSpec
-from serve import gpu, sequences
+from serve import cache, gpu, sequences
 from serve.errors import BadRepository
 from serve.settings import Settings, check
 from serve.target import Target
@@ -56,14 +56,16 @@ def build(
     _add_parameters(config, inputs, target, settings)
     if target.device == "cuda":
         gpu.add(config, inputs, settings)
+    if settings.sequence:
+        sequences.add(config, settings.sequence, {spec.name: spec for spec in (*inputs, *outputs)}, settings.instances)
+    elif batch:
+        _add_batching(config, settings)
     if settings.cache:
         config.response_cache.enable = True
+    if reason := cache.refusal(config):
+        raise BadInput(reason, where="settings", fix=cache.FIX)
     if settings.sequence:
-        # Triton warms up no model that remembers.
-        sequences.add(config, settings.sequence, {spec.name: spec for spec in (*inputs, *outputs)}, settings.instances)
-        return config
-    if batch:
-        _add_batching(config, settings)
+        return config  # Triton warms up no model that remembers
     measured = {size for size in (*settings.preferred, *target.batch) if size <= batch}
     for size in sorted({1, max(batch, 1), *measured}):
         _warm_up(config, inputs, size)

@@ -1,6 +1,6 @@
 """The probe: a small request to a model, and what its answer says: the model answers, is silent, or is dead.
 
-*Dead* means that a backend process is gone or the model is not loaded. *Silent* is everything else that is no answer: a
+*Dead* means that a backend process is gone, *not loaded* what it says. *Silent* is everything else that is no answer: a
 full queue, a request that was refused, a server too busy even to say whether the model is ready. A silent model may be
 a healthy one with too much to do, and nothing is done to it (`serve.healing`).
 """
@@ -23,7 +23,7 @@ from serve import repository as repositories
 if TYPE_CHECKING:
     from serve.server import Endpoint
 
-State = Literal["answers", "silent", "dead"]
+State = Literal["answers", "silent", "dead", "not loaded"]
 DEAD = "is not healthy"
 """What the server's answer says when the model's backend process has died."""
 
@@ -92,7 +92,7 @@ def ask(
         client.infer(model, asked.draw(rng), sequence=asked.sequence)
         return "answers", ""
     except ModelMissing:
-        return "dead", f"not loaded; load it with: serve promote {model}"
+        return "not loaded", f"load it with: serve promote {model}"
     except LatheError as error:
         # A server that does not even say whether the model is ready has said nothing about it.
         dead = DEAD in error.what or control.readiness(endpoint.http, model) is False
@@ -100,7 +100,7 @@ def ask(
 
 
 def health(endpoint: "Endpoint", place: Path) -> dict[str, str]:
-    """Ask every model of the repository once; return `answers`, or `silent:` or `dead:` and why, for each."""
+    """Ask every model of the repository once; return `answers`, or another state and why, for each."""
     living = Counter(processes.scan(endpoint.pid).living.values())
     found, rng = {}, np.random.default_rng()
     with Client(endpoint.plain, timeout=10) as client:
@@ -110,7 +110,7 @@ def health(endpoint: "Endpoint", place: Path) -> dict[str, str]:
             except LatheError as error:
                 state, words = "silent", error.what
             wanted = processes.wanted(repositories.config(place, model), len(repositories.live(place, model)))
-            if state != "dead" and living and living[model] < wanted:
+            if state in ("answers", "silent") and living and living[model] < wanted:
                 state, words = "dead", f"{wanted - living[model]} of its {wanted} backend processes are gone"
-            found[model] = state if state == "answers" else f"{state}: {words}"
+            found[model] = {"answers": state, "not loaded": f"{state}; {words}"}.get(state, f"{state}: {words}")
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loadtest import files
-from serve import control, promotion, repository, scratch
+from serve import control, numbering, promotion, repository, scratch
 from serve.errors import BadRepository
 from serve.server import Endpoint
 
@@ -152,6 +152,7 @@ def remove(place: Path, model: str, keep: int, endpoint: Endpoint | None = None)
             spared.add(before(place, model))
         spared.update(standing.number for standing in found[max(0, len(found) - keep) :])
         gone = [standing.number for standing in found if standing.number not in spared]
+        numbering.keep(place, model)
         with scratch.folder(home, ".removed-") as hidden:
             for number in gone:
                 files.move(home / str(number), hidden / str(number))
@@ -182,6 +183,7 @@ def remove_model(place: Path, model: str, endpoint: Endpoint | None = None) -> l
         promotion.alone(place, [model], endpoint),
         scratch.folder(place.parent, f".{place.name}.removed-") as hidden,
     ):
+        numbering.keep(place, model)
         # In this order, since the probe loads again what is there and not ready.
         files.move(place / model, hidden / model)
         if endpoint is not None:

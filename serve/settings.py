@@ -74,7 +74,7 @@ class Settings:
     precision: Literal["FP32", "FP16", "BF16", "INT8"] = _field("what the accelerator may compute in", "FP32")
     cuda_graphs: bool = _field("let the accelerator replay recorded kernels", False)
     pinned: bool = _field("copy to and from a GPU through pinned memory", True)
-    cache: bool = _field("answer a request that was answered before from memory", False)
+    cache: bool = _field("answer a repeated request from memory; for one output and inputs of one shape", False)
     resources: dict[str, Count] = _field("what an instance must hold to run, as {memory = 1}", {})
     weight: int = _field("of the rate limiter: with 2, it runs half as often", 0, ge=0)
     priorities: int = _field("levels of priority that a request can ask for; 1 is first", 0, ge=0, le=1000)

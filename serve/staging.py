@@ -16,9 +16,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from loadtest import files
 from loadtest.tensors import TensorSpec
-from serve import model_config, onnx_file, scratch
+from serve import model_config, numbering, onnx_file, scratch
 from serve.errors import BadRepository
-from serve.repository import CONFIG, LINEAGE, MODEL_FILE, check_name, digest, note, now, numbers, total
+from serve.repository import CONFIG, LINEAGE, MODEL_FILE, check_name, digest, note, now, total
 from serve.settings import Settings
 from serve.target import Target
 
@@ -92,7 +92,7 @@ def stage(
     """
     repository = repository.absolute()
     check(repository, model)
-    number = max(numbers(repository, model), default=0) + 1
+    number = numbering.upcoming(repository, model)
     config = model_config.build(model, inputs, outputs, target, [number], settings)
     with scratch.folder(repository.parent, f".{repository.name}.staged-") as at:
         staged = Staged(at, model, number, config, repository, tuple(inputs), tuple(outputs), target, settings)
@@ -146,6 +146,7 @@ def publish(staged: Staged, lineage: dict[str, Any], *, live: bool = True) -> Ve
     files.sync(staged.path)
     try:
         staged.repository.mkdir(parents=True, exist_ok=True)
+        numbering.take(staged.repository, model, number)
         if home.exists():
             files.move(staged.folder, home / str(number))
             if live:

@@ -16,7 +16,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelIns
 from loadtest.client import Client
 from loadtest.errors import RequestRejected, UsageError
 from loadtest.tensors import Arrays, Dim, TensorSpec
-from serve import dryload, model_config, repository, rollout, scratch, staging
+from serve import dryload, model_config, numbering, repository, rollout, scratch, staging
 from serve.errors import BadRepository
 from serve.settings import Settings
 from serve.target import Target
@@ -236,7 +236,7 @@ def _check_names(inner: Called, parts: Sequence[Part]) -> None:
 
 def _lay_out(at: Path, inner: Called, part: Part) -> staging.Staged:
     name = part.config.name
-    number = max(repository.numbers(inner.place, name), default=0) + 1
+    number = numbering.upcoming(inner.place, name)
     part.config.version_policy.specific.versions[:] = [number]
     target = Target(**inner.lineage["target"])
     staged = staging.Staged(at, name, number, part.config, inner.place, part.inputs, part.outputs, target, Settings())
