@@ -14,7 +14,7 @@ import pytest
 
 from loadtest.client import connect
 from loadtest.errors import LatheError
-from serve import control, healing, probe, processes, repository, scratch, settings
+from serve import control, healing, probe, processes, scratch, settings, staging
 from serve.healing import Rest, Watch
 from serve.server import Endpoint, running
 from serve.target import Target
@@ -33,8 +33,8 @@ def place(tmp_path: Path, server_prefix: Path) -> Path:
 def publish(place: Path, model: str = TINY, **asked: object) -> None:
     onnx = save_tiny(place.parent / "tiny.onnx")
     made = settings.read(asked, model)
-    with repository.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=2), made) as staged:
-        repository.publish(staged, {})
+    with staging.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=2), made) as staged:
+        staging.publish(staged, {})
 
 
 def living(endpoint: Endpoint, model: str = TINY) -> set[int]:
