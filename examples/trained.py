@@ -11,8 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from optimize import evaluate, train
-from optimize import workload as workloads
+from optimize import digest, evaluate, splits, train
 from optimize.predict import TorchPredictor
 from optimize.step import Context
 from optimize.workload import Workload
@@ -52,7 +51,8 @@ def learned(untrained: Callable[[], Workload], file: str, training: Training) ->
     def model() -> nn.Module:
         fresh = replace(untrained(), source=f"{file}:workload")
         # Not of the training data: reading it would advance its random generator.
-        path, wanted = CACHE / f"{workload.name}.safetensors", workloads.digest(replace(fresh, training=None))
+        path = CACHE / f"{workload.name}.safetensors"
+        wanted = digest.code(fresh.source) | dict(splits.read(replace(fresh, training=None)).digests)
         with torch.random.fork_rng():
             torch.manual_seed(SEED)
             module = fresh.build()

@@ -9,6 +9,7 @@ from loadtest.tensors import Arrays
 from optimize import bundle as bundles
 from optimize import measure
 from optimize.bundle import Bundle
+from optimize.digest import Key
 from optimize.errors import BadBundle
 from optimize.evaluate import Quality, evaluate
 from optimize.export.onnx import export
@@ -39,28 +40,31 @@ class Trained:
         return self.quality.outputs
 
 
-def establish(workload: Workload, folder: Path, progress: Progress = silent) -> Trained:
-    """Return the trained model with its FP32 ONNX in `folder`, made there unless a bundle is there already."""
-    made = reusable(folder, workload, progress)
+def establish(workload: Workload, folder: Path, key: Key, progress: Progress = silent) -> Trained:
+    """Return the trained model with its FP32 ONNX in `folder`, made there unless one of that key is there."""
+    made = reusable(folder, workload, key, progress)
     if made is None:
         progress("exporting the trained model", 0.0)
         with scratch.folder() as place:
             module = workload.build()
             graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH, real=workload.first())
-            made = bundles.save(Bundle(workload, module, graph), folder)
+            made = bundles.save(Bundle(workload, module, graph), folder, key)
     progress("evaluating the trained model", 0.5)
     quality = evaluate(TorchPredictor(made.module, workload.outputs), workload)
     return Trained(made, quality, cost(made))
 
 
-def reusable(folder: Path, workload: Workload, progress: Progress = silent) -> Bundle | None:
-    """Return the bundle that an earlier run left in `folder`; what is no whole bundle is removed, and None returned."""
+def reusable(folder: Path, workload: Workload, key: Key, progress: Progress = silent) -> Bundle | None:
+    """Return the bundle in `folder` if its key is `key`; any other is removed, with a word why, and None."""
+    if not folder.exists():
+        return None
     try:
+        if differs := Key(bundles.describe(folder)["made_of"]).changed(key):
+            raise BadBundle(f"changed since it was made: {differs}", where=str(folder))
         return bundles.load(folder, workload)
     except BadBundle as error:
-        if folder.exists():
-            progress(f"{folder.name} is made again: {error.what}", 0.0)
-            shutil.rmtree(folder)
+        progress(f"{folder.name} is made again: {error.what}", 0.0)
+        shutil.rmtree(folder)
         return None
 
 

@@ -15,19 +15,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from loadtest import files
 from loadtest.commandline import document
+from optimize.digest import Key
 from optimize.errors import BadBundle
+from optimize.predict import TorchPredictor
 from optimize.structure import rebuild, structure
 from optimize.workload import Workload, file_of
 from optimize.workload import load as load_workload
 from serve import scratch
 
-FORMAT = 2
+FORMAT = 3
+NO_KEY = Key()
+KEPT = 64
+"""Numbers of each output that a bundle keeps, to know its model again."""
 DESCRIPTION, WEIGHTS, GRAPH = "bundle.json", "weights.safetensors", "model.onnx"
 
 
@@ -41,6 +47,7 @@ class Bundle:
         graph: the ONNX file, None before the export.
         lineage: one entry for each step so far, oldest first: the step's name, config, seed and measurements.
         folder: where it was saved; None for one that only lives in memory.
+        key: what it was made from; empty where nobody asked.
     """
 
     workload: Workload
@@ -48,20 +55,22 @@ class Bundle:
     graph: Path | None = None
     lineage: tuple[dict[str, Any], ...] = ()
     folder: Path | None = None
+    key: Key = NO_KEY
 
 
-def save(bundle: Bundle, folder: Path, key: str = "") -> Bundle:
+def save(bundle: Bundle, folder: Path, key: Key | None = None) -> Bundle:
     """Write `bundle` to `folder`, whole or not at all, in place of a bundle that is there.
 
     Args:
         bundle: its workload must have come from a file or module, which is what the bundle will name.
         folder: must not exist, or hold a bundle or nothing.
-        key: an opaque text kept with it, by which a run knows its own steps again.
+        key: kept with it, by which a run knows its own steps again; the bundle's own unless given.
 
     Raises:
         BadBundle: `folder` is a file or holds something else than a bundle.
     """
     folder = folder.absolute()
+    bundle = replace(bundle, key=key or bundle.key)
     check(folder)
     with replacing(folder) as temporary:
         _save_weights(bundle.module, temporary / WEIGHTS)
@@ -75,7 +84,9 @@ def save(bundle: Bundle, folder: Path, key: str = "") -> Bundle:
             workload=_describe_source(bundle.workload, folder),
             structure=structure(bundle.module, bundle.workload.build(student_of(bundle.lineage))),
             lineage=list(bundle.lineage),
-            key=key,
+            key=bundle.key.digest,
+            made_of=dict(bundle.key.parts),
+            answers=_answers(bundle.module, bundle.workload),
             digests={file.name: digest(file) for file in sorted(temporary.iterdir())},
         )
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2))
@@ -96,7 +107,7 @@ def check(folder: Path) -> None:
 
 
 def load(folder: Path, workload: Workload | None = None) -> Bundle:
-    """Read a bundle and check it: format, digests, and that the user's code still builds its model.
+    """Read a bundle and check it: format, key, digests, and that the user's code still builds the same model.
 
     Args:
         folder: as `save` left it.
@@ -119,8 +130,10 @@ def load(folder: Path, workload: Workload | None = None) -> Bundle:
             where=str(folder),
             fix="bring the workload file back to what it was, or make the bundle again",
         ) from error
+    _check_answers(_answers(module.eval(), workload), description["answers"], str(folder))
     graph = folder / GRAPH
-    return Bundle(workload, module.eval(), graph if graph.is_file() else None, tuple(description["lineage"]), folder)
+    lineage, key = tuple(description["lineage"]), Key(description["made_of"])
+    return Bundle(workload, module, graph if graph.is_file() else None, lineage, folder, key)
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -137,8 +150,9 @@ def describe(folder: Path) -> dict[str, Any]:
         raise BadBundle("its bundle.json is damaged", where=str(folder), fix="make the bundle again") from error
     if not isinstance(description, dict) or description.get("bundle_format") != FORMAT:
         raise BadBundle("is a bundle of another format", where=str(folder), fix="make it again with this version")
-    kinds = {"workload": dict, "structure": dict, "lineage": list, "digests": dict}
-    if not all(isinstance(description.get(key), kind) for key, kind in kinds.items()):
+    kinds = {"workload": dict, "structure": dict, "lineage": list, "digests": dict, "made_of": dict, "answers": dict}
+    whole = all(isinstance(description.get(key), kind) for key, kind in kinds.items())
+    if not whole or description.get("key") != Key(description["made_of"]).digest:
         raise BadBundle("its bundle.json is damaged", where=str(folder), fix="make the bundle again")
     for name, wanted in description["digests"].items():
         file = folder / name
@@ -171,6 +185,34 @@ def replacing(folder: Path) -> Iterator[Path]:
             files.swap(temporary, folder)
         else:
             files.place(temporary, folder)
+
+
+def _answers(module: nn.Module, workload: Workload) -> dict[str, list[float]]:
+    """Return the first numbers that the model makes of generated inputs, by output: float outputs only."""
+    rng = np.random.default_rng(0)
+    inputs = {spec.name: spec.generate(rng, batch=2) for spec in workload.inputs}
+    with TorchPredictor(module, workload.outputs) as predictor:
+        outputs = predictor.predict(inputs)
+    return {name: array.ravel()[:KEPT].tolist() for name, array in outputs.items() if array.dtype.kind == "f"}
+
+
+def _check_answers(now: Mapping[str, list[float]], then: Mapping[str, list[float]], where: str) -> None:
+    """Find a change of the user's code that the weights fit as before, such as another activation.
+
+    Raises:
+        BadBundle: an output differs by more than two machines would.
+    """
+    for name, wanted in then.items():
+        scale = float(np.nan_to_num(np.abs(wanted)).max(initial=0.0))
+        close = np.shape(now.get(name, ())) == np.shape(wanted) and np.allclose(
+            now[name], wanted, rtol=1e-2, atol=1e-3 * scale, equal_nan=True
+        )
+        if not close:
+            raise BadBundle(
+                f"the user's code makes another model of its weights now: {name!r} differs",
+                where=where,
+                fix="bring the code back to what it was, or make the bundle again",
+            )
 
 
 def _save_weights(module: nn.Module, path: Path) -> None:

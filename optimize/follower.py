@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loadtest.errors import LatheError
 from optimize import bundle as bundles
 from optimize import processes, recipe
 from optimize import step as steps
@@ -27,7 +26,7 @@ def leading() -> Iterator[None]:
     """Run the command in this block; at its end the followers are told to end as well."""
     try:
         yield
-    except LatheError:
+    except Exception:
         _end()
         raise
     _end()
@@ -36,7 +35,7 @@ def leading() -> Iterator[None]:
 @contextmanager
 def joined(step: Any, source: Bundle, plan: "Recipe", checkpoint: Path) -> Iterator[None]:
     """Have the followers apply `step`, if it trains, while this process does so; an error of one is one of all."""
-    if processes.size() == 1 or "training" not in steps.METHODS[type(step)].needs(step):
+    if not _together(step):
         yield
         return
     processes.tell(
@@ -51,14 +50,24 @@ def joined(step: Any, source: Bundle, plan: "Recipe", checkpoint: Path) -> Itera
         yield
 
 
+def workload_for(step: Any, workload: Workload) -> Workload:
+    """Return the workload that `step` is applied with: where all processes apply it, loaded anew in each.
+
+    A random generator that its `training` function goes on drawing from is then in the same state in all of them.
+    """
+    return load_workload(workload.source) if _together(step) else workload
+
+
 def follow() -> None:
     """Apply the steps that the first process tells of until it says that there are no more."""
-    workload: Workload | None = None
     while told := processes.tell(None):
-        # An error is the first process's to report.
-        with suppress(LatheError), processes.agreeing():
-            workload = workload or load_workload(told["workload"])
-            _apply(told, workload)
+        # An error is the first process's to report; it has learnt of it.
+        with suppress(Exception), processes.agreeing():
+            _apply(told, load_workload(told["workload"]))
+
+
+def _together(step: Any) -> bool:
+    return processes.size() > 1 and "training" in steps.METHODS[type(step)].needs(step)
 
 
 def _apply(told: dict[str, Any], workload: Workload) -> None:

@@ -5,38 +5,30 @@ and the proof page. A bundle appears whole or not at all, so whatever is there m
 """
 
 import json
-import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from loadtest import files, payload
+from loadtest import files
 from loadtest.commandline import document
 from loadtest.errors import UsageError
 from loadtest.tensors import TensorSpec
 from optimize import bundle as bundles
-from optimize import extra, follower, gate, measure, resume
+from optimize import digest, extra, gate, measure, resume, splits
 from optimize import step as steps_of
-from optimize.baseline import TRAINED, Progress, Trained, cost, establish, graph_of, reusable, silent
+from optimize.advance import advance, every_step, folder_name, largest_batch, measured
+from optimize.baseline import TRAINED, Progress, Trained, cost, establish, graph_of, silent
 from optimize.bundle import Bundle
 from optimize.errors import BadRecipe, BadWorkload, GateRefused
-from optimize.evaluate import Quality, compare, evaluate
+from optimize.evaluate import Quality, compare
 from optimize.explain import Stage
-from optimize.export.graph import drop_node_names
-from optimize.export.onnx import Onnx, export
-from optimize.export.verify import deviation
+from optimize.export.onnx import Onnx
 from optimize.gate import Gate
 from optimize.measure import Cost, Speeds
-from optimize.predict import TorchPredictor, cut, open_graph
 from optimize.recipe import Recipe, ordered
 from optimize.workload import Workload
-from serve import curve, model_config, scratch, settings
+from serve import curve, scratch, settings
 from serve.target import Target
-
-SAMPLES = 512
-"""So many evaluation samples are drawn from to measure how much an output depends on its batch mates."""
 
 
 def run(
@@ -47,6 +39,7 @@ def run(
     repository: Path | None = None,
     force: bool = False,
     strict: bool = False,
+    allow_overlap: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Run `recipe` on `workload` and return the `optimize run` document.
@@ -54,11 +47,13 @@ def run(
     Args:
         recipe: from `optimize.recipe.load`, or built in Python.
         workload: from `optimize.workload.load`, so that the bundles can name its file.
-        output: the run's folder; `build/runs/NAME` unless given. Resumed when recipe, code and data are the same.
+        output: the run's folder; `build/runs/NAME` unless given. A step whose bundle lies there, made from the same
+            model, code, data and config, is kept.
         repository: where the result is published after it was proven on a real server; without it the run ends with
             the bundle, and `endpoint`, `load` and `version` are None.
         force: publish although a gate said no; the lineage says so for ever.
         strict: judge the worse end of the paired interval, not the value.
+        allow_overlap: go on though evaluation samples stand in another set; lineage and page say so.
         progress: called with a text and the fraction of the current step.
 
     Raises:
@@ -75,14 +70,16 @@ def run(
         if folder.resolve().is_relative_to(repository.resolve()):
             raise UsageError("the run's folder lies in the repository", where=str(folder), fix="name another --output")
     resume.check(folder)
+    sets = splits.read(workload, progress, allow_overlap=allow_overlap)
     folder.mkdir(parents=True, exist_ok=True)
     with scratch.alone(folder):
-        return _run(recipe, workload, folder, repository, force, strict, progress)
+        return _run(recipe, workload, sets, folder, repository, force, strict, progress)
 
 
 def _run(
     recipe: Recipe,
     workload: Workload,
+    sets: splits.Sets,
     folder: Path,
     repository: Path | None,
     force: bool,
@@ -92,18 +89,23 @@ def _run(
     """Run in a folder that is this run's alone; arguments as for `run`."""
     from optimize.report import page
 
-    resumed = resume.prepare(folder, recipe, workload, progress)
-    trained = establish(workload, folder / f"0-{TRAINED}", progress)
-    elements, last, quality = _steps(recipe, trained, folder, progress)
+    names = [steps_of.METHODS[type(step)].name for step in recipe.steps]
+    folders = [folder_name(number, name) for number, name in enumerate((TRAINED, *names))]
+    resume.prepare(folder, recipe, folders, progress)
+    trained = establish(workload, folder / folders[0], digest.trained(workload, sets), progress)
+    made = every_step(recipe, trained, sets, folder, progress)
+    elements, last, quality = made.elements, made.bundle, made.quality
+    resume.note(folder, {**trained.bundle.key.parts, **made.keys})
     speeds = _speeds(trained.bundle, folder, elements, recipe, progress)
-    final = _folder_name(len(elements), elements[-1]["name"])
+    final = folder_name(len(elements), elements[-1]["name"])
     result = document(
         workload=workload.name,
         recipe=recipe.document(),
-        resumed=resumed,
-        trained=_measured(trained.quality, _timed(trained.cost, speeds, TRAINED)),
+        resumed=made.kept > 0,
+        overlap=dict(sets.overlap),
+        trained=measured(trained.quality, _timed(trained.cost, speeds, TRAINED)),
         steps=elements,
-        result=_measured(quality, _timed(cost(last), speeds, final)),
+        result=measured(quality, _timed(cost(last), speeds, final)),
         endpoint=None,
         ratios=ratios(trained.bundle, last, speeds, final),
         load=None,
@@ -129,10 +131,20 @@ def _run(
     return result
 
 
-def apply_one(step: Any, source: Bundle, output: Path, target: Target, seed: int, progress: Progress) -> dict[str, Any]:
+def apply_one(
+    step: Any,
+    source: Bundle,
+    output: Path,
+    target: Target,
+    seed: int,
+    progress: Progress,
+    *,
+    allow_overlap: bool = False,
+) -> dict[str, Any]:
     """Run one step on a bundle, save the result to `output`, and return its element of `steps[]`.
 
     Raises:
+        BadData: an evaluation sample stands in another set, and `allow_overlap` is not set.
         BadRecipe: a torch step on a bundle that went through a graph step.
         The errors of `optimize.step.apply`.
     """
@@ -143,79 +155,19 @@ def apply_one(step: Any, source: Bundle, output: Path, target: Target, seed: int
     recipe = Recipe((step,), seed, target=target)
     extra.require(target.runtime)
     steps_of.check_needs(step, workload)
+    sets = splits.read(workload, progress, allow_overlap=allow_overlap)
     with scratch.folder() as place:
-        trained = establish(workload, place / TRAINED, progress)
+        trained = establish(workload, place / TRAINED, digest.trained(workload, sets), progress)
         if source.graph is None:
-            source = replace(source, graph=graph_of(trained.bundle))
-        made, quality, element = advance(step, source, trained, recipe, output, progress)
+            source = replace(source, graph=graph_of(trained.bundle), key=trained.bundle.key)
+        key = digest.step(step, source, recipe, sets)
+        made, quality, element = advance(step, source, trained, recipe, sets, key, output, progress)
         progress("measuring speed", 0.0)
         paths = {TRAINED: graph_of(trained.bundle), "result": graph_of(made)}
         speeds = measure.speed(paths, workload.inputs, target, baseline=TRAINED)
-        element |= _measured(quality, _timed(cost(made), speeds, "result"))
+        element |= measured(quality, _timed(cost(made), speeds, "result"))
         element["ratios"] = ratios(trained.bundle, made, speeds, "result")
     return element
-
-
-def advance(
-    step: Any,
-    source: Bundle,
-    trained: Trained,
-    recipe: Recipe,
-    folder: Path,
-    progress: Progress,
-    *,
-    last: bool = False,
-) -> tuple[Bundle, Quality, dict[str, Any]]:
-    """Apply one step to a bundle; return the bundle that it saved in `folder`, its quality, and its lineage entry.
-
-    The graph of the `last` graph step goes without the names of its nodes, which no step will ask for.
-    """
-    method = steps_of.METHODS[type(step)]
-    workload = source.workload
-    checkpoint = folder.absolute().with_name(f".{folder.name}.checkpoint")
-    progress(method.name, 0.0)
-    with scratch.folder() as place:
-        # The teacher is a model of its own: a step trains `source.module`, which may be the very same object.
-        context = steps_of.Context(
-            workload, trained.bundle.module, recipe.target, recipe.seed, place, progress, checkpoint
-        )
-        torch.manual_seed(recipe.seed)
-        subject = graph_of(source) if method.stage == "graph" else source.module
-        with follower.joined(step, source, recipe, checkpoint):
-            made = steps_of.apply(step, subject, context)
-        module = made if method.stage == "torch" else source.module
-        if method.stage == "torch":
-            graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH, real=workload.first())
-        else:
-            graph = drop_node_names(made) if last and method.stage == "graph" else made
-        progress(f"{method.name}: evaluating", 0.9)
-        in_torch = method.stage == "torch"
-        with TorchPredictor(module, workload.outputs) if in_torch else open_graph(graph, recipe.target) as predictor:
-            quality = evaluate(predictor, workload, trained.reference, _largest(workload, recipe))
-        entry = {
-            "name": method.name,
-            "config": {entry.name: getattr(step, entry.name) for entry in fields(step)},
-            "seed": recipe.seed,
-            "trained": trained.quality.document()["quality"],
-            **_measured(quality, cost(Bundle(workload, module, graph))),
-        }
-        if method.stage != "torch":
-            entry["deviation"] = _deviation(graph, workload, recipe)
-        saved = bundles.save(Bundle(workload, module, graph, (*source.lineage, entry)), folder)
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    return saved, quality, entry
-
-
-def _deviation(graph: Path, workload: Workload, recipe: Recipe) -> float:
-    """Return how much an output depends on its batch mates, for evaluation samples and for generated ones.
-
-    A load test sends generated inputs, which deviate more than real ones.
-    """
-    largest = _largest(workload, recipe)
-    pieces = [piece for batch in workload.batches("evaluation") for piece in cut(batch.inputs, largest)]
-    spread = pieces[:: -(-len(pieces) * largest // SAMPLES)]
-    generated = payload.generate(workload.inputs, 2, recipe.seed, batch=largest)
-    return max(deviation(graph, inputs, seed=recipe.seed, target=recipe.target) for inputs in (spread, generated))
 
 
 def ratios(trained: Bundle, result: Bundle, speeds: Speeds, name: str) -> dict[str, Any]:
@@ -254,31 +206,7 @@ def _check(recipe: Recipe, workload: Workload) -> None:
             fix="run it without --repository, then publish it with: serve add --settings",
         )
     outputs = [TensorSpec(name, "float32", ()) for name in workload.outputs]
-    settings.check(recipe.serve, workload.inputs, outputs, recipe.target, _largest(workload, recipe))
-
-
-def _steps(
-    recipe: Recipe, trained: Trained, folder: Path, progress: Progress
-) -> tuple[list[dict[str, Any]], Bundle, Quality]:
-    """Run the steps that have no bundle yet; return all elements, the last bundle and its quality."""
-    elements: list[dict[str, Any]] = []
-    current, quality = trained.bundle, trained.quality
-    for number, step in enumerate(recipe.steps, 1):
-        name = steps_of.METHODS[type(step)].name
-        place = folder / _folder_name(number, name)
-        made = reusable(place, current.workload, progress)
-        if made is None:
-            last = number == len(recipe.steps)
-            made, quality, _ = advance(step, current, trained, recipe, place, progress, last=last)
-        else:
-            progress(f"{name}: kept from the last run", 1.0)
-            if number == len(recipe.steps):
-                with open_graph(graph_of(made), recipe.target) as predictor:
-                    largest = _largest(made.workload, recipe)
-                    quality = evaluate(predictor, made.workload, trained.reference, largest)
-        elements.append(dict(made.lineage[-1]))
-        current = made
-    return elements, current, quality
+    settings.check(recipe.serve, workload.inputs, outputs, recipe.target, largest_batch(workload, recipe))
 
 
 def _speeds(
@@ -286,7 +214,7 @@ def _speeds(
 ) -> Speeds:
     """Time every step's ONNX file against the trained one's, alternating, and add the figures to the elements."""
     progress("measuring speed", 0.0)
-    names = [_folder_name(number, element["name"]) for number, element in enumerate(elements, 1)]
+    names = [folder_name(number, element["name"]) for number, element in enumerate(elements, 1)]
     paths = {TRAINED: graph_of(trained), **{name: folder / name / bundles.GRAPH for name in names}}
     speeds = measure.speed(paths, trained.workload.inputs, recipe.target, baseline=TRAINED)
     for name, element in zip(names, elements, strict=True):
@@ -313,7 +241,7 @@ def _gates(
     difference = compare(workload, result, first)
     gates = [gate.quality(recipe.budget, first, result, difference, strict)]
     gates += gate.size(recipe.budget, measure.file_bytes(graph_of(last)))
-    final = _folder_name(len(elements), elements[-1]["name"])
+    final = folder_name(len(elements), elements[-1]["name"])
     stages = _stages(trained, folder, elements, speeds)
     promises = set().union(*(steps_of.METHODS[type(step)].promises for step in recipe.steps))
     if "smaller" in promises:
@@ -326,7 +254,7 @@ def _gates(
 def _stages(trained: Trained, folder: Path, elements: list[dict[str, Any]], speeds: Speeds) -> list[Stage]:
     stages = [Stage(TRAINED, graph_of(trained.bundle), speeds.latency_ms(TRAINED))]
     for number, element in enumerate(elements, 1):
-        place = _folder_name(number, element["name"])
+        place = folder_name(number, element["name"])
         stages.append(Stage(element["name"], folder / place / bundles.GRAPH, speeds.latency_ms(place)))
     return stages
 
@@ -349,20 +277,8 @@ def _places(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _measured(quality: Quality, cost: Cost) -> dict[str, Any]:
-    return {**quality.document(), "cost": cost.document()}
-
-
 def _timed(cost: Cost, speeds: Speeds, name: str) -> Cost:
     return replace(cost, latency_ms=speeds.latency_ms(name), throughput=speeds.throughput(name))
-
-
-def _largest(workload: Workload, recipe: Recipe) -> int:
-    return model_config.max_batch_size(workload.inputs, recipe.target, recipe.serve)
-
-
-def _folder_name(number: int, name: str) -> str:
-    return f"{number}-{name}"
 
 
 def _config(entry: dict[str, Any]) -> Any:

@@ -11,8 +11,9 @@ import functools
 import json
 import logging
 import os
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -69,28 +70,61 @@ def tell(message: dict[str, Any] | None) -> dict[str, Any] | None:
     return told
 
 
+class _Agreed(Exception):
+    """Marks, as its cause, an error that all processes have met together."""
+
+
+def meet(error: LatheError | None = None) -> None:
+    """Wait for all processes; when one comes with an error, raise the error of the first such on all of them.
+
+    Every exchange of numbers begins with it. So a process that failed anywhere meets the others at the next exchange,
+    and none takes part in an exchange that another has left out.
+    """
+    if size() == 1:
+        return
+    first = int(fabric().all_reduce(torch.tensor(rank() if error else size()), reduce_op="min"))
+    if first == size():
+        return
+    told = fabric().broadcast(json.dumps(error and error.document()), src=first)
+    raise (error if error and rank() == first else _error(json.loads(told))) from _Agreed()
+
+
 @contextmanager
 def agreeing() -> Iterator[None]:
-    """Raise an error of ours that one process meets in this block on all of them, in the words of the first."""
+    """Raise an error that one process meets in this block on all of them, in the words of the first."""
     if size() == 1:
         yield
         return
-    met: LatheError | None = None
     try:
         yield
     except LatheError as error:
-        met = error
-    first = int(fabric().all_reduce(torch.tensor(rank() if met else size()), reduce_op="min"))
-    if first == size():
-        return
-    told = fabric().broadcast(json.dumps(met and met.document()), src=first)
-    raise met if met and rank() == first else _error(json.loads(told))
+        if not isinstance(error.__cause__, _Agreed):
+            meet(error)
+        raise
+    except Exception as error:
+        what = f"process {rank()} met {type(error).__name__}: {error}"
+        if rank():
+            traceback.print_exc()
+        with suppress(LatheError):
+            meet(LatheError(what, fix="see the traceback that this process printed"))
+        raise
+    meet()
+
+
+def same(digest: str) -> bool:
+    """Say whether all processes hold the same digest, hexadecimal digits."""
+    if size() == 1:
+        return True
+    meet()
+    mine = torch.tensor([int(digest[:12], 16)])
+    low, high = (fabric().all_reduce(mine.clone(), reduce_op=way) for way in ("min", "max"))
+    return bool((low == high).all())
 
 
 def align(module: nn.Module) -> None:
     """Give every process the parameters and buffers of the first."""
     if size() > 1:
-        fabric()
+        meet()
         with torch.no_grad():
             for tensor in (*module.parameters(), *module.buffers()):
                 torch.distributed.broadcast(tensor, src=0)

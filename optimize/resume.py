@@ -1,44 +1,20 @@
-"""Resume: a run's folder remembers what its bundles were made from, and starts anew when that has changed."""
+"""Resume: what a run's folder is, and which bundles and checkpoints in it belong to the recipe that runs now.
 
-import hashlib
+Whether a bundle may be used again is decided by its key, see `optimize.digest`.
+"""
+
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest import files
-from loadtest.commandline import version
-from optimize import step as steps_of
 from optimize.baseline import Progress
 from optimize.errors import BadRecipe
 from optimize.recipe import Recipe
-from optimize.workload import Workload, digest
 
 STATE = "digests.json"
-
-
-def prepare(folder: Path, recipe: Recipe, workload: Workload, progress: Progress) -> bool:
-    """Keep the folder's bundles when they come from the same recipe, code and data; else clear it and say why."""
-    progress("reading the data", 0.0)
-    now = {
-        "recipe": hashlib.sha256(recipe.toml().encode()).hexdigest(),
-        **digest(workload),
-        "model": steps_of.fingerprint(workload.build()),
-        "lathe": version(),
-    }
-    before = _digests(folder)
-    if before == now:
-        return any(folder.glob("[1-9]*-*"))
-    if before:
-        changed = ", ".join(key for key in now if before.get(key) != now[key])
-        progress(f"starting anew in {folder}: changed since the last run: {changed}", 0.0)
-    state = folder / STATE
-    # First of all, so that the folder stays one of a run however far this gets.
-    files.write(state, json.dumps({"state": "unfinished"}))
-    for old in (*folder.glob("[0-9]*-*"), *folder.glob(".[0-9]*-*.checkpoint")):
-        shutil.rmtree(old)
-    files.write(folder / "recipe.toml", recipe.toml())
-    files.write(state, json.dumps(now, indent=2))
-    return False
+"""The file by which a folder is known as one of a run, and where the page finds what the run was made from."""
 
 
 def check(folder: Path) -> None:
@@ -47,16 +23,32 @@ def check(folder: Path) -> None:
     Raises:
         BadRecipe: it is a file, or has files in it and no record of a run.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / STATE).is_file()):
+    found = list(folder.iterdir()) if folder.is_dir() else []
+    # A run that was killed while it wrote its record has left no more than the beginning of one.
+    others = [path for path in found if not path.name.startswith(f".{STATE}.part-")]
+    if folder.is_file() or (others and not (folder / STATE).is_file()):
         raise BadRecipe("exists and is not the folder of a run", where=str(folder), fix="name another --output")
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """Return what the folder's bundles were made from; empty for a new folder."""
-    try:
-        found = json.loads((folder / STATE).read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) and found else {"state": "damaged"}
+def prepare(folder: Path, recipe: Recipe, names: Sequence[str], progress: Progress) -> None:
+    """Mark the folder as one of a run, write its recipe, and remove the steps of earlier recipes.
+
+    Args:
+        folder: passed `check`.
+        recipe: that runs now.
+        names: of the bundles that it makes here.
+        progress: told what is removed.
+    """
+    # First of all, so that the folder stays one of a run however far this gets.
+    note(folder, {})
+    files.write(folder / "recipe.toml", recipe.toml())
+    for old in sorted((*folder.glob("[0-9]*-*"), *folder.glob(".[0-9]*-*.checkpoint"))):
+        name = old.name.removeprefix(".").removesuffix(".checkpoint")
+        if name not in names:
+            progress(f"{old.name} is removed: the recipe has no such step any more", 0.0)
+            shutil.rmtree(old)
+
+
+def note(folder: Path, keys: dict[str, str]) -> None:
+    """Write down the keys of the bundles that the run consists of, by name."""
+    files.write(folder / STATE, json.dumps(keys, indent=2))

@@ -2,7 +2,7 @@
 
 import glob
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadtest.tensors import TensorSpec
+from optimize import splits
 from optimize.errors import BadBundle, BadGraph, BadModel, BadRecipe, NoEffect
 from optimize.export import graph, inner
-from optimize.workload import Batch, Workload
+from optimize.workload import Workload
 from serve import scratch
 
 if TYPE_CHECKING:
@@ -67,20 +68,14 @@ class Untreated:
     trained: "Quality"
 
 
-def judged(workload: Workload, samples: int) -> Workload:
-    """Return the workload with only the first evaluation batches, as many as hold `samples` samples; all for 0."""
-    if not samples:
-        return workload
+def judged(workload: Workload, samples: int) -> tuple[Workload, str]:
+    """Return the workload with the samples that a study judges on as its evaluation set, and the set that they are of.
 
-    def first() -> Iterator[Batch]:
-        seen = 0
-        for batch in workload.batches("evaluation"):
-            yield batch
-            seen += len(next(iter(batch.inputs.values())))
-            if seen >= samples:
-                return
-
-    return replace(workload, evaluation=first)
+    What is chosen by a study must not be judged on the same samples again: they are those of a search inside a step. A
+    workload that has none is judged on its evaluation set, and the study's page says so.
+    """
+    kind = splits.source(workload)
+    return (workload, "evaluation") if kind is None else (splits.selecting(workload, samples), kind)
 
 
 def untreated(path: Path, context: "Context") -> Untreated:

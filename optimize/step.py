@@ -6,17 +6,18 @@ The files in the table import torch and onnx only inside their functions, so tha
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from optimize import splits
 from optimize.distill import features, logits, relations
 from optimize.errors import BadWorkload, NoEffect
 from optimize.export import fuse
 from optimize.export import onnx as export_onnx
 from optimize.prune import channels, heads, layers, weights
 from optimize.quantize import dynamic, fp8, half, mixed, nncf, qat, smooth, static, weight_only
-from optimize.workload import Workload, file_of
+from optimize.workload import DATA, Workload
 from serve.target import Target
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class Context:
         target: where the result will run.
         seed: seeds every random choice.
         scratch: an empty folder of this step's own, gone when the step ends.
-        checkpoint: a folder that outlives a killed run and is found again by the next; None where nothing is kept.
+        checkpoint: a folder that outlives a killed run and is found again by the next one that makes the same bundle;
+            None where nothing is kept.
         progress: called with a line of text, or with a text and a fraction in [0, 1].
     """
 
@@ -60,6 +62,7 @@ class Method:
         needs: `needs(config)` names the fields of the workload that must be there.
         apply: `apply(config, subject, context)`; gets a private copy and returns the new subject.
         matches: `matches(subject)` lists what the method could change, for the message when it changed nothing.
+        selects: whether it chooses between models by their scores, on samples that do not judge the result.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Method:
     needs: Callable[[Any], Iterable[str]]
     apply: Callable[[Any, Subject, Context], Subject]
     matches: Callable[[Subject], list[str]]
+    selects: bool = False
 
 
 def nothing(_config: object) -> tuple[str, ...]:
@@ -101,7 +105,7 @@ METHODS: Mapping[type, Method] = {
     ),
     qat.Qat: Method("quantize.qat", "export", frozenset({"smaller", "faster"}), qat.needs, qat.apply, qat.matches),
     mixed.Mixed: Method(
-        "quantize.mixed", "graph", frozenset({"smaller", "faster"}), mixed.needs, mixed.apply, mixed.matches
+        "quantize.mixed", "graph", frozenset({"smaller", "faster"}), mixed.needs, mixed.apply, mixed.matches, True
     ),
     nncf.Nncf: Method("quantize.nncf", "graph", frozenset({"smaller", "faster"}), nncf.needs, nncf.apply, nncf.matches),
     dynamic.Dynamic: Method(
@@ -110,7 +114,7 @@ METHODS: Mapping[type, Method] = {
     weight_only.WeightOnly: Method(
         "quantize.weight_only", "graph", frozenset({"smaller"}), nothing, weight_only.apply, weight_only.matches
     ),
-    half.Half: Method("quantize.half", "graph", frozenset({"smaller"}), nothing, half.apply, half.matches),
+    half.Half: Method("quantize.half", "graph", frozenset({"smaller"}), half.needs, half.apply, half.matches),
     fp8.Fp8: Method("quantize.fp8", "graph", frozenset({"smaller"}), fp8.needs, fp8.apply, fp8.matches),
 }
 NAMES: Mapping[str, type] = {method.name: config for config, method in METHODS.items()}
@@ -130,8 +134,20 @@ def check_needs(step: object, workload: Workload) -> None:
                 where=workload.source or workload.name,
                 fix=f"give Workload a {need} function, or leave {method.name} out",
             )
+    if method.selects and splits.source(workload) is None:
+        raise splits.no_source(workload)
     if student := getattr(step, "student", ""):
         workload.build(student)
+
+
+def reads(step: object, workload: Workload) -> tuple[str, ...]:
+    """Return which sets of the workload a step reads, beside the evaluation set."""
+    method = METHODS[type(step)]
+    kinds = {kind for kind in method.needs(step) if kind in DATA}
+    if method.selects and (source := splits.source(workload)):
+        # The samples that calibrate are no samples to choose on.
+        kinds |= {source, *(("calibration",) if workload.calibration is not None else ())}
+    return tuple(sorted(kinds))
 
 
 def apply(step: object, subject: Subject, context: Context) -> Subject:
@@ -156,12 +172,6 @@ def apply(step: object, subject: Subject, context: Context) -> Subject:
     check_needs(step, context.workload)
     private = ensure.copy(subject, context.scratch)
     before = fingerprint(private)
-    if context.checkpoint:
-        # Another config, seed, model or user's file finds nothing to go on from.
-        file = file_of(context.workload.source)
-        made_of = (step, context.seed, before, fingerprint(context.trained), file and fingerprint(file))
-        key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
-        context = replace(context, checkpoint=context.checkpoint / key)
     result = method.apply(step, private, context)
     if method.stage != "export" and fingerprint(result) == before:
         raise NoEffect(

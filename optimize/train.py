@@ -1,10 +1,11 @@
 """Train: the one training loop, for distillation, healing between cuts of a pruning schedule, and fake quantization."""
 
 import contextlib
+import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 from torch import nn
 
 from loadtest.errors import MachineError
-from optimize import processes
+from optimize import processes, splits
 from optimize.checkpoint import Checkpoint
-from optimize.errors import BadModel, BadWorkload, NoEffect
+from optimize.errors import BadData, BadModel, BadWorkload, NoEffect
 from optimize.predict import forward
-from optimize.workload import Workload, guarded
+from optimize.randomness import Stream
+from optimize.workload import Batch, Workload, guarded
 
 if TYPE_CHECKING:
     from optimize.step import Context
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, torch.Tensor]
 Objective = Callable[[nn.Module, Tensors, Any], torch.Tensor]
 """`objective(module, inputs, targets)` returns the scalar to make small, a mean over the batch's samples."""
+Sample = tuple[dict[str, torch.Tensor], Any]
+"""A batch as tensors by name, and its targets: a tensor, or what else the batch holds."""
 SILENCE = 30.0
 """Seconds of an epoch after which its loss so far is told, and told again."""
 SEED_STEP = 1_000_003
@@ -78,8 +82,10 @@ def _epochs(
     if done:
         context.progress(f"{name}: resumes after epoch {done} of {epochs}", done / epochs)
     for epoch in range(done, epochs):
-        # Anew for every epoch, so that one after a restart draws what it would have drawn without.
+        # Anew for every epoch, so that one after a restart draws what it would have drawn without. The model's random
+        # numbers are each process's own, those of the data the same in all of them.
         torch.manual_seed(context.seed + (epoch * processes.size() + processes.rank()) * SEED_STEP)
+        data = _data(context.workload, Stream(context.seed + epoch * SEED_STEP))
 
         def rate(batch: int, epoch: int = epoch) -> float:
             # Until the first epoch has shown how many batches there are, the peak.
@@ -90,7 +96,7 @@ def _epochs(
             within = min(batches / checkpoint.batches, 1) if checkpoint.batches else 0.0
             context.progress(f"{name}: epoch {epoch + 1}, batch {batches}, loss {loss:.4f}", (epoch + within) / epochs)
 
-        mean, checkpoint.batches = _epoch(module, context.workload, objective, optimizer, rate, tell)
+        mean, checkpoint.batches = _epoch(module, context.workload, data, objective, optimizer, rate, tell)
         if not math.isfinite(mean):
             raise BadModel(f"{name}: the loss became {mean} in epoch {epoch + 1}", fix="lower learning_rate")
         checkpoint.save(epoch + 1)
@@ -99,7 +105,8 @@ def _epochs(
 
 def _resume(checkpoint: Checkpoint, name: str) -> int:
     """Restore what was saved on every process, and return how many epochs are done."""
-    done = checkpoint.load()
+    with processes.agreeing():
+        done = checkpoint.load()
     if processes.size() > 1:
         told = processes.tell({"done": done})
         with processes.agreeing():
@@ -174,6 +181,7 @@ def scaled_error(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 def _epoch(
     module: nn.Module,
     workload: Workload,
+    batches: Iterator[Sample],
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     rate: Callable[[int], float],
@@ -181,7 +189,6 @@ def _epoch(
 ) -> tuple[float, int]:
     """Train on one pass over the data; return the mean loss of the batches, and how many there were."""
     total, count, told = 0.0, 0, time.monotonic()
-    batches = itertools.islice(tensors(workload, device=processes.device()), processes.rank(), None, processes.size())
     while True:
         optimizer.zero_grad()
         loss, samples = 0.0, 0
@@ -205,6 +212,34 @@ def _epoch(
             told = time.monotonic()
 
 
+def _data(workload: Workload, stream: Stream) -> Iterator[Sample]:
+    """Yield this process's share of one epoch: every process reads all batches and takes each `size`-th.
+
+    Raises:
+        BadData: the processes were given different batches, so that their shares are none of one whole.
+    """
+    batches = workload.batches("training")
+    for number in itertools.count():
+        with stream.drawn():
+            together = list(itertools.islice(batches, processes.size()))
+        if not number and processes.size() > 1:
+            _check_same(together, workload)
+        if len(together) > processes.rank():
+            yield _on(together[processes.rank()], processes.device())
+        if len(together) < processes.size():
+            return
+
+
+def _check_same(together: Sequence[Batch], workload: Workload) -> None:
+    found = [digest for batch in together for digest in splits.digests(batch, workload.inputs)]
+    if not processes.same(hashlib.sha256(b"".join(found)).hexdigest()):
+        raise BadData(
+            "training() gave the processes different batches",
+            where=workload.source or workload.name,
+            fix="give each all of them in one order: seed what shuffles, and leave the sharing to lathe",
+        )
+
+
 @contextlib.contextmanager
 def backward(workload: Workload) -> Iterator[None]:
     """Make one line of what the backward pass of the user's model raises.
@@ -224,13 +259,13 @@ def backward(workload: Workload) -> Iterator[None]:
         ) from error
 
 
-def tensors(
-    workload: Workload, kind: str = "training", device: torch.device | str = "cpu"
-) -> Iterator[tuple[dict[str, torch.Tensor], Any]]:
+def tensors(workload: Workload, kind: str = "training", device: torch.device | str = "cpu") -> Iterator[Sample]:
     """Yield the inputs of one epoch as tensors by name, and the targets: a tensor, or what else the batch holds."""
     for batch in workload.batches(kind):
-        inputs = {
-            name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in batch.inputs.items()
-        }
-        targets = torch.from_numpy(batch.targets).to(device) if isinstance(batch.targets, np.ndarray) else batch.targets
-        yield inputs, targets
+        yield _on(batch, device)
+
+
+def _on(batch: Batch, device: torch.device | str) -> Sample:
+    inputs = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in batch.inputs.items()}
+    targets = torch.from_numpy(batch.targets).to(device) if isinstance(batch.targets, np.ndarray) else batch.targets
+    return inputs, targets

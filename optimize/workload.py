@@ -1,7 +1,6 @@
 """Workload: what the user brings, and how it is loaded from the user's file."""
 
 import copy
-import hashlib
 import importlib
 import importlib.util
 import re
@@ -17,13 +16,14 @@ import numpy as np
 
 from loadtest.errors import LatheError
 from loadtest.tensors import Array, Arrays, Dim, TensorSpec
+from optimize import digest
 from optimize.errors import BadData, BadWorkload
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-DATA = ("evaluation", "calibration", "training")
+DATA = ("evaluation", "selection", "calibration", "training")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Workload:
             Returns one float for each judged sample under each score's name; the first score is the gated metric.
         calibration: a function that returns batches for the ranges of static quantization, never evaluation samples.
         training: a function that returns training batches; one call is one epoch.
+        selection: a function that returns batches like evaluation's, of other samples, on which a search inside a step
+            may judge; without it, such a search takes training samples, or calibration's where these have targets.
         students: functions that build further, smaller modules with the same inputs and outputs, by name, for
             distillation; their weights are whatever the function gives them.
         loss: `loss(outputs, targets)` on torch tensors, returns a scalar; needed where a step trains with labels.
@@ -75,6 +77,7 @@ class Workload:
     scores: Callable[[Arrays, Any, Arrays], Mapping[str, Array]]
     calibration: Batches | None = None
     training: Batches | None = None
+    selection: Batches | None = None
     loss: "Callable[[Mapping[str, torch.Tensor], Any], torch.Tensor] | None" = None
     students: "Mapping[str, Callable[[], nn.Module]]" = field(default_factory=dict)
     bounded: bool = False
@@ -106,7 +109,7 @@ class Workload:
                 )
 
     def batches(self, kind: str) -> Iterator[Batch]:
-        """Yield the batches of `kind` (evaluation, calibration, training), each checked against the TensorSpecs."""
+        """Yield the batches of `kind`, a name in `DATA`, each checked against the TensorSpecs."""
         source: Batches | None = getattr(self, kind)
         if source is None:
             raise BadWorkload(
@@ -165,10 +168,11 @@ def load(source: str) -> Workload:
     place, _, name = source.rpartition(":")
     if not place:
         place, name = source, "workload"
-    if place.endswith(".py"):
-        module = guarded(lambda: _import_file(Path(place)), place, place)
-    else:
-        module = _import_module(place)
+    with digest.importing(place):
+        if place.endswith(".py"):
+            module = guarded(lambda: _import_file(Path(place)), place, place)
+        else:
+            module = _import_module(place)
     made = getattr(module, name, None)
     if made is None:
         raise BadWorkload(
@@ -182,6 +186,8 @@ def load(source: str) -> Workload:
         raise BadWorkload(
             f"{name}() returned {type(workload).__name__}, not a Workload", where=place, fix="return a Workload"
         )
+    # Now, so that no later change of a file passes for the code that runs here.
+    digest.code(f"{place}:{name}")
     return replace(workload, source=f"{place}:{name}")
 
 
@@ -196,38 +202,6 @@ def file_of(source: str) -> Path | None:
         return Path(place)
     module = sys.modules.get(place)
     return Path(module.__file__) if module and module.__file__ else None
-
-
-def digest(workload: Workload) -> dict[str, str]:
-    """Return SHA-256 digests of what a result depends on: the workload's `code`, and its `data`.
-
-    The evaluation and calibration sets are read whole; of the training set, which may be endless or augmented,
-    only the first batch.
-    """
-    code = file_of(workload.source)
-    data = hashlib.sha256()
-    for kind in DATA:
-        if getattr(workload, kind) is not None:
-            for batch in workload.batches(kind):
-                _digest_into(data, dict(batch.inputs), batch.targets)
-                if kind == "training":
-                    break
-    return {
-        "code": hashlib.sha256(code.read_bytes()).hexdigest() if code else "",
-        "data": data.hexdigest(),
-    }
-
-
-def _digest_into(data: "hashlib._Hash", *values: Any) -> None:
-    for value in values:
-        if isinstance(value, Mapping):
-            for key in sorted(value):
-                data.update(str(key).encode())
-                _digest_into(data, value[key])
-        elif value is not None:
-            array = np.ascontiguousarray(value)
-            data.update(str((array.dtype, array.shape)).encode())
-            data.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
 
 
 def concatenate(parts: list[Any], what: str) -> Any:

@@ -9,6 +9,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from loadtest.commandline import PATH, document, emit, json_option, reporting
+from optimize.commands.overlap import overlap_option
 from optimize.step import METHODS, NAMES
 
 FAMILIES = tuple(dict.fromkeys(method.name.partition(".")[0] for method in METHODS.values()))
@@ -30,11 +31,13 @@ def command(family: str) -> click.Command:
         batch: str,
         device: str,
         runtime: str,
+        allow_overlap: bool,
         as_json: bool,
         **values: Any,
     ) -> None:
         given = {key: value for key, value in values.items() if value not in (None, ())}
-        _run(f"{family}.{method}", given, source, output, seed, _target(batch, device, runtime), as_json)
+        target = _target(batch, device, runtime)
+        _run(f"{family}.{method}", given, source, output, seed, target, allow_overlap, as_json)
 
     call.__doc__ = f"""Run one {family} step on SOURCE and save the result as a bundle.
 
@@ -68,6 +71,7 @@ def _common(names: list[str], default: str) -> list[Callable[[Any], Any]]:
             show_default=True,
             help="What will run it there.",
         ),
+        overlap_option,
     ]
 
 
@@ -120,7 +124,16 @@ def _target(batch: str, device: str, runtime: str) -> Any:
     return build(Target, {"device": device, "runtime": runtime, "batch": sizes}, "--device, --runtime, --batch")
 
 
-def _run(name: str, values: dict[str, Any], source: str, output: Path, seed: int, target: Any, as_json: bool) -> None:
+def _run(
+    name: str,
+    values: dict[str, Any],
+    source: str,
+    output: Path,
+    seed: int,
+    target: Any,
+    allow_overlap: bool,
+    as_json: bool,
+) -> None:
     from optimize import follower, pipeline, processes, recipe
     from optimize import source as sources
     from optimize.report import table
@@ -129,7 +142,8 @@ def _run(name: str, values: dict[str, Any], source: str, output: Path, seed: int
         return follower.follow()
     step = recipe.build(NAMES[name], values, name)
     with follower.leading(), reporting() as progress:
-        element = pipeline.apply_one(step, sources.load(source), output, target, seed, progress)
+        loaded = sources.load(source)
+        element = pipeline.apply_one(step, loaded, output, target, seed, progress, allow_overlap=allow_overlap)
     if as_json:
         emit(document(**element, bundle=str(output)))
     else:

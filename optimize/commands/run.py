@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from loadtest.commandline import PATH, emit, json_option, reporting
+from optimize.commands.overlap import overlap_option
 
 
 @click.command()
@@ -14,6 +15,7 @@ from loadtest.commandline import PATH, emit, json_option, reporting
 @click.option("--repository", type=PATH, help="Publish into this model repository, after proof on a server.")
 @click.option("--force", is_flag=True, help="Publish against the gates; the lineage says `forced` for ever.")
 @click.option("--strict", is_flag=True, help="Judge the worse end of the 95 % interval, not the value.")
+@overlap_option
 @json_option
 def run(
     source: str,
@@ -22,6 +24,7 @@ def run(
     repository: Path | None,
     force: bool,
     strict: bool,
+    allow_overlap: bool,
     as_json: bool,
 ) -> None:
     """Run a recipe on SOURCE, a workload such as path/to/file.py:function.
@@ -49,6 +52,7 @@ def run(
                 repository=repository,
                 force=force,
                 strict=strict,
+                allow_overlap=allow_overlap,
                 progress=progress,
             )
     except GateRefused as refusal:

@@ -9,6 +9,7 @@ import click
 
 from loadtest.commandline import PATH, document, emit, json_option, reporting
 from loadtest.errors import UsageError
+from optimize.commands.overlap import overlap_option
 
 if TYPE_CHECKING:
     from optimize.workload import Workload
@@ -19,16 +20,20 @@ if TYPE_CHECKING:
 @click.option("--output", required=True, type=PATH, help="The HTML page to write.")
 @click.option("--method", help="Methods, with commas.  [default: quantize.static or .dynamic, and prune.channels]")
 @click.option("--ratio", type=float, default=0.5, show_default=True, help="Share that a pruning method removes.")
-@click.option("--samples", type=click.IntRange(0), default=0, help="Evaluation samples to judge.  [default: all]")
+@click.option(
+    "--samples", type=click.IntRange(0), default=0, help="Samples to judge on.  [default: as many as evaluation]"
+)
 @click.option("--depth", type=click.IntRange(0), default=0, help="Group layers by so many parts of their path.")
 @click.option("--batch", default="1,32", show_default=True, help="Batch sizes to measure at.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seeds every choice.")
+@overlap_option
 @json_option
-def sensitivity(source: str, output: Path, as_json: bool, samples: int, **options: Any) -> None:
+def sensitivity(source: str, output: Path, as_json: bool, samples: int, allow_overlap: bool, **options: Any) -> None:
     """Treat each layer of SOURCE, a float workload or bundle, alone, and show what that loses and gains.
 
     Loss is of the workload's first score, against the untreated ONNX file; speed is measured against it in alternating
-    runs. Losses of single layers do not add up: quantize.mixed judges whole assignments.
+    runs. The samples are none that judge a recipe's result, where the workload has others. Losses of single layers do
+    not add up: quantize.mixed judges whole assignments.
 
     \b
     Example:
@@ -36,6 +41,7 @@ def sensitivity(source: str, output: Path, as_json: bool, samples: int, **option
     """
     from optimize import sensitivity as study
     from optimize import source as sources
+    from optimize import splits
     from optimize.report import sensitivity as report
 
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -43,12 +49,16 @@ def sensitivity(source: str, output: Path, as_json: bool, samples: int, **option
         raise UsageError("no page can be written there", where=str(output), fix="name a file in a folder of yours")
     with reporting() as progress:
         source_bundle = sources.load(source)
-        workload = study.judged(source_bundle.workload, samples)
+        sets = splits.read(source_bundle.workload, progress, allow_overlap=allow_overlap)
+        workload, judged_on = study.judged(source_bundle.workload, samples)
+        progress(f"judging on {judged_on} samples", 0.0)
         effects, skipped = _study(source_bundle, workload, progress, **options)
     result = document(
         source=source,
         workload=workload.name,
         samples=sum(len(next(iter(batch.inputs.values()))) for batch in workload.batches("evaluation")),
+        judged_on=judged_on,
+        overlap=dict(sets.overlap),
         batch=[int(batch) for batch in (effects[0].speedup if effects else ())],
         layers=[effect.document() for effect in effects],
         skipped=skipped,

@@ -40,9 +40,15 @@ class Half:
     dtype: Literal["float16", "bfloat16"] = Field(default="float16", description="The 16-bit format.")
     compute: bool = Field(
         default=False,
-        description="Compute in float16 as well: for a GPU; ONNX Runtime on a CPU widens at every operator.",
+        description="Compute in float16 as well: for a GPU; ONNX Runtime on a CPU widens at every operator. "
+        "Needs calibration.",
     )
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
+
+
+def needs(config: Half) -> tuple[str, ...]:
+    """Return which data shows the values that 16 bits cannot hold."""
+    return ("calibration",) if config.compute else ()
 
 
 def matches(subject: Path) -> list[str]:
@@ -122,14 +128,13 @@ def _stored(model: "onnx_ir.Model", node: "onnx_ir.Node", value: "onnx_ir.Value"
 
 
 def _beyond(path: Path, model: "onnx_ir.Model", context: "Context") -> list[str]:
-    """Return the nodes that meet values near the end of float16's range, on calibration data where there are any."""
+    """Return the nodes that meet values near the end of float16's range on calibration data."""
     import onnx
 
-    kind = "calibration" if context.workload.calibration is not None else "evaluation"
     inferred = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
     floats = {value.name for value in inferred.graph.value_info if value.type.tensor_type.elem_type == 1}
     names = [str(output.name) for node in model.graph for output in node.outputs if output.name in floats]
-    batches = (batch.inputs for batch in islice(context.workload.batches(kind), BATCHES))
+    batches = (batch.inputs for batch in islice(context.workload.batches("calibration"), BATCHES))
     reached = ranges.largest(path, names, batches)
     return [
         str(node.name)

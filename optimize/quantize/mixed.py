@@ -2,8 +2,8 @@
 
 Each layer is quantized alone and judged; in the order of what they lose for what there is to gain, layers leave INT8
 until the model keeps the budget (the greedy search of Dong et al., "HAWQ", ICCV 2019, arXiv 1905.03696, with the
-workload's own metric in the place of the curvature). The whole assignment is judged at every step of the search, and
-by the recipe's gate again. It was chosen on those samples, so on others the loss will be somewhat larger.
+workload's own metric in the place of the curvature). The whole assignment is judged at every step of the search, on
+samples that do not judge the result: the workload's `selection`, else training samples, else those of calibration.
 """
 
 import bisect
@@ -47,7 +47,11 @@ class Mixed:
     keep: float | None = Field(
         default=None, gt=0, le=1, description="Share of the first score to keep; 0.99 where neither is given."
     )
-    judge_samples: int = Field(default=0, ge=0, description="Evaluation samples that are judged; 0 for all.")
+    judge_samples: int = Field(
+        default=0,
+        ge=0,
+        description="Samples that the search judges on; 0 for as many as the evaluation set has, 2,048 at most.",
+    )
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
 
 
@@ -68,10 +72,10 @@ def apply(config: Mixed, subject: Path, context: "Context") -> Path:
         BadRecipe: the budget does not suit the metric.
         NoEffect: the float model breaks the budget by itself, or no quantized one keeps it.
     """
-    from optimize import sensitivity
+    from optimize import sensitivity, splits
 
     budget = _budget(config, context)
-    judging = replace(context, workload=sensitivity.judged(context.workload, config.judge_samples))
+    judging = replace(context, workload=splits.selecting(context.workload, config.judge_samples))
     against = sensitivity.untreated(subject, judging)
     judge = _Judge(judging, against.trained, budget)
     if not judge.keeps(against.quality, "float"):

@@ -89,16 +89,6 @@ def test_data_that_raises_or_is_absent(small: Workload) -> None:
         list(replace(small, evaluation=lambda: []).batches("evaluation"))
 
 
-def test_digest_follows_code_and_data(small: Workload, user_file: UserFile) -> None:
-    before = workloads.digest(small)
-    assert before == workloads.digest(small)
-    other = replace(small, evaluation=lambda: list(small.batches("evaluation"))[1:])
-    assert workloads.digest(other)["data"] != before["data"]
-    edited = workloads.load(user_file(("lr=0.002", "lr=0.003")))
-    assert workloads.digest(edited)["code"] != before["code"]
-    assert workloads.digest(edited)["data"] == before["data"]
-
-
 def test_build_gives_the_trained_model(small: Workload) -> None:
     batch = next(small.batches("evaluation"))
     first, second = (TorchPredictor(small.build(), small.outputs).predict(batch.inputs) for _ in range(2))

@@ -1,0 +1,170 @@
+"""Advance: from one bundle to the next by a step, and through all steps of a recipe, keeping what was made before."""
+
+import shutil
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loadtest import payload
+from optimize import bundle as bundles
+from optimize import digest, follower, splits
+from optimize import step as steps_of
+from optimize.baseline import Progress, Trained, cost, graph_of, reusable
+from optimize.bundle import Bundle
+from optimize.evaluate import Quality, evaluate
+from optimize.export.graph import drop_node_names
+from optimize.export.onnx import export
+from optimize.export.verify import deviation
+from optimize.measure import Cost
+from optimize.predict import TorchPredictor, cut, open_graph
+from optimize.recipe import Recipe
+from optimize.workload import Workload
+from serve import model_config, scratch
+
+SAMPLES = 512
+"""So many evaluation samples are drawn from to measure how much an output depends on its batch mates."""
+
+
+def advance(
+    step: Any,
+    source: Bundle,
+    trained: Trained,
+    recipe: Recipe,
+    sets: splits.Sets,
+    key: digest.Key,
+    folder: Path,
+    progress: Progress,
+    *,
+    last: bool = False,
+) -> tuple[Bundle, Quality, dict[str, Any]]:
+    """Apply one step to a bundle; return the bundle that it saved in `folder`, its quality, and its lineage entry.
+
+    A training goes on after the last epoch of one that was killed while it made a bundle of the same `key`.
+
+    The graph of the `last` graph step goes without the names of its nodes, which no step will ask for.
+    """
+    method = steps_of.METHODS[type(step)]
+    workload = source.workload
+    checkpoints = folder.absolute().with_name(f".{folder.name}.checkpoint")
+    checkpoint = checkpoints / key.digest[:16]
+    for old in checkpoints.glob("*"):
+        if old != checkpoint:
+            shutil.rmtree(old)
+    progress(method.name, 0.0)
+    with scratch.folder() as place:
+        # The teacher is a model of its own: a step trains `source.module`, which may be the very same object.
+        context = steps_of.Context(
+            follower.workload_for(step, workload),
+            trained.bundle.module,
+            recipe.target,
+            recipe.seed,
+            place,
+            progress,
+            checkpoint,
+        )
+        torch.manual_seed(recipe.seed)
+        subject = graph_of(source) if method.stage == "graph" else source.module
+        with follower.joined(step, source, recipe, checkpoint):
+            made = steps_of.apply(step, subject, context)
+        module = made if method.stage == "torch" else source.module
+        if method.stage == "torch":
+            graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH, real=workload.first())
+        else:
+            graph = drop_node_names(made) if last and method.stage == "graph" else made
+        progress(f"{method.name}: evaluating", 0.9)
+        in_torch = method.stage == "torch"
+        with TorchPredictor(module, workload.outputs) if in_torch else open_graph(graph, recipe.target) as predictor:
+            quality = evaluate(predictor, workload, trained.reference, largest_batch(workload, recipe))
+        entry = {
+            "name": method.name,
+            "config": {entry.name: getattr(step, entry.name) for entry in fields(step)},
+            "seed": recipe.seed,
+            "trained": trained.quality.document()["quality"],
+            **measured(quality, cost(Bundle(workload, module, graph))),
+        }
+        if sets.overlap:
+            entry["overlap"] = dict(sets.overlap)
+        if method.selects:
+            entry["selected_on"] = splits.source(workload)
+        if method.stage != "torch":
+            entry |= _deviation(graph, workload, recipe)
+        saved = bundles.save(Bundle(workload, module, graph, (*source.lineage, entry)), folder, key)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return saved, quality, entry
+
+
+def _deviation(graph: Path, workload: Workload, recipe: Recipe) -> dict[str, Any]:
+    """Return how much an output depends on its batch mates, for evaluation samples and for generated ones.
+
+    It goes into the lineage, with the largest batch, which serving settings may change.
+
+    A load test sends generated inputs, which deviate more than real ones.
+    """
+    largest = largest_batch(workload, recipe)
+    pieces = [piece for batch in workload.batches("evaluation") for piece in cut(batch.inputs, largest)]
+    spread = pieces[:: -(-len(pieces) * largest // SAMPLES)]
+    generated = payload.generate(workload.inputs, 2, recipe.seed, batch=largest)
+    found = max(deviation(graph, inputs, seed=recipe.seed, target=recipe.target) for inputs in (spread, generated))
+    return {"deviation": found, "deviation_batch": largest}
+
+
+@dataclass(frozen=True)
+class Made:
+    """All steps of a run: their elements, the last bundle and its quality, keys by folder, how many were kept."""
+
+    elements: list[dict[str, Any]]
+    bundle: Bundle
+    quality: Quality
+    keys: dict[str, str]
+    kept: int
+
+
+def every_step(recipe: Recipe, trained: Trained, sets: splits.Sets, folder: Path, progress: Progress) -> Made:
+    """Run the steps that have no bundle yet, and those after one that was made anew."""
+    elements: list[dict[str, Any]] = []
+    keys: dict[str, str] = {}
+    current, quality, kept = trained.bundle, trained.quality, 0
+    for number, step in enumerate(recipe.steps, 1):
+        name, last = steps_of.METHODS[type(step)].name, number == len(recipe.steps)
+        place = folder / folder_name(number, name)
+        key = digest.step(step, current, recipe, sets, last=last)
+        made = reusable(place, current.workload, key, progress) if kept == number - 1 else None
+        if made is None:
+            made, quality, _ = advance(step, current, trained, recipe, sets, key, place, progress, last=last)
+        else:
+            kept += 1
+            progress(f"{name}: kept from the last run", 1.0)
+            if last:
+                made, quality = _judged_again(made, trained, recipe)
+        elements.append(dict(made.lineage[-1]))
+        keys[place.name] = key.digest
+        current = made
+    return Made(elements, current, quality, keys, kept)
+
+
+def _judged_again(made: Bundle, trained: Trained, recipe: Recipe) -> tuple[Bundle, Quality]:
+    """Return a result that was kept, with what the serving settings of today may change in it, and its quality."""
+    largest = largest_batch(made.workload, recipe)
+    with open_graph(graph_of(made), recipe.target) as predictor:
+        quality = evaluate(predictor, made.workload, trained.reference, largest)
+    entry = made.lineage[-1]
+    if "deviation" in entry and entry.get("deviation_batch") != largest:
+        entry = {**entry, **_deviation(graph_of(made), made.workload, recipe)}
+    return replace(made, lineage=(*made.lineage[:-1], entry)), quality
+
+
+def measured(quality: Quality, cost: Cost) -> dict[str, Any]:
+    """Return the scores and the cost as every document of ours holds them."""
+    return {**quality.document(), "cost": cost.document()}
+
+
+def largest_batch(workload: Workload, recipe: Recipe) -> int:
+    """Return the most samples that the result will be sent at once."""
+    return model_config.max_batch_size(workload.inputs, recipe.target, recipe.serve)
+
+
+def folder_name(number: int, name: str) -> str:
+    """Return the name of a step's folder in that of its run."""
+    return f"{number}-{name}"

@@ -1,0 +1,185 @@
+"""Sets of a workload: nothing is judged on what it was made from, and searches choose on samples of their own."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from loadtest.tensors import BATCH, Array, Dim, TensorSpec
+from optimize import bundle, splits, step
+from optimize.errors import BadData, BadWorkload
+from optimize.quantize.half import Half
+from optimize.quantize.mixed import Mixed
+from optimize.workload import Batch, Workload
+from tests.optimize.conftest import Optimize
+from tests.optimize.small import IMAGES, LABELS, TEST, TRAIN, batches
+
+LEAKS = {
+    "calibration": (
+        "calibration=lambda: batches(slice(0, 256))",
+        "calibration=lambda: batches(slice(1300, 1500))",
+        100,
+    ),
+    "training": ("training=lambda: batches(TRAIN)", "training=lambda: batches(slice(1000, 1403))", 3),
+}
+
+
+UNTRAINED = ("    small.load_state_dict(weights())\n", "")
+
+
+@pytest.mark.parametrize("kind", LEAKS)
+def test_an_overlap_is_refused_with_its_count(kind: str, optimize: Optimize, user_file: Callable[..., str]) -> None:
+    old, new, count = LEAKS[kind]
+    source = user_file(UNTRAINED, (old, new))
+    output = Path(source).parent
+    (output / "recipe.toml").write_text("[target]\nbatch = [1]\n[[step]]\nuse = 'quantize.dynamic'\n")
+    for arguments in (
+        ("quantize", source, "--output", output / "made"),
+        ("run", source, "--recipe", output / "recipe.toml", "--output", output / "run"),
+        ("sensitivity", source, "--output", output / "page.html"),
+    ):
+        ended = optimize(*arguments)
+        assert ended.code == 4
+        assert f"of 397 different evaluation samples {count} also stand in {kind}" in ended.err
+        assert "--allow-overlap" in ended.err
+    assert not [name for name in ("made", "run", "page.html") if (output / name).exists()]
+
+
+def test_an_overlap_that_is_allowed_stands_in_the_lineage(
+    optimize: Optimize, user_file: Callable[..., str], tmp_path: Path
+) -> None:
+    old, new, count = LEAKS["calibration"]
+    made = tmp_path / "made"
+    ended = optimize(
+        *("quantize", user_file(UNTRAINED, (old, new)), "--output", made, "--batch", 1, "--allow-overlap", "--json")
+    )
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["overlap"] == {"calibration": count}
+    assert bundle.describe(made)["lineage"][-1]["overlap"] == {"calibration": count}
+
+
+def test_the_order_and_the_batches_of_a_set_do_not_matter(small: Workload) -> None:
+    def shuffled() -> Iterator[Batch]:
+        order = np.random.default_rng().permutation(1400)
+        for part in np.array_split(order, 9):
+            yield Batch({"image": IMAGES[TRAIN][part]}, LABELS[TRAIN][part])
+
+    before = splits.read(small)
+    assert splits.read(replace(small, training=shuffled)) == before
+    flipped = replace(small, training=lambda: (Batch(x.inputs, 9 - x.targets) for x in batches(TRAIN)))
+    assert splits.read(flipped).digests["training"] != before.digests["training"]
+    fewer = replace(small, evaluation=lambda: list(batches(TEST))[1:])
+    assert splits.read(fewer).digests["evaluation"] != before.digests["evaluation"]
+
+
+@pytest.mark.parametrize("kind", ["global", "own"])
+def test_evaluation_that_changes_from_call_to_call_is_refused(kind: str, small: Workload) -> None:
+    data = TensorDataset(torch.from_numpy(IMAGES[TEST]), torch.from_numpy(LABELS[TEST]))
+
+    def by_loader() -> Iterator[Batch]:
+        for image, label in DataLoader(data, 64, shuffle=True):
+            yield Batch({"image": image.numpy()}, label.numpy())
+
+    def by_numpy() -> Iterator[Batch]:
+        order = np.random.default_rng().permutation(397)
+        yield Batch({"image": IMAGES[TEST][order]}, LABELS[TEST][order])
+
+    with pytest.raises(BadData, match="another order, at the second call"):
+        splits.read(replace(small, evaluation=by_loader if kind == "global" else by_numpy))
+
+
+def test_sets_that_can_be_read_only_once_are_named(small: Workload) -> None:
+    once = batches(TEST)
+    with pytest.raises(BadData, match=r"evaluation\(\) returned no batch"):
+        splits.read(replace(small, evaluation=lambda: once))
+
+
+TOKENS = Dim("tokens", 2, 4, 16)
+TEXT = (
+    TensorSpec("ids", "int64", (BATCH, TOKENS)),
+    TensorSpec("mask", "int64", (BATCH, TOKENS)),
+    TensorSpec("size", "float32", (BATCH, 1)),
+)
+
+
+def texts(rows: list[list[int]], length: int, pad: int = 1) -> Batch:
+    ids = np.array([row + [pad] * (length - len(row)) for row in rows])
+    mask = np.array([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return Batch({"ids": ids, "mask": mask, "size": np.array([[len(row)] for row in rows], np.float32)})
+
+
+def test_padding_does_not_hide_a_sample() -> None:
+    short, long = (splits.digests(texts([[5, 6, 7], [5, 6]], length), TEXT) for length in (3, 9))
+    assert short == long
+    assert len({*short}) == 2
+    without = TEXT[:1]
+    rows = [Batch({"ids": np.array([[5, 6, *[0] * zeros]])}) for zeros in (0, 1, 5)]
+    assert len({splits.digests(row, without)[0] for row in rows}) == 1
+
+
+def test_samples_that_say_nothing_do_not_overlap(small: Workload) -> None:
+    def with_blank(part: slice) -> Iterator[Batch]:
+        yield Batch({"image": np.zeros((2, 1, 8, 8), np.float32)}, np.zeros(2, int))
+        yield from batches(part)
+
+    blank = replace(small, evaluation=lambda: with_blank(TEST), training=lambda: with_blank(TRAIN))
+    assert splits.read(blank).overlap == {}
+    with pytest.raises(BadData, match="of 1 different evaluation samples 1 also stand in training"):
+        number = replace(small, inputs=(TensorSpec("x", "float32", (BATCH, 1)),))
+        one = Batch({"x": np.ones((1, 1), np.float32)}, np.ones(1))
+        splits.read(replace(number, evaluation=lambda: [one], calibration=None, training=lambda: [one]))
+
+
+def images(workload: Workload) -> set[bytes]:
+    return {row.tobytes() for batch in workload.evaluation() for row in batch.inputs["image"]}
+
+
+def test_a_search_is_judged_on_training_samples_that_do_not_calibrate(small: Workload) -> None:
+    chosen = splits.selecting(small)
+    taken = images(chosen)
+    assert len(taken) == 397
+    assert taken <= {row.tobytes() for row in IMAGES[256:1400]}
+    assert taken == images(splits.selecting(small)), "the same ones every time"
+    labels = {image.tobytes(): label for image, label in zip(IMAGES, LABELS, strict=True)}
+    for batch in chosen.evaluation():
+        assert [labels[image.tobytes()] for image in batch.inputs["image"]] == batch.targets.tolist()
+    assert len(images(splits.selecting(small, 33))) == 33
+
+
+def test_where_a_search_takes_its_samples_from(small: Workload) -> None:
+    unlabelled = replace(small, training=lambda: (Batch(batch.inputs) for batch in batches(TRAIN)))
+    assert splits.source(small) == "training"
+    assert splits.source(replace(small, selection=lambda: batches(slice(0, 100)))) == "selection"
+    assert splits.source(unlabelled) == "calibration"
+    assert images(splits.selecting(unlabelled)) == {row.tobytes() for row in IMAGES[:256]}
+    with pytest.raises(BadWorkload, match="no samples to choose on"):
+        step.check_needs(Mixed(ranges="dynamic"), replace(small, training=None, calibration=None))
+
+
+def test_16_bit_arithmetic_looks_for_large_values_in_calibration_only(small: Workload) -> None:
+    with pytest.raises(BadWorkload, match="needs the workload's calibration"):
+        step.check_needs(Half(compute=True), replace(small, calibration=None))
+    step.check_needs(Half(), replace(small, calibration=None))
+
+
+def test_samples_of_several_lengths_are_judged_together_with_their_like() -> None:
+    rows = [[number] * (2 + number % 3) for number in range(1, 40)]
+
+    def training() -> Iterator[Batch]:
+        for row in rows:
+            yield replace(texts([row], len(row)), targets={"label": np.array([row[0]])})
+
+    def scores(outputs: object, targets: object, reference: object) -> dict[str, Array]:
+        return {}
+
+    judged = replace(texts([[90, 91]], 2), targets={"label": np.array([3])})
+    workload = Workload("texts", lambda: torch.nn.Identity(), TEXT, ("y",), lambda: [judged], scores, training=training)
+    chosen = list(splits.selecting(workload, 20).evaluation())
+    assert sum(len(batch.inputs["ids"]) for batch in chosen) == 20
+    for batch in chosen:
+        assert (batch.inputs["ids"][:, 0] == batch.targets["label"]).all()
