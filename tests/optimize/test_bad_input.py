@@ -231,9 +231,9 @@ def build(model: str) -> nn.Module:
 
 
 @functools.cache
-def data(model: str) -> list[Batch]:
+def data(model: str, seed: int = 0) -> list[Batch]:
     """Three batches of 16 random samples with random labels."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     specs = MODELS.get(model, Plain).inputs
     return [Batch({spec.name: spec.generate(rng, 16) for spec in specs}, rng.integers(0, 10, 16)) for _ in range(3)]
 
@@ -244,7 +244,7 @@ def workload(model: str) -> Workload:
         model=lambda: build(model),
         inputs=MODELS.get(model, Plain).inputs,
         outputs=("logits",),
-        evaluation=lambda: data(model),
+        evaluation=lambda: data(model, 1),
         calibration=lambda: data(model),
         training=lambda: data(model),
         loss=lambda outputs, targets: functional.cross_entropy(outputs["logits"], targets),

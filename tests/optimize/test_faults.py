@@ -13,6 +13,7 @@ import pytest
 from optimize import baseline
 from optimize import bundle as bundles
 from optimize import workload as workloads
+from optimize.digest import Key
 from optimize.errors import BadBundle
 from serve import scratch
 from tests.optimize.conftest import SMALL, Ended, Optimize
@@ -190,11 +191,11 @@ def test_a_damaged_step_of_a_run_is_made_again(user_file: UserFile, tmp_path: Pa
     workload = workloads.load(user_file(UNTRAINED))
     folder = tmp_path / "1-step"
     bundles.save(bundles.Bundle(workload, workload.build()), folder)
-    assert baseline.reusable(folder, workload) is not None
+    assert baseline.reusable(folder, workload, Key()) is not None
     for damage in (lambda: (folder / bundles.WEIGHTS).write_bytes(b""), (folder / bundles.DESCRIPTION).unlink):
         damage()
         told: list[str] = []
-        assert baseline.reusable(folder, workload, lambda text, fraction, told=told: told.append(text)) is None
+        assert baseline.reusable(folder, workload, Key(), lambda text, fraction, told=told: told.append(text)) is None
         assert not folder.exists()
         assert "made again" in told[0]
         bundles.save(bundles.Bundle(workload, workload.build()), folder)

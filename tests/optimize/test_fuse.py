@@ -92,15 +92,15 @@ CASES = {
 
 
 def workload(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> Workload:
-    def batches() -> list[Batch]:
-        rng = np.random.default_rng(0)
+    def batches(seed: int = 0) -> list[Batch]:
+        rng = np.random.default_rng(seed)
         arrays = {spec.name: spec.generate(rng, 16) for spec in inputs}
         if "mask" in arrays:
             # Padding at the end, of another length in every row; at least one token is left.
             arrays["mask"] = (np.arange(12) < rng.integers(1, 13, (16, 1))).astype(np.int64)
         return [Batch(arrays)]
 
-    return Workload("made", module, inputs, ("y",), batches, lambda outputs, targets, reference: {}, batches)
+    return Workload("made", module, inputs, ("y",), lambda: batches(1), lambda outputs, targets, reference: {}, batches)
 
 
 def apply(config: object, source: Path, made: Workload, folder: Path) -> Path:

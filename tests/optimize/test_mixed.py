@@ -39,8 +39,8 @@ class Outlier(nn.Module):
         return self.last(self.second(self.first(input).relu()))
 
 
-def batches() -> Iterator[Batch]:
-    rng = np.random.default_rng(0)
+def batches(seed: int = 0) -> Iterator[Batch]:
+    rng = np.random.default_rng(seed)
     for _ in range(4):
         inputs = rng.normal(size=(64, 32)).astype(np.float32)
         with torch.inference_mode():
@@ -53,7 +53,7 @@ def scores(outputs: Arrays, targets: Array, reference: Arrays) -> dict[str, Arra
 
 @pytest.fixture(scope="module")
 def made() -> Workload:
-    return Workload("outlier", Outlier(), (ROW,), ("y",), batches, scores, calibration=batches, bounded=True)
+    return Workload("outlier", Outlier(), (ROW,), ("y",), batches, scores, calibration=lambda: batches(1), bounded=True)
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +91,9 @@ def test_only_the_layer_with_the_outlier_stays_float(search: Search, made: Workl
     everything, _ = search(Mixed(max_drop=1.0))
     assert float_weights(everything) == []
     assert accuracy(everything, made) < 0.9, "or there were nothing to search for"
-    path, said = search(Mixed(max_drop=0.02))
+    path, said = search(Mixed(max_drop=0.1))
     assert [sorted(shape) for shape in float_weights(path)] == [[10, WIDTH]]
-    assert accuracy(path, made) >= 0.98
+    assert accuracy(path, made) >= 0.9
     assert said[-1] == "quantize.mixed: stays float: last/Gemm"
     assert any("every layer in INT8: accuracy" in line and "not kept" in line for line in said)
     assert any("last/Gemm alone in INT8 loses +0." in line for line in said)
@@ -110,7 +110,9 @@ def test_the_others_may_have_8_bit_weights(search: Search, made: Workload) -> No
 
 
 def test_ranges_may_come_from_each_batch(search: Search, made: Workload) -> None:
-    path, _ = search(Mixed(max_drop=0.02, ranges="dynamic"), replace(made, calibration=None))
+    path, _ = search(
+        Mixed(max_drop=0.02, ranges="dynamic"), replace(made, calibration=None, selection=lambda: batches(2))
+    )
     assert "DynamicQuantizeLinear" in {node.op_type for node in onnx.load(path).graph.node}
     assert accuracy(path, made) >= 0.98
 
@@ -137,6 +139,13 @@ def test_a_budget_that_no_assignment_keeps_is_loud(search: Search, made: Workloa
         search(Mixed(max_drop=0.001), strict, Doubled())
 
 
+def test_the_search_reads_no_evaluation_sample(search: Search, made: Workload) -> None:
+    """Labels that are all wrong would let no assignment pass, if they judged."""
+    wrong = replace(made, evaluation=lambda: (Batch(x.inputs, (x.targets + 1) % 10) for x in batches()))
+    path, _ = search(Mixed(max_drop=0.1), wrong)
+    assert [sorted(shape) for shape in float_weights(path)] == [[10, WIDTH]]
+
+
 def test_the_budget_must_suit_the_metric(search: Search, made: Workload) -> None:
     with pytest.raises(BadRecipe, match="keep and max_drop are both given"):
         search(Mixed(max_drop=0.1, keep=0.9))
@@ -153,8 +162,3 @@ def test_gain_is_the_share_of_multiplications_and_bytes(small: Workload, tmp_pat
     work = sizes * [36, 1, 1, 1]
     assert list(gain.values()) == pytest.approx(sizes / sizes.sum() + work / work.sum())
     assert sum(gain.values()) == pytest.approx(2)
-
-
-def test_judged_takes_whole_batches(small: Workload) -> None:
-    assert [len(batch.inputs["image"]) for batch in sensitivity.judged(small, 65).evaluation()] == [64, 64]
-    assert sensitivity.judged(small, 0) is small

@@ -225,13 +225,21 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], TensorSpec, tuple[str, ...]]]
 
 
 def workload(model: nn.Module, *inputs: TensorSpec, outputs: tuple[str, ...] = ("y",), **more: Any) -> Workload:
-    def batches() -> Iterator[Batch]:
-        rng = np.random.default_rng(1)
+    def batches(seed: int = 1) -> Iterator[Batch]:
+        rng = np.random.default_rng(seed)
         for _ in range(2):
             yield Batch({spec.name: spec.generate(rng, 8) for spec in inputs}, np.arange(8) % 2)
 
     return Workload(
-        "tiny", model, inputs, outputs, batches, lambda o, t, r: {}, training=batches, calibration=batches, **more
+        "tiny",
+        model,
+        inputs,
+        outputs,
+        lambda: batches(2),
+        lambda o, t, r: {},
+        training=batches,
+        calibration=batches,
+        **more,
     )
 
 

@@ -86,13 +86,15 @@ def given(model: nn.Module, spec: TensorSpec | None = None) -> Workload:
     """A workload around `model` with random inputs."""
     spec = spec or TensorSpec("x", "float32", (BATCH, LENGTH, WIDTH))
 
-    def batches() -> list[Batch]:
-        return [Batch({spec.name: spec.generate(np.random.default_rng(0), batch=8)})]
+    def batches(seed: int = 0) -> list[Batch]:
+        return [Batch({spec.name: spec.generate(np.random.default_rng(seed), batch=8)})]
 
     def scores(outputs: Any, targets: Any, reference: Any) -> dict[str, Array]:
         return {"score": outputs["y"].reshape(len(outputs["y"]), -1).mean(1)}
 
-    return Workload("given", model, (spec,), ("y",), batches, scores, calibration=batches, training=batches, loss=loss)
+    return Workload(
+        "given", model, (spec,), ("y",), lambda: batches(1), scores, calibration=batches, training=batches, loss=loss
+    )
 
 
 def apply(config: object, workload: Workload, scratch: Path, told: Callable[[str, float], None] | None = None) -> Any:

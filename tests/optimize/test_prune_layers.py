@@ -78,13 +78,13 @@ class ResNet(nn.Module):
 def given(model: nn.Module, *shape: int) -> Workload:
     spec = TensorSpec("x", "float32", (BATCH, *(shape or (WIDTH,))))
 
-    def batches() -> list[Batch]:
-        return [Batch({"x": spec.generate(np.random.default_rng(0), batch=16)})]
+    def batches(seed: int = 0) -> list[Batch]:
+        return [Batch({spec.name: spec.generate(np.random.default_rng(seed), batch=16)})]
 
     def scores(outputs: Any, targets: Any, reference: Any) -> dict[str, Array]:
         return {"score": outputs["y"].mean(1)}
 
-    return Workload("given", model, (spec,), ("y",), batches, scores, calibration=batches)
+    return Workload("given", model, (spec,), ("y",), lambda: batches(1), scores, calibration=batches)
 
 
 def apply(config: object, workload: Workload, scratch: Path, told: Callable[[str, float], None] | None = None) -> Any:

@@ -25,13 +25,13 @@ Pattern = Literal["2:4", "4:8"]
 
 
 def given(model: nn.Module, spec: TensorSpec) -> Workload:
-    def batches() -> list[Batch]:
-        return [Batch({spec.name: spec.generate(np.random.default_rng(0), batch=64)})]
+    def batches(seed: int = 0) -> list[Batch]:
+        return [Batch({spec.name: spec.generate(np.random.default_rng(seed), batch=64)})]
 
     def scores(outputs: Any, targets: Any, reference: Any) -> dict[str, Array]:
         return {"score": outputs["y"].reshape(len(outputs["y"]), -1).mean(1)}
 
-    return Workload("given", model, (spec,), ("y",), batches, scores, calibration=batches)
+    return Workload("given", model, (spec,), ("y",), lambda: batches(1), scores, calibration=batches)
 
 
 def apply(config: object, workload: Workload, scratch: Path, told: Callable[[str, float], None] | None = None) -> Any:

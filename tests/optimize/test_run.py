@@ -142,7 +142,7 @@ def test_a_second_run_resumes_and_publishes_the_next_version(
     (place / "other.toml").write_text(RECIPE.replace("0.25", "0.3"))
     ended = optimize("run", SOURCE, "--recipe", place / "other.toml", "--output", place / "run", "--json")
     assert json.loads(ended.out)["resumed"] is False
-    assert "changed since the last run: recipe" in ended.err
+    assert "1-prune.channels is made again: changed since it was made: config" in ended.err
 
 
 def test_a_killed_run_resumes_where_it_stopped(recipe_file: Path, tmp_path: Path, optimize: Optimize) -> None:

@@ -105,7 +105,7 @@ def test_the_command_prints_a_table_and_writes_page_and_document(
     assert ended.code == 0
     found = json.loads(ended.out)
     assert [layer["name"] for layer in found["layers"]] == ["hidden/Gemm", "wide/Gemm", "out/Gemm"]
-    assert found["samples"] == 128, "whole batches of 64"
+    assert (found["samples"], found["judged_on"]) == (65, "training")
     wide = found["layers"][1]
     assert wide["bytes_saved"] == pytest.approx(3 * 768 * 768, rel=0.02)
     assert wide["metric"] == "accuracy"

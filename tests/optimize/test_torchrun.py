@@ -22,7 +22,7 @@ from torch import nn
 from loadtest.tensors import BATCH, TensorSpec
 from optimize.workload import Batch, Workload
 
-DATA = np.random.default_rng(0).normal(size=(54, 4)).astype(np.float32)
+DATA = np.random.default_rng(0).normal(size=(108, 4)).astype(np.float32)
 
 
 class Tiny(nn.Module):
@@ -40,6 +40,10 @@ def training(size):
             for start in range(0, 54, size)]
 
 
+def evaluation():
+    return [Batch({"x": DATA[54:]}, DATA[54:].argmax(1) % 3)]
+
+
 def loss(outputs, targets):
     return nn.functional.cross_entropy(outputs["y"], targets)
 
@@ -51,7 +55,7 @@ def scores(outputs, targets, reference):
 def workload(size=8):
     return Workload(
         name="tiny", model=Tiny, inputs=(TensorSpec("x", "float32", (BATCH, 4)),), outputs=("y",),
-        evaluation=lambda: training(54), training=lambda: training(size), loss=loss, scores=scores, bounded=True,
+        evaluation=evaluation, training=lambda: training(size), loss=loss, scores=scores, bounded=True,
     )
 
 
@@ -138,3 +142,39 @@ def test_a_wrong_option_ends_all(tiny: Path, tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert ended.stderr.count("there is no 'nothing' in it") == 1, ended.stderr
     assert "exitcode  : 4" in ended.stderr
+
+
+def test_a_process_that_cannot_begin_ends_all(tiny: Path, tmp_path: Path) -> None:
+    """The first process is in the midst of exchanging weights when the other one has already failed."""
+    tiny.write_text(f"import os\nif os.environ.get('RANK') == '1':\n    raise OSError('no data here')\n{TINY}")
+    ended = torchrun(*("-m", "optimize", "distill", f"{tiny}:workload", "--output", tmp_path / "made"))
+    assert ended.returncode == 1
+    assert ended.stderr.count("error: ") == 1, ended.stderr
+    assert "raised OSError: no data here" in ended.stderr
+    assert "exitcode  : 4" in ended.stderr
+
+
+def test_two_processes_share_one_shuffled_epoch(tiny: Path, tmp_path: Path) -> None:
+    """Both by torch's global numbers and by a generator of the workload's own, which only the first has drawn from."""
+    seen = (
+        "def training(size, rng=np.random.default_rng(0)):\n"
+        "    from torch.utils.data import DataLoader\n"
+        "    order = [int(n) for n in DataLoader(rng.permutation(54), shuffle=True)]\n"
+        "    for start in range(0, 54, size):\n"
+        "        index = order[start : start + size]\n"
+        "        yield Batch({'x': DATA[index]}, np.array(index))\n"
+    )
+    start = TINY.index("def training(size):")
+    text = TINY[:start] + seen + TINY[TINY.index("\n\ndef evaluation") :]
+    text = text.replace(
+        "    return nn.functional.cross_entropy(outputs",
+        f"    import os\n    with open(f'{tmp_path}/seen-' + os.environ['RANK'], 'a') as file:\n"
+        "        file.write(' '.join(map(str, targets.tolist())) + ' ')\n    targets = targets % 3\n"
+        "    return nn.functional.cross_entropy(outputs",
+    )
+    tiny.write_text(text.replace("== targets)", "== targets % 3)"))
+    arguments = ("--label-weight", 0.5, "--epochs", 1, "--batch", 1, "--output", tmp_path / "made")
+    ended = torchrun(*("-m", "optimize", "distill", f"{tiny}:workload"), *arguments)
+    assert ended.returncode == 0, ended.stderr
+    shares = [[int(word) for word in (tmp_path / f"seen-{rank}").read_text().split()] for rank in range(2)]
+    assert sorted(shares[0] + shares[1]) == list(range(54))

@@ -14,10 +14,12 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from optimize import bundle, pipeline, recipe, step, train
+from optimize import advance, baseline, bundle, pipeline, recipe, step, train
+from optimize.digest import Key
 from optimize.distill.logits import Logits
 from optimize.errors import BadModel
 from optimize.predict import forward
+from optimize.splits import Sets
 from optimize.step import Context, fingerprint
 from optimize.workload import Workload, load
 from serve.target import Target
@@ -95,17 +97,26 @@ def test_other_weights_find_no_checkpoint(small: Workload, tmp_path: Path) -> No
     assert not any("resumes" in text for text in at.said)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("changed", [{"temperature": 2.0}, {"seed": 1}])
-def test_another_config_or_seed_finds_no_checkpoint(changed: dict[str, float], small: Workload, tmp_path: Path) -> None:
-    with pytest.raises(Killed):
-        step.apply(Logits(epochs=2), small.build(), context(small, tmp_path, tmp_path / "kept", 1))
-    config = Logits(epochs=2, temperature=changed.get("temperature", 4.0))
-    for options, resumes in ((changed, False), ({}, True)):
-        at = replace(context(small, tmp_path, tmp_path / "kept"), seed=int(options.get("seed", 0)))
+def test_only_the_same_bundle_finds_a_checkpoint(tmp_path: Path) -> None:
+    workload, place, plan = load(f"{SMALL}:workload"), tmp_path / "run" / "1-distill.logits", recipe.Recipe(())
+    trained = baseline.establish(workload, tmp_path / "run" / "0-trained", Key())
+
+    def killed(key: Key) -> bool:
+        """Train for an epoch more, and return whether that went on from where another stopped."""
         said: list[str] = []
-        at = replace(at, progress=lambda text, fraction, said=said: said.append(text))
-        step.apply(config if options else Logits(epochs=2), small.build(), at)
-        assert any("resumes after epoch 1 of 2" in text for text in said) == resumes
+
+        def progress(text: str, _fraction: float) -> None:
+            said.append(text)
+            if re.search(r"epoch \d,", text):
+                raise Killed
+
+        with pytest.raises(Killed):
+            advance.advance(Logits(epochs=9), trained.bundle, trained, plan, Sets({}, {}), key, place, progress)
+        return any("resumes" in text for text in said)
+
+    first, other = Key({"config": "1"}), Key({"config": "2"})
+    assert [killed(key) for key in (first, first, other, first)] == [False, True, False, False]
+    assert len(list((tmp_path / "run" / ".1-distill.logits.checkpoint").iterdir())) == 1
 
 
 def test_a_long_epoch_tells_how_far_it_is(small: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
