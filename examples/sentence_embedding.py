@@ -196,7 +196,10 @@ def paragraphs() -> list[str]:
             hidden.update(parts)
         else:
             found.update(dict.fromkeys(part for part in parts if len(part) >= 20))
-    return [text for text in found if text not in hidden and text not in evaluated]
+    left = [text for text in found if text not in hidden and text not in evaluated]
+    # Texts that differ in capital letters, or behind the last token, are one to the model.
+    judged = {tuple(tokens) for tokens in tokenize(list(evaluated))}
+    return [text for text, tokens in zip(left, tokenize(left), strict=True) if tuple(tokens) not in judged]
 
 
 @functools.cache

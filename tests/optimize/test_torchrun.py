@@ -36,7 +36,8 @@ class Tiny(nn.Module):
 
 
 def training(size):
-    return [Batch({"x": DATA[start : start + size]}, DATA[start : start + size].argmax(1) % 3)
+    known = DATA[:54]
+    return [Batch({"x": known[start : start + size]}, known[start : start + size].argmax(1) % 3)
             for start in range(0, 54, size)]
 
 
