@@ -9,7 +9,7 @@ SOURCES := optimize serve loadtest tests examples benchmarks
 REPOSITORY := build/model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help machine server demo test check bench bench-compress bench-serve bench-loadtest bench-gpu zoo refresh-model-repository clean
+.PHONY: help machine server demo test kills check bench bench-compress bench-serve bench-loadtest bench-gpu zoo refresh-model-repository clean
 
 help: machine  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 34
@@ -46,6 +46,9 @@ test: server  ## every test, the real server included
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+kills: server  ## kill `optimize run` at 50 random moments; each time the same command must go on to the same end
+	KILLS=50 $(BIN)/pytest tests/optimize/test_kills.py
 
 check: server  ## lint, types and the fast tests
 	$(BIN)/ruff check $(SOURCES)
