@@ -19,7 +19,7 @@ from loadtest.plan import Plan
 from loadtest.results import ERROR, MISMATCH, OK, TIMEOUT, Results
 from loadtest.summary import sending_time, summary
 
-BLOCKS = 30
+BLOCKS = 60
 BIN = 0.005
 """Width of a bin of the histogram, in the logarithm of the latency: half a percent."""
 
@@ -118,6 +118,25 @@ def of(run: Results, path: Path) -> Baseline:
     done = counts(run.of(OK) & (run.done <= seconds), run.done)
     bins = np.asarray(numbers * BIN, np.float64)
     return Baseline(path, summary(run), seconds / BLOCKS, planned, failed, done, bins, table)
+
+
+def joined(baseline: Baseline, stretch: NDArray[np.int64]) -> Baseline:
+    """Return a baseline with fewer, longer stretches of equal length.
+
+    Args:
+        baseline: the run.
+        stretch: to which new stretch each of its own belongs, ascending from 0, int64 of shape (blocks,).
+    """
+    count = int(stretch[-1]) + 1
+
+    def sums(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        table = np.zeros((count, *rows.shape[1:]), np.int64)
+        np.add.at(table, stretch, rows)
+        return table
+
+    planned, failed, done = map(sums, (baseline.planned, baseline.failed, baseline.done))
+    seconds, latency = baseline.seconds * len(stretch) / count, sums(baseline.latency)
+    return Baseline(baseline.path, baseline.document, seconds, planned, failed, done, baseline.bins, latency)
 
 
 def write(baseline: Baseline, path: Path) -> None:

@@ -3,16 +3,20 @@
 The effect is the ratio B / A of a figure; for errors it is the difference of their shares. The 95 % interval of it is
 drawn for each side by itself:
 
-- One run on a side: a block bootstrap. Neighbouring latencies are not independent, one busy moment makes many slow
+- One run on each side: a block bootstrap. Neighbouring latencies are not independent, one busy moment makes many slow
   requests, so whole stretches of time are drawn again instead of single requests (Carlstein, "The use of subseries
   values for estimating the variance of a general statistic from a stationary sequence", Annals of Statistics 14, 1986;
-  Kuensch, "The jackknife and the bootstrap for general stationary observations", Annals of Statistics 17, 1989). It
-  knows nothing of what differs between runs.
+  Kuensch, "The jackknife and the bootstrap for general stationary observations", Annals of Statistics 17, 1989). Each
+  draw takes the same stretches of both runs, so that a profile which both follow is no difference between them. The
+  stretches are twice as long as the difference of the runs remembers itself (`loadtest.stretches`). Where too few fit
+  into the runs, or one or two hold most of the difference, the interval is not to be trusted: the verdict is undecided.
+  It knows nothing of what differs between runs.
 - Several runs on a side: Student's distribution over the runs, which are independent (Georges, Buytaert, Eeckhout,
   "Statistically rigorous Java performance evaluation", OOPSLA 2007).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy import special
 
-from loadtest import baseline
+from loadtest import baseline, stretches
 from loadtest.baseline import BIN, Baseline
 from loadtest.commandline import document
 from loadtest.errors import BadInput, LatheError, Refused
@@ -35,8 +39,10 @@ LEVEL = 95.0
 METRICS = ("throughput", "p50", "p90", "p99", "errors")
 UNITS = {"throughput": "/s", "p50": "ms", "p90": "ms", "p99": "ms", "errors": "%"}
 NONE_SHOWN = "no difference shown"
+UNDECIDED = "undecided"
+NOTHING = "nothing to compare"
 _WORDS = {"throughput": ("slower", "faster"), "errors": ("fewer", "more")}
-_DRAWS = 4000
+_DRAWS = 2000
 
 
 def read_side(path: Path) -> list[Baseline]:
@@ -84,11 +90,11 @@ def compare(a: Sequence[Baseline], b: Sequence[Baseline], allow: float | None = 
         a: the runs to compare with.
         b: the runs in question.
         allow: fails a metric that is shown to be worse by more than this share; errors fail when they are shown to be
-            more. None fails nothing.
+            more. A metric that is undecided fails when it was measured to be worse by more. None fails nothing but a
+            comparison in which a side has no figure.
         seed: of the draws.
     """
-    rng = np.random.default_rng(seed)
-    metrics = {name: _metric(name, a, b, allow, rng) for name in METRICS}
+    metrics = {name: _metric(name, a, b, allow, seed) for name in METRICS}
     return document(
         passed=all(metric["passed"] for metric in metrics.values()) and all(run.document["valid"] for run in (*a, *b)),
         allow=allow,
@@ -158,16 +164,24 @@ def refusal(values: dict[str, Any]) -> LatheError | None:
         return Refused(
             f"an invalid run proves nothing: {invalid[0]['why']}", where=invalid[0]["file"], fix="run it again"
         )
-    worse = [name for name, metric in values["metrics"].items() if not metric["passed"]]
+    metrics = values["metrics"]
+    if nothing := [name for name, metric in metrics.items() if metric["verdict"] == NOTHING]:
+        figures = "; ".join(f"{name}: {metrics[name]['why']}" for name in nothing)
+        return Refused(f"{NOTHING}: {figures}", fix="compare runs in which requests were answered")
+    worse = [name for name, metric in metrics.items() if not metric["passed"]]
     if not worse:
         return None
     lines = "".join(f"\n  {line(name, values['metrics'][name])}" for name in worse)
+    if all(metrics[name]["verdict"] == UNDECIDED for name in worse):
+        why = f"measured to be worse by more than {values['allow']:.1%}, but undecided{lines}"
+        return Refused(why, fix="run longer, or several times and compare folders of runs")
     return Refused(f"worse by more than {values['allow']:.1%}{lines}", fix="find the cause, or save a new baseline")
 
 
 def line(name: str, metric: dict[str, Any]) -> str:
     """Return a metric of a comparison as a line of text."""
-    return f"{name}: {_effect(name, metric)}, {metric['verdict']}"
+    why = f": {metric['why']}" if metric["why"] else ""
+    return f"{name}: {_effect(name, metric)}, {metric['verdict']}{why}"
 
 
 def _effect(name: str, metric: dict[str, Any]) -> str:
@@ -202,48 +216,123 @@ def _better(metric: dict[str, Any]) -> bool:
     return metric["verdict"] in ("faster", "fewer")
 
 
-def _metric(
-    name: str, a: Sequence[Baseline], b: Sequence[Baseline], allow: float | None, rng: np.random.Generator
-) -> dict[str, Any]:
-    (at, drawn), (other, others) = _side(name, a, rng), _side(name, b, rng)
-    change = others - drawn
-    known = not np.isnan(change).any()
-    low, high = np.percentile(change, [50 - LEVEL / 2, 50 + LEVEL / 2]) if known else (np.nan, np.nan)
-    verdict = NONE_SHOWN
-    if low > 0 or high < 0:
+def _metric(name: str, a: Sequence[Baseline], b: Sequence[Baseline], allow: float | None, seed: int) -> dict[str, Any]:
+    drawn = (_paired if len(a) == len(b) == 1 else _apart)(name, a, b, np.random.default_rng(seed))
+    low, high, why = drawn.low, drawn.high, drawn.why
+    effect = drawn.b - drawn.a
+    if not np.isfinite(effect):
+        verdict, why = NOTHING, f"A has {number(_shown(name, drawn.a))}, B has {number(_shown(name, drawn.b))}"
+    elif why or not np.isfinite([low, high]).all():
+        verdict = UNDECIDED
+    elif low > 0 or high < 0:
         verdict = _WORDS.get(name, ("faster", "slower"))[int(low > 0)]
-    worse, margin = -high if name == "throughput" else low, 0.0
+    else:
+        verdict = NONE_SHOWN
+    margin = 0.0
     if allow is not None and name != "errors":
         margin = -np.log1p(-allow) if name == "throughput" else np.log1p(allow)
-    values = {"a": at, "b": other, "effect": other - at, "low": low, "high": high}
-    if name != "errors":
-        values = {key: float(np.exp(value)) for key, value in values.items()}
-    return {**values, "unit": UNITS[name], "verdict": verdict, "passed": allow is None or not worse > margin}
+    figures = (effect, low, high) if name != "throughput" else (-effect, -high, -low)
+    # What is undecided is judged by the figure itself; but a single error is no finding.
+    worse = figures[0] if verdict == UNDECIDED and name != "errors" else figures[1]
+    values = {"a": drawn.a, "b": drawn.b, "effect": effect, "low": low, "high": high}
+    values = {key: _shown(name, value) for key, value in values.items()}
+    passed = verdict != NOTHING and (allow is None or worse <= margin)
+    return {**values, "unit": UNITS[name], "verdict": verdict, "why": why, "passed": bool(passed)}
+
+
+def _shown(name: str, value: float) -> float:
+    """Return a figure as people read it; it was a logarithm unless it is a share."""
+    return value if name == "errors" else float(np.exp(value))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A figure of both sides, the interval of its difference, and why that is not to be trusted; logarithms."""
+
+    a: float
+    b: float
+    low: float
+    high: float
+    why: str = ""
+
+
+def _paired(name: str, a: Sequence[Baseline], b: Sequence[Baseline], rng: np.random.Generator) -> _Drawn:
+    """Draw the same stretches of one run on each side again and again."""
+    runs = _same_blocks(a[0], b[0])
+    at, other = (float(_values(name, run, np.ones((1, len(run.planned)), np.int64))[0]) for run in runs)
+    cut = stretches.cut(_influence(name, runs[1]) - _influence(name, runs[0]))
+    run_a, run_b = (baseline.joined(run, cut.place) for run in runs)
+    count = len(run_a.planned)
+    weights = rng.multinomial(count, np.full(count, 1 / count), _DRAWS)
+    change = _values(name, run_b, weights) - _values(name, run_a, weights)
+    return _Drawn(at, other, *_interval(other - at + (change - (other - at)) * _expansion(count, cut.freedom)), cut.why)
+
+
+def _apart(name: str, a: Sequence[Baseline], b: Sequence[Baseline], rng: np.random.Generator) -> _Drawn:
+    """Take the runs of a side as the independent witnesses."""
+    (at, drawn), (other, others) = _side(name, a, rng), _side(name, b, rng)
+    return _Drawn(at, other, *_interval(others - drawn))
+
+
+def _interval(draws: Numbers) -> tuple[float, float]:
+    if not np.isfinite(draws).all():
+        return float("nan"), float("nan")
+    low, high = np.percentile(draws, [50 - LEVEL / 2, 50 + LEVEL / 2])
+    return float(low), float(high)
 
 
 def _side(name: str, runs: Sequence[Baseline], rng: np.random.Generator) -> tuple[float, Numbers]:
-    """Return a figure of one side and draws from what it might have been; logarithms, but for errors."""
-    scale: Callable[[Numbers], Numbers] = (lambda values: values) if name == "errors" else _log
+    """Return a figure of one side and draws from what it might have been."""
     if len(runs) == 1:
-        blocks = len(runs[0].planned)
-        drawn = rng.multinomial(blocks, np.full(blocks, 1 / blocks), _DRAWS)
-        values = scale(_figure(name, runs[0], np.vstack([np.ones(blocks, np.int64), drawn])))
-        return float(values[0]), values[0] + (values[1:] - values[0]) * _expansion(blocks)
-    values = scale(np.array([_figure(name, run, np.ones((1, len(run.planned)), np.int64))[0] for run in runs]))
+        whole = float(_values(name, runs[0], np.ones((1, len(runs[0].planned)), np.int64))[0])
+        cut = stretches.cut(_influence(name, runs[0]))
+        run = baseline.joined(runs[0], cut.place)
+        count = len(run.planned)
+        values = _values(name, run, rng.multinomial(count, np.full(count, 1 / count), _DRAWS))
+        drawn = whole + (values - whole) * _expansion(count, cut.freedom)
+        return whole, np.where(bool(cut.why), np.nan, drawn)
+    values = np.array([_values(name, run, np.ones((1, len(run.planned)), np.int64))[0] for run in runs])
     mean, error = values.mean(), values.std(ddof=1) / np.sqrt(len(values))
     return float(mean), mean + error * rng.standard_t(len(values) - 1, _DRAWS)
 
 
-def _expansion(blocks: int) -> float:
+def _expansion(blocks: int, freedom: float) -> float:
     """Return by how much to widen what was drawn from so few stretches (Hesterberg, arXiv 1411.5279, 5.3)."""
     tail = 0.5 + LEVEL / 200
-    return float(special.stdtrit(blocks - 1, tail) / special.ndtri(tail) * np.sqrt(blocks / (blocks - 1)))
+    return float(special.stdtrit(freedom, tail) / special.ndtri(tail) * np.sqrt(blocks / (blocks - 1)))
 
 
 def _log(values: Numbers) -> Numbers:
     with np.errstate(divide="ignore"):
         logs = np.log(values)
     return np.where(np.isfinite(logs), logs, np.nan)
+
+
+def _same_blocks(a: Baseline, b: Baseline) -> tuple[Baseline, Baseline]:
+    """Return two runs cut into the same number of stretches; a baseline of an older version has fewer."""
+    count = int(np.gcd(len(a.planned), len(b.planned)))
+    one, other = (baseline.joined(run, np.arange(len(run.planned)) * count // len(run.planned)) for run in (a, b))
+    return one, other
+
+
+def _influence(name: str, run: Baseline) -> Numbers:
+    """Return how much each stretch moves a figure of its run, in some unit that two runs of one load share."""
+    if name == "throughput":
+        moved, base = run.done - run.done.mean(), run.done.mean()
+    elif name == "errors":
+        moved, base = run.failed - run.failed.sum() / max(run.planned.sum(), 1) * run.planned, run.planned.mean()
+    else:
+        counts = run.latency.sum(axis=1)
+        limit = _quantile(float(name[1:]) / 100, run.latency.sum(axis=0, keepdims=True).astype(np.float64), run.bins)
+        beyond = run.latency[:, np.exp(run.bins) > limit].sum(axis=1) if run.latency.size else counts
+        moved, base = beyond - beyond.sum() / max(counts.sum(), 1) * counts, counts.mean()
+    return np.asarray(moved / base if base else moved, np.float64)
+
+
+def _values(name: str, run: Baseline, weights: NDArray[np.int64]) -> Numbers:
+    """Return `_figure` on the scale on which differences are drawn: logarithms, but for errors."""
+    found = _figure(name, run, weights)
+    return found if name == "errors" else _log(found)
 
 
 def _figure(name: str, run: Baseline, weights: NDArray[np.int64]) -> Numbers:

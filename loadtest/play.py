@@ -99,7 +99,8 @@ def _document(
     invalid = sorted((phase for phase in played if not phase.document["valid"]), key=lambda phase: not _gone(phase))
     bad = invalid[0] if invalid else None
     judged = [{"phase": phase.name, **one} for phase in played for one in phase.document["thresholds"]]
-    outcomes = [finding.passed for finding in findings] + [one["passed"] for one in judged]
+    asked = [finding for finding in findings if finding.passed is not None or not finding.optional]
+    outcomes = [finding.passed for finding in asked] + [one["passed"] for one in judged]
     return document(
         valid=bad is None,
         why=f"phase {bad.name}: {bad.document['why']}" if bad else "",
@@ -129,7 +130,7 @@ def headline(values: dict[str, Any]) -> str:
 
 def text(values: dict[str, Any]) -> RenderableType:
     """Return the report of a scenario for a terminal."""
-    good = values["valid"] and values["verdict"]["passed"] is not False
+    good = values["valid"] and values["verdict"]["passed"]
     parts: list[RenderableType] = [Text(headline(values), style="bold green" if good else "bold red")]
     if values["why"]:
         parts.append(Text(f"why: {values['why']}", style="red"))

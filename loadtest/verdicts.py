@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest import results, trend
+from loadtest import results, schedule, trend
 from loadtest.memory import Memory
 from loadtest.report import number
 from loadtest.results import MISMATCH, OK, TIMEOUT, Results
@@ -29,6 +29,7 @@ SETTLING = 0.2
 """Share of a soak's begin that is not judged: caches and memory pools fill."""
 _MOST_WINDOWS = 60
 _FEWEST_PER_WINDOW = 10
+_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class Finding:
         passed: None where there was not enough to say.
         text: one line.
         figures: what `text` is made of.
+        optional: whether the scenario passes without it, because nobody asked for it.
     """
 
     name: str
     passed: bool | None
     text: str
     figures: dict[str, Any] = field(default_factory=dict)
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ def _too_short(name: str, count: int) -> Finding | None:
 
 def _leak(memory: Memory) -> Finding:
     if not memory.source:
-        return Finding("leak", None, "leak not judged: give --pid or --metrics to have the server's memory watched")
+        text = "leak not judged: give --pid or --metrics to have the server's memory watched"
+        return Finding("leak", None, text, optional=True)
     kept = memory.at >= SETTLING * memory.at.max(initial=0.0)
     at, used = memory.at[kept], memory.used[kept]
     if short := _too_short("leak", len(used)):
@@ -215,12 +219,47 @@ def batch_sweep(played: Sequence[Played], memory: Memory) -> list[Finding]:
 
 
 def recovery(played: Sequence[Played], memory: Memory) -> list[Finding]:
-    """Compare the last phase with the first one, which sent the same: is the server itself again?"""
+    """Find out whether the server came to itself: soon after the overload, backlog included, and in the last phase.
+
+    The last phase sends what the first one did, after every answer of the overload was waited for; so it shows damage
+    that stays, and only the time right after the overload shows the one that passes.
+    """
     before, after = (phase.document["latency_ms"]["p50"] for phase in (played[0], played[-1]))
     ratio, back = after / before, after <= (1 + RECOVERED) * before
     text = f"median {number(before)} ms in {played[0].name}, {number(after)} ms in {played[-1].name}"
     figures = {"before_ms": before, "after_ms": after, "ratio": ratio}
-    return [Finding("recovery", back, f"{'recovered' if back else 'NOT RECOVERED'}: {text}", figures)]
+    found = [Finding("recovery", back, f"{'recovered' if back else 'NOT RECOVERED'}: {text}", figures)]
+    overloads = [phase for phase in played[1:-1] if phase.document["plan"].get("rate")]
+    return [*found, *(_backlog(phase, played[0], (1 + RECOVERED) * before / 1e3) for phase in overloads)]
+
+
+def _backlog(phase: Played, first: Played, limit: float) -> Finding:
+    """Find how long after its overload a phase has latencies below `limit` seconds again, and for good."""
+    run, end = results.read(phase.path), _overload_end(phase.document["plan"], first.document["plan"]["rate"])
+    late = run.planned >= end
+    latency = np.where(run.of(OK, MISMATCH), run.done - run.planned, np.inf)[late]
+    rest = phase.document["plan"]["duration"] - end
+    most = min(_MOST_WINDOWS, int(late.sum()) // _FEWEST_PER_WINDOW)
+    edges = end + windows(rest, most) if rest > 0 else np.empty(0)
+    if len(edges) - 1 < trend.FEWEST:
+        return Finding("backlog", None, f"backlog of {phase.name} not judged: too few requests after the overload")
+    place = np.digitize(run.planned[late], edges) - 1
+    medians = np.array([percentile(latency[place == n], 50) for n in range(len(edges) - 1)])
+    slow = np.flatnonzero(~(medians <= limit))
+    seconds = float(edges[slow[-1] + 1] - end) if len(slow) else 0.0
+    back = not len(slow) or bool(slow[-1] < len(medians) - 1)
+    text = f"the median is below {number(limit * 1e3)} ms {number(seconds)} s after the overload of {phase.name}"
+    if not back:
+        text = f"{number(rest)} s after the overload of {phase.name} the median is above {number(limit * 1e3)} ms"
+    return Finding("backlog", back, f"{'backlog gone' if back else 'BACKLOG STAYS'}: {text}", {"seconds": seconds})
+
+
+def _overload_end(plan: dict[str, Any], usual: float) -> float:
+    """Return the second of a phase at which it last asks for more than the usual rate."""
+    at = np.linspace(0, plan["duration"], _STEPS + 1)
+    rates = schedule.chosen("profile", plan["profile"])(at, plan["rate"], plan["duration"])
+    above = np.flatnonzero(rates > 1.01 * usual)
+    return float(at[min(above[-1] + 1, _STEPS)]) if len(above) else 0.0
 
 
 VERDICTS = {

@@ -18,8 +18,10 @@ from loadtest.options import allow_option
 def compare(a: Path, b: Path, allow: float | None, anyway: bool, as_json: bool) -> None:
     """Compare the runs B with the runs A: result files, baselines, or folders of several.
 
-    An effect is shown with its 95 % interval. Some verdicts are chance: of equal runs, about one in twelve p99 is
-    called different. An invalid run ends with exit code 3.
+    An effect is shown with its 95 % interval. Some verdicts are chance: of equal runs of a busy queue, up to one in
+    eight figures is called different. "undecided" means that the runs are too short, or that one or two moments make
+    the difference; with --allow it fails where it was measured to be worse by more. An invalid run, and one without a
+    figure to compare, ends with exit code 3.
 
     \b
     Examples:

@@ -132,6 +132,10 @@ def _failure(values: dict[str, Any], folder: Path, allow_invalid: bool) -> Refus
     gone = "stopped answering" in values["why"]
     if not values["valid"] and (gone or not allow_invalid):
         failure = (MachineError if gone else Refused)(values["why"], where=str(folder), fix=values["fix"])
+    elif values["verdict"]["passed"] is None:
+        open_ = [finding["text"] for finding in values["verdict"]["findings"] if finding["passed"] is None]
+        why = f"the scenario was not judged in full: {'; '.join(open_)}"
+        failure = Refused(why, where=str(folder), fix="let it run longer, or further")
     elif values["verdict"]["passed"] is False:
         wrong = [finding["text"] for finding in values["verdict"]["findings"] if finding["passed"] is False]
         wrong += [f"{one['phase']}: {one['text']}" for one in values["thresholds"] if not one["passed"]]

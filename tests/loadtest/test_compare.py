@@ -30,7 +30,7 @@ def made(seed: int, slower: float = 1.0, errors: float = 0.0, count: int = 6000,
     rng = np.random.default_rng(seed)
     noise = lfilter([1.0], [1.0, -0.95], rng.normal(0, 0.1, count))
     latency = 0.01 * slower * np.exp(noise + rng.normal(0, 0.3, count))
-    sent = np.sort(rng.uniform(0, 29, count))
+    sent = np.sort(rng.uniform(0, 29.9, count))
     verdict = np.where(rng.random(count) < errors, VERDICTS.index(ERROR), VERDICTS.index(OK)).astype(np.int8)
     nothing = np.zeros(count, np.int32)
     return Results(header(**plan), END, sent, sent, sent + latency, verdict, nothing, nothing + 1, nothing, [""], [])

@@ -95,9 +95,12 @@ def test_no_bytes_raise_from_the_check_of_an_answer(raw: bytes) -> None:
 
 
 class Forgetful:
-    """A sender that never ends every third flight."""
+    """A sender that never ends every third flight, or every `each`-th."""
 
     finished: Any = None
+
+    def __init__(self, each: int = 3) -> None:
+        self.each = each
 
     async def open(self, connections: int) -> None: ...
 
@@ -108,7 +111,7 @@ class Forgetful:
 
     def send(self, flight: Flight) -> None:
         flight.sent = self.loop.time() - self.zero
-        if flight.n % 3 != 2:
+        if flight.n % self.each != self.each - 1:
             flight.done = flight.sent
             self.loop.call_soon(self.finished, flight)
 
@@ -136,7 +139,7 @@ def test_without_a_timeout_it_is_given_up_after_the_end(monkeypatch: pytest.Monk
 def dropped(rate: float, seconds: float) -> list[Flight]:
     """What is recorded of a run whose server is gone from the beginning."""
     found: list[Flight] = []
-    run = loop.Loop(Plan("http://h:1", seconds, rate=rate), Forgetful(), Chooser(PARTS, 0), seconds, found.append)
+    run = loop.Loop(Plan("http://h:1", seconds, rate=rate), Forgetful(10**9), Chooser(PARTS, 0), seconds, found.append)
     run.gone = True
     asyncio.run(run.run(lambda progress: None))
     return found

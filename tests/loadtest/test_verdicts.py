@@ -134,6 +134,33 @@ def test_recovery_compares_the_last_phase_with_the_first(after: float, back: boo
     assert verdicts.recovery(played, Memory(""))[0].passed is back
 
 
+def spiked(folder: Path, slow: float, rest: float = 0.02) -> Any:
+    """A phase of 100 s whose overload ends at 40 s: slow for `slow` more seconds, then as `rest` says."""
+    at = np.arange(0, 100, 0.02)
+    latency = np.where((at >= 30) & (at < 40 + slow), 1.0, rest) * noise(len(at))
+    phase = written(folder / "spike", at, latency)
+    plan = {"duration": 100.0, "rate": 50.0, "profile": "spike:to=150,start=0.3,length=0.1", "concurrency": None}
+    document = {"plan": plan, "latency_ms": {"p50": 20.0}}
+    around = Played("around", {"plan": plan | {"profile": "flat"}, "latency_ms": {"p50": 20.0}}, Path())
+    (plain, backlog) = verdicts.recovery([around, Played("spike", document, phase.path), around], Memory(""))
+    assert plain.passed
+    return backlog
+
+
+def test_recovery_counts_from_the_end_of_the_overload(tmp_path: Path) -> None:
+    for slow in (0.0, 5.0, 30.0):
+        backlog = spiked(tmp_path, slow)
+        assert backlog.passed
+        assert backlog.figures["seconds"] == pytest.approx(slow, abs=2.0)
+
+
+def test_a_backlog_that_lasts_to_the_end_of_its_phase_is_damage_though_the_next_one_is_well(tmp_path: Path) -> None:
+    backlog = spiked(tmp_path, 60.0)
+    assert backlog.passed is False
+    assert "BACKLOG STAYS" in backlog.text
+    assert spiked(tmp_path, 0.0, rest=0.05).passed is False
+
+
 def test_a_line_and_a_jump_are_found() -> None:
     at = np.arange(50.0)
     found = trend.line(at, 100 + at)
