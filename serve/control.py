@@ -53,19 +53,19 @@ def versions(url: str, model: str) -> list[int]:
     return sorted(map(int, json.loads(body).get("versions", []))) if status == http.client.OK else []
 
 
-def states(url: str, secret: str, model: str) -> dict[int, str]:
-    """Return what the server at `url` says of each version of `model`: LOADING, READY, UNLOADING or UNAVAILABLE.
+def states(url: str, secret: str, model: str) -> dict[int, tuple[str, str]]:
+    """Return what the server says of each version of `model`: LOADING, READY, UNLOADING or UNAVAILABLE, and why.
 
     Raises:
         ServerFailed: nothing answers, or it answers something else.
     """
     try:
         status, body = _ask(url, "POST", "/v2/repository/index", {ADMIN_KEY: secret}, timeout=5)
-        rows = json.loads(body) if status == http.client.OK else []
-        return {
-            int(row["version"]): row.get("state", "") for row in rows if row["name"] == model and row.get("version")
-        }
-    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        if status != http.client.OK:
+            raise ValueError(body.decode(errors="replace"))
+        found = [row for row in json.loads(body) if row["name"] == model and row.get("version")]
+        return {int(row["version"]): (row.get("state", ""), row.get("reason", "")) for row in found}
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         raise ServerFailed(f"cannot be asked for its versions of {model}: {error}", where=url) from error
 
 

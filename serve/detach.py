@@ -24,7 +24,7 @@ GRACE = 60.0
 """Seconds that a server gets to finish what it has in flight."""
 
 
-def start(repository: Path, listen: Listen, probe: bool, log: Path | None) -> dict[str, Any]:
+def start(repository: Path, listen: Listen, probe: bool, log: Path | None, load_timeout: float) -> dict[str, Any]:
     """Start a `serve up` in a session of its own and return its document once its models are ready.
 
     What the server prints goes to `log`, or a file beside the state file, what `serve up` says to the same with `.up`.
@@ -39,7 +39,7 @@ def start(repository: Path, listen: Listen, probe: bool, log: Path | None) -> di
     said = log.with_name(f"{log.name}.up")
     with tempfile.NamedTemporaryFile("w+", dir=folder, prefix=".starting-") as ready, said.open("w") as errors:
         process = subprocess.Popen(
-            interpreter.command("serve", "up", str(repository), "--json", *_options(listen, probe, log)),
+            interpreter.command("serve", "up", str(repository), "--json", *_options(listen, probe, log, load_timeout)),
             env=interpreter.variables(),
             stdin=subprocess.DEVNULL,
             stdout=ready,
@@ -66,15 +66,18 @@ def start(repository: Path, listen: Listen, probe: bool, log: Path | None) -> di
 
 def _sweep(folder: Path) -> None:
     """Remove the logs of servers that are gone."""
-    kept = {running.endpoint.log for running in state.everything()}
+    running = state.everything()
+    kept = {one.endpoint.log for one in running if one.endpoint}
+    if len(kept) < len(running):
+        return  # one is being started, and its log is not known yet
     for path in folder.glob("detached-*.log"):
         if path not in kept:
             path.unlink(missing_ok=True)
             path.with_name(f"{path.name}.up").unlink(missing_ok=True)
 
 
-def _options(listen: Listen, probe: bool, log: Path | None) -> list[str]:
-    options = ["--host", listen.host, "--log-level", listen.log_level]
+def _options(listen: Listen, probe: bool, log: Path | None, load_timeout: float) -> list[str]:
+    options = ["--host", listen.host, "--log-level", listen.log_level, "--load-timeout", f"{load_timeout}s"]
     for kind in ("http", "grpc", "metrics"):
         options += [f"--{kind}-port", str(getattr(listen, f"{kind}_port"))]
     if listen.tls:
@@ -109,7 +112,7 @@ def stop(running: Running) -> None:
             if not select.select([handle], [], [], GRACE)[0]:
                 raise ServerFailed(
                     f"is still running after {GRACE:g} s",
-                    where=running.endpoint.http,
+                    where=running.name,
                     fix=f"end its process {running.owner} with: kill -9",
                 )
         finally:

@@ -4,11 +4,7 @@ Others remember a number: Triton's response cache keeps answers by model and ver
 the repository notes the highest number that each model had, in a file that Triton passes over.
 """
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from loadtest import files
@@ -34,7 +30,7 @@ def take(place: Path, model: str, number: int) -> None:
     Raises:
         BadRepository: another command took it, or what was noted cannot be read.
     """
-    with _alone(place):
+    with files.locked(place, wait=True):
         marks = _read(place)
         if number <= marks.get(model, 0):
             raise BadRepository(
@@ -51,7 +47,7 @@ def keep(place: Path, model: str) -> None:
     Raises:
         BadRepository: what was noted cannot be read.
     """
-    with _alone(place):
+    with files.locked(place, wait=True):
         _write(place, {**_read(place), model: upcoming(place, model) - 1})
 
 
@@ -72,14 +68,3 @@ def _read(place: Path) -> dict[str, int]:
 
 def _write(place: Path, marks: dict[str, int]) -> None:
     files.write(place / MARKS, json.dumps(dict(sorted(marks.items())), indent=2) + "\n")
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Wait for the other commands that are numbering; the kernel lets go of the lock when its holder dies."""
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -178,15 +178,14 @@ def _load(journal: Journal, change: Change, endpoint: Endpoint | None, limit: fl
     try:
         control.load(endpoint.http, endpoint.secret, change.model, limit)
     except StillLoading as error:
-        if _state(endpoint, change) != "READY":
+        if _state(endpoint, change)[0] != "READY":
             raise StillLoading(
                 f"version {change.number} is not loaded after {limit:g} s, and the server goes on with it",
                 where=str(journal.place / change.model),
                 fix="serve promote it again once serve status shows it, or give it more time with --load-timeout",
             ) from error
     except LatheError as error:
-        folder = journal.place / change.model / str(change.number)
-        repository.note(folder, failed={"when": repository.now(), "why": error.what})
+        _note_failed(journal, change, error.what)
         same = (journal.place / change.model / repository.CONFIG).read_text() == change.config
         still = "" if same else ", what was live still is"
         raise ServerFailed(
@@ -197,22 +196,31 @@ def _load(journal: Journal, change: Change, endpoint: Endpoint | None, limit: fl
 
 
 def _settle(journal: Journal, endpoint: Endpoint | None) -> None:
-    states = [_state(endpoint, change) for change in journal.changes] if endpoint else []
+    found = [_state(endpoint, change) for change in journal.changes] if endpoint else []
+    states = {state for state, _ in found}
     if "LOADING" in states:
         raise StillLoading(
             f"the server is still loading {journal.names()}", where=str(journal.place), fix="wait, and try again"
         )
-    if states and set(states) == {"READY"}:
+    if states == {"READY"}:
         _finish(journal)
         log.warning("a release was interrupted after the server had loaded it and is finished now: %s", journal.names())
     else:
+        for change, (state, reason) in zip(journal.changes, found, strict=bool(found)):
+            if state == "UNAVAILABLE" and reason not in ("", "unloaded"):
+                _note_failed(journal, change, reason)
         _take_back(journal, endpoint)
         log.warning("a release was interrupted and is taken back: %s", journal.names())
 
 
-def _state(endpoint: Endpoint, change: Change) -> str:
-    """Return what the server says of the new version, empty where it does not know it."""
-    return control.states(endpoint.http, endpoint.secret, change.model).get(change.number, "")
+def _state(endpoint: Endpoint, change: Change) -> tuple[str, str]:
+    """Return what the server says of the new version, and why; empty where it does not know it."""
+    return control.states(endpoint.http, endpoint.secret, change.model).get(change.number, ("", ""))
+
+
+def _note_failed(journal: Journal, change: Change, why: str) -> None:
+    folder = journal.place / change.model / str(change.number)
+    repository.note(folder, failed={"when": repository.now(), "why": why})
 
 
 def _finish(journal: Journal) -> None:
@@ -236,6 +244,6 @@ def _take_back(journal: Journal, endpoint: Endpoint | None, limit: float = LIMIT
     for change in journal.changes if endpoint else ():
         assert endpoint
         there = change.number in repository.live(journal.place, change.model)
-        if not there and _state(endpoint, change) in ("READY", "LOADING"):
+        if not there and _state(endpoint, change)[0] in ("READY", "LOADING"):
             control.load(endpoint.http, endpoint.secret, change.model, limit)
     files.remove(journal.path)

@@ -116,7 +116,7 @@ def running(
         configs = {name: repositories.config(repository, name) for name in names}
         command = [
             str(place.tritonserver),
-            f"--model-repository={repository.absolute()}",
+            f"--model-repository={repository.resolve()}",
             f"--backend-directory={place.backends}",
             f"--backend-config=python,shm-region-prefix-name={region}",
             *(f"--{kind}-address={listen.address(kind)}" for kind in KINDS),

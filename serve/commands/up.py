@@ -1,6 +1,6 @@
 """`serve up`, `status` and `down`: a server's life on this machine."""
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ import click
 
 from loadtest.commandline import PATH, document, emit, json_option
 from loadtest.errors import LatheError, MachineError, UsageError
+from serve.commands.versions import load_timeout_option
 
 if TYPE_CHECKING:
     from serve.options import Listen
@@ -30,6 +31,7 @@ LEVEL = click.Choice(["error", "warning", "info", "verbose"])
 @click.option("--probe/--no-probe", default=True, help="Watch the models and replace dead backend processes.")
 @click.option("--log", type=PATH, help="File for the server's output, overwritten.")
 @click.option("--log-level", type=LEVEL, default="info", show_default=True, help="How much the server prints.")
+@load_timeout_option
 @click.option("--detach", is_flag=True, help="Return once the models are ready; serve status and down see to it.")
 @click.option("--container", metavar="RELEASE", help="Use NVIDIA's image of this release, as in 26.07, by docker.")
 @click.option("--print", "only_print", is_flag=True, help="With --container: print the command, run nothing.")
@@ -38,6 +40,7 @@ def up(
     repository: Path,
     probe: bool,
     log: Path | None,
+    load_timeout: float,
     detach: bool,
     container: str | None,
     only_print: bool,
@@ -53,7 +56,7 @@ def up(
     Example:
       serve up build/model_repository --http-port 8000
     """
-    from serve import releases, server, state
+    from serve import promotion, releases, server, state
 
     # The holes are those of the server's release.
     listen = _listen(release=container or releases.CARRIED, **listening)
@@ -71,13 +74,16 @@ def up(
     if detach:
         from serve import detach as detached
 
-        ready = detached.start(repository, listen, probe, log)
+        ready = detached.start(repository, listen, probe, log, load_timeout)
         _announce(ready, as_json, "`serve down` stops the server")
         return
-    with (
-        server.running(repository, listen=listen, log=log, probe=probe) as endpoint,
-        state.recorded(endpoint, repository),
-    ):
+    with ExitStack() as stack:
+        tell = stack.enter_context(state.claimed(repository))
+        promotion.settle(repository)
+        endpoint = stack.enter_context(
+            server.running(repository, listen=listen, log=log, probe=probe, timeout=load_timeout)
+        )
+        tell(endpoint)
         _announce(state.describe(endpoint, repository), as_json, "Ctrl-C stops the server")
         server.wait(endpoint)
 
@@ -134,7 +140,7 @@ def _announce(ready: dict[str, Any], as_json: bool, end: str) -> None:
 def status(as_json: bool) -> None:
     """Ask every model of every `serve up` of yours for an answer, and say which give one.
 
-    Ends with 5 where no server runs, or a model does not answer.
+    A server is starting, live or silent. Ends with 5 where none is live, or a model does not answer.
 
     \b
     Example:
@@ -145,25 +151,40 @@ def status(as_json: bool) -> None:
     found = [_asked(running) for running in state.everything()]
     if not as_json:
         for server in found:
-            click.echo(f"{server['http']}  {server['repository']}")
+            click.echo(f"{server['http'] or 'no address yet'}  {server['repository']}  {server['state']}")
             for model in server["models"]:
                 click.echo(f"  {model['name']} {', '.join(map(str, model['versions']))}  {model['health']}")
-    dead = [model for server in found for model in server["models"] if model["health"] != "answers"]
-    if dead or not found:
-        error = MachineError(
-            f"{dead[0]['name']} does not answer: {dead[0]['health']}" if dead else "no server runs",
-            fix="read the server's log" if dead else "start one with: serve up REPOSITORY",
-        )
+    if error := _fault(found):
         error.partial = {"servers": found}
         raise error
     if as_json:
         emit(document(servers=found))
 
 
+def _fault(found: list[dict[str, Any]]) -> MachineError | None:
+    if not found:
+        return MachineError("no server runs", fix="start one with: serve up REPOSITORY")
+    for server in found:
+        if server["state"] == "starting":
+            return MachineError("its server is being started", where=server["repository"], fix="ask again in a while")
+        if server["state"] == "silent":
+            return MachineError("the server does not answer", where=server["http"], fix="read the server's log")
+    dead = [model for server in found for model in server["models"] if model["health"] != "answers"]
+    if dead:
+        words = f"{dead[0]['name']} does not answer: {dead[0]['health']}"
+        return MachineError(words, fix="read the server's log")
+    return None
+
+
 def _asked(running: "Running") -> dict[str, Any]:
     from serve import probe, rollout, state
 
+    condition = running.condition
+    if running.endpoint is None:
+        return {"state": condition, "http": None, "repository": str(running.repository), "models": []}
     described = state.describe(running.endpoint, running.repository)
+    if condition == "silent":
+        return {"state": condition, **described, "models": []}
     health = probe.health(running.endpoint, running.repository)
     models = []
     for model in described["models"]:
@@ -171,7 +192,7 @@ def _asked(running: "Running") -> dict[str, Any]:
             # The repository may say another version than the one that this server has.
             model["versions"] = rollout.serving(running.repository, model["name"], running.endpoint)
         models.append({**model, "health": health[model["name"]]})
-    return {**described, "models": models}
+    return {"state": condition, **described, "models": models}
 
 
 @click.command()
@@ -184,20 +205,18 @@ def down(http_port: int | None, as_json: bool) -> None:
     Example:
       serve down
     """
-    from urllib.parse import urlsplit
-
     from serve import detach, state
 
     found = state.everything()
-    chosen = [running for running in found if http_port in (None, urlsplit(running.endpoint.http).port)]
+    chosen = [running for running in found if http_port in (None, running.port)]
     if len(chosen) != 1:
-        urls = ", ".join(running.endpoint.http for running in found)
+        urls = ", ".join(running.name for running in found)
         raise MachineError(
             "several servers run" if chosen else "no such server runs",
             fix=f"say --http-port; there are {urls}" if urls else "serve status lists them",
         )
     detach.stop(chosen[0])
     if as_json:
-        emit(document(stopped=chosen[0].endpoint.http))
+        emit(document(stopped=chosen[0].name))
     else:
-        click.echo(f"stopped: {chosen[0].endpoint.http}")
+        click.echo(f"stopped: {chosen[0].name}")

@@ -64,7 +64,7 @@ def watch(url: str | None, interval: float, count: int | None, as_json: bool) ->
                     if server is None or (server.repository / model.model).exists()
                 ]
                 memory = {
-                    "server_pss_bytes": metrics.memory(server.endpoint.pid) if server else None,
+                    "server_pss_bytes": metrics.memory(server.endpoint.pid) if server and server.endpoint else None,
                     "machine_used_bytes": after.machine.get(metrics.MACHINE_USED),
                     "machine_total_bytes": after.machine.get(metrics.MACHINE_TOTAL),
                 }
@@ -84,7 +84,7 @@ def _found(url: str | None) -> "tuple[str, Running | None]":
     """Return the address to ask, and the server there where it is a `serve up` of this user's."""
     from serve import metrics, state
 
-    running = {metrics.address(running.endpoint.metrics): running for running in state.everything()}
+    running = {metrics.address(one.endpoint.metrics): one for one in state.everything() if one.endpoint}
     if url:
         place = metrics.address(url)
         return place, running.get(place.replace("localhost", "127.0.0.1"))

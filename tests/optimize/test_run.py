@@ -130,7 +130,8 @@ def test_a_second_run_resumes_and_publishes_the_next_version(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     place = Path(str(finished["place"]))
     arguments = ("--recipe", place / "recipe.toml", "--output", place / "run", "--repository", place / "repository")
-    with server.running(place / "repository") as endpoint, state.recorded(endpoint, place / "repository"):
+    with state.claimed(place / "repository") as ready, server.running(place / "repository") as endpoint:
+        ready(endpoint)
         ended = optimize("run", SOURCE, *arguments, "--json")
         assert ended.code == 0, ended.err
         assert control.versions(endpoint.http, "small") == [2]

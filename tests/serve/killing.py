@@ -51,8 +51,8 @@ class Server:
     def versions(self, _url: str, model: str) -> list[int]:
         return self.read().get(model, [])
 
-    def states(self, _url: str, _secret: str, model: str) -> dict[int, str]:
-        return dict.fromkeys(self.read().get(model, []), "READY")
+    def states(self, _url: str, _secret: str, model: str) -> dict[int, tuple[str, str]]:
+        return dict.fromkeys(self.read().get(model, []), ("READY", ""))
 
     def served(self) -> list[str]:
         return self.path.with_suffix(".log").read_text().split()

@@ -175,8 +175,11 @@ def test_a_version_that_does_not_load_replaces_nothing(place: Path, server_prefi
 def test_the_commands_find_the_running_server(place: Path, server_prefix: Path, tmp_path: Path) -> None:
     runtime = tmp_path / "runtime"
     env = {"XDG_RUNTIME_DIR": str(runtime)}
-    at = ("--repository", str(place))
+    other = str(runtime / ".." / place.name)
+    at = ("--repository", other)
     with up(place, runtime) as (process, ready):
+        second = serve("up", other, "--http-port", "0", env=env)
+        assert (second.returncode, "is served already" in second.stderr) == (5, True)
         done = serve("promote", TINY, "1", *at, env=env)
         assert done.stdout == f"live: {TINY} version 1, loaded at {ready['http']}\n", done.stderr
         assert control.versions(ready["http"], TINY) == [1]
@@ -189,6 +192,7 @@ def test_the_commands_find_the_running_server(place: Path, server_prefix: Path, 
         # A status is the server's word, also where the repository went on without it.
         rollout.promote(place, TINY, 1)
         (server,) = json.loads(serve("status", "--json", env=env).stdout)["servers"]
+        assert server["state"] == "live"
         assert server["models"] == [{"name": TINY, "versions": [2], "health": "answers"}]
         rollout.promote(place, TINY, 2)
         process.terminate()
@@ -220,13 +224,15 @@ def test_a_new_model_reaches_the_running_server_and_goes_again(
     from onnx import load, save
 
     runtime = tmp_path / "runtime"
-    env, at = {"XDG_RUNTIME_DIR": str(runtime)}, ("--repository", str(place))
+    link = tmp_path / "link"
+    link.symlink_to(place)
+    env, at = {"XDG_RUNTIME_DIR": str(runtime)}, ("--repository", str(link))
     onnx = str(save_tiny(tmp_path / "tiny.onnx"))
     with up(place, runtime) as (process, ready), connect(ready["grpc"]) as client:
         done = serve("add", onnx, "--name", "added", "--no-check", *at, env=env)
         assert done.stdout == f"live: added version 1, loaded at {ready['http']}\n", done.stderr
         publish_tiny(place, "promoted")
-        assert asked(env)["promoted"] == "not loaded; load it with: serve promote promoted"
+        assert asked(env)["promoted"] == "dead: not loaded; load it with: serve promote promoted"
         assert serve("promote", "promoted", *at, env=env).returncode == 0
         names = {TINY, "added", "promoted"}
         assert asked(env) == dict.fromkeys(names, "answers")
@@ -248,7 +254,7 @@ def test_a_new_model_reaches_the_running_server_and_goes_again(
         process.terminate()
         _, said = process.communicate(timeout=60)
     assert "added" not in said.replace("a backend process of added was dead; the model is loaded again", "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model_repository", "runtime", "tiny.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model_repository", "runtime", "tiny.onnx"]
 
 
 def test_what_remove_needs_to_know(place: Path) -> None:
