@@ -232,7 +232,7 @@ def test_a_new_model_reaches_the_running_server_and_goes_again(
         done = serve("add", onnx, "--name", "added", "--no-check", *at, env=env)
         assert done.stdout == f"live: added version 1, loaded at {ready['http']}\n", done.stderr
         publish_tiny(place, "promoted")
-        assert asked(env)["promoted"] == "dead: not loaded; load it with: serve promote promoted"
+        assert asked(env)["promoted"] == "not loaded; load it with: serve promote promoted"
         assert serve("promote", "promoted", *at, env=env).returncode == 0
         names = {TINY, "added", "promoted"}
         assert asked(env) == dict.fromkeys(names, "answers")
