@@ -11,7 +11,7 @@ Every room has an `errors.py` that hangs its own classes below these::
     ├── MachineError     5     the machine or the server: port taken, disk full, server absent or dying
     │   ├── ServerAbsent           nothing answers at the address, or it stopped answering
     │   ├── ServerFault            the server says that it failed
-    │   └── ServerNonsense         what answers there is not what a Triton server says
+    │   └── ServerNonsense         what answers there is not what a V2 server says
     ├── Interrupted      130   Ctrl-C
     └── Stopped          143   SIGTERM asked the command to end
 
@@ -98,7 +98,7 @@ class ServerFault(MachineError):
 
 
 class ServerNonsense(MachineError):
-    """Something answers, but not what a Triton server says."""
+    """Something answers, but not what a V2 server says."""
 
 
 class Interrupted(LatheError):

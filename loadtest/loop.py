@@ -183,7 +183,7 @@ class Loop:
             elif now > (since if flight.sent is None else flight.sent) + timeout + GRACE:
                 text = f"no answer within {GRACE:g} s of its timeout"
             else:
-                continue
+                break  # they stand in the order in which they were handed over
             flight.done = now
             fail(flight, text, verdict=TIMEOUT)
             self._ended(flight)
@@ -235,6 +235,7 @@ class Loop:
         flight.verdict, flight.error, flight.sent, flight.done, flight.responses = OK, "", None, None, ()
         # Without a pause a refused connection would be tried ten thousand times a second.
         pause = _RETRY_PAUSE if flight.gone else 0.0
+        del self._flying[flight.n]
         self._flying[flight.n] = flight, self._now() + pause
         self.loop.call_later(pause, self.sender.send, flight)
 

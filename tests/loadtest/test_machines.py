@@ -87,7 +87,7 @@ def test_a_moment_that_is_over_sends_nothing(stand_in, tmp_path: Path) -> None:
 
 @pytest.fixture
 def two(tmp_path: Path) -> list[Path]:
-    """What two workers leave."""
+    """What two workers leave; they differ in every figure, so that a sum is neither twice one of them nor the other."""
     paths = []
     for index in (0, 1):
         plan = {"duration": 1.0, "workers": 2, "index": index, "concurrency": 4, "rate": None}
@@ -95,12 +95,16 @@ def two(tmp_path: Path) -> list[Path]:
         row = {"n": index, "planned": 0.5, "sent": 0.5, "done": 0.6 + index, "verdict": "ok", "payload": 0}
         end = {
             "end": 1.0 + index,
-            "client_cpu": 0.5,
-            "client_cores": 1,
-            "gone": False,
-            "server": {"success": 1 + index},
+            "client_cpu": 0.5 - 0.25 * index,
+            "client_cores": 1 + index,
+            "gone": index == 0,
+            "server": {"success": 7 - index},
         }
-        end["errors"] = [{"verdict": "error", "text": "x", "count": 2}]
+        end["errors"] = [
+            {"verdict": "error", "text": "x", "count": 2 + index},
+            {"verdict": ("timeout", "error")[index], "text": "y", "count": 1 + 8 * index},
+        ]
+        end["unknown"] = [f"what {index} asked", "what both asked"]
         wrong = {"n": 1 - index, "payload": 0, "output": "y", "index": None, "expected": "a", "got": "b"}
         end |= {"checked": 10 + index, "mismatches": [wrong]}
         end["loop_lag_ms"] = {"p99": 1.0 - index, "p999": None if index else 2.0, "max": 3.0 + index}
@@ -117,12 +121,18 @@ def test_ends_are_put_together(two: list[Path], tmp_path: Path) -> None:
     assert len(results.readings) == 1
     assert results.end == {
         "end": 2.0,
-        "client_cpu": 1.0,
-        "client_cores": 2,
-        "gone": False,
+        "client_cpu": 0.75,
+        "client_cores": 3,
+        "gone": True,
         "loop_lag_ms": {"p99": 1.0, "p999": 2.0, "max": 4.0},
-        "errors": [{"verdict": "error", "text": "x", "count": 4}],
-        "server": {"success": 2},
+        "errors": [
+            {"verdict": "error", "text": "y", "count": 9},
+            {"verdict": "error", "text": "x", "count": 5},
+            {"verdict": "timeout", "text": "y", "count": 1},
+        ],
+        # Each file counts what all workers sent while it looked.
+        "server": {"success": 7},
+        "unknown": ["what 0 asked", "what both asked", "what 1 asked"],
         "checked": 21,
         "mismatches": [
             {"n": n, "payload": 0, "output": "y", "index": None, "expected": "a", "got": "b"} for n in (0, 1)
