@@ -391,5 +391,5 @@ def _said(kind: type[LatheError], url: str, message: str) -> LatheError:
 def _nonsense(url: str, message: str) -> ServerNonsense:
     scheme = url.partition(":")[0]
     return ServerNonsense(
-        f"what answers does not speak the V2 protocol ({message[:200]})", where=url, fix=WHICH_PORT.format(scheme=scheme)
+        f"what answers is not a V2 server ({message[:200]})", where=url, fix=WHICH_PORT.format(scheme=scheme)
     )
