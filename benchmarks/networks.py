@@ -64,7 +64,7 @@ def _random(name: str, model: object, inputs: tuple[TensorSpec, ...], output: st
         return {"none": np.zeros(len(outputs[output]))}
 
     source = f"{Path('benchmarks/networks.py')}:{function}"
-    return Workload(name, build, inputs, (output,), evaluation, scores, source=source)
+    return Workload(name, build, inputs, (output,), evaluation, scores, bounded=True, source=source)
 
 
 class Encoder(nn.Module):

@@ -65,6 +65,7 @@ def prove(
     repository: Path,
     gates: list[Gate],
     force: bool,
+    strict: bool,
     progress: Progress,
 ) -> Proof:
     """Serve `made`, judge it at the endpoint, and publish it unless a gate says no; a running `serve up` loads it.
@@ -78,6 +79,7 @@ def prove(
         repository: where it is published.
         gates: what was judged so far; all of them passed, or `force` is set.
         force: publish whatever the gates say.
+        strict: judge the worse end of the paired interval at the endpoint too.
         progress: told what goes on.
 
     Raises:
@@ -89,7 +91,7 @@ def prove(
     model, inputs = workload.name, workload.inputs
     with staging.stage(repository, model, graph_of(made), inputs, specs, recipe.target, recipe.serve) as staged:
         with server.running(staged.path, log=folder / "server.log") as endpoint:
-            served, parity, found = _compare(endpoint, made, trained, recipe, progress)
+            served, parity, found = _compare(endpoint, made, trained, recipe, strict, progress)
             loaded = _load(endpoint, workload, recipe, folder, parity["tolerance"], progress)
         gates = [*gates, *found, *gate.load(recipe.budget, loaded)]
         version = None
@@ -123,7 +125,7 @@ def output_specs(workload: Workload, graph: Path, outputs: Arrays) -> list[Tenso
 
 
 def _compare(
-    endpoint: Endpoint, made: Bundle, trained: Trained, recipe: Recipe, progress: Progress
+    endpoint: Endpoint, made: Bundle, trained: Trained, recipe: Recipe, strict: bool, progress: Progress
 ) -> tuple[Quality, dict[str, Any], list[Gate]]:
     """Judge the endpoint with the workload's metric, and both lanes of parity with the bundle."""
     workload = made.workload
@@ -151,12 +153,12 @@ def _compare(
         gate.parity(lane["lane"], lane["requests"], lane["mismatched"], lane["max_abs_diff"], lane["tolerance"])
         for lane in (same, mixed)
     ]
-    at_endpoint = gate.quality(recipe.budget, trained.quality.scores[0], served.scores[0], difference)
+    at_endpoint = gate.quality(recipe.budget, trained.quality.scores[0], served.scores[0], difference, strict)
     gates.append(replace(at_endpoint, name=f"{at_endpoint.name} at the endpoint"))
     parity = {
         "requests": same["requests"] + mixed["requests"],
         "mismatched": same["mismatched"] + mixed["mismatched"],
-        "max_abs_diff": max(same["max_abs_diff"], mixed["max_abs_diff"]),
+        "max_abs_diff": float(np.max([same["max_abs_diff"], mixed["max_abs_diff"]])),
         "tolerance": tolerance,
         "deviation": deviation,
         "lanes": [same, mixed],
@@ -176,14 +178,15 @@ def _summary(name: str, differences: Any, tolerance: float) -> dict[str, Any]:
     return {
         "lane": name,
         "requests": len(differences),
-        "mismatched": int((differences > tolerance).sum()),
+        # NaN is not within any tolerance.
+        "mismatched": int((~(differences <= tolerance)).sum()),
         "max_abs_diff": float(differences.max()),
         "tolerance": tolerance,
     }
 
 
 def _differences(answer: Arrays, wanted: Arrays) -> float:
-    return max(float(np.abs(answer[key].astype(np.float64) - wanted[key]).max()) for key in wanted)
+    return float(np.max([np.abs(answer[key].astype(np.float64) - wanted[key]).max() for key in wanted]))
 
 
 def _samples(workload: Workload) -> Iterator[Arrays]:

@@ -69,6 +69,6 @@ def _fault(got: Array, wanted: Array) -> str:
         return f"has the shape {got.shape}, the trained model's has {wanted.shape}"
     if got.dtype != wanted.dtype:
         return f"is {got.dtype}, the trained model's is {wanted.dtype}"
-    if got.dtype.kind == "f" and np.isfinite(wanted).all() and not np.isfinite(got).all():
-        return "has values that are NaN or infinite"
+    if got.dtype.kind == "f" and (np.isnan(got) & ~np.isnan(wanted) | np.isinf(got) & np.isfinite(wanted)).any():
+        return "has values that are NaN or infinite where the trained model's are not"
     return ""

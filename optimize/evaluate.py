@@ -1,18 +1,20 @@
 """Quality: scores per sample, compared pairwise, with 95 % confidence intervals."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from loadtest.tensors import Array, Arrays
+from optimize import intervals
 from optimize.errors import BadData, BadModel, BadWorkload
+from optimize.intervals import At
 from optimize.predict import Predictor, cut
 from optimize.workload import Workload, concatenate, guarded
 
-RESAMPLES = 2000
-LEVEL = 95.0
+ROUNDING = 1e-6
+"""How far beyond [0, 1] rounding may bring the figure of a score that lies there."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,9 @@ class Score:
         metric: its name in the workload.
         samples: float64 [n], one value for each judged sample.
         value: the figure: the workload's aggregate of `samples`.
-        low, high: the bootstrap percentile interval of `value` over samples, 95 %.
+        low, high: the 95 % interval of `value` over samples.
+        higher_is_better: whether more of it is better; False for a loss.
+        bounded: whether the workload says that `value` lies in [0, 1].
     """
 
     metric: str
@@ -31,6 +35,8 @@ class Score:
     value: float
     low: float
     high: float
+    higher_is_better: bool
+    bounded: bool
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form; `samples` becomes their number."""
@@ -40,6 +46,7 @@ class Score:
             "low": self.low,
             "high": self.high,
             "samples": len(self.samples),
+            "higher_is_better": self.higher_is_better,
         }
 
 
@@ -61,15 +68,39 @@ class Difference:
     """A metric of one predictor minus the same metric of another, on the same samples in pairs.
 
     Args:
-        value: the difference of the two figures; negative where the first is worse (for scores where more is better).
-        low, high: paired bootstrap interval, 95 %.
+        value: the difference of the two figures.
+        low, high: its 95 % interval.
         flipped: indices of the samples whose score differs.
+        worsened: those of them whose score is worse in the first predictor.
+        higher_is_better: as the score says; where it is False, a positive difference is worse.
+        at: gives the interval of another number of samples that differ as often and as much as these.
     """
 
     value: float
     low: float
     high: float
     flipped: tuple[int, ...]
+    worsened: tuple[int, ...]
+    higher_is_better: bool
+    at: At = field(repr=False, compare=False)
+
+    @property
+    def loss(self) -> tuple[float, float, float]:
+        """How much worse the first predictor is, positive is worse: the value, and the low and high end."""
+        return (-self.value if self.higher_is_better else self.value, *self._lost(self.low, self.high))
+
+    def loss_at(self, samples: float) -> tuple[float, float]:
+        """Return the interval of the loss that so many samples would have."""
+        return self._lost(*self.at(samples))
+
+    def _lost(self, low: float, high: float) -> tuple[float, float]:
+        return (-high, -low) if self.higher_is_better else (low, high)
+
+    @property
+    def verdict(self) -> str:
+        """`worse` or `better` where the whole interval is, else `undecided`."""
+        _, low, high = self.loss
+        return "worse" if low > 0 else "better" if high < 0 else "undecided"
 
 
 def collect(predictor: Predictor, workload: Workload, largest: int | None = None) -> tuple[Arrays, Any]:
@@ -98,7 +129,8 @@ def judge(workload: Workload, outputs: Arrays, targets: Any, reference: Arrays) 
     """Score `outputs` with the workload's own metric.
 
     Raises:
-        BadWorkload: the scores are not a mapping of finite one-dimensional arrays.
+        BadWorkload: the scores are not a mapping of finite one-dimensional arrays, or the workload does not say which
+            direction of one is better.
     """
     returned = guarded(lambda: workload.scores(outputs, targets, reference), "scores()", workload.source)
     if not isinstance(returned, Mapping) or not returned:
@@ -110,7 +142,14 @@ def judge(workload: Workload, outputs: Arrays, targets: Any, reference: Arrays) 
     scores = guarded(
         lambda: {name: np.asarray(values) for name, values in returned.items()}, "scores()", workload.source
     )
-    return Quality(tuple(_score(workload, name, samples) for name, samples in scores.items()), outputs)
+    if unknown := sorted(set(workload.higher_is_better) - set(scores)):
+        raise BadWorkload(
+            f"higher_is_better names {', '.join(map(repr, unknown))}, scores() returns {', '.join(map(repr, scores))}",
+            where=workload.source or workload.name,
+            fix="name the scores as scores() does",
+        )
+    found = [_score(workload, name, samples, not number) for number, (name, samples) in enumerate(scores.items())]
+    return Quality(tuple(found), outputs)
 
 
 def evaluate(
@@ -133,11 +172,27 @@ def compare(workload: Workload, first: Score, second: Score) -> Difference:
             where=first.metric,
             fix="let scores() judge the same samples at every call",
         )
-    pairs = np.stack([first.samples, second.samples])
-    differences = bootstrap(pairs, lambda sample: workload.aggregate(sample[0]) - workload.aggregate(sample[1]))
-    low, high = np.percentile(differences, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
-    flipped = np.flatnonzero(first.samples != second.samples)
-    return Difference(first.value - second.value, float(low), float(high), tuple(int(index) for index in flipped))
+    where = workload.source or workload.name
+    at = guarded(
+        lambda: intervals.of_difference(first.samples, second.samples, workload.aggregate, first.bounded),
+        "aggregate()",
+        where,
+    )
+    low, high = at(len(first.samples))
+    worse = first.samples < second.samples if first.higher_is_better else first.samples > second.samples
+    return Difference(
+        first.value - second.value,
+        low,
+        high,
+        _indices(first.samples != second.samples),
+        _indices(worse),
+        first.higher_is_better,
+        at,
+    )
+
+
+def _indices(mask: Array) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(mask).tolist())
 
 
 def relative_error(got: Array, wanted: Array) -> float:
@@ -146,14 +201,7 @@ def relative_error(got: Array, wanted: Array) -> float:
     return float(difference) / max(float(size), 1e-12)
 
 
-def bootstrap(pairs: Array, statistic: Callable[[Array], float], seed: int = 0) -> Array:
-    """Return `statistic` over resamples of the last axis of `pairs` (Efron, "Bootstrap Methods", 1979)."""
-    rng = np.random.default_rng(seed)
-    size = pairs.shape[-1]
-    return np.array([statistic(pairs[..., rng.integers(0, size, size)]) for _ in range(RESAMPLES)])
-
-
-def _score(workload: Workload, name: str, samples: Array) -> Score:
+def _score(workload: Workload, name: str, samples: Array, gated: bool) -> Score:
     where = workload.source or workload.name
     if samples.dtype.kind not in "biuf" or samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
         raise BadWorkload(
@@ -163,13 +211,33 @@ def _score(workload: Workload, name: str, samples: Array) -> Score:
             fix="return one finite number for each sample",
         )
     samples = samples.astype(np.float64)
-    value, resampled = guarded(
-        lambda: (float(workload.aggregate(samples)), bootstrap(samples, workload.aggregate)), "aggregate()", where
+    stated = workload.higher_is_better.get(name)
+    bounded = workload.bounded and (gated or stated is None)
+    value, (low, high) = guarded(
+        lambda: (float(workload.aggregate(samples)), intervals.of_score(samples, workload.aggregate, bounded)),
+        "aggregate()",
+        where,
     )
-    if not np.isfinite([value, *resampled]).all():
+    if not np.isfinite([value, low, high]).all():
         raise BadWorkload(f"aggregate() of {name!r} is not finite", where=where, fix="return one finite number")
-    low, high = np.percentile(resampled, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
-    return Score(name, samples, value, float(low), float(high))
+    _check_direction(name, value, stated, bounded, where)
+    return Score(name, samples, value, low, high, stated is not False, bounded)
+
+
+def _check_direction(name: str, value: float, stated: bool | None, bounded: bool, where: str) -> None:
+    line = f'higher_is_better={{"{name}": …}}'
+    if stated is None and not bounded:
+        raise BadWorkload(
+            f"the workload does not say whether more or less of {name!r} is better",
+            where=where,
+            fix=f"give the Workload {line}, True for a score such as accuracy, False for a loss",
+        )
+    if bounded and not -ROUNDING <= value <= 1 + ROUNDING:
+        raise BadWorkload(
+            f"the workload says bounded=True, but {name!r} is {value:g}, not in [0, 1]",
+            where=where,
+            fix=f"give the Workload {line}, and leave bounded=True out unless its first score lies in [0, 1]",
+        )
 
 
 def _check_outputs(answer: Arrays, workload: Workload, size: int, where: str) -> None:

@@ -1,5 +1,6 @@
 """Gates: rules on quality, cost and parity that pass, or say no and what to do."""
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,10 @@ from optimize.recipe import Budget
 from optimize.workload import Workload
 
 DEFAULT_KEEP = 0.99
+ROUNDING = 1e-12
+"""Share of a score that the sums of its samples may be off."""
+MOST_SAMPLES = 10**8
+"""More evaluation samples than anybody has."""
 SLOWER = 0.97
 """A promise of speed is broken when the whole interval of the alternating ratios lies below this."""
 
@@ -48,39 +53,76 @@ def check_budget(budget: Budget, workload: Workload) -> None:
     )
 
 
+def check_metric(budget: Budget, trained: Score) -> None:
+    """Say, once the trained model was judged, that the budget does not suit the metric.
+
+    Raises:
+        BadRecipe: a relative or missing budget for a metric of which less is better.
+    """
+    if budget.max_drop is None and not trained.higher_is_better:
+        raise BadRecipe(
+            f"keep = … keeps a share of what more is better of; of {trained.metric!r} less is better",
+            where="[budget]",
+            fix="set max_drop, the rise that is allowed",
+        )
+
+
 def quality(budget: Budget, trained: Score, result: Score, difference: Difference, strict: bool = False) -> Gate:
-    """Judge what was lost of the first score, on its value or, `strict`, on the lower end of the paired interval.
+    """Judge what was lost of the first score, on its value or, `strict`, on the worse end of the paired interval.
 
     Args:
-        budget: `max_drop` is absolute; `keep`, 0.99 when neither is given, is result over trained (MLPerf's rule).
+        budget: `max_drop` is absolute, for a metric of which less is better the rise that is allowed; `keep`, 0.99 when
+            neither is given, is result over trained (MLPerf's rule).
         trained: the score of the trained model.
         result: the score that is judged.
         difference: result minus trained, paired by sample.
         strict: judge the end of the interval that is worse.
+
+    Raises:
+        BadRecipe: see `check_metric`.
     """
+    check_metric(budget, trained)
     if budget.max_drop is not None:
         allowed = budget.max_drop
-        limit = f"drop ≤ {allowed:g}"
+        limit = f"{'drop' if trained.higher_is_better else 'rise'} ≤ {allowed:g}"
     else:
         keep = DEFAULT_KEEP if budget.keep is None else budget.keep
         allowed = (1 - keep) * trained.value
         limit = f"≥ {keep:g} of {trained.value:.4f}"
-    judged = difference.low if strict else difference.value
-    # Sums of per-sample scores carry rounding; a drop of exactly the limit passes.
-    passed = -judged <= allowed + 1e-12
+    lost, _, worst = difference.loss
+    # Sums of per-sample scores carry rounding; a loss of exactly the limit passes.
+    limited = allowed + ROUNDING * max(1.0, abs(trained.value))
+    known = all(map(math.isfinite, (trained.value, result.value, *difference.loss)))
+    passed = known and (worst if strict else lost) <= limited
     interval = f"{difference.value:+.4f}, 95 % interval [{difference.low:+.4f}, {difference.high:+.4f}]"
-    advice = "" if passed else _quality_advice(strict)
-    width = difference.high - difference.low
-    if width > allowed > 0:
-        needed = math.ceil(len(result.samples) * (width / allowed) ** 2)
-        wide = f"the interval is wider than the allowed loss: about {needed:,} samples decide"
-        advice = f"{advice}; {wide}" if advice else wide
+    advice = "; ".join(
+        filter(None, ("" if passed else _quality_advice(strict), _deciding(difference, result, limited)))
+    )
     return Gate(f"quality: {result.metric}", passed, f"{result.value:.4f} ({interval})", limit, advice)
 
 
 def _quality_advice(strict: bool) -> str:
     advice = "prune less, distill longer, or exclude layers from quantization; a larger max_drop accepts the loss"
     return f"{advice}; without --strict the value is judged" if strict else advice
+
+
+def _deciding(difference: Difference, result: Score, allowed: float) -> str:
+    """Say, where the interval holds the limit, how many samples it would take until it does not."""
+    _, low, high = difference.loss
+    if not low <= allowed < high:
+        return ""
+
+    def open_at(samples: int) -> bool:
+        low, high = difference.loss_at(samples)
+        return low <= allowed < high
+
+    enough = len(result.samples)
+    while open_at(enough):
+        enough *= 2
+        if enough > MOST_SAMPLES:
+            return f"the interval holds the limit, and even {MOST_SAMPLES:,} samples would not decide"
+    decide = bisect.bisect_left(range(enough), True, enough // 2, key=lambda samples: not open_at(samples))
+    return f"the interval holds the limit: about {decide:,} samples decide"
 
 
 def size(budget: Budget, measured: int) -> list[Gate]:
@@ -115,14 +157,14 @@ def faster(batch: int, ratio: Ratio, stages: Sequence[Stage]) -> Gate:
 
 
 def parity(name: str, requests: int, mismatched: int, largest: float, tolerance: float) -> Gate:
-    """Judge whether the endpoint answers what the bundle answers."""
-    advice = "" if not mismatched else "the server runs other bytes, another runtime or other inputs: compare its logs"
+    """Judge whether the endpoint answers what the bundle answers; nothing compared is no parity, and neither is NaN."""
+    passed = requests > 0 and mismatched == 0 and largest <= tolerance
     return Gate(
         f"parity: {name}",
-        not mismatched,
+        passed,
         f"{mismatched} of {requests} differ, largest difference {largest:.2g}",
         f"≤ {tolerance:.2g}",
-        advice,
+        "" if passed else "the server runs other bytes, another runtime or other inputs: compare its logs",
     )
 
 
@@ -131,20 +173,22 @@ def load(budget: Budget, report: dict[str, Any]) -> list[Gate]:
     requests = report["requests"]
     wrong = requests["failed"] + requests["dropped"] + requests["mismatched"]
     why = report["why"] if isinstance(report["why"], str) else "; ".join(report["why"] or [])
+    answered = report["valid"] is True and requests["done"] > 0 and wrong == 0
     gates = [
         Gate(
             "load: answered",
-            bool(report["valid"]) and not wrong,
+            answered,
             f"{requests['done']:,} answered, {wrong} not" + ("" if report["valid"] else ", run invalid"),
             "valid, all answered",
-            "" if report["valid"] and not wrong else why or "see the load report and the server's log",
+            "" if answered else why or "see the load report and the server's log",
         )
     ]
     if budget.p99_ms is not None:
         p99 = report["latency_ms"]["p99"]
         passed = p99 is not None and p99 <= budget.p99_ms
         advice = "" if passed else "lower the load, prune more, or give the target more cores"
-        gates.append(Gate("load: p99", passed, f"{p99:.1f} ms", f"≤ {budget.p99_ms:g} ms", advice))
+        measured = "none answered" if p99 is None else f"{p99:.1f} ms"
+        gates.append(Gate("load: p99", passed, measured, f"≤ {budget.p99_ms:g} ms", advice))
     return gates
 
 

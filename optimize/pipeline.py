@@ -93,6 +93,7 @@ def _run(
     folders = [folder_name(number, name) for number, name in enumerate((TRAINED, *names))]
     resume.prepare(folder, recipe, folders, progress)
     trained = establish(workload, folder / folders[0], digest.trained(workload, sets), progress)
+    gate.check_metric(recipe.budget, trained.quality.scores[0])
     made = every_step(recipe, trained, sets, folder, progress)
     elements, last, quality = made.elements, made.bundle, made.quality
     resume.note(folder, {**trained.bundle.key.parts, **made.keys})
@@ -119,7 +120,7 @@ def _run(
     if repository is not None and (force or all(entry.passed for entry in gates)):
         from optimize import endpoint
 
-        proof = endpoint.prove(last, trained, quality, recipe, folder, repository, gates, force, progress)
+        proof = endpoint.prove(last, trained, quality, recipe, folder, repository, gates, force, strict, progress)
         gates = proof.gates
         result |= {"endpoint": proof.endpoint, "load": proof.load, "version": proof.version}
     result["places"] = _places(result)

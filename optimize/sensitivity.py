@@ -35,7 +35,7 @@ class Effect:
         name: of the layer or group.
         method: as recipes spell it.
         metric: the workload's first score.
-        loss: untreated minus treated, over the judged samples; positive is worse.
+        loss: how much worse the treated model's score is, over the judged samples; positive is worse.
         low, high: paired 95 % interval of `loss`.
         error: root mean square of the change of an output over that of the output, the largest of all outputs.
         bytes_saved: the untreated file's minus the treated one's.
@@ -114,7 +114,7 @@ def effect(name: str, method: str, path: Path, against: Untreated, context: "Con
     with open_graph(path, context.target) as predictor:
         quality = evaluate(predictor, context.workload, against.trained.outputs)
     before, after = against.quality.scores[0], quality.scores[0]
-    lost = compare(context.workload, before, after)
+    loss, low, high = compare(context.workload, after, before).loss
     saved = measure.file_bytes(against.path) - measure.file_bytes(path)
     changed = max(
         (
@@ -124,7 +124,7 @@ def effect(name: str, method: str, path: Path, against: Untreated, context: "Con
         ),
         default=0.0,
     )
-    return Effect(name, method, before.metric, lost.value, lost.low, lost.high, changed, saved)
+    return Effect(name, method, before.metric, loss, low, high, changed, saved)
 
 
 def others(path: Path, names: Iterable[str]) -> tuple[str, ...]:

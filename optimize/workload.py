@@ -40,7 +40,8 @@ class Batch:
 Batches = Callable[[], Iterable[Batch]]
 
 
-def _mean(scores: Array) -> float:
+def mean(scores: Array) -> float:
+    """Return the mean, which is the figure unless a workload says otherwise."""
     return float(np.mean(scores))
 
 
@@ -65,7 +66,10 @@ class Workload:
         students: functions that build further, smaller modules with the same inputs and outputs, by name, for
             distillation; their weights are whatever the function gives them.
         loss: `loss(outputs, targets)` on torch tensors, returns a scalar; needed where a step trains with labels.
-        bounded: whether the metric lies in [0, 1], so that a budget may say `keep = 0.99`.
+        bounded: whether the figures lie in [0, 1]: that of the first score, and of those that `higher_is_better` does
+            not name; of these, more is better. A budget may then say `keep = 0.99`.
+        higher_is_better: whether more of a score is better, by its name; False for a loss, an error or a perplexity.
+            Every score must be named where the workload is not bounded.
         aggregate: turns an array of per-sample scores into the figure; the mean unless it says otherwise.
     """
 
@@ -81,7 +85,8 @@ class Workload:
     loss: "Callable[[Mapping[str, torch.Tensor], Any], torch.Tensor] | None" = None
     students: "Mapping[str, Callable[[], nn.Module]]" = field(default_factory=dict)
     bounded: bool = False
-    aggregate: Callable[[Array], float] = _mean
+    aggregate: Callable[[Array], float] = mean
+    higher_is_better: Mapping[str, bool] = field(default_factory=dict)
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +105,12 @@ class Workload:
                     where=self.name,
                     fix=f"name every tensor of the model in the workload's {what}",
                 )
+        if not isinstance(self.higher_is_better, Mapping) or set(map(type, self.higher_is_better.values())) - {bool}:
+            raise BadWorkload(
+                f"higher_is_better is {self.higher_is_better!r}",
+                where=self.name,
+                fix='give True or False for each score by name, as in {"accuracy": True, "perplexity": False}',
+            )
         for spec in self.inputs:
             if not spec.batched:
                 raise BadWorkload(

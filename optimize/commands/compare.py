@@ -12,6 +12,8 @@ from loadtest.commandline import document, emit, json_option, reporting
 def compare(first: str, second: str, as_json: bool) -> None:
     """Compare SECOND with FIRST, each a bundle or a workload, sample by sample.
 
+    SECOND is worse, or better, where the whole interval of the difference says so.
+
     \b
     Example:
       optimize compare examples/digits_cnn.py:workload build/runs/digits_cnn/4-quantize.static
@@ -40,7 +42,9 @@ def compare(first: str, second: str, as_json: bool) -> None:
         difference=difference.value,
         low=difference.low,
         high=difference.high,
+        verdict=difference.verdict,
         flipped=list(difference.flipped),
+        worsened=list(difference.worsened),
     )
     if as_json:
         emit(result)

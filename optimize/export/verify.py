@@ -243,11 +243,12 @@ def _difference(got: Arrays, wanted: Arrays, values: bool) -> str:
             if not np.array_equal(left, right):
                 return f"output {name!r} differs in {int((left != right).sum())} of {right.size} values"
             continue
-        if not np.array_equal(np.isfinite(left), np.isfinite(right)):
+        apart = ~(np.isfinite(left) & np.isfinite(right))
+        if not np.array_equal(left[apart], right[apart], equal_nan=True):
             return f"output {name!r} is NaN or infinite in other places than the module's"
-        largest = float(np.abs(np.where(np.isfinite(left), left - right, 0)).max(initial=0.0))
-        scale = max(1.0, float(np.abs(right[np.isfinite(right)]).max(initial=0.0)))
-        if largest > TOLERANCE * scale:
+        largest = float(np.abs(left[~apart] - right[~apart]).max(initial=0.0))
+        scale = max(1.0, float(np.abs(right[~apart]).max(initial=0.0)))
+        if not largest <= TOLERANCE * scale:
             return f"output {name!r} differs by {largest:.2g}"
     return ""
 
@@ -273,6 +274,9 @@ def deviation(
 
     Returns:
         The largest absolute difference between a sample's output in a drawn batch and its output alone.
+
+    Raises:
+        BadGraph: an output is NaN or infinite in one batch and not in another.
     """
     from optimize.predict import open_graph
 
@@ -290,9 +294,15 @@ def deviation(
             for row, index in enumerate(chosen):
                 if index not in alone:
                     alone[index] = predictor.predict(samples[index])
-                worst = max(
-                    worst, *(_distance(together[name][row], answer[0]) for name, answer in alone[index].items())
-                )
+                for name, answer in alone[index].items():
+                    distance = _distance(together[name][row], answer[0])
+                    if not math.isfinite(distance):
+                        raise BadGraph(
+                            f"output {name!r} of a sample is NaN or infinite in one batch and not in another",
+                            where=path.name,
+                            fix="look for a division by what the batch mates add up to, or for an overflow",
+                        )
+                    worst = max(worst, distance)
     return worst
 
 
@@ -306,7 +316,10 @@ def _draw(rng: np.random.Generator, samples: Sequence[Arrays], largest: int) -> 
 
 
 def _distance(left: Array, right: Array) -> float:
-    return float(np.abs(np.nan_to_num(left.astype(np.float64) - right.astype(np.float64))).max(initial=0.0))
+    """Return the largest difference; values that are NaN, or the same infinity, on both sides are alike."""
+    one, other = left.astype(np.float64), right.astype(np.float64)
+    differs = ~((one == other) | (np.isnan(one) & np.isnan(other)))
+    return float(np.abs(one[differs] - other[differs]).max(initial=0.0))
 
 
 def _stacked(samples: Sequence[Arrays]) -> dict[str, Array]:

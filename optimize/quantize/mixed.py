@@ -42,7 +42,7 @@ class Mixed:
         default=False, description="Give the layers that left INT8 8-bit weights, where the budget still holds."
     )
     max_drop: float | None = Field(
-        default=None, ge=0, allow_inf_nan=False, description="Absolute loss of the first score that is allowed."
+        default=None, ge=0, allow_inf_nan=False, description="By how much the first score may become worse."
     )
     keep: float | None = Field(
         default=None, gt=0, le=1, description="Share of the first score to keep; 0.99 where neither is given."
@@ -72,11 +72,12 @@ def apply(config: Mixed, subject: Path, context: "Context") -> Path:
         BadRecipe: the budget does not suit the metric.
         NoEffect: the float model breaks the budget by itself, or no quantized one keeps it.
     """
-    from optimize import sensitivity, splits
+    from optimize import gate, sensitivity, splits
 
     budget = _budget(config, context)
     judging = replace(context, workload=splits.selecting(context.workload, config.judge_samples))
     against = sensitivity.untreated(subject, judging)
+    gate.check_metric(budget, against.trained.scores[0])
     judge = _Judge(judging, against.trained, budget)
     if not judge.keeps(against.quality, "float"):
         raise NoEffect(

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from loadtest.report import number
 from optimize.gate import DEFAULT_KEEP
+from optimize.report import table
 
 TRAINED, STEP, RESULT = "#94a3b8", "#3b82f6", "#d97706"
 """The trained model, what lies between, and what is published; readable on white and on black."""
@@ -32,7 +33,7 @@ def journey(document: dict[str, Any]) -> str:
         names, colours = [*names, "endpoint"], [*colours, RESULT]
         scores, sizes = [*scores, document["endpoint"]["quality"]], [*sizes, sizes[-1]]
     scale, unit = _unit(max(sizes))
-    figure = panels([f"{escape(scores[0]['metric'])}, 95 % interval", f"ONNX file, {unit}"], columns=2)
+    figure = panels([f"{escape(table.metric(scores[0]))}, 95 % interval", f"ONNX file, {unit}"], columns=2)
     # One trace for each model, because error bars take only one colour.
     for name, colour, score in zip(names, colours, scores, strict=True):
         figure.add_scatter(
@@ -52,7 +53,7 @@ def journey(document: dict[str, Any]) -> str:
     bars(figure, names, [size / scale for size in sizes], colours, unit, row=1, col=2)
     low, high = min(score["low"] for score in scores), max(score["high"] for score in scores)
     figure.update_xaxes(range=[low - (high - low) * 0.1, high + (high - low) * 0.1], row=1, col=1)
-    figure.add_vline(x=_floor(document), line={"color": RESULT, "width": 1.5, "dash": "dot"}, row=1, col=1)
+    figure.add_vline(x=_limit(document), line={"color": RESULT, "width": 1.5, "dash": "dot"}, row=1, col=1)
     return html(figure, "figure-journey", HEAD + ROW * len(names))
 
 
@@ -154,12 +155,13 @@ def _colours(count: int) -> list[str]:
     return [TRAINED, *[STEP] * (count - 2), RESULT]
 
 
-def _floor(document: dict[str, Any]) -> float:
-    """Return the lowest score that the budget allows."""
-    budget, trained = document["recipe"]["budget"], document["trained"]["quality"]["value"]
+def _limit(document: dict[str, Any]) -> float:
+    """Return the worst score that the budget allows."""
+    budget, trained = document["recipe"]["budget"], document["trained"]["quality"]
     if "max_drop" in budget:
-        return float(trained - budget["max_drop"])
-    return float(trained * budget.get("keep", DEFAULT_KEEP))
+        drop = budget["max_drop"] if trained["higher_is_better"] else -budget["max_drop"]
+        return float(trained["value"] - drop)
+    return float(trained["value"] * budget.get("keep", DEFAULT_KEEP))
 
 
 def _unit(size: int) -> tuple[int, str]:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from loadtest import files, report
-from optimize.report import figures
+from optimize.report import figures, table
 
 NAME, LOAD_PAGE = "report.html", "load.html"
 TORCH_STEPS = ("prune.", "distill.")
@@ -85,7 +85,9 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(number=report.number, score="{:.4f}".format, change=_change, whole="{:,}".format)
+    found.filters.update(
+        number=report.number, score="{:.4f}".format, change=_change, whole="{:,}".format, metric=table.metric
+    )
     return found
 
 

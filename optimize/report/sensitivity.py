@@ -38,7 +38,7 @@ def chart(document: dict[str, Any], method: str) -> str:
     layers = [layer for layer in document["layers"] if layer["method"] == method]
     names = [escape(layer["name"]) for layer in layers]
     batches = [str(batch) for batch in document["batch"]]
-    titles = [f"loss of {escape(layers[0]['metric'])}", "kB saved", *(f"× at batch {batch}" for batch in batches)]
+    titles = [f"{escape(layers[0]['metric'])}, worse by", "kB saved", *(f"× at batch {batch}" for batch in batches)]
     figure = figures.panels(titles, columns=len(titles))
     losses = [(layer["loss"], layer["low"], layer["high"]) for layer in layers]
     _points(figure, names, losses, 0.0, 1)
@@ -78,7 +78,7 @@ def table(document: dict[str, Any], output: Path) -> None:
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     rows.add_column("method", no_wrap=True)
     rows.add_column("layer", overflow="fold")
-    for title in (f"loss of {metric}", "bytes saved", *(f"× at {batch}" for batch in batches)):
+    for title in (f"{metric}, worse by", "bytes saved", *(f"× at {batch}" for batch in batches)):
         rows.add_column(title, justify="right", no_wrap=True)
     for layer in document["layers"]:
         interval = f" [{layer['low']:+.3f}, {layer['high']:+.3f}]" if console.width >= terminal.WIDE else ""

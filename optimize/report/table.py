@@ -17,9 +17,14 @@ def _console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
+def metric(document: dict[str, Any]) -> str:
+    """Return a score's name, with a word where less of it is better."""
+    return f"{document['metric']}{'' if document.get('higher_is_better', True) else ', less is better'}"
+
+
 def score(document: dict[str, Any]) -> str:
     """Return `accuracy 0.9889 [0.9796, 0.9963]`."""
-    return f"{document['metric']} {document['value']:.4f} [{document['low']:.4f}, {document['high']:.4f}]"
+    return f"{metric(document)} {document['value']:.4f} [{document['low']:.4f}, {document['high']:.4f}]"
 
 
 def run(document: dict[str, Any]) -> None:
@@ -29,7 +34,7 @@ def run(document: dict[str, Any]) -> None:
     console.print(f"{document['workload']}: from the trained model to the endpoint, in {runtime}")
     _journey(console, document)
     places = [f"{place} {found['value']:.4f}" for place, found in document["places"].items() if found]
-    console.print(f"{document['trained']['quality']['metric']} in {len(places)} places: {', '.join(places)}")
+    console.print(f"{metric(document['trained']['quality'])}, in {len(places)} places: {', '.join(places)}")
     _ratios(console, document["ratios"])
     gates(console, document["gates"])
     if document["load"]:
@@ -71,8 +76,8 @@ def difference(document: dict[str, Any], first: str, second: str) -> None:
     console.print(f"{score(document['second'])}  {second}", soft_wrap=True)
     console.print(
         f"difference {document['difference']:+.4f}, "
-        f"paired 95 % interval [{document['low']:+.4f}, {document['high']:+.4f}], "
-        f"{len(document['flipped'])} samples differ"
+        f"paired 95 % interval [{document['low']:+.4f}, {document['high']:+.4f}]: {document['verdict']}; "
+        f"{len(document['flipped']):,} samples differ, {len(document['worsened']):,} of them for the worse"
     )
 
 
@@ -105,7 +110,7 @@ def _journey(console: Console, document: dict[str, Any]) -> None:
     wide = console.width >= WIDE
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", no_wrap=True)
-    table.add_column(document["trained"]["quality"]["metric"], no_wrap=True)
+    table.add_column(metric(document["trained"]["quality"]), no_wrap=wide)
     for title in ("bytes", *(("parameters", "MACs") if wide else ()), *(f"ms at {batch}" for batch in batches)):
         table.add_column(title, justify="right", no_wrap=True)
     rows = [("trained", document["trained"]), *((element["name"], element) for element in document["steps"])]

@@ -23,12 +23,16 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def score(value: float, samples: int = 1000) -> Score:
-    return Score("accuracy", np.zeros(samples), value, value - 0.01, value + 0.01)
+    return Score("accuracy", np.zeros(samples), value, value - 0.01, value + 0.01, True, True)
 
 
 def judge(budget: Budget, trained: float, result: float, low: float, high: float, strict: bool = False) -> gate.Gate:
-    difference = Difference(result - trained, low, high, ())
-    return gate.quality(budget, score(trained), score(result), difference, strict)
+    value = result - trained
+
+    def at(samples: float) -> tuple[float, float]:
+        return value + (low - value) * (1000 / samples) ** 0.5, value + (high - value) * (1000 / samples) ** 0.5
+
+    return gate.quality(budget, score(trained), score(result), Difference(value, low, high, (), (), True, at), strict)
 
 
 @pytest.mark.parametrize(
@@ -56,9 +60,11 @@ def test_strict_judges_the_worse_end() -> None:
     assert "--strict" in refused.advice
 
 
-def test_a_wide_interval_is_called_out_with_the_samples_that_decide() -> None:
-    assert "about 4,000 samples" in judge(Budget(max_drop=0.005), 0.90, 0.90, -0.005, 0.005).advice
+def test_an_interval_that_holds_the_limit_is_called_out_with_the_samples_that_decide() -> None:
+    assert "about 4,000 samples" in judge(Budget(max_drop=0.005), 0.90, 0.90, -0.01, 0.01).advice
+    assert "about 4,001 samples" in judge(Budget(max_drop=0.005), 0.90, 0.89, -0.02, 0.00).advice
     assert judge(Budget(max_drop=0.005), 0.90, 0.90, -0.001, 0.001).advice == ""
+    assert "even 100,000,000 samples would not decide" in judge(Budget(max_drop=0), 0.90, 0.90, -0.01, 0.01).advice
 
 
 def test_slower_means_the_whole_interval(tiny: Path) -> None:

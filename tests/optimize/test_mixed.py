@@ -130,9 +130,9 @@ class Doubled(Outlier):
 
 def test_a_budget_that_no_assignment_keeps_is_loud(search: Search, made: Workload) -> None:
     def distance(outputs: Arrays, targets: Array, reference: Arrays) -> dict[str, Array]:
-        return {"minus distance": -np.abs(outputs["y"] - reference["y"]).mean(1)}
+        return {"distance": np.abs(outputs["y"] - reference["y"]).mean(1)}
 
-    strict = replace(made, scores=distance, bounded=False)
+    strict = replace(made, scores=distance, bounded=False, higher_is_better={"distance": False})
     with pytest.raises(NoEffect, match="no assignment with a layer in INT8 keeps the budget"):
         search(Mixed(max_drop=1e-5), strict)
     with pytest.raises(NoEffect, match="the float model breaks the budget by itself"):
@@ -151,6 +151,8 @@ def test_the_budget_must_suit_the_metric(search: Search, made: Workload) -> None
         search(Mixed(max_drop=0.1, keep=0.9))
     with pytest.raises(BadRecipe, match="needs a metric in"):
         search(Mixed(), replace(made, bounded=False))
+    with pytest.raises(BadRecipe, match="of 'accuracy' less is better"):
+        search(Mixed(), replace(made, higher_is_better={"accuracy": False}))
 
 
 def test_gain_is_the_share_of_multiplications_and_bytes(small: Workload, tmp_path: Path) -> None:

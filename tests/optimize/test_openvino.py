@@ -262,7 +262,9 @@ def scores(outputs: Arrays, _targets: Any, reference: Arrays) -> dict[str, np.nd
 def encoder() -> Workload:
     inputs = (TensorSpec("x", "float32", (BATCH, TOKENS, WIDTH)),)
     return Workload(
-        "encoder", Encoder, inputs, ("y",), evaluation=batches, calibration=lambda: batches(1), scores=scores
+        *("encoder", Encoder, inputs, ("y",), batches, scores),
+        calibration=lambda: batches(1),
+        higher_is_better={"error": False},
     )
 
 

@@ -93,7 +93,11 @@ def given(model: nn.Module, spec: TensorSpec | None = None) -> Workload:
         return {"score": outputs["y"].reshape(len(outputs["y"]), -1).mean(1)}
 
     return Workload(
-        "given", model, (spec,), ("y",), lambda: batches(1), scores, calibration=batches, training=batches, loss=loss
+        *("given", model, (spec,), ("y",), lambda: batches(1), scores),
+        calibration=batches,
+        training=batches,
+        loss=loss,
+        higher_is_better={"score": True},
     )
 
 

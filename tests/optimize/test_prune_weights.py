@@ -31,7 +31,11 @@ def given(model: nn.Module, spec: TensorSpec) -> Workload:
     def scores(outputs: Any, targets: Any, reference: Any) -> dict[str, Array]:
         return {"score": outputs["y"].reshape(len(outputs["y"]), -1).mean(1)}
 
-    return Workload("given", model, (spec,), ("y",), lambda: batches(1), scores, calibration=batches)
+    return Workload(
+        *("given", model, (spec,), ("y",), lambda: batches(1), scores),
+        calibration=batches,
+        higher_is_better={"score": True},
+    )
 
 
 def apply(config: object, workload: Workload, scratch: Path, told: Callable[[str, float], None] | None = None) -> Any:

@@ -58,6 +58,7 @@ def pooled(module: nn.Module) -> Workload:
         *("pooled", module, (MASK, TOKENS), ("y",), lambda: batches(1)),
         lambda outputs, targets, reference: {"near": -((outputs["y"] - reference["y"]) ** 2).mean(1)},
         training=batches,
+        higher_is_better={"near": True},
     )
 
 

@@ -69,7 +69,7 @@ def test_the_document_has_every_key(finished: dict[str, object]) -> None:
         "quantize.static",
     ]
     for entry in (document["trained"], *document["steps"], document["result"]):
-        assert set(entry["quality"]) == {"metric", "value", "low", "high", "samples"}
+        assert set(entry["quality"]) == {"metric", "value", "low", "high", "samples", "higher_is_better"}
         assert entry["also"][0]["metric"] == "agreement"
         assert set(entry["cost"]) == {"bytes", "parameters", "macs", "latency_ms", "throughput"}
         assert set(entry["cost"]["latency_ms"]) == set(entry["cost"]["throughput"]) == {"1", "8"}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from loadtest.tensors import BATCH, TensorSpec
 from optimize import sensitivity, step
 from optimize.bundle import Bundle
 from optimize.errors import BadBundle
+from optimize.export.onnx import export
 from optimize.prune.channels import Channels
 from optimize.quantize.dynamic import Dynamic
 from optimize.workload import Batch, Workload
@@ -41,7 +43,7 @@ def pair() -> Workload:
     def scores(outputs: Any, targets: Any, reference: Any) -> dict[str, Any]:
         return {"minus distance": -np.abs(outputs["y"] - reference["y"]).mean(1)}
 
-    return Workload("pair", Pair(), (ROW,), ("y",), batches, scores)
+    return Workload("pair", Pair(), (ROW,), ("y",), batches, scores, higher_is_better={"minus distance": True})
 
 
 @pytest.fixture
@@ -74,6 +76,25 @@ def test_each_layer_is_pruned_and_quantized_alone(study: Callable[..., Any]) -> 
         assert 0 < low <= effect.speedup["4"] <= high
     assert [(entry["method"], entry["name"]) for entry in skipped] == [("prune.channels", "head")]
     assert "found no layer that it may prune" in skipped[0]["why"]
+
+
+def test_a_loss_that_rises_is_a_loss(pair: Workload, tmp_path: Path) -> None:
+    def distance(outputs: Any, targets: Any, reference: Any) -> dict[str, Any]:
+        return {"distance": np.abs(outputs["y"] - reference["y"]).mean(1)}
+
+    rising = replace(pair, scores=distance, higher_is_better={"distance": False})
+    path = export(pair.build(), pair.inputs, pair.outputs, tmp_path / "model.onnx")
+    effects = []
+    for workload in (pair, rising):
+        context = step.Context(workload, pair.build(), Target(cores=1), 0, tmp_path, lambda text, _: None)
+        folder = tmp_path / workload.name / str(len(effects))
+        folder.mkdir(parents=True)
+        treated = sensitivity.treat(Dynamic(), path, folder, context)
+        against = sensitivity.untreated(path, context)
+        effects.append(sensitivity.effect("all", "quantize.dynamic", treated, against, context))
+    negated, direct = effects
+    assert 0 < direct.low < direct.loss < direct.high
+    assert (direct.loss, direct.low, direct.high) == pytest.approx((negated.loss, negated.low, negated.high))
 
 
 def test_a_group_is_treated_together(study: Callable[..., Any]) -> None:
