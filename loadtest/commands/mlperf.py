@@ -34,7 +34,14 @@ _PROBE = 2.0
 @click.option(
     "--target-qps", type=float, default=0.0, help="server: queries/s. offline: expected samples/s, else measured."
 )
-@click.option("--target-latency", type=Duration(), default="10ms", show_default=True, help="server: for 99 % of them.")
+@click.option(
+    "--benchmark",
+    metavar="NAME",
+    help="server: MLPerf's benchmark that MODEL is, as resnet50; it has the latency's bound.",
+)
+@click.option(
+    "--target-latency", type=Duration(), help="server: for 99 % of them.  [default: the benchmark's, else 10ms]"
+)
 @click.option("--duration", type=Duration(), help="At least so long.  [default: 600 s, the rule]")
 @click.option("--queries", type=int, help="At least so many; offline: samples.  [default: the rule]")
 @click.option("--batch", type=int, default=1, show_default=True, help="offline, accuracy: samples in a request.")
@@ -57,6 +64,8 @@ def mlperf(model: str, url: str, mode: str, output: Path | None, as_json: bool, 
     Examples:
       loadtest mlperf digits --url grpc://127.0.0.1:8001 --scenario server \\
           --target-qps 100 --target-latency 15ms --data samples.npz
+      loadtest mlperf resnet --url grpc://127.0.0.1:8001 --scenario server \\
+          --target-qps 100 --benchmark resnet50 --data samples.npz
       loadtest mlperf digits --url grpc://127.0.0.1:8001 --scenario offline \\
           --mode accuracy --data samples.npz --labels labels.npy --reference 0.97
     """
@@ -120,15 +129,20 @@ def _performance(model: str, url: str, options: dict[str, Any], folder: Path, qu
 
 
 def _settings(options: dict[str, Any], data: int, expected: Callable[[], float]) -> "Settings":
-    from loadtest.mlperf import Settings, official_rules
+    from loadtest.mlperf import BOUNDS, TARGET_LATENCY, Settings, official_rules
 
+    benchmark = options["benchmark"] or ""
+    if benchmark and benchmark not in BOUNDS:
+        raise UsageError(f"MLPerf has no latency bound for {benchmark!r}", fix=f"use one of {', '.join(BOUNDS)}")
+    bound = BOUNDS.get(benchmark, TARGET_LATENCY)
     official = official_rules(options["scenario"], data)
     return Settings(
         options["scenario"],
         official.duration if options["duration"] is None else options["duration"],
         official.queries if options["queries"] is None else options["queries"],
         options["target_qps"] or (expected() if options["scenario"] == "offline" else 0.0),
-        options["target_latency"],
+        bound if options["target_latency"] is None else options["target_latency"],
+        benchmark,
     )
 
 

@@ -157,7 +157,7 @@ def run(scenario: str, latencies: Any, seconds: float, verdicts: str = OK) -> Re
 @SCENARIOS
 def test_a_run_that_keeps_all_rules(scenario: str) -> None:
     official = RULES[scenario]
-    settings = Settings(scenario, official.duration, official.queries, 50.0, 0.1)
+    settings = Settings(scenario, official.duration, official.queries, 50.0, 0.1, "retinanet")
     figures = mlperf.figures(settings, run(scenario, np.full(30_000, 0.01), 601.0), data=50_000)
     assert figures["result"] == "VALID"
     assert figures["compliant"], figures["broken"]
@@ -177,6 +177,30 @@ def test_every_broken_rule_is_named(scenario: str, change: dict[str, Any], word:
     figures = mlperf.figures(settings, results, what["data"])
     assert not figures["compliant"]
     assert any(re.search(word, text) for text in figures["broken"]), figures["broken"]
+
+
+@pytest.mark.parametrize(
+    ("latency", "benchmark", "kept"),
+    [(0.1, "retinanet", True), (0.1, "", False), (0.015, "resnet50", True), (10.0, "resnet50", True)],
+)
+def test_only_mlperfs_own_bounds_keep_its_rules(latency: float, benchmark: str, kept: bool) -> None:
+    settings = Settings("server", 600.0, 100, 50.0, latency, benchmark)
+    figures = mlperf.figures(settings, run("server", np.full(30_000, 0.01), 601.0), 50_000)
+    assert figures["result"] == "VALID"
+    assert figures["compliant"] == kept
+    assert kept or figures["broken"] == ["the bound of the latency is MLPerf's own (--benchmark): no"]
+    if benchmark == "resnet50":
+        # Within a generous bound of one's own is not within MLPerf's.
+        slow = mlperf.figures(settings, run("server", np.full(30_000, 0.016), 601.0), 50_000)
+        assert not slow["compliant"]
+        assert any("asked at most 15 ms" in text for text in slow["broken"])
+
+
+def test_the_bounds_are_those_that_loadgen_carries() -> None:
+    library = pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is part of the dev extra")
+    config = Path(library.__file__).read_bytes()
+    stated = re.findall(rb"([a-z0-9_.-]+)\.Server\.target_latency = (\d+)", config)
+    assert {name.decode(): int(limit) / 1e3 for name, limit in stated if limit != b"0"} == mlperf.BOUNDS
 
 
 def test_a_slow_server_is_invalid() -> None:
