@@ -3,12 +3,13 @@
 Both are loaded by a throw-away server, side by side, so that what serves meanwhile is left alone.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
@@ -17,38 +18,56 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from loadtest.client import Client, connect
 from loadtest.errors import LatheError
 from loadtest.tensors import Array, Arrays
-from serve import model_config, repository, scratch
+from serve import likeness, model_config, repository, scratch
 from serve.server import running
 
 SIDES = ("old", "new")
 WARM = 3
 """Requests to each version before time is taken."""
+FEWEST, DRAWS = 100, 2000
+"""Of fewer pairs no interval is drawn; how often pairs are drawn again."""
+Interval = tuple[float, float, float]
+"""A value and the ends of its 95 % interval."""
+Verdict = Literal["passed", "undecided", "broken"]
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What the new version must hold.
+    """What the new version must hold; each is passed only when the whole 95 % interval is within it.
 
     Args:
-        agreement: mean likeness of its answers with the old ones, from 0 to 1: the cosine of float outputs, row by row,
-            the share of equal rows of others.
+        agreement: least likeness of a row with the old version's (`serve.likeness`), from -1 to 1.
+        unlike: share of the rows that may be less like than that.
+        flips: share of the rows whose largest value may stand in another place.
         difference: largest absolute difference of a float output; not judged when None.
-        slowdown: how many times as long a request may take; broken when the whole interval is above.
+        slowdown: how many times as long a request may take, in the median and in the sum of all.
     """
 
     agreement: float = 0.99
+    unlike: float = 0.01
+    flips: float = 0.01
     difference: float | None = None
     slowdown: float = 1.1
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One threshold: what was measured, what was wanted."""
+    """One threshold: what was measured, what was wanted. Undecided is not passed; then `requests` might decide it."""
 
     name: str
-    passed: bool
+    verdict: Verdict
     measured: str
     limit: str
+    requests: int | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the new version is known to hold it."""
+        return self.verdict == "passed"
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {**asdict(self), "passed": self.passed}
 
 
 @dataclass(frozen=True)
@@ -58,46 +77,96 @@ class Comparison:
     Args:
         requests: how many were sent to each.
         failed: how many the new version refused that the old one answered.
-        agreement: as in `Thresholds`; NaN if nothing could be compared.
-        difference: largest absolute difference of a float output; infinite where only one has a value.
+        rows: the rows of the answers that both gave.
         latency_ms: median of each version, alternating, one request at a time.
         slowdown: median of new over old, request by request, and its 95 % interval.
+        total: time of all requests, new over old, and its 95 % interval.
         refused: what the new version said first, if it failed, or if nothing could be compared.
     """
 
     requests: int
     failed: int
-    agreement: float
-    difference: float
+    rows: likeness.Rows
     latency_ms: dict[str, float]
-    slowdown: tuple[float, float, float]
+    slowdown: Interval
+    total: Interval
     refused: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form: of the likeness the mean, the lowest hundredth and the worst."""
+        alike = self.rows.likeness
+        return {
+            "requests": self.requests,
+            "failed": self.failed,
+            "rows": len(alike),
+            "agreement": float(alike.mean()) if len(alike) else None,
+            "lowest": float(np.quantile(alike, 0.01)) if len(alike) else None,
+            "worst": float(alike.min()) if len(alike) else None,
+            "flipped": int(self.rows.flipped.sum()),
+            "difference": self.rows.difference,
+            "latency_ms": self.latency_ms,
+            "slowdown": self.slowdown,
+            "total": self.total,
+            "refused": self.refused,
+        }
 
     def judge(self, wanted: Thresholds) -> list[Judgement]:
         """Return a judgement for each threshold."""
-        value, low, high = self.slowdown
+        alike, count = self.rows.likeness, len(self.rows.likeness)
+        answered: Verdict = "broken" if self.failed else "passed" if count else "undecided"
+        unlike = int((~(alike >= wanted.agreement)).sum())
+        worst = f", the worst {alike.min():.4f}" if count else ""
         found = [
-            Judgement("answered", self.failed == 0, f"{self.failed} of {self.requests} failed", "none"),
-            Judgement(
-                "agreement", self.agreement >= wanted.agreement, f"{self.agreement:.4f}", f"≥ {wanted.agreement:g}"
-            ),
-            Judgement(
-                "not slower",
-                not low > wanted.slowdown,
-                f"{value:.2f}× the time [{low:.2f}, {high:.2f}]",
-                f"interval not wholly above {wanted.slowdown:g}×",
-            ),
+            Judgement("answered", answered, f"{self.failed} of {self.requests} failed", "none"),
+            self._share("agreement", unlike, f"rows below {wanted.agreement:g}{worst}", wanted.unlike),
+            self._share("labels", int(self.rows.flipped.sum()), "rows with another label", wanted.flips),
+            self._time("not slower", self.slowdown, wanted.slowdown),
+            self._time("not slower in all", self.total, wanted.slowdown),
         ]
         if wanted.difference is not None:
-            found.append(
-                Judgement(
-                    "difference",
-                    self.difference <= wanted.difference,
-                    f"{self.difference:.3g}",
-                    f"≤ {wanted.difference:g}",
-                )
-            )
+            within = self.rows.difference <= wanted.difference
+            verdict: Verdict = "broken" if not within else "passed" if count else "undecided"
+            found.append(Judgement("difference", verdict, f"{self.rows.difference:.3g}", f"≤ {wanted.difference:g}"))
         return found
+
+    def _share(self, name: str, bad: int, what: str, limit: float) -> Judgement:
+        count = len(self.rows.likeness)
+        low, high = _proportion(bad, count)
+        needed = count
+        while bad < limit * count and not _proportion(bad * needed // count, needed)[1] <= limit:
+            needed *= 2
+        if not count:
+            needed = math.ceil(math.log(0.025) / math.log1p(-limit)) if 0 < limit < 1 else 0
+        requests = math.ceil(needed * self.requests / count) if count else needed
+        measured = f"{bad} of {count} {what} [{low:.2%}, {high:.2%}]"
+        return Judgement(name, _verdict(low, high, limit), measured, f"interval within {limit:.2%}", requests or None)
+
+    def _time(self, name: str, found: Interval, limit: float) -> Judgement:
+        value, low, high = found
+        needed = None
+        if value < limit:
+            width = (high - value) / (limit - value)
+            needed = math.ceil(self.requests * width**2) if math.isfinite(width) else FEWEST
+        return Judgement(
+            name,
+            _verdict(low, high, limit),
+            f"{value:.2f}× the time [{low:.2f}, {high:.2f}]",
+            f"interval within {limit:g}×",
+            needed,
+        )
+
+
+def _verdict(low: float, high: float, limit: float) -> Verdict:
+    """Return the verdict on an interval; with NaN at either end it is undecided."""
+    return "passed" if high <= limit else "broken" if low > limit else "undecided"
+
+
+def _proportion(bad: int, count: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of a share (Clopper and Pearson, 1934)."""
+    if not count:
+        return 0.0, 1.0
+    interval = stats.binomtest(bad, count).proportion_ci(0.95, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def compare(place: Path, model: str, old: int, new: int, requests: Sequence[Arrays]) -> Comparison:
@@ -117,7 +186,8 @@ def compare(place: Path, model: str, old: int, new: int, requests: Sequence[Arra
             for request in requests[:WARM]:
                 _ask(client, side, request, alone)
         pairs = [_pair(client, request, number, alone) for number, request in enumerate(requests)]
-    return _summary(pairs)
+        batched = bool(repository.config(root, SIDES[0]).max_batch_size)
+    return _summary(pairs, batched)
 
 
 @contextmanager
@@ -169,66 +239,54 @@ def _pair(client: Client, request: Arrays, number: int, sequence: int) -> dict[s
     return {side: _ask(client, side, request, sequence) for side in order}
 
 
-def _summary(pairs: Sequence[dict[str, Answer]]) -> Comparison:
-    likeness: list[float] = []
-    differences = [0.0]
+def _summary(pairs: Sequence[dict[str, Answer]], batched: bool = True) -> Comparison:
     refused = [pair["new"][0] for pair in pairs if isinstance(pair["new"][0], str)]
     failed = [pair for pair in pairs if isinstance(pair["new"][0], str) and not isinstance(pair["old"][0], str)]
-    answered = [pair for pair in pairs if not any(isinstance(pair[side][0], str) for side in SIDES)]
-    for pair in answered:
-        old, new = pair["old"][0], pair["new"][0]
+    answers, taken = [], []
+    for pair in pairs:
+        (old, before), (new, after) = pair["old"], pair["new"]
         if not isinstance(old, str) and not isinstance(new, str):
-            likeness.append(min((_likeness(old[name], new.get(name)) for name in old), default=0.0))
-            differences += [_difference(old[name], new.get(name)) for name in old]
-    times = {side: np.array([pair[side][1] for pair in answered]) for side in SIDES}
+            answers.append((old, new))
+            taken.append((before, after))
+    times = dict(zip(SIDES, np.array(taken).reshape(-1, 2).T, strict=True))
+    medians = {side: float(np.median(seconds)) * 1e3 if len(seconds) else math.nan for side, seconds in times.items()}
     return Comparison(
         len(pairs),
         len(failed),
-        float(np.mean(likeness)) if likeness else float("nan"),
-        max(differences),
-        {side: float(np.median(seconds)) * 1e3 if len(seconds) else float("nan") for side, seconds in times.items()},
+        likeness.compare(answers, batched),
+        medians,
         _median(times["new"] / times["old"]),
-        str(refused[0]) if refused and (failed or not answered) else "",
+        _total(times["old"], times["new"]),
+        str(refused[0]) if refused and (failed or not answers) else "",
     )
 
 
-def _likeness(old: Array, new: Array | None) -> float:
-    """Return the mean cosine of the rows of a float output, the share of equal rows of another one."""
-    if new is None or new.shape != old.shape or new.dtype != old.dtype:
-        return 0.0
-    if not old.size:
-        return 1.0
-    one, two = old.reshape(len(old), -1), new.reshape(len(new), -1)
-    if old.dtype.kind != "f":
-        return float((one == two).all(1).mean())
-    one, two = one.astype(np.float64), two.astype(np.float64)
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = (one * two).sum(1) / lengths
-    # Two rows of zeros, or with NaN in the same places, are the same answer.
-    same = ((one == two) | (np.isnan(one) & np.isnan(two))).all(1)
-    return float(np.where(same, 1.0, np.nan_to_num(cosine)).mean())
+def _median(values: Array) -> Interval:
+    """Return the median and its 95 % interval from the order of the values, which assumes nothing of them.
 
-
-def _difference(old: Array, new: Array | None) -> float:
-    if old.dtype.kind != "f":
-        return 0.0
-    if new is None or new.shape != old.shape:
-        return float("inf")
-    if not old.size:
-        return 0.0
-    with np.errstate(invalid="ignore"):
-        apart = np.abs(old.astype(np.float64) - new)
-    # NaN beside NaN is the same answer, also infinity beside the same infinity; beside anything else it is none.
-    same = (old == new) | (np.isnan(old) & np.isnan(new))
-    return float(np.where(same, 0.0, np.nan_to_num(apart, nan=np.inf, posinf=np.inf)).max())
-
-
-def _median(values: Any) -> tuple[float, float, float]:
-    """Return the median and its 95 % interval from the order of the values, which assumes nothing of them."""
+    Of fewer than six values not even the smallest and the largest make such an interval.
+    """
     if not len(values):
         return (float("nan"),) * 3
     ordered = np.sort(values)
     below = int(stats.binom.ppf(0.025, len(ordered), 0.5))
-    low, high = ordered[max(0, below - 1)], ordered[min(len(ordered) - 1, len(ordered) - below)]
+    low, high = (ordered[below - 1], ordered[len(ordered) - below]) if below else (0.0, float("inf"))
     return float(np.median(ordered)), float(low), float(high)
+
+
+def _total(old: Array, new: Array) -> Interval:
+    """Return the ratio of the sums and its 95 % interval: pairs are drawn again, the longest twentieth cut short.
+
+    The median does not see that a third of the requests takes three times as long.
+    """
+    count = len(old)
+    if not count:
+        return (float("nan"),) * 3
+    longest = np.quantile(np.concatenate([old, new]), 0.95)
+    old, new = np.minimum(old, longest), np.minimum(new, longest)
+    value = float(new.sum() / old.sum())
+    if count < FEWEST:
+        return value, 0.0, float("inf")
+    drawn = np.random.default_rng(0).integers(0, count, (DRAWS, count))
+    low, high = np.quantile(new[drawn].sum(1) / old[drawn].sum(1), [0.025, 0.975])
+    return value, float(low), float(high)

@@ -1,12 +1,13 @@
 """`serve canary`."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from loadtest.commandline import PATH, document, emit, json_option, reporting
 from serve.commands.versions import repository_option
+
+SHARE = click.FloatRange(0, 1)
 
 
 @click.command()
@@ -16,10 +17,12 @@ from serve.commands.versions import repository_option
 @repository_option
 @click.option("--requests", type=PATH, help="Requests: what `loadtest run --data` takes.")
 @click.option(
-    "--count", type=click.IntRange(1), default=200, show_default=True, help="Requests to make without a file."
+    "--count", type=click.IntRange(1), default=400, show_default=True, help="Requests to make without a file."
 )
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples of a request.")
-@click.option("--min-agreement", type=click.FloatRange(0, 1), default=0.99, show_default=True, help="Mean likeness.")
+@click.option("--min-agreement", type=click.FloatRange(-1, 1), default=0.99, show_default=True, help="Of each row.")
+@click.option("--max-unlike", type=SHARE, default=0.01, show_default=True, help="Share of rows that may be below that.")
+@click.option("--max-flips", type=SHARE, default=0.01, show_default=True, help="Share of rows that may change label.")
 @click.option("--max-difference", type=click.FloatRange(0), help="Largest difference of a float output.")
 @click.option(
     "--max-slowdown", type=click.FloatRange(0, min_open=True), default=1.1, show_default=True, help="New/old."
@@ -35,6 +38,8 @@ def canary(
     count: int,
     batch: int,
     min_agreement: float,
+    max_unlike: float,
+    max_flips: float,
     max_difference: float | None,
     max_slowdown: float,
     seed: int,
@@ -42,8 +47,9 @@ def canary(
 ) -> None:
     """Send the same requests to versions OLD and NEW of MODEL and say whether NEW may take its place.
 
-    A throw-away server loads both. Likeness is the cosine of float outputs, row by row, and the share of equal rows of
-    others. Ends with 3 when a threshold is broken; nothing is promoted.
+    A throw-away server loads both. Rows of float outputs are like by their cosine and length, short ones by their
+    relative error; their largest value names the label. Rows of other outputs are equal or not. Ends with 3 when a
+    threshold is broken, or when the requests do not decide it; nothing is promoted.
 
     \b
     Example:
@@ -70,19 +76,23 @@ def canary(
     with reporting() as report:
         report(f"{len(sent)} requests to each version", 0.0)
         found = canaries.compare(repository, model, old, new, sent)
-    judged = found.judge(canaries.Thresholds(min_agreement, max_difference, max_slowdown))
-    result = {"model": model, **asdict(found), "thresholds": [asdict(entry) for entry in judged]}
+    judged = found.judge(canaries.Thresholds(min_agreement, max_unlike, max_flips, max_difference, max_slowdown))
+    result = {"model": model, **found.document(), "thresholds": [entry.document() for entry in judged]}
     if not as_json:
         click.echo(f"{model}: version {old} {found.latency_ms['old']:.2f} ms, {new} {found.latency_ms['new']:.2f} ms")
         for entry in judged:
-            click.echo(f"{'passed' if entry.passed else 'broken'} {entry.name}: {entry.measured}, wanted {entry.limit}")
-    broken = [entry for entry in judged if not entry.passed]
-    if broken:
+            click.echo(f"{entry.verdict} {entry.name}: {entry.measured}, wanted {entry.limit}")
+    refused = [entry for entry in judged if not entry.passed]
+    if refused:
+        broken = [entry for entry in refused if entry.verdict == "broken"]
+        more = max((entry.requests or 0 for entry in refused), default=0)
+        what = f"version {new} is not like {old}" if broken else f"whether version {new} is like {old} is undecided"
+        decide = f"send more requests, about {more:,}" if more > found.requests else "send requests that both answer"
         refusal = CanaryRefused(
-            f"version {new} is not like {old}: {'; '.join(f'{entry.name}: {entry.measured}' for entry in broken)}"
+            f"{what}: {'; '.join(f'{entry.name}: {entry.measured}' for entry in broken or refused)}"
             + (f"; it said: {found.refused}" if found.refused else ""),
             where=str(repository / model),
-            fix="leave the old one live, or give thresholds that allow it",
+            fix="leave the old one live, or give thresholds that allow it" if broken else decide,
         )
         refusal.partial = result
         raise refusal
