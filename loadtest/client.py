@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy as np
-
 from loadtest import streaming, wire
 from loadtest.connection import PLAIN, Connection, address
 from loadtest.counts import Statistics, statistics
@@ -25,7 +23,7 @@ from loadtest.errors import (
     ServerFault,
     ServerNonsense,
 )
-from loadtest.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, stated_spec
+from loadtest.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, in_bytes, stated_spec
 
 IS_IT_UP = "check that the server runs and that the URL has its address, scheme and port; `serve up` prints them"
 WHICH_AUTHORITY = "give the authority that signed the server's certificate, and a client certificate if it asks for one"
@@ -218,6 +216,8 @@ class Client:
             try:
                 outputs = self._infer(model, inputs, version, whole)
             except (RequestRejected, ServerFault, ServerNonsense):
+                if self._says_binary():
+                    raise
                 self.binary = False
                 try:
                     return self._infer(model, inputs, version, whole)
@@ -226,6 +226,10 @@ class Client:
                 raise
             self.binary = True
             return outputs
+
+    def _says_binary(self) -> bool:
+        with translated(self.url):
+            return "binary_tensor_data" in self._json("get_server_metadata").get("extensions", ())
 
     def _infer(self, model: str, inputs: Arrays, version: str, whole: dict[str, Any]) -> dict[str, Array]:
         form = {} if self._scheme == "grpc" else {"binary_data": self.binary is not False}
@@ -242,7 +246,7 @@ class Client:
             answer = result.get_response()
             if self._scheme == "grpc":
                 return wire.grpc_outputs(answer)
-            return {output["name"]: _in_bytes(result.as_numpy(output["name"])) for output in answer["outputs"]}
+            return {output["name"]: in_bytes(result.as_numpy(output["name"])) for output in answer["outputs"]}
 
     def order(self, what: str, *args: Any) -> None:
         """Call one of the library's methods that answer nothing, such as `register_system_shared_memory`."""
@@ -301,16 +305,6 @@ class Client:
         except LatheError:
             # A guarded server keeps its index to itself.
             return "check the name and the version with who runs the server"
-
-
-def _in_bytes(array: Array) -> Array:
-    """Return an array of strings as bytes, which JSON holds as text."""
-    if array.dtype != object:
-        return array
-    flat = [value.encode() if isinstance(value, str) else value for value in array.ravel()]
-    made = np.empty(len(flat), object)
-    made[:] = flat
-    return made.reshape(array.shape)
 
 
 @contextmanager

@@ -173,3 +173,13 @@ def stated_spec(tensor: Mapping[str, Any], max_batch: int) -> TensorSpec:
         else:
             dims.append(size)
     return TensorSpec(name, NUMPY_DTYPES[dtype], tuple(dims))
+
+
+def in_bytes(array: Array) -> Array:
+    """Return an array of strings as bytes, which JSON holds as text."""
+    if array.dtype != object:
+        return array
+    flat = [value.encode() if isinstance(value, str) else value for value in array.ravel()]
+    made = np.empty(len(flat), object)
+    made[:] = flat
+    return made.reshape(array.shape)

@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from loadtest import drive, wire
 from loadtest.client import connect
 from loadtest.connection import Connection
-from loadtest.errors import BadInput, ModelMissing, ServerNonsense
+from loadtest.errors import BadInput, ModelMissing, ServerFault, ServerNonsense
 from loadtest.plan import Plan
 from loadtest.summary import summarize
 from loadtest.traffic import Part
@@ -208,6 +208,22 @@ def test_a_server_of_something_else_is_still_none() -> None:
 
     with web(Other) as url, connect(url, timeout=10) as client, pytest.raises(ServerNonsense):
         client.metadata("double")
+
+
+def test_a_server_that_says_it_takes_bytes_is_not_asked_again_in_json() -> None:
+    asked: list[int] = []
+
+    class Refusing(Handler):
+        def do_GET(self) -> None:
+            self.say(200, {"name": "other", "version": "1", "extensions": ["binary_tensor_data"]})
+
+        def do_POST(self) -> None:
+            asked.append(len(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.say(500, {"error": "out of memory"})
+
+    with web(Refusing) as url, connect(url, timeout=10) as client, pytest.raises(ServerFault, match="out of memory"):
+        client.infer("double", PAYLOADS[0])
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("more", [["--shape", "x:1,4"], ["--data"], []])
