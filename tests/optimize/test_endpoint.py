@@ -1,13 +1,21 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from loadtest.tensors import BATCH, Arrays, Dim, TensorSpec
+from optimize import endpoint, recipe
+from optimize.baseline import Trained, cost
+from optimize.bundle import Bundle
 from optimize.endpoint import output_specs
+from optimize.evaluate import evaluate
 from optimize.export.onnx import export
+from optimize.gate import Gate
+from optimize.predict import OnnxPredictor, TorchPredictor
 from optimize.workload import Workload
 from serve import model_config
 from serve.target import Target
@@ -34,3 +42,49 @@ def test_an_output_keeps_the_dims_that_change_size(small: Workload, tmp_path: Pa
     assert [spec.dims for spec in specs] == [(BATCH, TOKENS, 5), (BATCH, 5)]
     config = model_config.build("tagger", inputs, specs, Target(), [1])
     assert [list(output.dims) for output in config.output] == [[-1, 5], [5]]
+
+
+class Served(OnnxPredictor):
+    """Stands in for the endpoint: the same file, without a server."""
+
+    def __init__(self, graph: Path) -> None:
+        super().__init__(graph)
+        self.name = "endpoint"
+
+
+@pytest.fixture(scope="module")
+def made(small: Workload, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    graph = export(small.build(), small.inputs, small.outputs, tmp_path_factory.mktemp("made") / "model.onnx")
+    return Bundle(small, small.build(), graph, ({"name": "export.onnx", "deviation": 0.0},))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_the_endpoint_is_judged_strictly_and_nan_is_no_answer(
+    strict: bool, spoiled: bool, made: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert made.graph is not None
+    graph = made.graph
+
+    def ask(_endpoint: object, _workload: Workload, samples: list[Arrays]) -> list[dict[str, Any]]:
+        with OnnxPredictor(graph) as onnx:
+            answers = [dict(onnx.predict(sample)) for sample in samples]
+        if spoiled:
+            answers[3]["logits"] = np.full_like(answers[3]["logits"], np.nan)
+        return answers
+
+    monkeypatch.setattr(endpoint, "EndpointPredictor", lambda _url: Served(graph))
+    monkeypatch.setattr(endpoint, "_ask", ask)
+    with TorchPredictor(made.module, made.workload.outputs) as torch_side:
+        trained = Trained(made, evaluate(torch_side, made.workload), cost(made))
+    budget = recipe.parse({"budget": {"max_drop": 0.005}, "step": [{"use": "export.onnx"}]})
+    server: Any = type("Endpoint", (), {"grpc": "grpc://127.0.0.1:1"})
+    _, parity, gates = endpoint._compare(server, made, trained, budget, strict, lambda _text, _fraction: None)
+    same, batched, quality = gates
+    assert same.passed
+    assert batched.passed is not spoiled
+    assert parity["mismatched"] == int(spoiled)
+    # 397 samples without a flip leave room for a drop of 0.0096.
+    assert quality.passed is not strict
+    assert "the interval holds the limit: about 765 samples decide" in quality.advice
+    assert isinstance(quality, Gate) and quality.name == "quality: accuracy at the endpoint"

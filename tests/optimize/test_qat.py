@@ -164,6 +164,8 @@ def test_agreement_is_on_classes_or_else_on_values() -> None:
     assert "differ by 1.00%" in qat._agreement(wanted[:, :1] * 1.01, wanted[:, :1])
     with pytest.raises(BadGraph, match=r"differ by 5.00%"):
         qat._agreement(wanted[:, :1] * 1.05, wanted[:, :1])
+    with pytest.raises(BadGraph):
+        qat._agreement(np.full((20, 4), np.nan), np.eye(1, 4).repeat(20, 0))
 
 
 @pytest.mark.slow
