@@ -340,8 +340,8 @@ def _figure(name: str, run: Baseline, weights: NDArray[np.int64]) -> Numbers:
     if name == "throughput":
         return np.asarray(weights @ run.done / (weights.sum(axis=1) * run.seconds))
     if name == "errors":
-        with np.errstate(invalid="ignore"):
-            return np.asarray(100.0 * (weights @ run.failed) / (weights @ run.planned))
+        # Stretches in which nothing was due have no errors.
+        return np.asarray(100.0 * (weights @ run.failed) / np.maximum(weights @ run.planned, 1))
     return _quantile(float(name[1:]) / 100, weights.astype(np.float64) @ run.latency, run.bins)
 
 

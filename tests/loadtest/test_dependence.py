@@ -79,6 +79,7 @@ def test_a_throughput_that_falls_counts() -> None:
     throughput = values["metrics"]["throughput"]
     assert (throughput["a"], throughput["b"]) == (pytest.approx(500, rel=0.01), pytest.approx(83.3, rel=0.01))
     assert not throughput["passed"]
+    assert values["metrics"]["errors"]["passed"]
     assert compare([steady], [steady], allow=0.05)["passed"]
 
 

@@ -11,7 +11,20 @@ import grpc
 import numpy as np
 import pytest
 
-from loadtest import drive, nullserver, payload, statistics, summary, thresholds
+from loadtest import (
+    drive,
+    exports,
+    nullserver,
+    page,
+    payload,
+    play,
+    scenario,
+    statistics,
+    summary,
+    thresholds,
+    verdicts,
+)
+from loadtest.commands import scenario as scenario_command
 from loadtest.plan import Plan
 from loadtest.results import DROPPED, ERROR, OK, TIMEOUT, VERDICTS, Results
 from loadtest.traffic import Part
@@ -204,3 +217,42 @@ def test_the_client_is_judged_while_it_sends_not_while_it_waits(tmp_path: Path) 
         assert set(document["loop_lag_ms"]) == {"p99", "p999", "max"}
     assert json.loads((tmp_path / "drain").read_text().splitlines()[-1])["end"] > 1.5
     assert shares[1] > 0.5 * shares[0]
+
+
+def test_every_report_of_a_run_says_what_did_not_pass(tmp_path: Path) -> None:
+    """JUnit, the GitHub summary, Prometheus and the page, of an undecided sentence and of a failed one."""
+    run = made(np.arange(100) / 10, 0.005, duration=10.0, concurrency=2)
+    values = summary.summary(run, ["p99 < 50ms", "max < 1ms"])
+    assert [thresholds.word(one) for one in values["thresholds"]] == ["UNDECIDED", "FAILED"]
+    for name in ("junit", "summary", "prometheus"):
+        exports.WHOLE[name](run, values, tmp_path / name)
+    junit = (tmp_path / "junit").read_text()
+    assert 'tests="3" failures="2"' in junit
+    assert "UNDECIDED: p99 &lt; 50ms" in junit
+    markdown = (tmp_path / "summary").read_text()
+    assert markdown.startswith("### ❌ valid run")
+    assert "❌ 100 requests are too few, 299 are needed" in markdown
+    assert "| corrected |" in markdown
+    assert 'loadtest_threshold_passed{model="m",threshold="p99 < 50ms"} 0.0' in (tmp_path / "prometheus").read_text()
+    page.write_loaded(run, values, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert "UNDECIDED: 100 requests are too few" in html
+    assert "corrected: as if requests had been due" in html
+    assert "from the planned time" not in html[html.index("</head>") :]
+
+
+def test_a_scenario_that_is_not_judged_in_full_is_not_passed(tmp_path: Path) -> None:
+    """A knee that was not reached is no pass; memory that nobody asked to watch is no failure."""
+    played = [verdicts.Played("a", summary.summary(made(EVERY_10_MS, 0.005)) | {"thresholds": []}, tmp_path / "a")]
+    found = scenario.load(scenario.find("saturation"))
+    for optional, passed in ((False, None), (True, True)):
+        finding = verdicts.Finding("knee", None, "not reached", optional=optional)
+        assert play._document(found, "saturation", played, [finding], None)["verdict"]["passed"] is passed
+    failure = scenario_command._failure(
+        {"valid": True, "why": "", "verdict": {"passed": None, "findings": [asdict(finding)]}, "thresholds": []},
+        tmp_path,
+        allow_invalid=False,
+    )
+    assert failure
+    assert failure.exit_code == 3
+    assert "not judged in full: not reached" in failure.what
