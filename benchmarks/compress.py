@@ -1,12 +1,11 @@
-"""Compression beside the peers, on this machine, in alternating runs: `make bench-compress`.
+"""Compression beside the peers, on this machine, timed in the same rounds: `make bench-compress`.
 
 Each subject is a trained model; each row a file made from it, by one of our recipes or by a peer's own recommended one.
-All rows of a subject are judged with the same metric. Those of one runtime are timed in turn in one process, against
-the trained model's FP32 ONNX in ONNX Runtime. Writes build/compress/compress.json. Arguments are names of subjects; all
-of them without any.
+All rows of a subject are judged with the same metric. Those of one runtime are timed in the same rounds, one file open
+at a time, against the trained model's FP32 ONNX in ONNX Runtime. Writes build/compress/compress.json. Arguments are
+names of subjects; all of them without any.
 """
 
-import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from optimize import bundle as bundles
-from optimize import measure, pipeline, recipe
+from optimize import measure, pipeline, recipe, ruler
 from optimize import workload as workloads
 from optimize.errors import GateRefused
 from optimize.evaluate import Quality, evaluate
@@ -32,7 +31,7 @@ from serve.target import Target
 
 OUTPUT = Path("build/compress")
 BATCHES = (1, 32)
-ROUNDS, SECONDS = 25, 90.0
+SECONDS = 300.0
 TRAINED = "trained FP32, ONNX Runtime"
 
 
@@ -47,12 +46,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Found:
-    """What a row showed; ratios are larger-is-better against the trained FP32 ONNX, intervals 95 %."""
+    """What a row showed; ratios are larger-is-better against the trained FP32 ONNX, intervals 95 %.
+
+    `control` is the interval of the trained FP32 ONNX against itself, in the same rounds.
+    """
 
     label: str
     smaller: float
     throughput: dict[int, float]
     interval: dict[int, tuple[float, float]]
+    control: dict[int, tuple[float, float]]
     scores: dict[str, float]
 
 
@@ -133,7 +136,7 @@ def compare(made: Workload) -> tuple[list[Found], dict[str, Quality]]:
     rows = [Row(TRAINED, fp32), *SUBJECTS[name](made, fp32, place)]
     target = Target(batch=BATCHES)
     print("  timing")
-    ratios = {label: ratio for runtime in RUNTIMES for label, ratio in _timed(made, rows, runtime, target).items()}
+    timed = {label: found for runtime in RUNTIMES for label, found in _timed(made, rows, runtime, target).items()}
     qualities: dict[str, Quality] = {}
     for row in rows:
         print(f"  judging {row.label}")
@@ -142,30 +145,34 @@ def compare(made: Workload) -> tuple[list[Found], dict[str, Quality]]:
     whole = measure.file_bytes(fp32)
     found = []
     for row in rows:
+        ratios, control = timed[row.label].ratios(row.label, TRAINED), timed[row.label].control()
         found.append(
             Found(
                 row.label,
                 whole / _bytes(row.path),
-                {batch: ratio.value for batch, ratio in ratios[row.label].items()},
-                {batch: (ratio.low, ratio.high) for batch, ratio in ratios[row.label].items()},
+                {batch: ratio.value for batch, ratio in ratios.items()},
+                {batch: (ratio.low, ratio.high) for batch, ratio in ratios.items()},
+                {batch: (ratio.low, ratio.high) for batch, ratio in control.items()},
                 {score.metric: score.value for score in qualities[row.label].scores},
             )
         )
     return found, qualities
 
 
-def _timed(made: Workload, rows: list[Row], runtime: str, target: Target) -> dict[str, dict[int, measure.Ratio]]:
-    """Return the ratios of the rows that `runtime` runs, timed in turn with the trained model in ONNX Runtime.
+def _timed(made: Workload, rows: list[Row], runtime: str, target: Target) -> dict[str, ruler.Speeds]:
+    """Return the speeds of the rows that `runtime` runs, timed in the same rounds as the trained model in ONNX Runtime.
 
-    One runtime at a time: with a model open in OpenVINO too, ONNX Runtime's small calls take longer.
+    One runtime at a time: with OpenVINO's threads in the process too, ONNX Runtime's small calls take longer.
     """
-    chosen = [row for row in rows if row.runtime == runtime or row.label == TRAINED]
-    with contextlib.ExitStack() as stack:
-        sessions = {
-            row.label: stack.enter_context(RUNTIMES[row.runtime](row.path, "cpu", target.cores)) for row in chosen
-        }
-        speeds = measure.alternate(sessions, made.inputs, BATCHES, rounds=ROUNDS, seconds=SECONDS)
-    return {row.label: speeds.ratios(row.label, TRAINED) for row in chosen if row.runtime == runtime}
+    chosen = {row.label: row for row in rows if row.runtime == runtime or row.label == TRAINED}
+    arrays = measure.feeds(made.inputs, BATCHES)
+
+    def visit(label: str) -> dict[int, float]:
+        with RUNTIMES[chosen[label].runtime](chosen[label].path, "cpu", target.cores) as session:
+            return measure.timed(session, arrays)
+
+    speeds = ruler.alternate(visit, list(chosen), baseline=TRAINED, seconds=SECONDS)
+    return dict.fromkeys((label for label, row in chosen.items() if row.runtime == runtime), speeds)
 
 
 def _bytes(path: Path) -> int:
@@ -185,7 +192,10 @@ def show(name: str, found: list[Found]) -> None:
         kept = row.scores[metrics[0]] / found[0].scores[metrics[0]]
         values = [f"{row.scores[metric]:.4f}" for metric in metrics]
         table.add_row(row.label, f"{row.smaller:.2f}×", *speeds, *values, f"{kept:.4f}")
-    Console(width=150).print(table)
+    console = Console(width=150)
+    console.print(table)
+    controls = ", ".join(f"[{low:.2f}, {high:.2f}] at batch {batch}" for batch, (low, high) in found[0].control.items())
+    console.print(f"A/A control, the trained model against itself: {controls}", markup=False)
 
 
 def verdicts(made: Workload, found: list[Found], qualities: dict[str, Quality]) -> list[tuple[str, bool, str]]:

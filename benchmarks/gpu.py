@@ -18,19 +18,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import beside
 import click
-import main_job
 import networks
+import numpy as np
 
 from loadtest import drive, payload, schedule, summary
 from loadtest.plan import Plan
 from loadtest.traffic import Part
 from optimize import doctor, endpoint, measure
 from optimize.export.onnx import export
-from optimize.measure import Speeds
 from optimize.predict import OnnxPredictor
 from optimize.quantize import half
 from optimize.report import page
+from optimize.ruler import Speeds
 from optimize.step import Context
 from optimize.workload import Workload
 from serve import curve, install, server, staging
@@ -40,7 +41,7 @@ from serve.target import Target
 
 RESULTS = Path("benchmarks/results")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-FP32, FP16, SINGLE = "fp32", "fp16", "unbatched"
+FP32, FP16, SINGLE, AGAIN = "fp32", "fp16", "unbatched", "fp16 again"
 WANTED = {
     "served over in process, FP32": 0.90,
     "served over in process, FP16": 0.90,
@@ -55,14 +56,14 @@ class Effort:
     """How long it is measured.
 
     Args:
-        pairs: turns of every served model and of this process.
+        pairs: turns of every served model and of this process, each with servers of its own.
         seconds: of one load, and of one stretch of calls in this process.
         concurrency: samples in flight at saturation, in units of the largest batch; one process has 1,000 requests in
             flight at most.
         samples: in a request.
     """
 
-    pairs: int = 7
+    pairs: int = 9
     seconds: float = 5.0
     concurrency: int = 4
     samples: int = 1
@@ -120,16 +121,20 @@ def load(running: Endpoint, made: Workload, model: str, effort: Effort, **how: A
 
 
 def turns(
-    running: Endpoint,
+    place: Path,
     made: Workload,
-    local: Mapping[str, OnnxPredictor],
+    files: Mapping[str, Path],
     settings: Mapping[str, Settings],
+    target: Target,
     effort: Effort,
 ) -> list[dict[str, Any]]:
-    """Drive every model to saturation and call the same files here, by turns, backwards in every second one.
+    """Drive every model to saturation and call the same files here, one at a time, in random order in every turn.
+
+    Each load has a server of its own and each file is opened anew, for one that is started once has one luck for all
+    turns. FP16 is served twice, the A/A control.
 
     Each turn holds by model `served` samples a second, the `batch` that the server formed, what the client says
-    against the figure (`why`), and for files `alone`: samples a second here, in calls of that batch.
+    against the figure (`why`), and for files `alone`: samples a second here, in calls of a batch of the first turn.
     """
     connections = {
         name: min(schedule.MOST_IN_FLIGHT, effort.concurrency * (asked.max_batch or 1) // effort.samples)
@@ -137,17 +142,25 @@ def turns(
     }
     # The model without batches gets as many requests as its twin.
     connections[SINGLE] = connections[FP16]
-    found = []
-    for number in range(effort.pairs):
-        turn: dict[str, Any] = {}
-        for name in sorted(settings, reverse=number % 2 == 1):
+
+    def served(name: str) -> dict[str, Any]:
+        with server.running(place, models=[name]) as running:
             told = load(running, made, name, effort, concurrency=connections[name])
-            batch = told["server"]["mean_batch"]
-            turn[name] = {"served": told["rate"]["samples"], "batch": batch, "why": told["why"]}
-            if name in local:
-                turn[name]["alone"] = main_job.in_process(
-                    local[name], made.inputs, max(1, round(batch)), effort.seconds
-                )
+        return {"served": told["rate"]["samples"], "batch": told["server"]["mean_batch"], "why": told["why"]}
+
+    def alone(name: str) -> dict[str, Any]:
+        with OnnxPredictor(files[name], target.device, target.cores) as onnx:
+            return {"alone": beside.in_process(onnx, made.inputs, batches[name], effort.seconds)}
+
+    batches = {name: max(1, round(served(name)["batch"])) for name in files}
+    visits = [(name, name, served) for name in settings] + [(AGAIN, FP16, served)]
+    visits += [(name, name, alone) for name in files]
+    rng, found = np.random.default_rng(0), []
+    for _ in range(effort.pairs):
+        turn: dict[str, Any] = {name: {} for name in (*settings, AGAIN)}
+        for index in rng.permutation(len(visits)):
+            name, model, ask = visits[index]
+            turn[name] |= ask(model)
         found.append(turn)
     return found
 
@@ -158,10 +171,12 @@ def half_load(running: Endpoint, made: Workload, rate: float, effort: Effort) ->
 
 
 def figures(found: Sequence[Mapping[str, Any]], speeds: Speeds, half_loaded: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of one network by name; ratios are medians over turns."""
+    """Return the figures of one network by name; ratios are taken within turns, as `optimize.ruler` says."""
 
     def ratio(over: tuple[str, str], under: tuple[str, str]) -> float:
-        return statistics.median(turn[over[0]][over[1]] / turn[under[0]][under[1]] for turn in found)
+        # Seconds for a sample, so that a larger ratio is faster.
+        taken = {side: {1: [1 / turn[side[0]][side[1]] for turn in found]} for side in (over, under)}
+        return Speeds({"over": taken[over], "under": taken[under]}).ratios("over", "under")[1].value
 
     def median(model: str, key: str) -> float:
         return statistics.median(turn[model][key] for turn in found)
@@ -172,6 +187,7 @@ def figures(found: Sequence[Mapping[str, Any]], speeds: Speeds, half_loaded: Map
         "served over in process, FP16": ratio((FP16, "served"), (FP16, "alone")),
         "FP16 over FP32, served": ratio((FP16, "served"), (FP32, "served")),
         "batched over unbatched, FP16 served": ratio((FP16, "served"), (SINGLE, "served")),
+        "FP16 served over FP16 served again": ratio((FP16, "served"), (AGAIN, "served")),
         "FP16 over FP32, in process, best batches": best[FP16] / best[FP32],
         "samples a second, FP32 served": median(FP32, "served"),
         "samples a second, FP16 served": median(FP16, "served"),
@@ -195,9 +211,8 @@ def measured(made: Workload, target: Target, effort: Effort, folder: Path) -> di
     settings = served_as(speeds, effort.samples)
     place = folder / "model_repository"
     publish(place, made, files, settings, target)
-    local = {name: OnnxPredictor(file, target.device, target.cores) for name, file in files.items()}
-    with server.running(place, log=folder / "server.log") as running:
-        found = turns(running, made, local, settings, effort)
+    found = turns(place, made, files, settings, target, effort)
+    with server.running(place, models=[FP16], log=folder / "server.log") as running:
         half_loaded = half_load(running, made, statistics.median(turn[FP16]["served"] for turn in found), effort)
     return {
         "source": made.source,
@@ -215,7 +230,7 @@ def table(document: Mapping[str, Any]) -> str:
         f"# GPU-batched serving, {document['date']}",
         "",
         ", ".join(f"{name}: {value}" for name, value in document["machine"].items()) + ".",
-        f"Medians of {document['effort']['pairs']} turns, {document['effort']['samples']} in a request; "
+        f"Of {document['effort']['pairs']} turns, ratios within turns, {document['effort']['samples']} in a request; "
         "printed by `make bench-gpu`.",
     ]
     for network, found in document["networks"].items():
@@ -228,7 +243,7 @@ def table(document: Mapping[str, Any]) -> str:
         chosen = found["settings"][FP16]
         batches = f"FP16 batches up to {chosen['max_batch']}, queue delay {chosen['queue_delay_us']} µs."
         lines += ["", f"From `{found['source']}`. {batches}"]
-        if doubts := sorted({entry["why"] for turn in found["turns"] for entry in turn.values() if entry["why"]}):
+        if doubts := sorted({entry["why"] for turn in found["turns"] for entry in turn.values() if entry.get("why")}):
             lines.append(f"The load test says of some runs: {'; '.join(doubts)}.")
     return "\n".join(lines) + "\n"
 
@@ -257,7 +272,7 @@ def lend_libraries() -> None:
 
 
 @click.command()
-@click.option("--pairs", default=Effort.pairs, help="Turns; 7 at least for a figure that is quoted.")
+@click.option("--pairs", default=Effort.pairs, help="Turns; 9 at least for a figure that is quoted.")
 @click.option("--seconds", default=Effort.seconds, help="Length of every load and of every stretch of calls.")
 @click.option("--samples", default=Effort.samples, help="Samples in a request.")
 def main(pairs: int, seconds: float, samples: int) -> None:

@@ -1,25 +1,22 @@
 """The figures of the main job, for both workloads: `make bench`.
 
 Runs each recipe from the trained model to the endpoint, then drives sentence_embedding to saturation: served by Triton
-and in this process, alternating, with the same model, cores and mean batch. Writes build/bench/main_job.json.
+and in this process, in the same rounds, with the same model, cores and mean batch. Writes build/bench/main_job.json.
 """
 
 import json
-import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import beside
 import click
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from loadtest import drive, payload, summary
 from loadtest.plan import Plan
-from loadtest.tensors import TensorSpec
 from loadtest.traffic import Part
 from optimize import bundle, endpoint, pipeline, recipe, workload
 from optimize.errors import GateRefused
@@ -32,7 +29,7 @@ from serve.target import Target
 
 OUTPUT = Path("build/bench")
 EXAMPLES = ("digits_cnn", "sentence_embedding")
-PAIRS, SECONDS, SATURATED, MODERATE = 7, 5.0, 64, 8
+SATURATED, MODERATE = 64, 8
 WANTED = {
     "digits_cnn: times smaller": ("≥", 8.0),
     "digits_cnn: throughput at batch 32": ("≥", 3.0),
@@ -75,9 +72,8 @@ def job_figures(name: str, run: dict[str, Any]) -> dict[str, float]:
     return figures
 
 
-@contextmanager
-def serving(made: Workload, graphs: dict[str, Path], target: Target) -> Iterator[Endpoint]:
-    """Serve each ONNX file as a model of its own, probes off."""
+def published(made: Workload, graphs: dict[str, Path], target: Target) -> Path:
+    """Publish each ONNX file as a model of its own, and return the repository."""
     place = OUTPUT / "saturation"
     for name, graph in graphs.items():
         with OnnxPredictor(graph) as onnx:
@@ -85,54 +81,45 @@ def serving(made: Workload, graphs: dict[str, Path], target: Target) -> Iterator
         specs = endpoint.output_specs(made, graph, outputs)
         with staging.stage(place, name, graph, made.inputs, specs, target) as staged:
             staging.publish(staged, {})
-    with server.running(place, models=list(graphs)) as running:
-        yield running
+    return place
 
 
 def drive_once(running: Endpoint, made: Workload, model: str, concurrency: int) -> dict[str, Any]:
     """Return the load test's document for one closed loop."""
-    plan = Plan(running.http, duration=SECONDS, concurrency=concurrency, seed=0, warmup=1.0)
+    plan = Plan(running.http, duration=beside.SECONDS, concurrency=concurrency, seed=0, warmup=1.0)
     results = OUTPUT / "load.jsonl"
     drive.run(plan, [Part(model, payload.generate(made.inputs, 16, 0))], results)
     return summary.summarize(results)
 
 
-def in_process(onnx: OnnxPredictor, inputs: Sequence[TensorSpec], batch: int, seconds: float = SECONDS) -> float:
-    """Return samples a second of back-to-back calls in this process."""
-    feeds = payload.generate(inputs, 1, 0, batch=batch)[0]
-    onnx.predict(feeds)
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        onnx.predict(feeds)
-        count += batch
-    return count / (time.perf_counter() - start)
-
-
 def saturation() -> dict[str, Any]:
-    """Return the served figures of sentence_embedding, FP32 and INT8, from alternating pairs."""
+    """Return the served figures of sentence_embedding, FP32 and INT8, with a server of its own in every round."""
     last = bundle.load(sorted((OUTPUT / "sentence_embedding").glob("[1-9]-*"))[-1])
     made, target = last.workload, recipe.load(Path("examples/sentence_embedding.toml")).target
     assert last.graph is not None
     graphs = {"fp32": OUTPUT / "sentence_embedding" / "0-trained" / "model.onnx", "int8": last.graph}
-    pairs: dict[str, list[dict[str, float]]] = {name: [] for name in graphs}
-    local = {name: OnnxPredictor(graph, cores=target.cores) for name, graph in graphs.items()}
-    with serving(made, graphs, target) as running:
-        for _ in range(PAIRS):
-            for name in graphs:
-                load = drive_once(running, made, name, SATURATED)
-                mean = load["server"]["mean_batch"]
-                alone = in_process(local[name], made.inputs, round(mean))
-                served = load["rate"]["achieved"]
-                pairs[name].append({"served": served, "alone": alone, "ratio": served / alone, "mean_batch": mean})
-        moderate = drive_once(running, made, "int8", MODERATE)
-    return {"pairs": pairs, "moderate": moderate}
+    place = published(made, graphs, target)
+
+    def served(name: str, concurrency: int) -> dict[str, Any]:
+        with server.running(place, models=[name]) as running:
+            return drive_once(running, made, name, concurrency)
+
+    def saturated(name: str) -> dict[str, float]:
+        load = served(name, SATURATED)
+        return {"rate": load["rate"]["achieved"], "batch": load["server"]["mean_batch"]}
+
+    def alone(name: str, batch: int) -> dict[str, float]:
+        with OnnxPredictor(graphs[name], cores=target.cores) as onnx:
+            return {"rate": beside.in_process(onnx, made.inputs, batch)}
+
+    found = {name: beside.measure(partial(saturated, name), partial(alone, name)) for name in graphs}
+    return {"rounds": found, "moderate": served("int8", MODERATE)}
 
 
 def served_figures(found: dict[str, Any]) -> dict[str, float]:
     """Return the figures of `saturation`, by the names in `WANTED`."""
     figures = {
-        f"served over in-process, {name.upper()}": statistics.median(pair["ratio"] for pair in pairs)
-        for name, pairs in found["pairs"].items()
+        f"served over in-process, {name.upper()}": told["ratio"]["value"] for name, told in found["rounds"].items()
     }
     load = found["moderate"]
     figures["server's success count minus the client's"] = load["server"]["success"] - load["requests"]["done"]
@@ -147,7 +134,7 @@ def reached(value: float, rule: tuple[str, float]) -> bool:
 
 
 def show(figures: dict[str, float], found: dict[str, Any]) -> None:
-    """Print every figure beside what was wanted, and the spread of the pairs."""
+    """Print every figure beside what was wanted, and what the rounds of serving gave."""
     table = Table(title="main job", title_justify="left")
     for title in ("figure", "measured", "wanted", ""):
         table.add_column(title, justify="right" if title in ("measured", "wanted") else "left")
@@ -158,15 +145,8 @@ def show(figures: dict[str, float], found: dict[str, Any]) -> None:
         table.add_row(name, "" if value is None else f"{value:.4g}", wanted, verdict)
     console = Console(width=110)
     console.print(table)
-    for name, pairs in found.get("pairs", {}).items():
-        ratios = [pair["ratio"] for pair in pairs]
-        low, middle, high = np.percentile(ratios, [25, 50, 75])
-        batch = statistics.median(pair["mean_batch"] for pair in pairs)
-        rates = {side: statistics.median(pair[side] for pair in pairs) for side in ("served", "alone")}
-        console.print(
-            f"{name}: served {rates['served']:.0f}, in process {rates['alone']:.0f} samples/s "
-            f"at mean batch {batch:.1f}; ratio {middle:.3f}, quartiles {low:.3f} to {high:.3f}, {len(ratios)} pairs"
-        )
+    for name, told in found.get("rounds", {}).items():
+        console.print(beside.line(name, told), markup=False)
 
 
 @click.command()

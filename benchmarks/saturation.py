@@ -1,7 +1,7 @@
 """Served over in-process at saturation, and who had the cores meanwhile: a part of `make bench-serve`.
 
-Drives a model behind the server and the same file in this process, in turn, with the same cores and the batch that the
-server formed on average.
+Drives a model behind a server and the same file in this process, in the same rounds, with the same cores and the batch
+that the server formed on average.
 """
 
 import json
@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import main_job
+import beside
 
 from loadtest.tensors import TensorSpec
 from optimize.predict import OnnxPredictor
@@ -57,24 +58,47 @@ def served(endpoint: Endpoint, model: str, place: Path) -> dict[str, float]:
 def alone(onnx: OnnxPredictor, inputs: Sequence[TensorSpec], batch: int) -> dict[str, float]:
     """Run back-to-back calls in this process: samples a second, and the cores that they had."""
     cpu, begun = time.process_time(), time.perf_counter()
-    rate = main_job.in_process(onnx, inputs, batch)
+    rate = beside.in_process(onnx, inputs, batch)
     return {"rate": rate, "model": (time.process_time() - cpu) / (time.perf_counter() - begun)}
 
 
 def measure(place: Path, model: str) -> dict[str, float]:
-    """Return the medians of alternating pairs."""
+    """Return the ratio over rounds, each with a server of its own, and the medians of what else they showed."""
     found = source.load(place / model / "1", {})
-    assert found.target is not None
-    pairs = []
-    with OnnxPredictor(found.onnx, cores=found.target.cores) as onnx, server.running(place, models=[model]) as endpoint:
-        for _ in range(main_job.PAIRS):
-            through = served(endpoint, model, place)
-            pairs.append((through, alone(onnx, found.inputs, round(through["batch"]))))
-    figures = {f"at saturation: cores of the {party}": [pair[0][party] for pair in pairs] for party in PARTIES}
-    figures["at saturation: samples in a mean batch"] = [through["batch"] for through, _ in pairs]
-    figures["at saturation: cores of the model, in-process"] = [own["model"] for _, own in pairs]
-    figures["at saturation: served over in-process"] = [through["rate"] / own["rate"] for through, own in pairs]
-    figures["at saturation: the same for each of the model's core-seconds"] = [
-        through["rate"] / through["model"] / (own["rate"] / own["model"]) for through, own in pairs
-    ]
-    return {name: statistics.median(values) for name, values in figures.items()}
+    target = found.target
+    assert target is not None
+
+    def through() -> dict[str, float]:
+        with server.running(place, models=[model]) as endpoint:
+            return served(endpoint, model, place)
+
+    def here(batch: int) -> dict[str, float]:
+        with OnnxPredictor(found.onnx, cores=target.cores) as onnx:
+            return alone(onnx, found.inputs, batch)
+
+    told = beside.measure(through, here)
+    print(beside.line(model, told))
+    return figures(told)
+
+
+def figures(told: dict[str, Any]) -> dict[str, float]:
+    """Return the figures of what `beside.measure` found."""
+
+    def median(side: str, key: str) -> float:
+        return statistics.median(turn[key] for turn in told["turns"][side])
+
+    def per_core(side: str) -> float:
+        return statistics.median(turn["rate"] / turn["model"] for turn in told["turns"][side])
+
+    ratio, control = told["ratio"], told["control"]
+    return {
+        **{f"at saturation: cores of the {party}": median(beside.SERVED, party) for party in PARTIES},
+        "at saturation: samples in a mean batch": median(beside.SERVED, "batch"),
+        "at saturation: cores of the model, in-process": median(beside.ALONE, "model"),
+        "at saturation: served over in-process": ratio["value"],
+        "at saturation: served over in-process, low end of the interval": ratio["low"],
+        "at saturation: served over in-process, high end of the interval": ratio["high"],
+        "at saturation: served over served again": control["value"],
+        "at saturation: the same for each of the model's core-seconds": per_core(beside.SERVED)
+        / per_core(beside.ALONE),
+    }

@@ -1,8 +1,8 @@
 """One endpoint, several servers: ours beside hand-written FastAPI, LitServe, MLServer and KServe's Python server.
 
-Part of `make bench-serve`. The same ONNX files, bodies and load generator (wrk, one thread) for all; ours and one peer
-are up at a time and answer in turn, with the other one stopped meanwhile. Prints the ratio of every pair's rates and
-writes build/bench/serving_peers.json.
+Part of `make bench-serve`. The same ONNX files, bodies and load generator (wrk, one thread) for all; one server is up
+at a time, started anew in every round. Prints the ratios of the rates within rounds and writes
+build/bench/serving_peers.json.
 """
 
 import json
@@ -29,8 +29,11 @@ import onnx
 import serving
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from optimize import ruler
+from optimize.ruler import Ratio
 from serve import server
 
 OUTPUT = Path("build/bench")
@@ -40,6 +43,8 @@ MLP, TEXTS = "mlp", serving.TEXTS
 TOKENS = 32
 CONCURRENCIES = (1, 8, 32)
 MLP_RATE = 11000
+LONGEST = 1200.0
+"""Seconds beside one peer, after which there are no more rounds, if there were nine."""
 SCRIPT = """
 local file = io.open("{body}", "rb")
 wrk.method, wrk.body = "POST", file:read("*a")
@@ -178,8 +183,8 @@ def mlserver_folder(scratch: Path, graphs: dict[str, Any]) -> Path:
 
 
 @contextmanager
-def serving_peer(name: str, graphs: dict[str, Any]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Start the peer's server in a session of its own; its URL and its process."""
+def serving_peer(name: str, graphs: dict[str, Any]) -> Iterator[str]:
+    """Start the peer's server in a session of its own; its URL."""
     peer, port = PEERS[name], free_port()
     program = [str(ENVIRONMENTS / peer.program[0])]
     variables = os.environ | {"PYTHONPATH": str(SERVERS.resolve())}
@@ -194,7 +199,7 @@ def serving_peer(name: str, graphs: dict[str, Any]) -> Iterator[tuple[str, subpr
             process = subprocess.Popen(program, stdout=log, stderr=log, env=variables, start_new_session=True)
         try:
             wait_until_ready(f"http://127.0.0.1:{port}", process, Path(scratch, "log"))
-            yield f"http://127.0.0.1:{port}", process
+            yield f"http://127.0.0.1:{port}"
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -220,58 +225,86 @@ def cells(peer: Peer) -> list[tuple[str, str, int]]:
     return [(model, form, count) for model in (MLP, TEXTS) for form in forms for count in CONCURRENCIES]
 
 
-def measure(ours: str, name: str, graphs: dict[str, Any], pairs: int, seconds: int) -> list[dict[str, Any]]:
-    """Return every cell's pairs beside one peer."""
+def measure(place: Path, name: str, graphs: dict[str, Any], seconds: int) -> list[dict[str, Any]]:
+    """Return what rounds showed of every cell beside one peer.
+
+    In every round each server is started, asked in all cells and ended, one at a time, and the peer's twice: one that
+    is started once has one luck for all rounds.
+    """
+    wanted = cells(PEERS[name])
+    asked: dict[str, list[dict[str, Any]]] = {"ours": [], name: []}
+
+    def visit(side: str) -> dict[Any, float]:
+        with started(side, place, graphs) as url:
+            answers = {cell: drive_cell(url, side == "ours", cell, seconds) for cell in wanted}
+        asked[side].append(answers)
+        return {cell: 1 / told["rate"] for cell, told in answers.items()}
+
+    check(place, name, graphs)
+    speeds = ruler.alternate(visit, ["ours", name], baseline=name, seconds=LONGEST)
     found = []
-    with serving_peer(name, graphs) as (theirs, process):
-        for model, form, concurrency in cells(PEERS[name]):
-            body = bodies(model)
-            sides = {"ours": (ours, body["binary" if form == "raw" else form]), "theirs": (theirs, body[form])}
-            answers = [ask(url, request) for url, request in sides.values()]
-            np.testing.assert_allclose(*answers, atol=1e-4)
-            rows: list[dict[str, Any]] = []
-            for number in range(pairs):
-                row = {}
-                for side in sorted(sides, reverse=bool(number % 2)):
-                    # What is up but not asked still polls.
-                    os.killpg(process.pid, signal.SIGSTOP if side == "ours" else signal.SIGCONT)
-                    if not number:
-                        drive(*sides[side], concurrency, 1)
-                    row[side] = drive(*sides[side], concurrency, seconds)
-                rows.append(row)
-            os.killpg(process.pid, signal.SIGCONT)
-            found.append({"peer": name, "model": model, "form": form, "concurrency": concurrency, "pairs": rows})
-            click.echo(line(found[-1]))
+    ratios, controls = speeds.ratios("ours", name), speeds.control()
+    for cell in wanted:
+        sides = {
+            "ours" if side == "ours" else "theirs": [turn[cell] for turn in turns] for side, turns in asked.items()
+        }
+        model, form, concurrency = cell
+        told = {"peer": name, "model": model, "form": form, "concurrency": concurrency, **sides}
+        found.append({**told, "ratio": ratios[cell].document(), "control": controls[cell].document()})
+        click.echo(f"{name} {model} {form} c{concurrency}: {ratios[cell]}, against itself {controls[cell]}")
     return found
 
 
-def ratios(cell: dict[str, Any]) -> list[float]:
-    """Return ours over theirs for each pair."""
-    return [pair["ours"]["rate"] / pair["theirs"]["rate"] for pair in cell["pairs"]]
+@contextmanager
+def started(side: str, place: Path, graphs: dict[str, Any]) -> Iterator[str]:
+    """Start our server, or the peer of that name, and end it; its URL."""
+    if side == "ours":
+        with server.running(place) as endpoint:
+            yield endpoint.http
+    else:
+        with serving_peer(side, graphs) as url:
+            yield url
 
 
-def line(cell: dict[str, Any]) -> str:
-    """Return one cell as a line of text."""
-    middle = statistics.median(ratios(cell))
-    return f"{cell['peer']} {cell['model']} {cell['form']} c{cell['concurrency']}: {middle:.2f}"
+def body_of(ours: bool, model: str, form: str) -> Body:
+    """Return the body that a side gets; what the peer takes as bare bytes, ours takes as binary tensors."""
+    return bodies(model)["binary" if ours and form == "raw" else form]
+
+
+def drive_cell(url: str, ours: bool, cell: tuple[str, str, int], seconds: int) -> dict[str, float]:
+    """Return what wrk counted in one cell, after a second that does not count."""
+    model, form, concurrency = cell
+    drive(url, body_of(ours, model, form), concurrency, 1)
+    return drive(url, body_of(ours, model, form), concurrency, seconds)
+
+
+def check(place: Path, name: str, graphs: dict[str, Any]) -> None:
+    """See that both sides answer the same, form by form."""
+    kinds = dict.fromkeys((model, form) for model, form, _ in cells(PEERS[name]))
+    answers = []
+    for side in ("ours", name):
+        with started(side, place, graphs) as url:
+            answers.append([ask(url, body_of(side == "ours", model, form)) for model, form in kinds])
+    for mine, theirs in zip(*answers, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
 def median(cell: dict[str, Any], side: str, what: str) -> float:
-    """Return the median over the pairs of one side's rate, p50 or p99."""
-    return statistics.median(pair[side][what] for pair in cell["pairs"])
+    """Return the median over the visits of one side's rate, p50 or p99."""
+    return statistics.median(turn[what] for turn in cell[side])
 
 
 def show(found: list[dict[str, Any]]) -> None:
-    """Print each cell: both rates, the ratio with its quartiles, and whether we are behind."""
+    """Print each cell: both rates, the ratio with its interval, the peer against itself, and whether we are behind."""
     table = Table(title="beside other servers, requests a second (p99 ms)", title_justify="left")
-    for title in ("model", "body", "connections", "peer", "ours", "theirs", "ratio", "quartiles", ""):
+    for title in ("model", "body", "connections", "peer", "ours", "theirs", "ratio", "control", ""):
         table.add_column(title, justify="right" if title in ("connections", "ours", "theirs", "ratio") else "left")
     for cell in found:
-        low, middle, high = np.percentile(ratios(cell), [25, 50, 75])
+        ratio, control = (Ratio(*(cell[key][end] for end in ("value", "low", "high"))) for key in ("ratio", "control"))
         rates = [f"{median(cell, side, 'rate'):.0f} ({median(cell, side, 'p99'):.1f})" for side in ("ours", "theirs")]
         where = [cell["model"], cell["form"], str(cell["concurrency"]), cell["peer"]]
-        verdict = "reached" if middle >= 1 else "MISSED"
-        table.add_row(*where, *rates, f"{middle:.2f}", f"{low:.2f} to {high:.2f}", verdict)
+        verdict = "reached" if ratio.value >= 1 else "MISSED"
+        table.add_row(*where, *rates, escape(str(ratio)), escape(str(control)), verdict)
     Console(width=120).print(table)
     best = [median(cell, "ours", "rate") for cell in found if (cell["model"], cell["form"]) == (MLP, "raw")]
     if best:
@@ -287,9 +320,8 @@ def publish(place: Path, model: str, onnx: Path) -> None:
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(PEERS)))
-@click.option("--pairs", default=7, help="Pairs of every cell.")
-@click.option("--seconds", default=3, help="Length of one side of a pair.")
-def main(names: tuple[str, ...], pairs: int, seconds: int) -> None:
+@click.option("--seconds", default=3, help="Length of one load.")
+def main(names: tuple[str, ...], seconds: int) -> None:
     """Measure our server beside each peer and print the ratios."""
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is missing; install it with: sudo apt-get install -y wrk")
@@ -305,9 +337,8 @@ def main(names: tuple[str, ...], pairs: int, seconds: int) -> None:
         save_mlp(mlp)
         publish(place, MLP, mlp)
     found = []
-    with server.running(place) as endpoint:
-        for name in names or PEERS:
-            found += measure(endpoint.http, name, graphs, pairs, seconds)
+    for name in names or PEERS:
+        found += measure(place, name, graphs, seconds)
     (OUTPUT / "serving_peers.json").write_text(json.dumps({"date": time.strftime("%F"), "cells": found}, indent=2))
     show(found)
 

@@ -12,6 +12,7 @@ BadInput (4)
 ├── BadGraph         an ONNX file that cannot be loaded or run, or an export that cannot be mended
 └── NoEffect         a step that found nothing to change
 MachineError (5)
+├── BusyMachine      the machine is so busy that no speed can be measured on it
 └── MissingExtra     an optional package of lathe's is not installed
 """
 
@@ -48,6 +49,10 @@ class BadGraph(BadInput):
 
 class NoEffect(BadInput):
     """A step that found nothing to change; the message lists what it could have matched."""
+
+
+class BusyMachine(MachineError):
+    """The machine is so busy that the same model counts as slower or faster than itself."""
 
 
 class MissingExtra(MachineError):

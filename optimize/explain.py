@@ -3,11 +3,12 @@
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from optimize import measure
 from optimize.export import graph
+from optimize.ruler import Ratio
 
 TINY_FILE = 64 * 1024
 """Bytes below which an ONNX file is mostly the description of its graph, not weights."""
@@ -26,37 +27,53 @@ class Stage:
         name: the step's name, `trained` for the first.
         file: its ONNX file.
         latency_ms: milliseconds for one call, by batch size.
+        change: how many times faster than the stage before, from the same rounds, by batch size.
     """
 
     name: str
     file: Path
     latency_ms: Mapping[int, float]
+    change: Mapping[int, Ratio] = field(default_factory=dict)
 
 
 def slower(stages: Sequence[Stage], batch: int) -> str:
-    """Return why the last stage is slower than the first at `batch`, and the way out."""
-    culprit, before = _steepest(stages, [stage.latency_ms[batch] for stage in stages])
-    times = f"{before.latency_ms[batch]:.3g} → {culprit.latency_ms[batch]:.3g} ms a call at batch {batch}"
-    return f"{culprit.name} made it slower ({times}): {_why_slower(culprit, stages[0], batch)}"
+    """Return why the last stage is slower than the first at `batch`, and the way out.
+
+    Only a stage whose whole interval says that it slowed down what it got is named.
+    """
+    slowed = [stage for stage in stages[1:] if stage.change[batch].verdict() == "slower"]
+    if not slowed:
+        return "no single step is shown to have slowed it down: each is within the noise; remove more, or leave it FP32"
+    culprit = min(slowed, key=lambda stage: stage.change[batch].value)
+    return f"{_slowed(culprit, batch)}: {_why_slower(culprit, stages[0], batch)}"
+
+
+def warnings(stages: Sequence[Stage]) -> list[str]:
+    """Return a sentence for each step that made what it got slower, whatever the steps before it had gained."""
+    return [
+        f"{_slowed(stage, batch)}, against the step before; it may be better left out"
+        for stage in stages[1:]
+        for batch, ratio in stage.change.items()
+        if ratio.verdict() == "slower"
+    ]
+
+
+def _slowed(stage: Stage, batch: int) -> str:
+    return f"{stage.name} made it slower at batch {batch}: {stage.change[batch]}"
 
 
 def larger(stages: Sequence[Stage]) -> str:
     """Return why the last stage's file is no smaller than the first one's, and the way out."""
     sizes = [float(measure.file_bytes(stage.file)) for stage in stages]
-    culprit, before = _steepest(stages, sizes)
+    rises = [after / before for before, after in itertools.pairwise(sizes)]
+    worst = rises.index(max(rises))
+    before, culprit = stages[worst], stages[worst + 1]
     grown = f"{measure.file_bytes(before.file):,} → {measure.file_bytes(culprit.file):,} bytes"
     if sizes[0] < TINY_FILE:
         why = "so small a file is mostly the description of its graph, which a step may lengthen; leave it as it is"
     else:
         why = "it added more to the file than it saved; leave it out, or let it change more layers"
     return f"{culprit.name} made it larger ({grown}): {why}"
-
-
-def _steepest(stages: Sequence[Stage], costs: Sequence[float]) -> tuple[Stage, Stage]:
-    """Return the stage whose cost rose most over the one before it, and that one."""
-    rises = [after / before for before, after in itertools.pairwise(costs)]
-    worst = rises.index(max(rises))
-    return stages[worst + 1], stages[worst]
 
 
 def _why_slower(culprit: Stage, trained: Stage, batch: int) -> str:

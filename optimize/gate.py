@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from optimize import explain
-from optimize.errors import BadRecipe, GateRefused
+from optimize.errors import BadRecipe, BusyMachine, GateRefused
 from optimize.evaluate import Difference, Score
 from optimize.explain import Stage
-from optimize.measure import Ratio
 from optimize.recipe import Budget
+from optimize.ruler import CLEAR, FEWEST, LIMIT, Speeds, more_seconds
 from optimize.workload import Workload
 
 DEFAULT_KEEP = 0.99
@@ -19,19 +19,23 @@ ROUNDING = 1e-12
 """Share of a score that the sums of its samples may be off."""
 MOST_SAMPLES = 10**8
 """More evaluation samples than anybody has."""
-SLOWER = 0.97
-"""A promise of speed is broken when the whole interval of the alternating ratios lies below this."""
+SLOWER = LIMIT
+"""A promise of speed is kept where the whole interval of the ratio lies above this, and broken where it lies below."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One judgement: `measured` against `limit`, both as a person would read them, and advice when it did not pass."""
+    """One judgement: `measured` against `limit`, both as a person would read them, and advice when it did not pass.
+
+    `machine` says that nothing was found out about the model, because the machine could not measure.
+    """
 
     name: str
     passed: bool
     measured: str
     limit: str
     advice: str = ""
+    machine: bool = False
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -144,16 +148,52 @@ def smaller(ratio: float, stages: Sequence[Stage]) -> Gate:
     return Gate("promise: smaller", ratio > 1, f"{ratio:.2f}×", "> 1×", advice)
 
 
-def faster(batch: int, ratio: Ratio, stages: Sequence[Stage]) -> Gate:
-    """Judge the promise of speed at one batch size, from alternating ratios of throughput (result over trained)."""
-    passed = not ratio.high < SLOWER
+def faster(batch: int, name: str, speeds: Speeds, stages: Sequence[Stage]) -> Gate:
+    """Judge the promise of speed at one batch size: the whole interval above 0.97, beside an A/A control.
+
+    An interval that holds 0.97 is undecided, which is no pass.
+
+    Args:
+        batch: the batch size.
+        name: of the result in `speeds`.
+        speeds: of the result and the trained model, its baseline.
+        stages: the trained model and every step's result, which say what it was that slowed it down.
+    """
+    ratio, control = speeds.ratios(name, speeds.baseline)[batch], speeds.control()[batch]
+    verdict = ratio.verdict(SLOWER)
+    if control.senseless:
+        advice = f"{_busy(speeds, batch)}, so that the same file counts as slower or faster than itself; {QUIETER}"
+    elif verdict == "undecided":
+        advice = f"undecided: {_busy(speeds, batch)}; {_longer(name, speeds, batch)}; {QUIETER}"
+    else:
+        advice = explain.slower(stages, batch) if verdict == "slower" else ""
     return Gate(
         f"promise: faster at batch {batch}",
-        passed,
-        f"{ratio.value:.2f}× [{ratio.low:.2f}, {ratio.high:.2f}]",
-        f"interval not wholly below {SLOWER}×",
-        "" if passed else explain.slower(stages, batch),
+        verdict == "not slower" and not control.senseless,
+        f"{ratio}, the trained model against itself {control}",
+        f"interval above {SLOWER}×",
+        advice,
+        machine=control.senseless,
     )
+
+
+QUIETER = "run it again when nothing else runs here: the steps are kept, only the speed is measured again"
+
+
+def _busy(speeds: Speeds, batch: int) -> str:
+    control = speeds.control()[batch]
+    calm = control.high <= CLEAR * control.low
+    why = f"its speed is too near {SLOWER}× to tell" if calm else "the machine is too busy"
+    least, most = control.spread
+    return f"{why}: A/A spread {least:.2g} to {most:.2g} in {speeds.rounds} rounds"
+
+
+def _longer(name: str, speeds: Speeds, batch: int) -> str:
+    """Return how long it would take until the ratio is decided, on a quiet machine and on this one as it is."""
+    quiet = speeds.took / max(speeds.rounds, 1) * FEWEST
+    more = more_seconds(speeds.ratios(name, speeds.baseline)[batch], speeds, SLOWER)
+    end = f"about {max(more, 1):,.0f} s more" if more < 36_000 else f"no end is in sight so near to {SLOWER}×"
+    return f"a quiet machine takes about {quiet:,.0f} s, here {end} (--patience)"
 
 
 def parity(name: str, requests: int, mismatched: int, largest: float, tolerance: float) -> Gate:
@@ -197,8 +237,11 @@ def stop(gates: Sequence[Gate], where: str) -> None:
 
     Raises:
         GateRefused: with every gate that said no in one line each.
+        BusyMachine: the same, where it was the machine alone that did not let a gate judge.
     """
     refused = [gate for gate in gates if not gate.passed]
+    lines = [f"{gate.name}: {gate.measured}, wanted {gate.limit}; {gate.advice}" for gate in refused]
+    if refused and all(gate.machine for gate in refused):
+        raise BusyMachine("; ".join(lines), where=where, fix=QUIETER)
     if refused:
-        lines = [f"{gate.name}: {gate.measured}, wanted {gate.limit}; {gate.advice}" for gate in refused]
         raise GateRefused("; ".join(lines), where=where, fix="change the recipe as advised, or publish with --force")

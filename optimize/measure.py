@@ -1,6 +1,5 @@
 """Measure: what a model costs. Bytes and multiplications are counted, speed is measured beside the baseline's."""
 
-import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadtest.tensors import Arrays, TensorSpec
+from optimize import ruler
+from optimize.ruler import LIMIT, LOOKS, Speeds
 from serve.target import Target
 
 if TYPE_CHECKING:
@@ -18,11 +19,10 @@ if TYPE_CHECKING:
 
     from optimize.predict import GraphPredictor
 
-BLOCK = 0.03
-"""Seconds that one timed block aims at."""
+BLOCK, FEWEST_CALLS = 0.05, 3
+"""Seconds of calls at one batch size, and how many calls at least: a fresh session's first one plans its memory."""
 REST = 0.02
-"""Seconds of sleep before a block: the threads of the session before spin for a while after their last call."""
-FEWEST_ROUNDS = 5
+"""Seconds of sleep before a session's first call: threads of the one that was open before spin for a while."""
 
 
 @dataclass(frozen=True)
@@ -52,49 +52,6 @@ class Cost:
             "latency_ms": {str(batch): value for batch, value in self.latency_ms.items()},
             "throughput": {str(batch): value for batch, value in self.throughput.items()},
         }
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times faster than the baseline, with its 95 % interval; larger is better."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """What alternating runs gave.
-
-    Args:
-        seconds: for one call, by file and batch size: one median for each round, files of one round side by side.
-    """
-
-    seconds: Mapping[str, Mapping[int, Sequence[float]]]
-
-    def latency_ms(self, name: str) -> dict[int, float]:
-        """Return the median milliseconds for one call, by batch size."""
-        return {batch: float(np.median(rounds)) * 1000 for batch, rounds in self.seconds[name].items()}
-
-    def throughput(self, name: str) -> dict[int, float]:
-        """Return samples a second, by batch size."""
-        return {batch: batch / float(np.median(rounds)) for batch, rounds in self.seconds[name].items()}
-
-    def ratios(self, name: str, baseline: str, seed: int = 0) -> dict[int, Ratio]:
-        """Return how many times faster than `baseline` the file `name` is, by batch size.
-
-        The ratio is taken within each round, where both ran under the same conditions; the value is the median over
-        rounds, the interval a percentile bootstrap of that median.
-        """
-        rng = np.random.default_rng(seed)
-        found = {}
-        for batch, rounds in self.seconds[name].items():
-            ratios = np.asarray(self.seconds[baseline][batch]) / np.asarray(rounds)
-            draws = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
-            low, high = np.quantile(draws, (0.025, 0.975))
-            found[batch] = Ratio(float(np.median(ratios)), float(low), float(high))
-        return found
 
 
 def parameters(module: "nn.Module") -> int:
@@ -137,22 +94,29 @@ def speed(
     target: Target,
     *,
     baseline: str = "",
-    rounds: int = 25,
-    seconds: float = 15.0,
+    pairs: Sequence[tuple[str, str]] = (),
+    decide: Sequence[str] = (),
+    limit: float = LIMIT,
+    rounds: int = LOOKS[-1],
+    seconds: float = 20.0,
+    patience: float = 100.0,
 ) -> Speeds:
-    """Time ONNX files against each other, alternating in this process, in the target's runtime.
+    """Time ONNX files against each other in the target's runtime, as `optimize.ruler` says.
 
-    In every round each file is called for about the same short time at each batch size, and the order is reversed
-    from round to round, so that a slow phase of the machine meets all of them.
+    In every round each file is opened alone, called for about the same short time at each batch size, and closed.
 
     Args:
         files: paths by name.
         inputs: what is fed: random values in range, at the typical sizes.
         target: gives the runtime, the device, the cores and the batch sizes.
         baseline: the name of the file that runs in ONNX Runtime whatever the target says: the trained model, which a
-            ratio in another runtime is against too.
-        rounds: how often to alternate, at most.
-        seconds: after how long to stop, once a few rounds are done.
+            ratio in another runtime is against too. Without one, the first file is the baseline, in the target's.
+        pairs: the ratios that are to be clear; this and what follows as for `ruler.alternate`.
+        decide: files whose ratio to the baseline decides something.
+        limit: what a ratio is to be clear of.
+        rounds: how many at most.
+        seconds: for clear ratios.
+        patience: so many seconds more for those in `decide`.
 
     Raises:
         BadGraph: the runtime cannot load or run one of the files.
@@ -160,58 +124,45 @@ def speed(
     from optimize.predict import open_graph
 
     plain = replace(target, runtime="onnxruntime")
-    sessions = {
-        name: open_graph(path, plain if name == baseline else target, target.device) for name, path in files.items()
-    }
-    return alternate(sessions, inputs, target.batch, rounds=rounds, seconds=seconds)
+    arrays = feeds(inputs, target.batch)
+
+    def visit(name: str) -> dict[int, float]:
+        with open_graph(files[name], plain if name == baseline else target, target.device) as session:
+            return timed(session, arrays)
+
+    return ruler.alternate(
+        visit,
+        list(files),
+        baseline=baseline or next(iter(files)),
+        pairs=pairs,
+        decide=decide,
+        limit=limit,
+        rounds=rounds,
+        seconds=seconds,
+        patience=patience,
+    )
 
 
-def alternate(
-    sessions: "Mapping[str, GraphPredictor]",
-    inputs: Sequence[TensorSpec],
-    batches: Sequence[int],
-    *,
-    rounds: int,
-    seconds: float,
-) -> Speeds:
-    """Time open files against each other, as `speed` says; they may run in different runtimes.
-
-    Args:
-        sessions: what is called, by name.
-        inputs: what is fed: random values in range, at the typical sizes.
-        batches: the batch sizes.
-        rounds: how often to alternate, at most.
-        seconds: after how long to stop, once a few rounds are done.
-    """
+def feeds(inputs: Sequence[TensorSpec], batches: Sequence[int]) -> dict[int, Arrays]:
+    """Return random values in range, at the typical sizes, for each batch size."""
     rng = np.random.default_rng(0)
-    arrays = {batch: {spec.name: spec.generate(rng, batch) for spec in inputs} for batch in batches}
-    blocks = list(itertools.product(batches, sessions))
-    calls = {block: _calls(sessions[block[1]], arrays[block[0]]) for block in blocks}
-    taken: dict[str, dict[int, list[float]]] = {name: {batch: [] for batch in batches} for name in sessions}
-    end = time.perf_counter() + seconds
-    for number in range(rounds):
-        if number >= FEWEST_ROUNDS and time.perf_counter() > end:
-            break
-        for batch, name in blocks if number % 2 == 0 else reversed(blocks):
-            taken[name][batch].append(_time(sessions[name], arrays[batch], calls[batch, name]))
-    return Speeds(taken)
+    return {batch: {spec.name: spec.generate(rng, batch) for spec in inputs} for batch in batches}
 
 
-def _calls(session: "GraphPredictor", arrays: Arrays) -> int:
-    """Return how many calls fill a block, after warming the session up."""
-    for _ in range(2):
-        session.predict(arrays)
-    once = _time(session, arrays, 1)
-    return max(1, min(200, round(BLOCK / once)))
+def timed(session: "GraphPredictor", arrays: Mapping[int, Arrays]) -> dict[int, float]:
+    """Return the seconds of a call of a fresh session at each batch size, after a rest.
 
-
-def _time(session: "GraphPredictor", arrays: Arrays, calls: int) -> float:
-    """Return the median seconds of `calls` calls in a row, after a rest and a warm call."""
+    It is the fastest of the calls in a row, the one that other processes disturbed least (as the documentation of
+    Python's `timeit` advises). With another program on one of two cores, the median of a block is that program's share.
+    """
     time.sleep(REST)
-    session.predict(arrays)
-    taken = []
-    for _ in range(calls):
+    return {batch: _fastest(session, fed) for batch, fed in arrays.items()}
+
+
+def _fastest(session: "GraphPredictor", fed: Arrays) -> float:
+    taken, end = list[float](), time.perf_counter() + BLOCK
+    while len(taken) < FEWEST_CALLS or time.perf_counter() < end:
         start = time.perf_counter()
-        session.predict(arrays)
+        session.predict(fed)
         taken.append(time.perf_counter() - start)
-    return float(np.median(taken))
+    return min(taken)

@@ -14,18 +14,17 @@ from loadtest.commandline import document
 from loadtest.errors import UsageError
 from loadtest.tensors import TensorSpec
 from optimize import bundle as bundles
-from optimize import digest, extra, gate, measure, resume, splits
+from optimize import digest, explain, extra, gate, measure, resume, speed, splits
 from optimize import step as steps_of
 from optimize.advance import advance, every_step, folder_name, largest_batch, measured
 from optimize.baseline import TRAINED, Progress, Trained, cost, establish, graph_of, silent
 from optimize.bundle import Bundle
-from optimize.errors import BadRecipe, BadWorkload, GateRefused
+from optimize.errors import BadRecipe, BadWorkload, BusyMachine, GateRefused
 from optimize.evaluate import Quality, compare
-from optimize.explain import Stage
 from optimize.export.onnx import Onnx
 from optimize.gate import Gate
-from optimize.measure import Cost, Speeds
 from optimize.recipe import Recipe, ordered
+from optimize.speed import Timing
 from optimize.workload import Workload
 from serve import curve, scratch, settings
 from serve.target import Target
@@ -40,6 +39,7 @@ def run(
     force: bool = False,
     strict: bool = False,
     allow_overlap: bool = False,
+    patience: float = speed.PATIENCE,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Run `recipe` on `workload` and return the `optimize run` document.
@@ -54,10 +54,12 @@ def run(
         force: publish although a gate said no; the lineage says so for ever.
         strict: judge the worse end of the paired interval, not the value.
         allow_overlap: go on though evaluation samples stand in another set; lineage and page say so.
+        patience: seconds that speed may be measured for longer than usual, until its promise is decided.
         progress: called with a text and the fraction of the current step.
 
     Raises:
         GateRefused: a gate said no and `force` is not set; its `partial` is the document so far.
+        BusyMachine: the same, where the machine alone was too busy for a gate to judge.
         BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.errors`.
     """
     recipe = replace(recipe, steps=ordered(recipe.steps))
@@ -73,7 +75,7 @@ def run(
     sets = splits.read(workload, progress, allow_overlap=allow_overlap)
     folder.mkdir(parents=True, exist_ok=True)
     with scratch.alone(folder):
-        return _run(recipe, workload, sets, folder, repository, force, strict, progress)
+        return _run(recipe, workload, sets, folder, repository, force, strict, patience, progress)
 
 
 def _run(
@@ -84,6 +86,7 @@ def _run(
     repository: Path | None,
     force: bool,
     strict: bool,
+    patience: float,
     progress: Progress,
 ) -> dict[str, Any]:
     """Run in a folder that is this run's alone; arguments as for `run`."""
@@ -97,26 +100,27 @@ def _run(
     made = every_step(recipe, trained, sets, folder, progress)
     elements, last, quality = made.elements, made.bundle, made.quality
     resume.note(folder, {**trained.bundle.key.parts, **made.keys})
-    speeds = _speeds(trained.bundle, folder, elements, recipe, progress)
-    final = folder_name(len(elements), elements[-1]["name"])
+    timing = _timed(trained.bundle, folder, elements, recipe, patience, progress)
+    final = timing.result
     result = document(
         workload=workload.name,
         recipe=recipe.document(),
         resumed=made.kept > 0,
         overlap=dict(sets.overlap),
-        trained=measured(trained.quality, _timed(trained.cost, speeds, TRAINED)),
+        trained=measured(trained.quality, timing.cost(trained.cost, TRAINED)),
         steps=elements,
-        result=measured(quality, _timed(cost(last), speeds, final)),
+        result=measured(quality, timing.cost(cost(last), final)),
         endpoint=None,
-        ratios=ratios(trained.bundle, last, speeds, final),
+        ratios=timing.ratios(final),
+        warnings=explain.warnings(timing.stages()),
         load=None,
         bundle=str(last.folder),
         version=None,
         environment=page.environment(recipe.target.device),
     )
-    gates = _gates(recipe, trained, last, quality, speeds, elements, folder, strict)
+    gates = _gates(recipe, trained, last, quality, timing, strict)
     if recipe.target.device == "cuda":
-        recipe = replace(recipe, serve=curve.fill(recipe.serve, speeds.latency_ms(final)))
+        recipe = replace(recipe, serve=curve.fill(recipe.serve, timing.speeds.latency_ms(final)))
     if repository is not None and (force or all(entry.passed for entry in gates)):
         from optimize import endpoint
 
@@ -164,27 +168,15 @@ def apply_one(
         key = digest.step(step, source, recipe, sets)
         made, quality, element = advance(step, source, trained, recipe, sets, key, output, progress)
         progress("measuring speed", 0.0)
-        paths = {TRAINED: graph_of(trained.bundle), "result": graph_of(made)}
-        speeds = measure.speed(paths, workload.inputs, target, baseline=TRAINED)
-        element |= measured(quality, _timed(cost(made), speeds, "result"))
-        element["ratios"] = ratios(trained.bundle, made, speeds, "result")
+        files = {TRAINED: graph_of(trained.bundle), "source": graph_of(source), "result": graph_of(made)}
+        if not source.lineage:
+            del files["source"]
+        labels = [*list(files)[:-1], element["name"]]
+        timing = speed.time(files, labels, workload.inputs, target, patience=0.0)
+        element |= measured(quality, timing.cost(cost(made), timing.result))
+        element["ratios"] = timing.ratios(timing.result)
+        element["warnings"] = explain.warnings(timing.stages()[-2:])
     return element
-
-
-def ratios(trained: Bundle, result: Bundle, speeds: Speeds, name: str) -> dict[str, Any]:
-    """Return `{size, latency{}, throughput{}, interval{}}`, larger is better.
-
-    They are against the trained FP32 ONNX in ONNX Runtime, whatever runtime the target names for the result.
-    """
-    size = measure.file_bytes(graph_of(trained)) / measure.file_bytes(graph_of(result))
-    reached = {str(batch): ratio for batch, ratio in speeds.ratios(name, TRAINED).items()}
-    values = {batch: ratio.value for batch, ratio in reached.items()}
-    return {
-        "size": size,
-        "latency": values,
-        "throughput": values,
-        "interval": {batch: [ratio.low, ratio.high] for batch, ratio in reached.items()},
-    }
 
 
 def _check(recipe: Recipe, workload: Workload) -> None:
@@ -210,21 +202,26 @@ def _check(recipe: Recipe, workload: Workload) -> None:
     settings.check(recipe.serve, workload.inputs, outputs, recipe.target, largest_batch(workload, recipe))
 
 
-def _speeds(
-    trained: Bundle, folder: Path, elements: list[dict[str, Any]], recipe: Recipe, progress: Progress
-) -> Speeds:
-    """Time every step's ONNX file against the trained one's, alternating, and add the figures to the elements."""
+def _timed(
+    trained: Bundle,
+    folder: Path,
+    elements: list[dict[str, Any]],
+    recipe: Recipe,
+    patience: float,
+    progress: Progress,
+) -> Timing:
+    """Time every step's ONNX file with the trained one's, and add times and ratios to the elements."""
     progress("measuring speed", 0.0)
     names = [folder_name(number, element["name"]) for number, element in enumerate(elements, 1)]
-    paths = {TRAINED: graph_of(trained), **{name: folder / name / bundles.GRAPH for name in names}}
-    speeds = measure.speed(paths, trained.workload.inputs, recipe.target, baseline=TRAINED)
+    files = {TRAINED: graph_of(trained), **{name: folder / name / bundles.GRAPH for name in names}}
+    labels = [TRAINED, *(element["name"] for element in elements)]
+    timing = speed.time(files, labels, trained.workload.inputs, recipe.target, patience)
     for name, element in zip(names, elements, strict=True):
-        element["cost"] = {
-            **element["cost"],
-            "latency_ms": {str(batch): value for batch, value in speeds.latency_ms(name).items()},
-            "throughput": {str(batch): value for batch, value in speeds.throughput(name).items()},
-        }
-    return speeds
+        times = {"latency_ms": timing.speeds.latency_ms(name), "throughput": timing.speeds.throughput(name)}
+        by_batch = {key: {str(batch): value for batch, value in found.items()} for key, found in times.items()}
+        element["cost"] = {**element["cost"], **by_batch}
+        element["ratios"] = timing.ratios(name)
+    return timing
 
 
 def _gates(
@@ -232,9 +229,7 @@ def _gates(
     trained: Trained,
     last: Bundle,
     quality: Quality,
-    speeds: Speeds,
-    elements: list[dict[str, Any]],
-    folder: Path,
+    timing: Timing,
     strict: bool,
 ) -> list[Gate]:
     workload = last.workload
@@ -242,28 +237,19 @@ def _gates(
     difference = compare(workload, result, first)
     gates = [gate.quality(recipe.budget, first, result, difference, strict)]
     gates += gate.size(recipe.budget, measure.file_bytes(graph_of(last)))
-    final = folder_name(len(elements), elements[-1]["name"])
-    stages = _stages(trained, folder, elements, speeds)
+    stages = timing.stages()
     promises = set().union(*(steps_of.METHODS[type(step)].promises for step in recipe.steps))
     if "smaller" in promises:
-        gates.append(gate.smaller(ratios(trained.bundle, last, speeds, final)["size"], stages))
+        gates.append(gate.smaller(timing.ratios(timing.result)["size"], stages))
     if "faster" in promises:
-        gates += [gate.faster(batch, ratio, stages) for batch, ratio in speeds.ratios(final, TRAINED).items()]
+        gates += [gate.faster(batch, timing.result, timing.speeds, stages) for batch in recipe.target.batch]
     return gates
-
-
-def _stages(trained: Trained, folder: Path, elements: list[dict[str, Any]], speeds: Speeds) -> list[Stage]:
-    stages = [Stage(TRAINED, graph_of(trained.bundle), speeds.latency_ms(TRAINED))]
-    for number, element in enumerate(elements, 1):
-        place = folder_name(number, element["name"])
-        stages.append(Stage(element["name"], folder / place / bundles.GRAPH, speeds.latency_ms(place)))
-    return stages
 
 
 def _stop(gates: list[Gate], folder: Path, result: dict[str, Any]) -> None:
     try:
         gate.stop(gates, str(folder))
-    except GateRefused as refusal:
+    except (GateRefused, BusyMachine) as refusal:
         refusal.partial = result
         raise
 
@@ -276,10 +262,6 @@ def _places(result: dict[str, Any]) -> dict[str, Any]:
         "onnx": result["result"]["quality"],
         "endpoint": result["endpoint"] and result["endpoint"]["quality"],
     }
-
-
-def _timed(cost: Cost, speeds: Speeds, name: str) -> Cost:
-    return replace(cost, latency_ms=speeds.latency_ms(name), throughput=speeds.throughput(name))
 
 
 def _config(entry: dict[str, Any]) -> Any:

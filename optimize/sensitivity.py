@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from optimize.evaluate import Quality
     from optimize.step import Context
 
-ROUNDS, SECONDS = 9, 4.0
-"""How often at most, and after how many seconds no more, a treated file is timed against the untreated one."""
+SECONDS = 4.0
+"""After how many seconds a treated file is no more timed against the untreated one, if nine rounds took no longer."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Effect:
         low, high: paired 95 % interval of `loss`.
         error: root mean square of the change of an output over that of the output, the largest of all outputs.
         bytes_saved: the untreated file's minus the treated one's.
-        speedup: how many times faster than the untreated file in alternating runs, by batch size.
+        speedup: how many times faster than the untreated file, by batch size.
         interval: 95 % interval of `speedup`.
+        control: 95 % interval of how many times faster the untreated file is than itself, in the same rounds.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Effect:
     bytes_saved: int
     speedup: Mapping[str, float] = field(default_factory=dict)
     interval: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    control: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -258,14 +260,15 @@ def _alone(config: Any, subject: Any, members: Sequence[str], folder: Path, cont
 
 
 def _timed(untimed: Effect, path: Path, against: Untreated, context: "Context") -> Effect:
-    """Return the effect with its speed, measured against the untreated file in alternating runs."""
+    """Return the effect with its speed, measured against the untreated file."""
     from optimize import measure
 
     files = {"untreated": against.path, "treated": path}
-    speeds = measure.speed(files, context.workload.inputs, context.target, rounds=ROUNDS, seconds=SECONDS)
+    speeds = measure.speed(files, context.workload.inputs, context.target, seconds=SECONDS)
     ratios = speeds.ratios("treated", "untreated")
     return replace(
         untimed,
         speedup={str(batch): ratio.value for batch, ratio in ratios.items()},
         interval={str(batch): (ratio.low, ratio.high) for batch, ratio in ratios.items()},
+        control={str(batch): (ratio.low, ratio.high) for batch, ratio in speeds.control().items()},
     )

@@ -16,6 +16,13 @@ from optimize.commands.overlap import overlap_option
 @click.option("--force", is_flag=True, help="Publish against the gates; the lineage says `forced` for ever.")
 @click.option("--strict", is_flag=True, help="Judge the worse end of the 95 % interval, not the value.")
 @overlap_option
+@click.option(
+    "--patience",
+    type=click.FloatRange(0),
+    default=100.0,
+    show_default=True,
+    help="Seconds to measure speed for longer than usual, until the promise is decided.",
+)
 @json_option
 def run(
     source: str,
@@ -25,6 +32,7 @@ def run(
     force: bool,
     strict: bool,
     allow_overlap: bool,
+    patience: float,
     as_json: bool,
 ) -> None:
     """Run a recipe on SOURCE, a workload such as path/to/file.py:function.
@@ -38,7 +46,7 @@ def run(
         --repository build/model_repository
     """
     from optimize import follower, pipeline, processes, recipe, workload
-    from optimize.errors import GateRefused
+    from optimize.errors import BusyMachine, GateRefused
     from optimize.report import table
 
     if processes.rank():
@@ -53,9 +61,10 @@ def run(
                 force=force,
                 strict=strict,
                 allow_overlap=allow_overlap,
+                patience=patience,
                 progress=progress,
             )
-    except GateRefused as refusal:
+    except (BusyMachine, GateRefused) as refusal:
         if not as_json and refusal.partial:
             table.run(refusal.partial)
         raise

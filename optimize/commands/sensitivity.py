@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 def sensitivity(source: str, output: Path, as_json: bool, samples: int, allow_overlap: bool, **options: Any) -> None:
     """Treat each layer of SOURCE, a float workload or bundle, alone, and show what that loses and gains.
 
-    Loss is of the workload's first score, against the untreated ONNX file; speed is measured against it in alternating
-    runs. The samples are none that judge a recipe's result, where the workload has others. Losses of single layers do
-    not add up: quantize.mixed judges whole assignments.
+    Loss is of the workload's first score, against the untreated ONNX file; so is speed, with one file open at a time.
+    The samples are none that judge a recipe's result, where the workload has others. Losses of single layers do not
+    add up: quantize.mixed judges whole assignments.
 
     \b
     Example:

@@ -18,8 +18,8 @@ STEPS = {"macs": 12, "parameters": 12, "latency": 6}
 """How often the interval is halved."""
 NEAR = {"macs": 0.01, "parameters": 0.01, "latency": 0.03}
 """The search ends this near above the share that is wanted."""
-SECONDS = 3.0
-"""Seconds that one comparison of latencies takes."""
+SECONDS, PATIENCE = 3.0, 20.0
+"""Seconds that one comparison of latencies takes, and how many more until its side of the wanted share is decided."""
 
 
 def share(
@@ -29,7 +29,7 @@ def share(
 
     Args:
         kind: `macs` and `parameters` are counted; `latency` is that of one call of the ONNX export at the target's
-            largest batch size, measured in alternation with the export of `original`.
+            largest batch size, measured against that of `original` until it is clear of what is wanted.
         wanted: share of the cost of `original`.
         original: the model before the first cut.
         cut: returns a copy of the model as it is now without a share of the original's channels.
@@ -39,7 +39,7 @@ def share(
         NoEffect: the cost stays higher even with one channel left in each group; says what was reached.
         BadGraph: the cut model cannot be exported.
     """
-    removed = _latency(original, context) if kind == "latency" else _counted(kind, original, context)
+    removed = _latency(original, wanted, context) if kind == "latency" else _counted(kind, original, context)
     low, high = 0.0, 1.0
     best = removed(cut(high))
     if best < wanted:
@@ -73,13 +73,21 @@ def _counted(kind: Kind, original: nn.Module, context: "Context") -> Callable[[n
     return lambda module: 1 - count(module) / max(whole, 1)
 
 
-def _latency(original: nn.Module, context: "Context") -> Callable[[nn.Module], float]:
+def _latency(original: nn.Module, wanted: float, context: "Context") -> Callable[[nn.Module], float]:
     workload, target = context.workload, replace(context.target, batch=(max(context.target.batch),))
     whole = export(original, workload.inputs, workload.outputs, context.scratch / "whole.onnx")
 
     def removed(module: nn.Module) -> float:
         part = export(module, workload.inputs, workload.outputs, context.scratch / "part.onnx")
-        speeds = measure.speed({"whole": whole, "part": part}, workload.inputs, target, seconds=SECONDS)
+        speeds = measure.speed(
+            {"whole": whole, "part": part},
+            workload.inputs,
+            target,
+            decide=["part"],
+            limit=1 / (1 - wanted),
+            seconds=SECONDS,
+            patience=PATIENCE,
+        )
         return 1 - 1 / speeds.ratios("part", "whole")[target.batch[0]].value
 
     return removed

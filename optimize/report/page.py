@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from loadtest import files, report
-from optimize.report import figures, table
+from optimize.report import figures, ratios, table
 
 NAME, LOAD_PAGE = "report.html", "load.html"
 TORCH_STEPS = ("prune.", "distill.")
@@ -57,6 +57,7 @@ def render(document: dict[str, Any], folder: Path) -> str:
             loss=loss(document),
             models=models(document),
             batches=list(document["trained"]["cost"]["latency_ms"]),
+            unsure=[batch for batch, ends in document["ratios"]["interval"].items() if ratios.may_be_one(ends)],
             places=places(document),
             environment=machine,
             digests=_digests(document, folder),
@@ -88,6 +89,7 @@ def templates() -> Environment:
     found.filters.update(
         number=report.number, score="{:.4f}".format, change=_change, whole="{:,}".format, metric=table.metric
     )
+    found.filters.update(interval=ratios.interval, control=ratios.control, times=ratios.times)
     return found
 
 
@@ -126,19 +128,15 @@ def loss(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def models(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the journey up to the endpoint: scores, cost, and ratios to the trained model's FP32 ONNX.
+    """Return the rows of the journey up to the endpoint: scores, cost, and ratios taken within the same rounds.
 
-    The last row has the ratios of the document, which were taken within each round of alternating runs; the rows
-    between have ratios of the medians.
+    `size` and `speed` are against the trained model's FP32 ONNX, `before` is the speed against the step before.
     """
-    trained, steps = document["trained"], document["steps"]
-    base = trained["cost"]
-    rows = [{"name": "trained model", "entry": trained, "size": None, "speed": {}}]
-    for step in steps:
-        cost = step["cost"]
-        speed = {batch: value / base["throughput"][batch] for batch, value in cost["throughput"].items()}
-        rows.append({"name": step["name"], "entry": step, "size": base["bytes"] / cost["bytes"], "speed": speed})
-    rows[-1] |= {"size": document["ratios"]["size"], "speed": document["ratios"]["throughput"]}
+    rows = [{"name": "trained model", "entry": document["trained"], "size": None, "speed": {}, "before": {}}]
+    for step in document["steps"]:
+        told = step["ratios"]
+        found = {"size": told["size"], "speed": told["throughput"], "before": told["before"]}
+        rows.append({"name": step["name"], "entry": step, **found})
     return rows
 
 

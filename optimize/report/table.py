@@ -5,7 +5,10 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from optimize.report import ratios as words
 
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 WIDE = 100
@@ -36,6 +39,7 @@ def run(document: dict[str, Any]) -> None:
     places = [f"{place} {found['value']:.4f}" for place, found in document["places"].items() if found]
     console.print(f"{metric(document['trained']['quality'])}, in {len(places)} places: {', '.join(places)}")
     _ratios(console, document["ratios"])
+    _warnings(console, document["warnings"])
     gates(console, document["gates"])
     if document["load"]:
         _load(console, document["load"])
@@ -56,6 +60,7 @@ def step(document: dict[str, Any], bundle: str) -> None:
     cost = document["cost"]
     console.print(f"{cost['bytes']:,} bytes, {cost['parameters']:,} parameters, {cost['macs']:,} MACs a sample")
     _ratios(console, document["ratios"])
+    _warnings(console, document["warnings"])
     console.print(f"bundle: {bundle}", soft_wrap=True)
 
 
@@ -131,10 +136,20 @@ def _interval(document: dict[str, Any], wide: bool) -> str:
 def _ratios(console: Console, ratios: dict[str, Any]) -> None:
     speeds = []
     for batch, ratio in ratios["throughput"].items():
-        low, high = ratios["interval"][batch]
-        speeds.append(f"{ratio:.2f}× the throughput at batch {batch} [{low:.2f}, {high:.2f}]")
+        undecided = ", undecided" if ratios["verdict"][batch] == "undecided" else ""
+        interval = words.interval(ratios["interval"][batch])
+        speeds.append(f"{words.times(ratio)} the throughput at batch {batch} {interval}{undecided}")
     line = ", ".join([f"{ratios['size']:.2f}× smaller", *speeds])
     console.print(f"against the trained model's FP32 ONNX in ONNX Runtime: {line}", soft_wrap=True)
+    controls = "; ".join(f"batch {batch} {words.control(ratio)}" for batch, ratio in ratios["control"].items())
+    console.print(
+        f"A/A control, the trained model against itself in {ratios['rounds']} rounds: {controls}", soft_wrap=True
+    )
+
+
+def _warnings(console: Console, warnings: list[str]) -> None:
+    for warning in warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
 def _load(console: Console, load: dict[str, Any]) -> None:

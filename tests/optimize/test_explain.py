@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from optimize import explain
 from optimize.explain import Stage
+from optimize.ruler import Ratio
 
 
 def graph(path: Path, *kinds: str, weight: int = 4) -> Path:
@@ -37,22 +38,55 @@ def graph(path: Path, *kinds: str, weight: int = 4) -> Path:
 def test_the_cause_of_a_slower_result(step: str, kinds: tuple[str, ...], says: str, tmp_path: Path) -> None:
     before = graph(tmp_path / "before.onnx", "MatMul")
     after = graph(tmp_path / "after.onnx", *kinds)
-    cause = explain.slower([Stage("trained", before, {1: 1.0, 8: 4.0}), Stage(step, after, {1: 2.5, 8: 3.0})], 1)
-    assert cause.startswith(f"{step} made it slower (1 → 2.5 ms a call at batch 1): ")
+    change = {1: Ratio(0.4, 0.3, 0.5), 8: Ratio(1.3, 1.2, 1.4)}
+    cause = explain.slower(
+        [Stage("trained", before, {1: 1.0, 8: 4.0}), Stage(step, after, {1: 2.5, 8: 3.0}, change)], 1
+    )
+    assert cause.startswith(f"{step} made it slower at batch 1: 0.40× [0.30, 0.50]: ")
     assert says in cause
 
 
 def test_below_the_overhead_of_a_call_nothing_can_be_gained(tmp_path: Path) -> None:
     file = graph(tmp_path / "model.onnx", "MatMul")
-    cause = explain.slower([Stage("trained", file, {1: 0.012}), Stage("quantize.dynamic", file, {1: 0.03})], 1)
+    stages = [
+        Stage("trained", file, {1: 0.012}),
+        Stage("quantize.dynamic", file, {1: 0.03}, {1: Ratio(0.4, 0.3, 0.5)}),
+    ]
+    cause = explain.slower(stages, 1)
     assert "the trained model's call takes 12 µs" in cause
 
 
+def staged(file: Path, **changes: Ratio) -> list[Stage]:
+    steps = [Stage(name.replace("_", "."), file, {8: 1.0}, {8: change}) for name, change in changes.items()]
+    return [Stage("trained", file, {8: 2.0}), *steps]
+
+
 def test_the_step_that_cost_most_is_named_not_the_last(tmp_path: Path) -> None:
-    file = graph(tmp_path / "model.onnx", "MatMul")
-    times = {"trained": 2.0, "prune.channels": 1.0, "quantize.dynamic": 3.0, "quantize.half": 2.5}
-    stages = [Stage(name, file, {8: time}) for name, time in times.items()]
-    assert explain.slower(stages, 8).startswith("quantize.dynamic made it slower (1 → 3 ms a call at batch 8)")
+    found = staged(
+        graph(tmp_path / "model.onnx", "MatMul"),
+        prune_channels=Ratio(2.0, 1.9, 2.1),
+        quantize_dynamic=Ratio(0.33, 0.30, 0.36),
+        quantize_half=Ratio(0.9, 0.88, 0.92),
+    )
+    assert explain.slower(found, 8).startswith("quantize.dynamic made it slower at batch 8: 0.33× [0.30, 0.36]: ")
+    assert [warning.partition(",")[0] for warning in explain.warnings(found)] == [
+        "quantize.dynamic made it slower at batch 8: 0.33× [0.30",
+        "quantize.half made it slower at batch 8: 0.90× [0.88",
+    ]
+
+
+def test_a_step_within_the_noise_is_never_blamed(tmp_path: Path) -> None:
+    found = staged(
+        graph(tmp_path / "model.onnx", "MatMul"),
+        export_onnx=Ratio(0.6, 0.3, 1.1),
+        quantize_dynamic=Ratio(0.95, 0.93, 0.96),
+    )
+    assert explain.slower(found, 8).startswith("quantize.dynamic made it slower")
+    assert len(explain.warnings(found)) == 1
+    noise = found[:2]
+    assert "export.onnx" not in explain.slower(noise, 8)
+    assert "no single step is shown to have slowed it down" in explain.slower(noise, 8)
+    assert explain.warnings(noise) == []
 
 
 def test_the_cause_of_a_larger_file(tmp_path: Path) -> None:

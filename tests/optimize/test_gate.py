@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,11 +7,11 @@ import onnx_ir
 import pytest
 
 from optimize import explain, gate
-from optimize.errors import BadRecipe, GateRefused
+from optimize.errors import BadRecipe, BusyMachine, GateRefused
 from optimize.evaluate import Difference, Score
 from optimize.explain import Stage
-from optimize.measure import Ratio
 from optimize.recipe import Budget
+from optimize.ruler import CONTROL, Ratio, Speeds
 from optimize.workload import Workload
 
 
@@ -67,13 +68,54 @@ def test_an_interval_that_holds_the_limit_is_called_out_with_the_samples_that_de
     assert "even 100,000,000 samples would not decide" in judge(Budget(max_drop=0), 0.90, 0.90, -0.01, 0.01).advice
 
 
-def test_slower_means_the_whole_interval(tiny: Path) -> None:
-    stages = [Stage("trained", tiny, {1: 0.02}), Stage("quantize.dynamic", tiny, {1: 0.03})]
-    assert gate.faster(1, Ratio(0.95, 0.90, 0.98), stages).passed
-    refused = gate.faster(1, Ratio(0.90, 0.85, 0.96), stages)
-    assert not refused.passed
-    assert refused.measured == "0.90× [0.85, 0.96]"
-    assert refused.advice == explain.slower(stages, 1)
+def timed(result: float, noise: float = 0.0, doubt: float = 1.0) -> Speeds:
+    """Return nine rounds of a result so many times as fast as the trained model, which is `doubt` times itself."""
+    luck = [math.exp(noise * deviation) for deviation in (-1.4, -1, -0.6, -0.3, 0, 0.3, 0.6, 1, 1.4)]
+    rounds = {"trained": [1.0] * 9, "result": [value / result for value in luck]}
+    rounds[CONTROL] = [value / doubt for value in luck]
+    return Speeds({name: {1: seconds} for name, seconds in rounds.items()}, "trained", took=18.0)
+
+
+def faster(speeds: Speeds, tiny: Path) -> gate.Gate:
+    change = {1: Ratio(0.7, 0.6, 0.8)}
+    stages = [Stage("trained", tiny, {1: 0.02}), Stage("quantize.dynamic", tiny, {1: 0.03}, change)]
+    return gate.faster(1, "result", speeds, stages)
+
+
+def test_a_promise_of_speed_is_kept_where_the_whole_interval_lies_above(tiny: Path) -> None:
+    assert faster(timed(1.0), tiny).passed
+    slower = faster(timed(0.9, 0.01), tiny)
+    assert not slower.passed and not slower.machine
+    assert slower.measured.startswith("0.90× [0.89, 0.91]")
+    assert slower.advice.startswith("quantize.dynamic made it slower at batch 1: 0.70× [0.60, 0.80]: ")
+
+
+def test_undecided_is_no_pass_and_says_how_long_it_would_take(tiny: Path) -> None:
+    undecided = faster(timed(1.1, 0.3), tiny)
+    assert not undecided.passed and not undecided.machine
+    assert "undecided: the machine is too busy: A/A spread 0.69 to 1.5 in 9 rounds" in undecided.advice
+    assert "a quiet machine takes about 18 s, here about " in undecided.advice
+    near = faster(timed(0.97, 0.001), tiny)
+    assert not near.passed
+    assert "its speed is too near 0.97× to tell" in near.advice
+    with pytest.raises(GateRefused):
+        gate.stop([undecided], "")
+
+
+@pytest.mark.parametrize(("noise", "doubt"), [(0.01, 1.2), (0.01, 0.8), (0.8, 1.0), (math.nan, 1.0)])
+def test_where_the_trained_model_is_not_itself_the_machine_is_at_fault(noise: float, doubt: float, tiny: Path) -> None:
+    found = faster(timed(2.0, noise, doubt), tiny)
+    assert not found.passed and found.machine
+    assert "the same file counts as slower or faster than itself" in found.advice
+    with pytest.raises(BusyMachine) as raised:
+        gate.stop([found], "run")
+    assert raised.value.exit_code == 5
+    with pytest.raises(GateRefused):
+        gate.stop([found, gate.Gate("quality", False, "0.1", "0.9", "train more")], "run")
+
+
+def test_a_speed_of_nan_is_no_pass(tiny: Path) -> None:
+    assert not faster(timed(math.nan), tiny).passed
 
 
 def test_size_and_parity_and_load() -> None:

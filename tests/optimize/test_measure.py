@@ -2,10 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +13,8 @@ from optimize import measure, predict
 from optimize.errors import BadGraph
 from optimize.export import graph
 from optimize.export.onnx import export
-from optimize.measure import Cost, Speeds
+from optimize.measure import Cost
+from optimize.ruler import Speeds
 from serve.target import Target
 
 ROW = (TensorSpec("input", "float32", (BATCH, 64)),)
@@ -79,70 +78,74 @@ def test_cost_document_has_string_keys() -> None:
     }
 
 
-def speeds(**seconds: list[float]) -> Speeds:
-    rounds: Mapping[str, Mapping[int, list[float]]] = {name: {8: values} for name, values in seconds.items()}
-    return Speeds(rounds)
-
-
 def test_ratios_are_taken_within_a_round() -> None:
     # The machine slows down tenfold half-way; the file stays twice as fast throughout.
-    slow = [1.0, 1.0, 1.0, 10.0, 10.0, 10.0]
-    made = speeds(base=slow, fast=[value / 2 for value in slow])
+    slow = [1.0] * 5 + [10.0] * 5
+    made = Speeds({"base": {8: slow}, "fast": {8: [value / 2 for value in slow]}})
     ratio = made.ratios("fast", "base")[8]
-    assert (ratio.value, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2.0, 2.0, 2.0))
     assert made.ratios("base", "base")[8].value == 1.0
     assert made.latency_ms("fast") == {8: pytest.approx(2750)}
     assert made.throughput("fast") == {8: pytest.approx(8 / 2.75)}
 
 
-def test_the_interval_widens_with_noise_and_holds_the_median() -> None:
-    rng = np.random.default_rng(0)
-    base = [1.0] * 25
-    calm = speeds(base=base, fast=list(0.5 * rng.lognormal(0, 0.02, 25)))
-    noisy = speeds(base=base, fast=list(0.5 * rng.lognormal(0, 0.3, 25)))
-    calm_ratio, noisy_ratio = calm.ratios("fast", "base")[8], noisy.ratios("fast", "base")[8]
-    assert noisy_ratio.high - noisy_ratio.low > 3 * (calm_ratio.high - calm_ratio.low) > 0
-    for ratio in (calm_ratio, noisy_ratio):
-        assert ratio.low <= ratio.value <= ratio.high
-    assert noisy.ratios("fast", "base") == noisy.ratios("fast", "base"), "the bootstrap is seeded"
-
-
 def test_speed_tells_a_large_model_from_a_small_one(small: Path, tmp_path: Path) -> None:
     files = {"large": export(dense(8192), ROW, ["y"], tmp_path / "large.onnx"), "small": small}
     target = Target(cores=1, batch=(1, 16))
-    made = measure.speed(files, ROW, target, rounds=5)
+    made = measure.speed(files, ROW, target)
     for batch, ratio in made.ratios("small", "large").items():
         assert ratio.low > 2, f"at batch {batch}, 128 times the work"
     assert set(made.latency_ms("large")) == {1, 16}
-    assert all(len(rounds) == 5 for batches in made.seconds.values() for rounds in batches.values())
 
 
-def test_speed_stops_when_its_time_is_up(small: Path) -> None:
-    files = {"only": small}
-    made = measure.speed(files, ROW, Target(cores=1, batch=(1,)), rounds=1000, seconds=0.0)
-    assert len(made.seconds["only"][1]) == measure.FEWEST_ROUNDS
-
-
-def test_every_block_rests_and_warms_up_first(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_file_at_a_time_is_opened_anew_in_every_round(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = {name: Path(shutil.copy(small, tmp_path / f"{name}.onnx")) for name in ("a", "b")}
-    order: list[str] = []
+    opened: list[str] = []
+    now: list[str] = []
 
     class Noting(predict.OnnxPredictor):
         def __init__(self, path: Path, device: str, cores: int) -> None:
+            assert not now, "another file is open"
+            now.append(path.stem)
+            opened.append(path.stem)
             super().__init__(path, device, cores)
-            self.path = path
 
-        def predict(self, inputs: Arrays) -> dict[str, Array]:
-            order.append(self.path.stem)
-            return super().predict(inputs)
+        def __exit__(self, *exception: object) -> None:
+            now.pop()
+            super().__exit__(*exception)
 
     rests: list[float] = []
     monkeypatch.setitem(predict.RUNTIMES, "onnxruntime", Noting)
     monkeypatch.setattr(time, "sleep", rests.append)
-    measure.speed(files, ROW, Target(cores=1, batch=(4,)), rounds=2, seconds=60.0)
-    blocks = [name for index, name in enumerate(order) if index == 0 or order[index - 1] != name]
-    assert blocks == ["a", "b", "a", "b", "a"], "one block each to warm up, then forth, then back"
+    measure.speed(files, ROW, Target(cores=1, batch=(1, 4)), rounds=2)
+    assert [sorted(opened[:3]), sorted(opened[3:])] == [["a", "a", "b"]] * 2, "the first file twice, for the control"
     assert rests == [measure.REST] * 6
+    assert not now
+
+
+def test_the_fastest_call_counts_after_three_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0, 9, 10, 12, 13, 18, 20])
+
+    class Calls:
+        def predict(self, inputs: Arrays) -> dict[str, Array]:
+            return {}
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    assert measure.timed(Calls(), {1: {}}) == {1: 2.0}  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.timed
+def test_a_file_against_itself_is_1(small: Path, tmp_path: Path) -> None:
+    files = {name: Path(shutil.copy(small, tmp_path / f"{name}.onnx")) for name in ("a", "b")}
+    speeds = measure.speed(files, ROW, Target(batch=(1, 16)), decide=["b"])
+    for found in (speeds.ratios("b", "a"), speeds.control()):
+        for ratio in found.values():
+            assert not ratio.senseless
+            assert ratio.value == pytest.approx(1, abs=0.07)
 
 
 def test_a_file_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from loadtest.plan import Plan
-from optimize.report import figures, page
+from optimize.report import figures, page, table
 
 BATCHES = ("1", "32")
 
@@ -43,6 +43,24 @@ def step(name: str, config: dict[str, Any], value: float, spent: dict[str, Any],
         **scores(value, value),
         "cost": spent,
         **more,
+    }
+
+
+def ratio(value: float, low: float, high: float, verdict: str = "not slower") -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "spread": [low - 0.1, high + 0.1], "verdict": verdict}
+
+
+def told(size: float, one: float, many: float, before: dict[str, Any]) -> dict[str, Any]:
+    values = {"1": one, "32": many}
+    return {
+        "size": size,
+        "latency": values,
+        "throughput": values,
+        "interval": {batch: [value * 0.96, value * 1.03] for batch, value in values.items()},
+        "verdict": dict.fromkeys(values, "not slower"),
+        "before": before,
+        "control": {"1": ratio(1.01, 0.98, 1.02), "32": ratio(0.99, 0.93, 1.05, "undecided")},
+        "rounds": 15,
     }
 
 
@@ -103,6 +121,11 @@ def published() -> dict[str, Any]:
     healed = cost(66_930, 63_562, 1_262_784, (0.133, 1.94))
     exported = cost(66_951, 63_562, 1_262_784, (0.130, 1.91))
     final = cost(23_391, 63_562, 1_262_784, (0.118, 1.203))
+    same = {"1": ratio(1.0, 0.99, 1.01), "32": ratio(1.0, 0.98, 1.02)}
+    gained = {"1": ratio(2.38, 2.3, 2.5), "32": ratio(3.42, 3.3, 3.5)}
+    lost = {"1": ratio(0.88, 0.85, 0.92, "slower"), "32": ratio(1.59, 1.5, 1.7)}
+    result = told(489_213 / 23_391, 2.644, 5.461, lost)
+    cut, taught = told(7.31, 2.38, 3.42, gained), told(7.31, 2.37, 3.41, same)
     quality = "0.9870 (-0.0037, 95 % interval [-0.0093, +0.0019])"
     wide = "the interval holds the limit: about 2,711 samples decide"
     return {
@@ -119,11 +142,18 @@ def published() -> dict[str, Any]:
         "resumed": False,
         "trained": {**scores(0.9907, 1.0), "cost": cost(489_213, 121_930, 4_872_192, (0.312, 6.57))},
         "steps": [
-            step("prune.channels", {"ratio": 0.5, "exclude": []}, 0.6537, pruned),
-            step("distill.logits", {"epochs": 20, "learning_rate": 0.002, "teacher": None}, 0.9889, healed),
-            step("export.onnx", {}, 0.9891, exported, deviation=1.2e-6),
-            step("quantize.static", {"method": "minmax"}, 0.9870, final, deviation=0.0312),
+            step("prune.channels", {"ratio": 0.5, "exclude": []}, 0.6537, pruned, ratios=cut),
+            step(
+                "distill.logits",
+                {"epochs": 20, "learning_rate": 0.002, "teacher": None},
+                0.9889,
+                healed,
+                ratios=taught,
+            ),
+            step("export.onnx", {}, 0.9891, exported, deviation=1.2e-6, ratios=taught),
+            step("quantize.static", {"method": "minmax"}, 0.9870, final, deviation=0.0312, ratios=result),
         ],
+        "warnings": ["quantize.static made it slower at batch 1: 0.88× [0.85, 0.92], against the step before"],
         "result": {**scores(0.9870, 0.9944), "cost": final},
         "endpoint": {
             **scores(0.9852, 0.9926),
@@ -136,20 +166,15 @@ def published() -> dict[str, Any]:
                 "lanes": [lane("same batches", 540, 0.0, 1e-5), lane("batched by the server", 256, 0.0307, 0.039)],
             },
         },
-        "ratios": {
-            "size": 489_213 / 23_391,
-            "latency": {"1": 2.644, "32": 5.461},
-            "throughput": {"1": 2.644, "32": 5.461},
-            "interval": {"1": [2.511, 2.732], "32": [5.327, 5.588]},
-        },
+        "ratios": result,
         "load": load_report(),
         "bundle": "build/runs/digits_cnn/4-quantize.static",
         "version": {"model": "digits_cnn", "number": 3, "digest": "9f2c" * 16, "forced": False},
         "gates": [
             gate("quality: accuracy", measured=quality, limit="drop ≤ 0.005", advice=wide),
             gate("promise: smaller", measured="20.91×", limit="> 1×"),
-            gate("promise: faster at batch 1", measured="2.64× [2.51, 2.73]", limit="interval not wholly below 0.97×"),
-            gate("promise: faster at batch 32", measured="5.46× [5.33, 5.59]", limit="interval not wholly below 0.97×"),
+            gate("promise: faster at batch 1", measured="2.64× [2.51, 2.73]", limit="interval above 0.97×"),
+            gate("promise: faster at batch 32", measured="5.46× [5.33, 5.59]", limit="interval above 0.97×"),
             gate("parity: same batches", measured="0 of 540 differ, largest difference 0", limit="≤ 1e-05"),
             gate(
                 "parity: batched by the server", measured="0 of 256 differ, largest difference 0.031", limit="≤ 0.039"
@@ -243,7 +268,13 @@ def model_texts(document: dict[str, Any]) -> Iterator[str]:
         low, high = document["ratios"]["interval"][batch]
         yield f"{document['ratios']['throughput'][batch]:.2f}×"
         yield f"[{low:.2f}, {high:.2f}]"
+        control = document["ratios"]["control"][batch]
+        least, most = control["spread"]
+        yield f"{control['value']:.2f}× [{control['low']:.2f}, {control['high']:.2f}], spread {least:.2f} to {most:.2f}"
+    yield f"in each of {document['ratios']['rounds']} rounds"
+    yield from document["warnings"]
     for number, entry in enumerate(document["steps"], 1):
+        yield from (f"{before['value']:.2f}× the step before" for before in entry["ratios"]["before"].values())
         config = ", ".join(
             f"{key} = {json.dumps(value)}" for key, value in entry["config"].items() if value is not None
         )
@@ -314,8 +345,16 @@ def test_the_verdict_comes_first(shape: Callable[[], dict[str, Any]], title: str
 def test_a_ratio_that_may_be_one_says_so(tmp_path: Path) -> None:
     document = published()
     assert "not distinguishable" not in read(document, tmp_path).text
+    document["ratios"]["interval"]["1"] = [0.98, 1.14]
+    assert "[0.98, 1.14]: not distinguishable from 1×" in read(document, tmp_path).text
+
+
+def test_a_ratio_that_is_undecided_says_so(tmp_path: Path) -> None:
+    document = published()
+    assert "undecided" not in read(document, tmp_path).text
     document["ratios"]["interval"]["1"] = [0.96, 1.14]
-    assert "[0.96, 1.14]: not distinguishable from 1×" in read(document, tmp_path).text
+    document["ratios"]["verdict"]["1"] = "undecided"
+    assert "[0.96, 1.14]: undecided, it may be slower" in read(document, tmp_path).text
 
 
 def test_a_refusal_says_at_once_what_to_do(tmp_path: Path) -> None:
@@ -352,12 +391,24 @@ def test_a_run_that_only_quantized_compares_with_the_trained_model_alone(tmp_pat
     assert "One metric, two places" in read(document, tmp_path).text
 
 
-def test_ratios_between_are_against_the_trained_model() -> None:
+def test_each_step_is_against_the_trained_model_and_the_step_before() -> None:
     document = published()
     rows = page.models(document)
-    assert rows[1]["size"] == pytest.approx(489_213 / 66_914)
-    assert rows[1]["speed"]["32"] == pytest.approx(6.57 / 1.92)
+    assert rows[0]["speed"] == rows[0]["before"] == {}
+    assert rows[1]["speed"]["32"] == 3.42
     assert rows[-1]["speed"] == document["ratios"]["throughput"]
+    assert rows[-1]["before"]["1"]["verdict"] == "slower"
+
+
+def test_the_table_says_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    document = {**published(), "places": {}}
+    table.run(document)
+    said = capsys.readouterr().out
+    assert f"warning: {document['warnings'][0]}" in said
+    assert "itself in 15 rounds: batch 1 1.01× [0.98, 1.02], spread 0.88 to 1.12; batch 32 0.99×" in said
+    document["ratios"]["verdict"]["32"] = "undecided"
+    table.run(document)
+    assert "5.46× the throughput at batch 32 [5.24, 5.62], undecided" in capsys.readouterr().out
 
 
 def test_the_loss_is_the_one_at_the_endpoint() -> None:

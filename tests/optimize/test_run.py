@@ -35,7 +35,7 @@ use = "quantize.static"
 duration = 1.0
 concurrency = 2
 """
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("each_step_faster")]
 
 
 @pytest.fixture
@@ -46,7 +46,9 @@ def recipe_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, server_prefix: Path) -> dict[str, object]:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, server_prefix: Path, each_step_faster: None
+) -> dict[str, object]:
     """One whole run, published; the folder is in `place`."""
     place = tmp_path_factory.mktemp("run")
     (place / "recipe.toml").write_text(RECIPE)
@@ -74,8 +76,16 @@ def test_the_document_has_every_key(finished: dict[str, object]) -> None:
         assert set(entry["cost"]) == {"bytes", "parameters", "macs", "latency_ms", "throughput"}
         assert set(entry["cost"]["latency_ms"]) == set(entry["cost"]["throughput"]) == {"1", "8"}
     assert set(document["endpoint"]["parity"]) >= {"requests", "mismatched", "max_abs_diff", "tolerance"}
-    assert set(document["ratios"]) >= {"size", "latency", "throughput"}
-    assert all(set(gate) == {"name", "passed", "measured", "limit", "advice"} for gate in document["gates"])
+    for entry in (document, *document["steps"]):
+        assert set(entry["ratios"]) >= {"size", "latency", "throughput", "interval", "verdict", "before", "control"}
+        assert entry["ratios"]["verdict"] == dict.fromkeys(("1", "8"), "not slower")
+        assert entry["ratios"]["control"]["8"]["value"] == pytest.approx(1)
+        assert entry["ratios"]["before"]["1"]["value"] == pytest.approx(1 / 0.9)
+    assert document["ratios"] == document["steps"][-1]["ratios"]
+    assert document["ratios"]["throughput"]["8"] == pytest.approx(0.9**-4)
+    assert document["warnings"] == []
+    gates = [set(gate) for gate in document["gates"]]
+    assert all(keys >= {"name", "passed", "measured", "limit", "advice"} for keys in gates)
     assert document["load"]["valid"]
     assert document["version"]["number"] == 1
 
