@@ -55,53 +55,70 @@ class Instance:
         self.outputs = [tensor["name"] for tensor in config["output"]]
 
     def execute(self, requests):
-        """Answer `requests`, in one run of the model where they can share one; one answer each, in order."""
-        if len(requests) > 1 and self.batching:
-            answers = self._together(requests)
-            if answers is not None:
-                return answers
-        return [self._alone(request) for request in requests]
-
-    def _together(self, requests):
-        """Run the requests as one batch; None if that fails, so that a bad request cannot spoil the others' answers."""
-        try:
-            feeds = [self._feed(request) for request in requests]
-            wanted = [set(request.requested_output_names()) for request in requests]
-            if any(feed.keys() != feeds[0].keys() for feed in feeds):
-                raise ValueError("some have an optional input, others do not")
-            names = [name for name in self.outputs if any(name in some for some in wanted)]
-            batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
-            results = self.run([*names, *self.states], batch)
-            sizes = [len(next(iter(feed.values()))) for feed in feeds]
-            if any(len(result) != sum(sizes) for result in results.values()):
-                raise ValueError("an output does not have one row per sample")
-        except Exception as error:
-            pb.Logger.log_info(f"a batch of {len(requests)} requests failed, each is run alone: {error}")
-            return None
-        answers, start = [], 0
-        for request, some, size in zip(requests, wanted, sizes, strict=True):
-            rows = {name: array[start : start + size] for name, array in results.items()}
-            self._remember(request, rows)
-            answers.append(self._response({name: rows[name] for name in names if name in some}))
-            start += size
+        """Answer `requests`, in as few runs of the model as they can share; one answer each, in order."""
+        answers, groups = [None] * len(requests), {}
+        for place, request in enumerate(requests):
+            try:
+                feed = self._feed(request)
+            except Exception as error:
+                answers[place] = self._refusal(error)
+            else:
+                # Requests with and without an optional input do not go together.
+                alike = tuple(feed) if self.batching else place
+                groups.setdefault(alike, []).append((place, request, feed))
+        for group in groups.values():
+            for (place, *_), answer in zip(group, self._answers(group), strict=True):
+                answers[place] = answer
         return answers
 
-    def _alone(self, request):
+    def _answers(self, asked):
+        """Answer requests in one run. Where it fails, each half is run, so a bad one in N costs 2 log2 N runs more.
+
+        `asked` has a tuple for each: something of the caller's, the request, and its arrays by name.
+        """
         try:
-            wanted = set(request.requested_output_names())
-            names = [name for name in self.outputs if name in wanted]
-            results = self.run([*names, *self.states], self._feed(request))
-            self._remember(request, results)
-            return self._response({name: results[name] for name in names})
+            return self._run(asked)
         except Exception as error:
-            # The client gets one plain sentence; paths, node names and the traceback's text stay in the server's log.
-            pb.Logger.log_error(f"a request failed: {error}")
-            code = pb.TritonError.INTERNAL
-            if "INVALID_ARGUMENT" in str(error) or isinstance(error, ValueError):
-                code = pb.TritonError.INVALID_ARG
-            return pb.InferenceResponse(
-                error=pb.TritonError(f"the model refused the request: {self.public_text(error)}", code)
-            )
+            if len(asked) == 1:
+                return [self._refusal(error)]
+            pb.Logger.log_info(f"a batch of {len(asked)} requests failed, its halves are run: {error}")
+            middle = len(asked) // 2
+            return self._answers(asked[:middle]) + self._answers(asked[middle:])
+
+    def _run(self, asked):
+        """Run the model once and return one answer for each request; raises what the model raises."""
+        feeds = [feed for _, _, feed in asked]
+        wanted = [set(request.requested_output_names()) for _, request, _ in asked]
+        names = [name for name in self.outputs if any(name in some for some in wanted)]
+        if len(feeds) == 1:
+            parts = [self.run([*names, *self.states], feeds[0])]
+        else:
+            batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+            results = self.run([*names, *self.states], batch)
+            ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])
+            if any(len(result) != ends[-1] for result in results.values()):
+                # One output for the whole batch, no row for each sample: no half would be any better.
+                return [answer for one in asked for answer in self._answers([one])]
+            starts = [0, *ends[:-1]]
+            parts = [
+                {name: array[start:end] for name, array in results.items()}
+                for start, end in zip(starts, ends, strict=True)
+            ]
+        answers = []
+        for (_, request, _), some, part in zip(asked, wanted, parts, strict=True):
+            self._remember(request, part)
+            answers.append(self._response({name: part[name] for name in names if name in some}))
+        return answers
+
+    def _refusal(self, error):
+        """Return the answer for a request that failed: one plain sentence, the rest stays in the server's log."""
+        pb.Logger.log_error(f"a request failed: {error}")
+        code = pb.TritonError.INTERNAL
+        if "INVALID_ARGUMENT" in str(error) or isinstance(error, ValueError):
+            code = pb.TritonError.INVALID_ARG
+        return pb.InferenceResponse(
+            error=pb.TritonError(f"the model refused the request: {self.public_text(error)}", code)
+        )
 
     def _feed(self, request):
         tensors = {name: pb.get_input_tensor_by_name(request, name) for name in self.inputs}

@@ -28,7 +28,7 @@ class TritonPythonModel(Step):
         return [answers[place] for place in range(len(requests))]
 
     def _together(self, encoded):
-        """Return the responses by place; a text that the model refuses does not spoil the others' answers."""
+        """Return the responses by place. Where the model refuses, each half is asked, so a bad text spoils no other."""
         if not encoded:
             return {}
         try:
@@ -36,8 +36,8 @@ class TritonPythonModel(Step):
         except Exception as error:
             if len(encoded) == 1:
                 return dict.fromkeys(encoded, failure(error))
-            alone = [self._together({place: encodings}) for place, encodings in encoded.items()]
-            return {place: answer for found in alone for place, answer in found.items()}
+            pairs, middle = list(encoded.items()), len(encoded) // 2
+            return self._together(dict(pairs[:middle])) | self._together(dict(pairs[middle:]))
         answers, start = {}, 0
         for place, encodings in encoded.items():
             end = start + len(encodings)
