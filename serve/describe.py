@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
 
 from serve.model_config import NONFINITE
+from serve.sequences import SLOTS_KEY
 
 KINDS = {ModelInstanceGroup.KIND_CPU: "on the CPU", ModelInstanceGroup.KIND_GPU: "on each GPU"}
 
@@ -27,7 +28,9 @@ def lines(config: ModelConfig) -> Iterator[tuple[str, str]]:
         yield from _queue(config)
     if config.HasField("sequence_batching"):
         sequence = config.sequence_batching
-        yield "sequences", f"end after {sequence.max_sequence_idle_microseconds / 1e6:g} s without a request"
+        slots = config.parameters[SLOTS_KEY].string_value if SLOTS_KEY in config.parameters else ""
+        limit = f"; {slots} at a time in each instance, one more is refused" if slots else ""
+        yield "sequences", f"end after {sequence.max_sequence_idle_microseconds / 1e6:g} s without a request{limit}"
         yield "state", ", ".join(f"{state.output_name} → {state.input_name}" for state in sequence.state) or "none"
     if config.optimization.input_pinned_memory.enable:
         yield "copies", "through pinned memory"

@@ -1,5 +1,6 @@
 """Sequence batching: the part of a model's configuration that makes the server remember."""
 
+import math
 from collections.abc import Mapping
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelSequenceBatching
@@ -10,6 +11,12 @@ from serve.settings import Sequences
 
 FLAGS = {"bool": "bool_false_true", "float32": "fp32_false_true", "int32": "int32_false_true"}
 """The dtypes of an input that takes a flag, and the field that says what no and yes are in it."""
+SLOTS = 256
+"""How many sequences there may be at a time unless told otherwise."""
+SPARE = 1024
+"""How many more per instance reach the backend, which refuses them."""
+SLOTS_KEY = "lathe.slots"
+"""The parameter that tells our backends how many sequences an instance takes; others ignore it."""
 IDS = ("uint64", "int64", "uint32", "int32", "object")
 
 
@@ -19,12 +26,21 @@ def add(config: ModelConfig, sequence: Sequences, specs: Mapping[str, TensorSpec
     Raises:
         BadInput: a control or a state has a dtype or dims that it cannot have.
     """
+    if sequence.slots and sequence.strategy == "direct":
+        raise BadInput(
+            "sequence: with direct, slots are the rows of the largest batch",
+            where="settings",
+            fix="set max_batch instead, or strategy = 'oldest'",
+        )
     made = config.sequence_batching
     made.max_sequence_idle_microseconds = round(sequence.idle_s * 1e6)
     if sequence.strategy == "direct":
         made.direct.SetInParent()
     else:
-        made.oldest.max_candidate_sequences = max(config.max_batch_size, 1) * instances
+        slots = math.ceil((sequence.slots or max(SLOTS, config.max_batch_size * instances)) / instances)
+        config.parameters[SLOTS_KEY].string_value = str(slots)
+        # Of those beyond, Triton would let the clients wait without a word; the backend is to see and refuse them.
+        made.oldest.max_candidate_sequences = slots + SPARE
     for kind, name in sequence.controls().items():
         control = made.control_input.add(name=name).control.add(kind=kind)
         dtype = specs[name].dtype

@@ -30,6 +30,8 @@ class Sequences:
     Args:
         strategy: `direct` keeps a slot of the batch for each sequence, `oldest` batches whichever have a request.
         idle_s: a sequence without a request for so long is over.
+        slots: how many sequences there may be at a time (`oldest`); one more is refused, as UNAVAILABLE. With `direct`,
+            there are as many as the largest batch has rows, and one more waits until another has ended.
         start: the input that says whether a request is the first of its sequence.
         end: the input that says whether it is the last.
         ready: the input that says whether the slot has a request at all (`direct`).
@@ -39,6 +41,7 @@ class Sequences:
 
     strategy: Literal["direct", "oldest"] = "oldest"
     idle_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    slots: int | None = Field(default=None, ge=1, le=10**6)
     start: str | None = None
     end: str | None = None
     ready: str | None = None

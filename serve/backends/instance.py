@@ -13,6 +13,12 @@ from graph import idle_seconds, mismatch, refusal, remembered, unfed
 
 NONFINITE = "lathe.nonfinite"
 """The parameter that makes an instance refuse NaN and infinity."""
+SLOTS = "lathe.slots"
+"""The parameter that says how many sequences an instance takes at a time."""
+
+
+class Full(Exception):
+    """All slots for sequences are taken."""
 
 
 class Instance:
@@ -49,6 +55,7 @@ class Instance:
             raise pb.TritonModelException(reason)
         self.batching = config["max_batch_size"] > 0
         self.finite_only = NONFINITE in config.get("parameters", {})
+        self.slots = int(config.get("parameters", {}).get(SLOTS, {"string_value": 0})["string_value"])
         controls, self.states = remembered(config)
         self.memory, self.idle = {}, idle_seconds(config)
         self.inputs = [tensor["name"] for tensor in config["input"]] + controls + list(self.states.values())
@@ -59,6 +66,7 @@ class Instance:
         answers, groups = [None] * len(requests), {}
         for place, request in enumerate(requests):
             try:
+                self._admit(request)
                 feed = self._feed(request)
             except Exception as error:
                 answers[place] = self._refusal(error)
@@ -114,7 +122,9 @@ class Instance:
         """Return the answer for a request that failed: one plain sentence, the rest stays in the server's log."""
         pb.Logger.log_error(f"a request failed: {error}")
         code = pb.TritonError.INTERNAL
-        if "INVALID_ARGUMENT" in str(error) or isinstance(error, ValueError):
+        if isinstance(error, Full):
+            code = pb.TritonError.UNAVAILABLE
+        elif "INVALID_ARGUMENT" in str(error) or isinstance(error, ValueError):
             code = pb.TritonError.INVALID_ARG
         return pb.InferenceResponse(
             error=pb.TritonError(f"the model refused the request: {self.public_text(error)}", code)
@@ -131,9 +141,25 @@ class Instance:
             feed.update(self.memory.get(request.correlation_id(), (0, {}))[1])
         return feed
 
+    def _admit(self, request):
+        """Give a sequence that begins a slot; raises Full where others have them all.
+
+        One that is over with its first request needs none.
+        """
+        if not self.slots:
+            return
+        flags = request.flags()
+        if not flags & pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START or flags & pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
+            return
+        sequence, now = request.correlation_id(), time.monotonic()
+        self.memory.pop(sequence, None)
+        if sum(now - last <= self.idle for last, _ in self.memory.values()) >= self.slots:
+            raise Full(f"all {self.slots} slots for sequences are taken; begin again when one has ended")
+        self.memory[sequence] = now, {}
+
     def _remember(self, request, results):
         """Keep a sequence's state until its end: the server hands a Python backend the initial one each time."""
-        if not self.states:
+        if not (self.states or self.slots):
             return
         sequence, now = request.correlation_id(), time.monotonic()
         self.memory.pop(sequence, None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.client import connect
@@ -44,6 +44,7 @@ def instance(backend: types.SimpleNamespace, whole: bool = False) -> object:
 
     class Doubling(backend.instance.Instance):
         batching, finite_only, states, inputs, outputs = True, True, {}, ["x", "more"], ["y"]
+        slots = 0
         public_text = staticmethod(str)
         runs = 0
 
@@ -71,6 +72,7 @@ def said(answer: types.SimpleNamespace) -> float | str:
 
 
 @given(size=st.integers(1, 64), data=st.data())
+@settings(deadline=None)
 def test_one_refused_request_costs_two_runs_for_each_halving(
     backend: types.SimpleNamespace, size: int, data: st.DataObject
 ) -> None:
@@ -84,6 +86,7 @@ def test_one_refused_request_costs_two_runs_for_each_halving(
 
 
 @given(st.lists(st.sampled_from([1.0, 2.0, BAD, math.nan]), min_size=1, max_size=40))
+@settings(deadline=None)
 def test_many_bad_requests_cost_no_more_than_each_alone_twice(
     backend: types.SimpleNamespace, values: list[float]
 ) -> None:

@@ -21,7 +21,7 @@ SAID = {
     "cpu_unbatched": {"batching": "none: one request at a time"},
     "cpu_sequence": {
         "batching": "up to 32, of different sequences",
-        "sequences": "end after 30 s without a request",
+        "sequences": "end after 30 s without a request; 256 at a time in each instance, one more is refused",
         "state": "h_next → h",
     },
     "cuda": {"instances": "1 on each GPU", "copies": "through pinned memory"},

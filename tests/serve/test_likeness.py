@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -94,6 +94,7 @@ FLOATS = hnp.arrays(
 
 
 @given(FLOATS)
+@settings(deadline=None)
 def test_an_answer_is_like_itself_alone(array: np.ndarray) -> None:
     same = compared(array, array.copy())
     assert (same.likeness == 1).all()
@@ -106,6 +107,7 @@ def test_an_answer_is_like_itself_alone(array: np.ndarray) -> None:
 
 
 @given(FLOATS, FLOATS)
+@settings(deadline=None)
 def test_likeness_is_between_its_ends(old: np.ndarray, new: np.ndarray) -> None:
     found = compared(old, new).likeness
     assert len(found) == len(old)
@@ -113,6 +115,7 @@ def test_likeness_is_between_its_ends(old: np.ndarray, new: np.ndarray) -> None:
 
 
 @given(FLOATS, st.floats(1.5, 1e6))
+@settings(deadline=None)
 def test_a_scaled_answer_is_another_one(array: np.ndarray, scale: float) -> None:
     lengths = np.linalg.norm(array.astype(np.float64), axis=1)
     found = compared(array.astype(np.float64), array.astype(np.float64) * scale).likeness

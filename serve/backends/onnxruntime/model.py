@@ -43,7 +43,7 @@ import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb
 from complete import complete
-from instance import NONFINITE, Instance
+from instance import NONFINITE, SLOTS, Instance
 
 _GRAPH_LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -140,7 +140,7 @@ def _session_options(config):
             )
         elif key.startswith("session."):
             options.add_session_config_entry(key, value)
-        elif key not in (NONFINITE, SHRINKAGE, *_CUDA):
+        elif key not in (NONFINITE, SLOTS, SHRINKAGE, *_CUDA):
             pb.Logger.log_warn(f"parameter {key} is not known to this backend and has no effect")
     return options
 

@@ -19,7 +19,7 @@ import re
 
 import openvino
 import triton_python_backend_utils as pb
-from instance import Instance
+from instance import NONFINITE, SLOTS, Instance
 
 _DTYPES = {
     "boolean": "TYPE_BOOL",
@@ -35,7 +35,7 @@ _DTYPES = {
     "f32": "TYPE_FP32",
 }
 _PASSED_ON = ("PERFORMANCE_HINT", "INFERENCE_NUM_THREADS", "COMPILATION_NUM_THREADS", "NUM_STREAMS")
-_BATCHING = ("ENABLE_BATCH_PADDING", "SKIP_OV_DYNAMIC_BATCHSIZE")
+_PASSED_OVER = ("ENABLE_BATCH_PADDING", "SKIP_OV_DYNAMIC_BATCHSIZE", NONFINITE, SLOTS)
 
 
 def settings(config):
@@ -47,7 +47,10 @@ def settings(config):
             found[key] = value
         elif key == "HINT_BF16" and value == "YES":
             found["INFERENCE_PRECISION_HINT"] = "bf16"
-        elif key not in _BATCHING and (key, value) not in (("TARGET_DEVICE", "CPU"), ("RESHAPE_IO_LAYERS", "NO")):
+        elif key not in _PASSED_OVER and (key, value) not in (
+            ("TARGET_DEVICE", "CPU"),
+            ("RESHAPE_IO_LAYERS", "NO"),
+        ):
             raise ValueError(f"the parameter {key} = {entry['string_value']} is not supported")
     return found
 

@@ -1,0 +1,82 @@
+"""How many sequences there may be at a time, and what one more is told."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loadtest.errors import BadInput
+from loadtest.tensors import BATCH, TensorSpec
+from serve import model_config, probe, settings
+from serve.server import Endpoint, running
+from serve.target import Target
+from tests.serve.kinds import publish
+from tests.serve.test_backend import save
+from tests.serve.test_features import Session
+from tests.serve.test_server import eventually
+
+X, Y, SUM, TOTAL = (TensorSpec(name, "float32", (BATCH, 1)) for name in ("x", "y", "sum", "total"))
+STATE = {"sum": "total"}
+
+
+def build(**sequence: object) -> model_config.ModelConfig:
+    made = settings.read({"max_batch": 2, "sequence": {"state": STATE, **sequence}}, "m")
+    return model_config.build("m", [X, SUM], [Y, TOTAL], Target(cores=1), [1], made)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, server_prefix: Path) -> Iterator[tuple[Endpoint, Path]]:
+    from onnx import TensorProto as T
+
+    here = tmp_path_factory.mktemp("slots")
+    place, onnx = here / "repository", here / "model.onnx"
+    save(
+        onnx,
+        [("Add", ["x", "sum"], ["total"]), ("Identity", ["total"], ["y"])],
+        [("x", T.FLOAT, ["batch", 1]), ("sum", T.FLOAT, ["batch", 1])],
+        [("y", T.FLOAT, ["batch", 1]), ("total", T.FLOAT, ["batch", 1])],
+    )
+    memory = {"state": STATE, "slots": 2, "idle_s": 3}
+    publish(place, "two", onnx, [X, SUM], [Y, TOTAL], {"max_batch": 1, "sequence": memory})
+    with running(place, grace=0) as endpoint:
+        yield endpoint, place
+
+
+def test_one_sequence_more_is_refused_at_once_and_in_words(served: tuple[Endpoint, Path]) -> None:
+    from tritonclient.utils import InferenceServerException
+
+    endpoint, place = served
+    one, two, three = (Session(endpoint, "two", number) for number in (1, 2, 3))
+    try:
+        assert [one.send(1, sequence_start=True), two.send(2, sequence_start=True)] == [1, 2]
+        with pytest.raises(InferenceServerException, match="all 2 slots for sequences are taken") as refused:
+            three.send(3, sequence_start=True)
+        assert "UNAVAILABLE" in str(refused.value.status())
+        # Those that have a slot go on, a sequence of one request needs none, and the probe sends such.
+        assert [one.send(1), two.send(2)] == [2, 4]
+        assert three.send(5, sequence_start=True, sequence_end=True) == 5
+        assert probe.health(endpoint, place) == {"two": "answers"}
+        assert one.send(1, sequence_end=True) == 3
+        assert three.send(3, sequence_start=True) == 3
+
+        def freed() -> bool:
+            """Whether a sequence without requests has lost its slot."""
+            try:
+                return one.send(7, sequence_start=True) == 7
+            except InferenceServerException:
+                return False
+
+        assert not freed()
+        assert eventually(freed)
+    finally:
+        for session in (one, two, three):
+            session.close()
+
+
+def test_slots_are_more_than_the_largest_batch() -> None:
+    config = build()
+    assert config.parameters["lathe.slots"].string_value == "256"
+    assert config.sequence_batching.oldest.max_candidate_sequences > 256
+    assert build(slots=1000).parameters["lathe.slots"].string_value == "1000"
+    with pytest.raises(BadInput, match="slots are the rows of the largest batch"):
+        build(slots=3, strategy="direct")
