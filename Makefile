@@ -47,8 +47,8 @@ test: server  ## every test, the real server included
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-kills: server  ## kill `optimize run` at 50 random moments; each time the same command must go on to the same end
-	KILLS=50 $(BIN)/pytest tests/optimize/test_kills.py
+kills: server  ## kill `optimize run` and `serve promote` at 50 random moments each; the next command must put it right
+	KILLS=50 $(BIN)/pytest tests/optimize/test_kills.py tests/serve/test_kill.py
 
 check: server  ## lint, types and the fast tests
 	$(BIN)/ruff check $(SOURCES)

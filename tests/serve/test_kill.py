@@ -2,17 +2,22 @@
 
 import json
 import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serve import repository, rollout, staging
+from serve import control, repository, rollout, staging
 from serve.target import Target
 from tests.conftest import TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
-from tests.serve.test_up import ROOT
+from tests.serve.test_server import eventually
+from tests.serve.test_up import ROOT, serve, up
 
 OLD = {"part": [1], "tiny": [2], "whole": [1]}
 
@@ -49,19 +54,20 @@ def kill_everywhere(verb: str, template: Path, server: str, folder: Path) -> lis
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("server", ["server", "no server"])
 @pytest.mark.parametrize(
-    ("verb", "new"),
+    ("verb", "server", "new"),
     [
-        ("promote", {**OLD, "tiny": [3]}),
-        ("rollback", {**OLD, "tiny": [1]}),
-        ("together", {**OLD, "part": [2], "whole": [2]}),
-        ("add", {**OLD, "added": [1]}),
-        ("publish", {**OLD, "tiny": [5]}),
+        ("promote", "server", {**OLD, "tiny": [3]}),
+        ("promote", "no server", {**OLD, "tiny": [3]}),
+        ("rollback", "server", {**OLD, "tiny": [1]}),
+        ("together", "server", {**OLD, "part": [2], "whole": [2]}),
+        ("together", "no server", {**OLD, "part": [2], "whole": [2]}),
+        ("add", "server", {**OLD, "added": [1]}),
+        ("publish", "no server", {**OLD, "tiny": [5]}),
     ],
 )
 def test_a_kill_leaves_old_or_new(
-    template: Path, tmp_path: Path, verb: str, new: dict[str, list[int]], server: str
+    template: Path, tmp_path: Path, verb: str, server: str, new: dict[str, list[int]]
 ) -> None:
     seen = kill_everywhere(verb, template, server, tmp_path)
     assert len(seen) > 8
@@ -72,7 +78,7 @@ def test_a_kill_leaves_old_or_new(
         assert one["left"] in (OLD, new) or one["promised"], one
         live = one["settled"]["tiny"][0]
         assert one["back"] != live
-        if server == "server" and verb != "publish":
+        if server == "server":
             # What is loaded is what the repository says, and nothing is rolled back to that never was.
             assert {model: one["loaded"].get(model) or [1] for model in one["settled"]} == one["settled"]
             assert f"tiny/{one['back']}" in one["served"]
@@ -81,10 +87,9 @@ def test_a_kill_leaves_old_or_new(
         assert one["again"] == (new if verb in ("promote", "together") else one["settled"])
 
 
-@pytest.mark.parametrize("server", ["server", "no server"])
-def test_a_kill_of_remove_takes_whole_versions(template: Path, tmp_path: Path, server: str) -> None:
+def test_a_kill_of_remove_takes_whole_versions(template: Path, tmp_path: Path) -> None:
     """Version 3 alone may go: 4 is the newest, 2 is live, 1 is what it would be rolled back to."""
-    seen = kill_everywhere("remove", template, server, tmp_path)
+    seen = kill_everywhere("remove", template, "server", tmp_path)
     assert [seen[0]["numbers"]["tiny"], seen[-1]["numbers"]["tiny"]] == [[1, 2, 3, 4], [1, 2, 4]]
     for one in seen:
         assert one["numbers"]["tiny"] in ([1, 2, 3, 4], [1, 2, 4])
@@ -109,3 +114,47 @@ def test_what_a_kill_left_in_the_server_goes_with_the_same_command(
     assert rollout.remove_model(template / "repository", "gone", ENDPOINT) == []
     assert asked == ["gone"]
     assert repository.models(template / "repository") == sorted(OLD)
+
+
+def loads(env: dict[str, str], model: str) -> dict[int, tuple[str, str]]:
+    """What the server that runs says of each version."""
+    (path,) = Path(env["XDG_RUNTIME_DIR"], "lathe").glob("server-*.json")
+    known = json.loads(path.read_text())
+    return control.states(known["http"], known["secret"], model)
+
+
+@pytest.mark.slow
+def test_a_kill_of_serve_promote_at_any_moment(template: Path, tmp_path: Path, server_prefix: Path) -> None:
+    """Under a real server: `make kills` does it fifty times."""
+    place, runtime = tmp_path / "repository", tmp_path / "runtime"
+    shutil.copytree(template / "repository", place)
+    env, at = {"XDG_RUNTIME_DIR": str(runtime)}, ("--repository", str(place))
+    promote = [sys.executable, "-m", "serve", "promote", "tiny"]
+    rng, served, ends = random.Random(0), {1, 2}, set()
+    with up(place, runtime) as (process, ready):
+        begun = time.monotonic()
+        assert serve("promote", "tiny", "1", *at, env=env).returncode == 0
+        longest = time.monotonic() - begun
+        for _ in range(int(os.environ.get("KILLS", "4"))):
+            (now,) = control.versions(ready["http"], "tiny")
+            wanted = rng.choice([number for number in (1, 2, 3) if number != now])
+            with subprocess.Popen(
+                [*promote, str(wanted), *at], cwd=ROOT, env={**os.environ, **env}, stderr=subprocess.DEVNULL
+            ) as command:
+                time.sleep(rng.uniform(longest / 3, longest))
+                command.kill()
+            ends.add(command.returncode)
+            time.sleep(0.2)
+            # The server goes on with a load that nobody waits for any more.
+            assert eventually(lambda: "LOADING" not in {state for state, _ in loads(env, "tiny").values()})
+            served.update(control.versions(ready["http"], "tiny"))
+            back = serve("rollback", "tiny", *at, "--json", env=env)
+            assert back.returncode == 0, back.stderr
+            assert json.loads(back.stdout)["live"] in served
+            repository.verify(place)
+            assert control.versions(ready["http"], "tiny") == repository.live(place, "tiny")
+            assert not list(place.glob("*/.promotion.json"))
+            served.update(repository.live(place, "tiny"))
+        process.terminate()
+        process.communicate(timeout=60)
+    assert -signal.SIGKILL in ends
