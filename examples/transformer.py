@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 from trained import again, by_loss, learned
 
+from loadtest.tensors import Array, Arrays
 from optimize.workload import Workload
 
 WIDTH, HEADS, LAYERS, HIDDEN = 512, 8, 2, 1024
@@ -42,10 +43,16 @@ def loss(outputs: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tenso
     return functional.binary_cross_entropy_with_logits(outputs["logits"], wanted)
 
 
+def words(inputs: Arrays) -> Array:
+    """Return which positions hold a word and no padding, bool [n, 32]."""
+    found: Array = inputs["tokens"] != docstrings.PAD
+    return found
+
+
 def untrained() -> Workload:
     """Return the workload without trained weights."""
     made = docstrings.classification("transformer", TextTransformer, "probability")
-    return replace(made, outputs=("probability", "logits"), loss=loss)
+    return replace(made, outputs=("probability", "logits"), loss=loss, mask=words)
 
 
 def workload() -> Workload:

@@ -1,13 +1,16 @@
 """Advance: from one bundle to the next by a step, and through all steps of a recipe, keeping what was made before."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from loadtest import payload
+from loadtest.tensors import Arrays
 from optimize import bundle as bundles
 from optimize import digest, follower, splits
 from optimize import step as steps_of
@@ -81,6 +84,7 @@ def advance(
             "name": method.name,
             "config": {entry.name: getattr(step, entry.name) for entry in fields(step)},
             "seed": recipe.seed,
+            "runtime": recipe.target.runtime,
             "trained": trained.quality.document()["quality"],
             **measured(quality, cost(Bundle(workload, module, graph))),
         }
@@ -103,8 +107,12 @@ def _deviation(graph: Path, workload: Workload, recipe: Recipe) -> dict[str, Any
     A load test sends generated inputs, which deviate more than real ones.
     """
     largest = largest_batch(workload, recipe)
-    pieces = [piece for batch in workload.batches("evaluation") for piece in cut(batch.inputs, largest)]
-    spread = pieces[:: -(-len(pieces) * largest // SAMPLES)]
+
+    def pieces() -> Iterator[Arrays]:
+        return (piece for batch in workload.batches("evaluation") for piece in cut(batch.inputs, largest))
+
+    apart = -(-sum(1 for _ in pieces()) * largest // SAMPLES)
+    spread = list(islice(pieces(), 0, None, apart))
     generated = payload.generate(workload.inputs, 2, recipe.seed, batch=largest)
     found = max(deviation(graph, inputs, seed=recipe.seed, target=recipe.target) for inputs in (spread, generated))
     return {"deviation": found, "deviation_batch": largest}

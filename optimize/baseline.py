@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loadtest.tensors import Arrays
 from optimize import bundle as bundles
-from optimize import measure
+from optimize import macs, measure
 from optimize.bundle import Bundle
 from optimize.digest import Key
 from optimize.errors import BadBundle
@@ -73,7 +73,7 @@ def cost(made: Bundle) -> Cost:
     return Cost(
         measure.file_bytes(graph_of(made)),
         measure.parameters(made.module),
-        measure.macs(made.module, made.workload.inputs),
+        macs.total(made.module, made.workload.inputs),
         {},
         {},
     )

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 from loadtest import files
@@ -25,7 +26,7 @@ from loadtest.commandline import document
 from optimize.digest import Key
 from optimize.errors import BadBundle
 from optimize.predict import TorchPredictor
-from optimize.structure import rebuild, structure
+from optimize.structure import rebuild, structure, unsaved
 from optimize.workload import Workload, file_of
 from optimize.workload import load as load_workload
 from serve import scratch
@@ -35,6 +36,8 @@ NO_KEY = Key()
 KEPT = 64
 """Numbers of each output that a bundle keeps, to know its model again."""
 DESCRIPTION, WEIGHTS, GRAPH = "bundle.json", "weights.safetensors", "model.onnx"
+BUFFERS = "buffers.safetensors"
+"""The buffers that torch does not count to the weights and that differ from those that the user's code builds."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class Bundle:
     folder: Path | None = None
     key: Key = NO_KEY
 
+    @property
+    def runtime(self) -> str:
+        """What runs its ONNX file: the runtime of the target that its last step worked for."""
+        return str(self.lineage[-1].get("runtime", "onnxruntime")) if self.lineage else "onnxruntime"
+
 
 def save(bundle: Bundle, folder: Path, key: Key | None = None) -> Bundle:
     """Write `bundle` to `folder`, whole or not at all, in place of a bundle that is there.
@@ -73,7 +81,8 @@ def save(bundle: Bundle, folder: Path, key: Key | None = None) -> Bundle:
     bundle = replace(bundle, key=key or bundle.key)
     check(folder)
     with replacing(folder) as temporary:
-        _save_weights(bundle.module, temporary / WEIGHTS)
+        original = bundle.workload.build(student_of(bundle.lineage))
+        _save_weights(bundle.module, original, temporary)
         if bundle.graph:
             for file in bundle.graph.parent.glob(f"{bundle.graph.name}*"):
                 shutil.copyfile(file, temporary / file.name.replace(bundle.graph.name, GRAPH, 1))
@@ -82,7 +91,7 @@ def save(bundle: Bundle, folder: Path, key: Key | None = None) -> Bundle:
             name=bundle.workload.name,
             inputs=[spec.document() for spec in bundle.workload.inputs],
             workload=_describe_source(bundle.workload, folder),
-            structure=structure(bundle.module, bundle.workload.build(student_of(bundle.lineage))),
+            structure=structure(bundle.module, original),
             lineage=list(bundle.lineage),
             key=bundle.key.digest,
             made_of=dict(bundle.key.parts),
@@ -124,7 +133,8 @@ def load(folder: Path, workload: Workload | None = None) -> Bundle:
     module = rebuild(original, description["structure"], str(folder))
     try:
         load_model(module, str(folder / WEIGHTS))
-    except (RuntimeError, SafetensorError) as error:
+        _load_buffers(module, description["structure"], folder)
+    except (KeyError, RuntimeError, SafetensorError) as error:
         raise BadBundle(
             f"its weights do not fit the model that {workload.source} builds",
             where=str(folder),
@@ -215,13 +225,39 @@ def _check_answers(now: Mapping[str, list[float]], then: Mapping[str, list[float
             )
 
 
-def _save_weights(module: nn.Module, path: Path) -> None:
+def _save_weights(module: nn.Module, original: nn.Module, folder: Path) -> None:
+    built = unsaved(original)
+    buffers = {
+        name: buffer.clone()
+        for name, buffer in unsaved(module).items()
+        if name not in built or not torch.equal(built[name], buffer)
+    }
     try:
-        save_model(module, str(path))
+        save_model(module, str(folder / WEIGHTS))
+        if buffers:
+            save_file(buffers, folder / BUFFERS)
     except SafetensorError as error:
         # The library gives the operating system's error as text only.
         code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
-        raise OSError(code, str(error), str(path)) from error
+        raise OSError(code, str(error), str(folder)) from error
+
+
+def _load_buffers(module: nn.Module, record: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Set the buffers that are not among the weights, in place.
+
+    Raises:
+        KeyError: the file has one that the module has not, or lacks one that was resized.
+        RuntimeError: one has another shape.
+    """
+    saved = load_file(folder / BUFFERS) if (folder / BUFFERS).is_file() else {}
+    buffers = unsaved(module)
+    for name, tensor in saved.items():
+        buffers[name].copy_(tensor)
+    resized = {
+        f"{layer}.{key}".removeprefix(".") for layer, change in record.items() for key in change.get("tensors", ())
+    }
+    if missing := (resized & buffers.keys()) - saved.keys():
+        raise KeyError(*missing)
 
 
 def _describe_source(workload: Workload, folder: Path) -> dict[str, str]:

@@ -7,7 +7,6 @@ holds versions that passed (or that say `forced`).
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from threading import local
 from typing import Any
@@ -20,7 +19,7 @@ from loadtest.client import Client, connect
 from loadtest.plan import Plan
 from loadtest.tensors import UNBOUNDED, Arrays, Dim, TensorSpec
 from loadtest.traffic import Part
-from optimize import gate
+from optimize import gate, sample
 from optimize.baseline import Progress, Trained, graph_of
 from optimize.bundle import Bundle
 from optimize.evaluate import Quality, collect, compare, judge
@@ -139,7 +138,7 @@ def _compare(
         wanted, _ = collect(graph, workload, largest)
         same = _lane("same batches", answers, wanted, answers_of.EXACT)
         progress("comparing under the server's batching", 0.6)
-        samples = list(islice(_samples(workload), REQUESTS))
+        samples = list(_samples(workload))
         alone = [graph.predict(sample) for sample in samples]
     batched = [
         _differences(answer, want) for answer, want in zip(_ask(endpoint, workload, samples), alone, strict=True)
@@ -190,7 +189,7 @@ def _differences(answer: Arrays, wanted: Arrays) -> float:
 
 
 def _samples(workload: Workload) -> Iterator[Arrays]:
-    for batch in workload.batches("evaluation"):
+    for batch in sample.rows(workload, "evaluation", REQUESTS):
         yield from cut(batch.inputs, 1)
 
 

@@ -196,8 +196,12 @@ def _language(folder: Path, head: Head, architecture: str) -> Workload:
 
     def batches(kind: str) -> Iterator[Batch]:
         rows = tokens(kind)
-        one_length = whole or kind == "calibration"
-        return texts.batches(rows, given.part(kind).labels, pad, max(map(len, rows)) if one_length else 0)
+        order = texts.by_length(rows)
+        if kind == "training":
+            # Torch's random numbers, which training seeds anew for each epoch.
+            drawn = torch.rand(len(rows)).tolist()
+            order = texts.shuffled(rows, torch.randperm(len(rows)).tolist(), drawn)
+        return texts.batches(rows, given.part(kind).labels, pad, order, max(map(len, rows)) if whole else 0)
 
     special = [number for number in tokenizer.all_special_ids if number < config.vocab_size // 2]
     size = Dim("tokens", 2, min(TYPICAL, longest), longest)
@@ -239,6 +243,8 @@ def _vision(folder: Path, head: Head) -> Workload:
 
     def batches(kind: str) -> Iterator[Batch]:
         chosen = [index for place, index in enumerate(order) if place % 8 in texts.PARTS[kind]]
+        if kind == "training":
+            chosen = [chosen[place] for place in torch.randperm(len(chosen)).tolist()]
         for start in range(0, len(chosen), texts.BATCH_SIZE):
             rows = chosen[start : start + texts.BATCH_SIZE]
             targets = None if labels is None else {"label": labels[rows]}

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from loadtest.tensors import Arrays, TensorSpec
-from optimize import measure
+from optimize import macs, measure
 from optimize.bundle import Bundle
 from optimize.errors import BadGraph
 from optimize.export import graph
@@ -82,7 +82,7 @@ def inspect(bundle: Bundle, batch: int = 1) -> Inspection:
         BadModel, BadGraph: the model cannot be run or exported.
     """
     module, inputs = bundle.module.eval(), bundle.workload.inputs
-    macs = own_macs(module, inputs)
+    counted = macs.by_module(module, inputs)
     shapes = output_shapes(module, inputs, batch)
     with scratch.folder() as folder:
         named = bundle.graph if bundle.graph and _is_export(bundle.graph) else None
@@ -101,7 +101,7 @@ def inspect(bundle: Bundle, batch: int = 1) -> Inspection:
             type(layer).__name__,
             own.get(name, 0),
             own.get(name, 0) / every,
-            macs.get(name, 0),
+            counted.get(name, 0),
             times.get(name, 0.0) / total if set(times) - {None} else None,
             shapes.get(name),
             tuple(could.get(name, ())),
@@ -110,29 +110,9 @@ def inspect(bundle: Bundle, batch: int = 1) -> Inspection:
     ]
     other = Layer("other", "", 0, 0.0, 0, times.get(None, 0.0) / total, None, ())
     kept = [row for row in rows if row.parameters or row.macs or row.latency]
-    return Inspection((*kept, other), measure.parameters(module), sum(macs.values()), total, warnings(module, shapes))
-
-
-def own_macs(module: nn.Module, inputs: Sequence[TensorSpec]) -> dict[str, int]:
-    """Return the MACs of each module that has some, without those of the modules in it."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        module(**_example(inputs, 1))
-    root = type(module).__name__
-    totals = {
-        name.removeprefix(root).removeprefix("."): sum(counts.values()) // 2
-        for name, counts in counter.get_flop_counts().items()
-        if name.partition(".")[0] == root
-    }
-    children: dict[str, int] = defaultdict(int)
-    for name in filter(None, totals):
-        above = name.rpartition(".")[0]
-        while above and above not in totals:  # a ModuleList is never called itself
-            above = above.rpartition(".")[0]
-        children[above] += totals[name]
-    return {name: total - children[name] for name, total in totals.items() if total > children[name]}
+    return Inspection(
+        (*kept, other), measure.parameters(module), sum(counted.values()), total, warnings(module, shapes)
+    )
 
 
 def output_shapes(module: nn.Module, inputs: Sequence[TensorSpec], batch: int) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,5 @@
 """Measure: what a model costs. Bytes and multiplications are counted, speed is measured beside the baseline's."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,29 +56,6 @@ class Cost:
 def parameters(module: "nn.Module") -> int:
     """Return the number of the module's parameters; one shared by two layers counts once."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def macs(module: "nn.Module", inputs: Sequence[TensorSpec]) -> int:
-    """Return the multiply-accumulate operations of matrix products and convolutions for one sample of typical size."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from optimize.attention import without_fast_path
-
-    rng = np.random.default_rng(0)
-    arrays = {spec.name: torch.from_numpy(spec.generate(rng, batch=1)) for spec in inputs}
-    # An LSTM is one operator on the CPU, which the counter does not know; the other recurrent layers are unrolled.
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _recurrent_operations})
-    with torch.inference_mode(), without_fast_path(), counter:
-        module.eval()(**arrays)
-    return int(counter.get_total_flops()) // 2
-
-
-def _recurrent_operations(
-    inputs: Sequence[int], from_input: Sequence[int], from_hidden: Sequence[int], *_rest: object, **_named: object
-) -> int:
-    """Count one layer in one direction from the shapes of its input (time, batch, width) and of its two weights."""
-    return 2 * inputs[0] * inputs[1] * (math.prod(from_input) + math.prod(from_hidden))
 
 
 def file_bytes(path: Path) -> int:

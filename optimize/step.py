@@ -184,6 +184,8 @@ def apply(step: object, subject: Subject, context: Context) -> Subject:
 
 def fingerprint(subject: Subject) -> str:
     """Return a digest of a module's parameters and buffers, or of an ONNX file's bytes."""
+    import torch
+
     data = hashlib.sha256()
     if isinstance(subject, Path):
         for file in sorted(subject.parent.glob(f"{subject.name}*")):
@@ -191,5 +193,6 @@ def fingerprint(subject: Subject) -> str:
         return data.hexdigest()
     for name, tensor in sorted(subject.state_dict().items()):
         data.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        data.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        # Their bytes, since numpy has no bfloat16.
+        data.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return data.hexdigest()

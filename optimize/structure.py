@@ -63,7 +63,7 @@ def structure(module: nn.Module, original: nn.Module) -> dict[str, dict[str, Any
 
 
 def rebuild(module: nn.Module, record: dict[str, dict[str, Any]], where: str) -> nn.Module:
-    """Give a fresh model the structure of `record`, in place; the values of resized tensors are not set.
+    """Give a fresh model the structure of `record`, in place; the values of resized tensors are NaN, or 0.
 
     Raises:
         BadBundle: the model has no such submodule or tensor.
@@ -90,11 +90,17 @@ def rebuild(module: nn.Module, record: dict[str, dict[str, Any]], where: str) ->
     return module
 
 
+def unsaved(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the buffers that `state_dict()` leaves out, by their full names: those with `persistent=False`."""
+    saved = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers(remove_duplicate=False) if name not in saved}
+
+
 def _resize(layer: nn.Module, key: str, shape: list[int], fresh: dict[int, torch.Tensor]) -> None:
     old = _tensors(layer)[key]
     if id(old) not in fresh:
-        empty = torch.empty(shape, dtype=old.dtype)
-        fresh[id(old)] = nn.Parameter(empty) if isinstance(old, nn.Parameter) else empty
+        blank = torch.full(shape, float("nan") if old.is_floating_point() else 0, dtype=old.dtype)
+        fresh[id(old)] = nn.Parameter(blank) if isinstance(old, nn.Parameter) else blank
         # Kept alive, so that no other tensor gets its id.
         fresh[id(fresh[id(old)])] = old
     setattr(layer, key, fresh[id(old)])

@@ -17,6 +17,8 @@ from optimize.errors import BadData
 from optimize.workload import Batch
 
 BATCH_SIZE = 32
+NEAR = 16
+"""Batches of a shuffled set among which texts of like lengths are looked for."""
 FEWEST = 16
 """Texts below which a split into evaluation, calibration and training says nothing."""
 DOCSTRINGS = 2048
@@ -120,19 +122,44 @@ def _docstrings_in(file: Path) -> Iterator[str]:
             yield ast.get_docstring(node) or ""
 
 
+def by_length(tokens: Sequence[Sequence[int]]) -> list[int]:
+    """Return the order of length, in which little is padding."""
+    return sorted(range(len(tokens)), key=lambda index: (len(tokens[index]), index))
+
+
+def shuffled(tokens: Sequence[Sequence[int]], order: Sequence[int], batches: Sequence[float]) -> list[int]:
+    """Return `order`, a permutation of the texts, changed as little as it takes for batches of like lengths.
+
+    Each run of `NEAR` batches in it is sorted by length, cut into batches again, and these are put in the order of
+    `batches`, one number for each.
+    """
+    cut = []
+    for start in range(0, len(order), NEAR * BATCH_SIZE):
+        near = sorted(order[start : start + NEAR * BATCH_SIZE], key=lambda index: len(tokens[index]))
+        cut += [near[first : first + BATCH_SIZE] for first in range(0, len(near), BATCH_SIZE)]
+    # A short one stays last, for only then all others are cut as they are here.
+    whole, short = [part for part in cut if len(part) == BATCH_SIZE], [part for part in cut if len(part) < BATCH_SIZE]
+    mixed = [part for _, part in sorted(zip(batches, whole, strict=False), key=lambda pair: pair[0])]
+    return [index for part in (*mixed, *short) for index in part]
+
+
 def batches(
-    tokens: Sequence[Sequence[int]], labels: Sequence[int] | None, pad: int, length: int = 0
+    tokens: Sequence[Sequence[int]],
+    labels: Sequence[int] | None,
+    pad: int,
+    order: Sequence[int],
+    length: int = 0,
 ) -> Iterator[Batch]:
-    """Yield `input_ids` and `attention_mask`, int64 [n, tokens], in the order of length, so that little is padding.
+    """Yield `input_ids` and `attention_mask`, int64 [n, tokens].
 
     Args:
         tokens: the token ids of each text.
         labels: the class of each text; they become the targets under `label`.
         pad: the id that fills short rows.
+        order: in which the texts come.
         length: how long every row is made; 0 for as long as the longest of its batch. Then the targets have the
             `mask` as well, for a model with an output for each token.
     """
-    order = sorted(range(len(tokens)), key=lambda index: (len(tokens[index]), index))
     for start in range(0, len(order), BATCH_SIZE):
         chosen = order[start : start + BATCH_SIZE]
         inputs = _padded([tokens[index] for index in chosen], pad, length)

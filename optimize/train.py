@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from loadtest.errors import MachineError
-from optimize import processes, splits
+from optimize import padding, processes, splits
 from optimize.checkpoint import Checkpoint
 from optimize.errors import BadData, BadModel, BadWorkload, NoEffect
 from optimize.predict import forward
@@ -153,18 +153,27 @@ def healing(context: "Context") -> Objective:
     def by_outputs(module: nn.Module, inputs: Tensors, _targets: Any) -> torch.Tensor:
         with torch.no_grad():
             wanted = forward(context.trained, inputs, workload.outputs)
-        return difference(forward(module, inputs, workload.outputs), wanted)
+        return difference(forward(module, inputs, workload.outputs), wanted, padding.tokens(workload, inputs))
 
     return by_labels if workload.loss is not None else by_outputs
 
 
-def difference(given: Tensors, wanted: Tensors) -> torch.Tensor:
+def difference(given: Tensors, wanted: Tensors, where: torch.Tensor | None = None) -> torch.Tensor:
     """Return the mean squared difference of each output in units of the variance of the wanted one, summed.
+
+    Args:
+        given: outputs by name.
+        wanted: what they should be.
+        where: from `padding.tokens`; of outputs for each token only the tokens count.
 
     Raises:
         BadModel: no output holds floating point numbers.
     """
-    parts = [scaled_error(given[name], value) for name, value in wanted.items() if value.is_floating_point()]
+    parts = [
+        scaled_error(padding.kept(given[name], where), padding.kept(value, where))
+        for name, value in wanted.items()
+        if value.is_floating_point()
+    ]
     if not parts:
         raise BadModel(
             f"no output can be learnt: {', '.join(f'{name} is {value.dtype}' for name, value in wanted.items())}",
@@ -261,8 +270,12 @@ def backward(workload: Workload) -> Iterator[None]:
 
 def tensors(workload: Workload, kind: str = "training", device: torch.device | str = "cpu") -> Iterator[Sample]:
     """Yield the inputs of one epoch as tensors by name, and the targets: a tensor, or what else the batch holds."""
-    for batch in workload.batches(kind):
-        yield _on(batch, device)
+    return as_tensors(workload.batches(kind), device)
+
+
+def as_tensors(batches: Iterable[Batch], device: torch.device | str = "cpu") -> Iterator[Sample]:
+    """Yield the same of these batches."""
+    return (_on(batch, device) for batch in batches)
 
 
 def _on(batch: Batch, device: torch.device | str) -> Sample:

@@ -66,6 +66,10 @@ class Workload:
         students: functions that build further, smaller modules with the same inputs and outputs, by name, for
             distillation; their weights are whatever the function gives them.
         loss: `loss(outputs, targets)` on torch tensors, returns a scalar; needed where a step trains with labels.
+        mask: `mask(inputs)` returns for the input arrays of a batch which positions hold tokens, [n, length], 0 where
+            there is padding, which then counts in no calibration, score or distillation loss. Without one, an input
+            named `attention_mask` says it. Inputs come batch first, and so does what layers make of them. In
+            calibration, padding is cut off where the length is a free Dim.
         bounded: whether the figures lie in [0, 1]: that of the first score, and of those that `higher_is_better` does
             not name; of these, more is better. A budget may then say `keep = 0.99`.
         higher_is_better: whether more of a score is better, by its name; False for a loss, an error or a perplexity.
@@ -84,6 +88,7 @@ class Workload:
     selection: Batches | None = None
     loss: "Callable[[Mapping[str, torch.Tensor], Any], torch.Tensor] | None" = None
     students: "Mapping[str, Callable[[], nn.Module]]" = field(default_factory=dict)
+    mask: Callable[[Arrays], Array] | None = None
     bounded: bool = False
     aggregate: Callable[[Array], float] = mean
     higher_is_better: Mapping[str, bool] = field(default_factory=dict)
@@ -143,7 +148,8 @@ class Workload:
         """Return the trained model, or the named student, in evaluation mode: a copy that may be changed.
 
         Raises:
-            BadWorkload: no such student, or the user's code raised or returned something else than a module.
+            BadWorkload: no such student, the user's code raised or returned something else than a module, or one with
+                parameters of 16 bits.
         """
         from torch import nn
 
@@ -162,8 +168,24 @@ class Workload:
                 where=self.name,
                 fix="give the trained module, or a function that returns it",
             )
+        _check_dtypes(model, what, self.source or self.name)
         # The user's function may return one and the same module at every call.
         return copy.deepcopy(model).eval()
+
+
+def _check_dtypes(model: "nn.Module", what: str, where: str) -> None:
+    """Refuse parameters of 16 bits, which training loses small steps in and most of ONNX Runtime on a CPU lacks."""
+    import torch
+
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            raise BadWorkload(
+                f"{what.removesuffix('()')} has parameters in {str(parameter.dtype).removeprefix('torch.')}, "
+                f"such as {name}; it is treated in float32",
+                where=where,
+                fix="return model.float(), which keeps every number, and let forward cast to nothing shorter; "
+                "quantize.half stores 16 bits at the end",
+            )
 
 
 def load(source: str) -> Workload:

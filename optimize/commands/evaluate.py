@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     "--predictor",
     "kind",
     type=click.Choice(["torch", "onnx", "openvino"]),
-    help="Which form of a bundle to judge; openvino is its ONNX file in OpenVINO.  [default: onnx where there is one]",
+    help="Which form of a bundle to judge; openvino is its ONNX file in OpenVINO.  [default: its ONNX file in the "
+    "runtime that it was made for, torch where there is none]",
 )
 @click.option("--endpoint", help="Judge a served model: grpc://HOST:PORT/MODEL[/VERSION], or http://…")
 @json_option
@@ -51,22 +52,20 @@ def evaluate(source: str, kind: str | None, endpoint: str | None, as_json: bool)
 
 
 def choose(bundle: "Bundle", kind: str | None, endpoint: str | None) -> "Predictor":
-    """Return the predictor that the options ask for.
+    """Return the predictor that the options ask for; without any, what the bundle was made for.
 
     Raises:
         UsageError: both a form and an endpoint, or the ONNX form of a model that was not exported.
     """
     from loadtest.errors import UsageError
-    from optimize.predict import EndpointPredictor, OnnxPredictor, OpenVinoPredictor, TorchPredictor
+    from optimize.predict import RUNTIMES, EndpointPredictor, OnnxPredictor, TorchPredictor
 
     if endpoint and kind:
         raise UsageError("--predictor and --endpoint exclude each other", fix="give one of them")
     if endpoint:
         return EndpointPredictor(endpoint)
-    if bundle.graph and kind == "openvino":
-        return OpenVinoPredictor(bundle.graph)
     if bundle.graph and kind != "torch":
-        return OnnxPredictor(bundle.graph)
+        return {**RUNTIMES, "onnx": OnnxPredictor}[kind or bundle.runtime](bundle.graph)
     if kind in ("onnx", "openvino"):
         raise UsageError("there is no ONNX file in it", fix="run optimize export first, and evaluate its bundle")
     return TorchPredictor(bundle.module, bundle.workload.outputs)

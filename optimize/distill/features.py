@@ -64,7 +64,7 @@ def apply(config: Features, module: "nn.Module", context: "Context") -> "nn.Modu
     """
     import torch
 
-    from optimize import train
+    from optimize import padding, train
     from optimize.distill import layers, teacher
 
     workload = context.workload
@@ -77,8 +77,11 @@ def apply(config: Features, module: "nn.Module", context: "Context") -> "nn.Modu
             with torch.no_grad():
                 wanted = teacher.outputs(context.trained, inputs, workload.outputs, config.precision)
             given = teacher.outputs(student, inputs, workload.outputs, config.precision)
-            value = match.distance()
-            return value + config.output_weight * train.difference(given, wanted) if config.output_weight else value
+            where = padding.tokens(workload, inputs)
+            value = match.distance(where)
+            if config.output_weight:
+                value = value + config.output_weight * train.difference(given, wanted, where)
+            return value
 
         train.fit(
             torch.nn.ModuleList([student, match.projections]),

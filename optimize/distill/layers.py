@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from optimize import padding
 from optimize.errors import BadModel, NoEffect
 from optimize.train import Tensors, scaled_error
 
@@ -27,7 +28,8 @@ class Match:
         loss: how two tensors are compared.
 
     Raises:
-        BadModel: two layers do not give tensors that differ in nothing but their width.
+        BadModel: two layers do not give tensors that differ in nothing but their width, or a cosine would be taken of
+            single numbers.
     """
 
     def __init__(
@@ -45,12 +47,22 @@ class Match:
             student(**inputs)
             teacher(**inputs)
             found = list(self._tensors())
+        for pair, _, theirs in found:
+            if loss == "cosine" and theirs.flatten(1).shape[1:] == (1,):
+                raise BadModel(
+                    f"{METHOD}: {pair[1]!r} gives one number a sample, so that every cosine is 1 or -1",
+                    fix='use loss = "mse", or name other layers',
+                )
         self.projections = nn.ModuleList(_projection(mine, theirs, pair) for pair, mine, theirs in found)
 
-    def distance(self) -> torch.Tensor:
-        """Return the mean distance of all pairs after both models ran, a scalar."""
+    def distance(self, where: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the mean distance of all pairs after both models ran, a scalar.
+
+        Args:
+            where: from `padding.tokens`; of tensors with a vector for each token only the tokens count.
+        """
         parts = [
-            distance(project(mine), theirs, self._loss)
+            distance(project(mine), theirs, self._loss, where)
             for project, (_, mine, theirs) in zip(self.projections, self._tensors(), strict=True)
         ]
         return torch.stack(parts).mean()
@@ -78,11 +90,12 @@ class Match:
             yield from ((pair, *both) for both in zip(mine, theirs, strict=True))
 
 
-def distance(mine: torch.Tensor, theirs: torch.Tensor, loss: str) -> torch.Tensor:
+def distance(mine: torch.Tensor, theirs: torch.Tensor, loss: str, where: torch.Tensor | None = None) -> torch.Tensor:
     """Return how far two tensors of one shape [n, …] are apart, a scalar."""
     if loss == "mse":
-        return scaled_error(mine, theirs)
-    return 1 - functional.cosine_similarity(mine.flatten(1), theirs.flatten(1)).mean()
+        return scaled_error(padding.kept(mine, where), padding.kept(theirs, where))
+    mine, theirs = (padding.silenced(each, where).flatten(1) for each in (mine, theirs))
+    return 1 - functional.cosine_similarity(mine, theirs).mean()
 
 
 def paired(layers: Sequence[str], student: nn.Module, teacher: nn.Module) -> list[Pair]:

@@ -2,13 +2,16 @@
 
 Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531): the Kullback–Leibler
 divergence between both models' softmax at temperature T, times T² so that its gradient keeps its size as T grows,
-mixed with the workload's own loss on the labels where a weight for it is given.
+mixed with the workload's own loss on the labels where a weight for it is given. One logit stands for two classes: there
+the divergence is that of two Bernoulli distributions, whose probability is the sigmoid of the logit over T.
 """
 
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+from optimize.errors import BadModel
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,11 @@ class Logits:
     )
     label_weight: float = Field(default=0.0, ge=0, le=1, description="Share of the workload's own loss on the labels.")
     logits: str = Field(default="", description="The output that holds the logits; the first one unless named.")
+    class_axis: int = Field(
+        default=0,
+        description="Axis of the logits that holds the classes, such as 1 or -1. 0 is the last one of [n, classes] and "
+        "[n, tokens, classes], and 1 of maps: [n, classes, height, width] and [n, classes, depth, height, width].",
+    )
     student: str = Field(default="", description="The workload's student to train; the model as it comes unless named.")
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="Of the forward passes; bfloat16 is faster where the hardware has it."
@@ -46,14 +54,39 @@ def matches(module: "nn.Module") -> list[str]:
     return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
-def loss(student: "torch.Tensor", teacher: "torch.Tensor", temperature: float) -> "torch.Tensor":
-    """Return the distillation loss of logits of shape [n, …, classes], a scalar averaged over all but the last dim."""
+def loss(
+    student: "torch.Tensor",
+    teacher: "torch.Tensor",
+    temperature: float,
+    class_axis: int = 0,
+    where: "torch.Tensor | None" = None,
+) -> "torch.Tensor":
+    """Return the distillation loss, a scalar: the mean over samples and positions.
+
+    Args:
+        student: logits, float32, of any shape with the batch first; [n] and one class on the class axis are binary.
+        teacher: logits of the same shape.
+        temperature: above 0.
+        class_axis: as in `Logits`.
+        where: bool [n, length], which positions of logits [n, length, classes] are tokens; the others do not count.
+    """
     from torch.nn import functional
 
-    classes = student.shape[-1]
+    from optimize import padding
+
+    if student.dim() == 1:
+        student, teacher = student[:, None], teacher[:, None]
+    axis = class_axis or (1 if student.dim() > 3 else -1)
+    mine, theirs = (
+        padding.kept(logits.movedim(axis, -1), where).reshape(-1, logits.shape[axis]) / temperature
+        for logits in (student, teacher)
+    )
+    if mine.shape[1] == 1:
+        # The other class has the logit 0: softmax over both is the sigmoid.
+        mine, theirs = (functional.pad(logits, (0, 1)) for logits in (mine, theirs))
     divergence = functional.kl_div(
-        functional.log_softmax(student.reshape(-1, classes) / temperature, dim=-1),
-        functional.log_softmax(teacher.reshape(-1, classes) / temperature, dim=-1),
+        functional.log_softmax(mine, dim=1),
+        functional.log_softmax(theirs, dim=1),
         reduction="batchmean",
         log_target=True,
     )
@@ -65,20 +98,23 @@ def apply(config: Logits, module: "nn.Module", context: "Context") -> "nn.Module
 
     Raises:
         BadWorkload: an output that the workload does not have.
-        BadModel: the loss stopped being finite, the output holds no floating point numbers, or the student does not
-            fit the trained model.
+        BadModel: the loss stopped being finite, the output holds no floating point numbers or has no such class axis,
+            or the student does not fit the trained model.
     """
-    from optimize import train
+    from optimize import padding, train
     from optimize.distill import teacher
 
     workload = context.workload
     output = teacher.output_of(context, config.logits, "distill.logits")
     student = teacher.student(config.student, module, context, "distill.logits")
     trained = teacher.Teacher(context, config.precision)
+    _check_axis(config.class_axis, trained(next(train.tensors(workload))[0])[output], output, workload.name)
 
     def objective(student: "nn.Module", inputs: train.Tensors, targets: Any) -> "torch.Tensor":
         outputs = teacher.outputs(student, inputs, workload.outputs, config.precision)
-        value = (1 - config.label_weight) * loss(outputs[output], trained(inputs)[output], config.temperature)
+        logits, wanted = outputs[output], trained(inputs)[output]
+        value = loss(logits, wanted, config.temperature, config.class_axis, padding.tokens(workload, inputs))
+        value = (1 - config.label_weight) * value
         if config.label_weight:
             value = value + config.label_weight * train.label_loss(workload, outputs, targets)
         return value
@@ -86,3 +122,12 @@ def apply(config: Logits, module: "nn.Module", context: "Context") -> "nn.Module
     return train.fit(
         student, context, objective, name="distill.logits", epochs=config.epochs, learning_rate=config.learning_rate
     )
+
+
+def _check_axis(axis: int, logits: "torch.Tensor", output: str, where: str) -> None:
+    if axis and not -logits.dim() < axis < logits.dim():
+        raise BadModel(
+            f"distill.logits: output {output!r} has the shape {tuple(logits.shape)}, so no class axis {axis}",
+            where=where,
+            fix=f"set class_axis to one of 1 to {logits.dim() - 1}, or leave it out",
+        )

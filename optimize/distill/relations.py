@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from optimize.errors import BadData
+from optimize.errors import BadData, BadModel
 
 if TYPE_CHECKING:
     import torch
@@ -51,12 +51,17 @@ def matches(module: "nn.Module") -> list[str]:
     return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
-def loss(student: "torch.Tensor", teacher: "torch.Tensor") -> "torch.Tensor":
+def loss(student: "torch.Tensor", teacher: "torch.Tensor", where: "torch.Tensor | None" = None) -> "torch.Tensor":
     """Return the difference of the pairwise cosines of two sets of embeddings of shape [n, …], a scalar.
 
-    The mean square over all pairs, in units of the variance of the teacher's; 0 where there is no pair.
+    The mean square over all pairs, in units of the variance of the teacher's; 0 where there is no pair. Of embeddings
+    [n, length, width] only the tokens count where `where` [n, length] says which these are.
     """
     import torch
+
+    from optimize import padding
+
+    student, teacher = padding.silenced(student, where), padding.silenced(teacher, where)
 
     if len(student) < 2:
         return student.sum() * 0
@@ -71,17 +76,25 @@ def apply(config: Relations, module: "nn.Module", context: "Context") -> "nn.Mod
 
     Raises:
         BadWorkload: an output that the workload does not have.
-        BadModel: the loss stopped being finite, or the student does not fit the trained model.
+        BadModel: the loss stopped being finite, an embedding is a single number, or the student does not fit the
+            trained model.
         BadData: one sample a batch, so that there are no pairs.
     """
-    from optimize import train
+    from optimize import padding, train
     from optimize.distill import teacher
 
     workload = context.workload
     output = teacher.output_of(context, config.embedding, "distill.relations")
     student = teacher.student(config.student, module, context, "distill.relations")
     trained = teacher.Teacher(context, config.precision)
-    if len(next(iter(next(train.tensors(workload))[0].values()))) < 2:
+    first = next(train.tensors(workload))[0]
+    if trained(first)[output].flatten(1).shape[1:] == (1,):
+        raise BadModel(
+            f"distill.relations: output {output!r} is one number a sample, so that every cosine is 1 or -1",
+            where=workload.name,
+            fix="use distill.logits for a logit, or distill.features for a number",
+        )
+    if len(next(iter(first.values()))) < 2:
         raise BadData(
             "distill.relations: the training batches have one sample each, so there are no pairs",
             where=workload.name,
@@ -91,7 +104,9 @@ def apply(config: Relations, module: "nn.Module", context: "Context") -> "nn.Mod
     def objective(student: "nn.Module", inputs: train.Tensors, _targets: Any) -> "torch.Tensor":
         given = teacher.outputs(student, inputs, workload.outputs, config.precision)
         wanted = trained(inputs)
-        return loss(given[output], wanted[output]) + config.output_weight * train.difference(given, wanted)
+        where = padding.tokens(workload, inputs)
+        value = loss(given[output], wanted[output], where)
+        return value + config.output_weight * train.difference(given, wanted, where)
 
     return train.fit(
         student, context, objective, name="distill.relations", epochs=config.epochs, learning_rate=config.learning_rate

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from optimize import measure
+from optimize import macs, measure
 from optimize.errors import NoEffect
 from optimize.export.onnx import export
 
@@ -67,7 +67,7 @@ def share(
 
 def _counted(kind: Kind, original: nn.Module, context: "Context") -> Callable[[nn.Module], float]:
     def count(module: nn.Module) -> int:
-        return measure.macs(module, context.workload.inputs) if kind == "macs" else measure.parameters(module)
+        return macs.total(module, context.workload.inputs) if kind == "macs" else measure.parameters(module)
 
     whole = count(original)
     return lambda module: 1 - count(module) / max(whole, 1)

@@ -4,7 +4,6 @@ Michel et al., "Are Sixteen Heads Really Better than One?" (arXiv 1905.10650), w
 sensitivity to scaling its output, is the score `taylor` here, for neurons as well.
 """
 
-from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from optimize.step import Context
 
 BATCHES = 32
-"""Training batches that a gradient is averaged over."""
+"""Training batches that a gradient is averaged over, drawn from a whole epoch."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -156,7 +155,7 @@ def _sensitivities(module: "nn.Module", chosen: "list[Units]", context: "Context
     """Return the mean over batches of |∂loss/∂(scale of the unit's output)|, read from the columns behind it."""
     import torch
 
-    from optimize import train
+    from optimize import sample, train
     from optimize.attention import without_fast_path
     from optimize.predict import forward
 
@@ -167,7 +166,7 @@ def _sensitivities(module: "nn.Module", chosen: "list[Units]", context: "Context
         weight.requires_grad_(True)
     module.eval()
     with without_fast_path():
-        for inputs, targets in islice(train.tensors(context.workload), BATCHES):
+        for inputs, targets in train.as_tensors(sample.batches(context.workload, "training", BATCHES, context.seed)):
             loss = train.label_loss(context.workload, forward(module, inputs, context.workload.outputs), targets)
             with train.backward(context.workload):
                 gradients = torch.autograd.grad(loss, weights, materialize_grads=True)

@@ -1,19 +1,19 @@
 """Importance: the score by which channels are ranked.
 
-Each score gives every weight that makes or reads a channel a value; a channel's score is the sum over one layer's
-weights, the mean over the layers of its group, and is divided by the mean over the group, so that layers compare.
+Each score gives the weights of one layer that make or read a channel a value; a channel's score is the mean of these
+over the layers of its group, and is divided by the mean over the group, so that layers compare.
 """
 
-from collections.abc import Callable
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from optimize import train
+from optimize import padding, sample, train
 from optimize.predict import forward
 from optimize.prune.group import Group, Side, views
 
@@ -24,16 +24,17 @@ Score = Literal["l1", "l2", "taylor", "bn_scale", "lamp", "activation"]
 Saliency = Callable[[nn.Module, Side], list[torch.Tensor]]
 """Returns tensors with the channels of one side of a layer on their first axis; none where it says nothing of them."""
 TAYLOR_BATCHES = 50
-"""Batches whose gradients are added up; a ranking settles before that."""
+"""Batches whose gradients are looked at, drawn from a whole epoch; a ranking settles before that."""
 
 
 def saliency(score: Score, module: nn.Module, context: "Context") -> Saliency:
     """Return what `score` says of each layer.
 
     `l1`: absolute weights (Li et al., arXiv 1608.08710). `l2`: squared weights. `lamp`: the same, normalized in `rank`.
-    `bn_scale`: scale of the batch normalization (Liu et al., arXiv 1708.06519). `taylor`: weight times gradient of the
-    loss (Molchanov et al., arXiv 1906.10771). `activation`: mean absolute value where the channel is read (Molchanov
-    et al., arXiv 1611.06440).
+    `bn_scale`: scale of the batch normalization (Liu et al., arXiv 1708.06519). `taylor`: square of the sum of weight
+    times gradient of the loss, the mean over batches: the group contribution of Molchanov et al. (arXiv 1906.10771), by
+    which the loss would change without the channel; a frozen weight counts too. `activation`: mean absolute value
+    where the channel is read (Molchanov et al., arXiv 1611.06440).
 
     Raises:
         BadWorkload: of the workload's data and loss.
@@ -41,8 +42,8 @@ def saliency(score: Score, module: nn.Module, context: "Context") -> Saliency:
     if score == "activation":
         return _activation(module, context)
     if score == "taylor":
-        changes = _taylor(module, context)
-        return lambda layer, side: views(layer, side, lambda parameter: changes[id(parameter)])
+        contributions = _taylor(module, context)
+        return lambda layer, side: contributions.get((layer, side), [])
     if score == "bn_scale":
         return lambda layer, side: (
             views(layer, side, lambda parameter: parameter.detach().abs()) if isinstance(layer, _BatchNorm) else []
@@ -72,26 +73,50 @@ def _lamp(scores: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(scores).index_copy_(0, order, values / left.clamp(min=1e-30))
 
 
-def _taylor(module: nn.Module, context: "Context") -> dict[int, torch.Tensor]:
+def _taylor(module: nn.Module, context: "Context") -> dict[tuple[nn.Module, Side], list[torch.Tensor]]:
+    """Return one tensor [channels] for each side of a layer: what its channels contribute to the loss, squared."""
     workload = context.workload
-    parameters = list(module.parameters())
-    changes = {id(parameter): torch.zeros_like(parameter) for parameter in parameters}
-    for inputs, targets in islice(train.tensors(workload), TAYLOR_BATCHES):
+    parameters = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    squares: dict[tuple[nn.Module, Side], list[torch.Tensor]] = {}
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    for inputs, targets in train.as_tensors(sample.batches(workload, "training", TAYLOR_BATCHES, context.seed)):
         loss = train.label_loss(workload, forward(module, inputs, workload.outputs), targets)
         with train.backward(workload):
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                changes[id(parameter)] += (parameter.detach() * gradient).abs()
-    return changes
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        changes = {id(own): own.detach() * gradient for own, gradient in zip(parameters, gradients, strict=True)}
+        for layer, side, change in _changes(module, changes):
+            before = squares.setdefault((layer, side), [torch.zeros_like(change)])
+            before[0] += change.square()
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return squares
+
+
+def _changes(module: nn.Module, changes: Mapping[int, torch.Tensor]) -> Iterator[tuple[nn.Module, Side, torch.Tensor]]:
+    """Yield for each side of each layer the sum of `changes`, which are by parameter, over each channel's weights."""
+    sides: tuple[Side, ...] = get_args(Side)
+    for layer in module.modules():
+        for side in sides if layer._parameters else ():
+            made = views(layer, side, lambda parameter: changes[id(parameter)], biases=True)
+            if made:
+                sums = [view.flatten(1).sum(1) if view.dim() > 1 else view for view in made]
+                yield layer, side, torch.stack(sums).sum(0)
 
 
 def _activation(module: nn.Module, context: "Context") -> Saliency:
-    totals: dict[nn.Module, torch.Tensor] = {}
+    sums: dict[nn.Module, torch.Tensor] = {}
+    counts: Counter[nn.Module] = Counter()
+    where: torch.Tensor | None = None
 
     def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        given = args[0].abs().movedim(1 if isinstance(layer, _ConvNd) else -1, 0).flatten(1).double().mean(1)
-        totals[layer] = totals.get(layer, torch.zeros_like(given)) + given
+        given = args[0].movedim(1, -1) if isinstance(layer, _ConvNd) else args[0]
+        if not isinstance(layer, _ConvNd) or given.dim() == 3:
+            given = padding.kept(given, where)
+        vectors = given.abs().flatten(0, -2).double()
+        sums[layer] = sums.get(layer, 0) + vectors.sum(0)
+        counts[layer] += len(vectors)
 
     hooks = [
         layer.register_forward_pre_hook(note)
@@ -100,9 +125,9 @@ def _activation(module: nn.Module, context: "Context") -> Saliency:
     ]
     try:
         with torch.inference_mode():
-            for inputs, _targets in train.tensors(context.workload, "calibration"):
+            for inputs, where in padding.calibration(context.workload):  # noqa: B007  # read in `note`
                 forward(module, inputs, context.workload.outputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return lambda layer, side: [totals[layer]] if side == "in" and layer in totals else []
+    return lambda layer, side: [sums[layer] / counts[layer]] if side == "in" and layer in sums else []

@@ -168,28 +168,29 @@ def _chosen(
 
 
 def _influence(module: "nn.Module", names: Sequence[str], context: "Context") -> dict[str, float]:
-    """Return one minus the mean cosine of input and output of each block over the calibration data.
+    """Return one minus the mean cosine of input and output of each block over the calibration data, without padding.
 
     Vectors are compared along the last axis, and in feature maps of four or five axes along the channels.
     """
     import torch
     from torch.nn.functional import cosine_similarity
 
-    from optimize import train
+    from optimize import padding
     from optimize.prune import observe
 
     cosines: dict[str, list[Tensor]] = {name: [] for name in names}
 
-    def watch(name: str) -> observe.Hook:
+    def watch(name: str, where: "Tensor | None") -> observe.Hook:
         def hook(_layer: "nn.Module", args: Any, named: Any, made: Any) -> None:
-            given, returned = _first(args, named), made[0] if isinstance(made, tuple) else made
-            similar = cosine_similarity(given, returned, dim=1 if given.dim() > 3 else -1)
-            cosines[name].append(similar.double().flatten())
+            pair = (_first(args, named), made[0] if isinstance(made, tuple) else made)
+            maps = pair[0].dim() > 3
+            given, returned = pair if maps else (padding.kept(values, where) for values in pair)
+            cosines[name].append(cosine_similarity(given, returned, dim=1 if maps else -1).double().flatten())
 
         return hook
 
-    inputs = (batch for batch, _ in train.tensors(context.workload, "calibration"))
-    observe.run(module, inputs, context.workload.outputs, {name: watch(name) for name in names})
+    for inputs, where in padding.calibration(context.workload):
+        observe.run(module, [inputs], context.workload.outputs, {name: watch(name, where) for name in names})
     return {name: 1 - torch.cat(values).mean().item() for name, values in cosines.items()}
 
 

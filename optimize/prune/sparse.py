@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optimize import train
+from optimize import padding
 from optimize.prune import observe
 from optimize.workload import Workload
 
@@ -39,20 +39,29 @@ def grams(module: nn.Module, names: Sequence[str], workload: Workload) -> dict[i
     """
     sums: dict[int, Tensor] = {}
 
-    def hook(layer: Any, args: Any, named: Any, _made: Any) -> None:
-        x = columns(layer, args[0] if args else named["input"])
-        gram = x.transpose(1, 2) @ x
-        sums[id(layer.weight)] = gram + sums.get(id(layer.weight), 0)
+    def watch(where: Tensor | None) -> observe.Hook:
+        def hook(layer: Any, args: Any, named: Any, _made: Any) -> None:
+            x = columns(layer, args[0] if args else named["input"], where)
+            gram = x.transpose(1, 2) @ x
+            sums[id(layer.weight)] = gram + sums.get(id(layer.weight), 0)
 
-    inputs = (batch for batch, _ in train.tensors(workload, "calibration"))
-    observe.run(module, inputs, workload.outputs, dict.fromkeys(names, hook))
+        return hook
+
+    for inputs, where in padding.calibration(workload):
+        observe.run(module, [inputs], workload.outputs, dict.fromkeys(names, watch(where)))
     return sums
 
 
-def columns(layer: Layer, x: Tensor) -> Tensor:
-    """Return [groups, samples, columns]: what the columns of the layer's matrix are multiplied with."""
+def columns(layer: Layer, x: Tensor, where: Tensor | None = None) -> Tensor:
+    """Return [groups, samples, columns]: what the columns of the layer's matrix are multiplied with.
+
+    Args:
+        layer: as it is.
+        x: its input.
+        where: from `padding.tokens`; padding is left out.
+    """
     if isinstance(layer, nn.Linear):
-        return x.reshape(1, -1, x.shape[-1])
+        return padding.kept(x, where).reshape(1, -1, x.shape[-1])
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = functional.pad(x, layer._reversed_padding_repeated_twice, mode)
     sizes = [layer.kernel_size, layer.dilation, layer.stride]
@@ -61,7 +70,11 @@ def columns(layer: Layer, x: Tensor) -> Tensor:
     kernel, dilation, stride = sizes
     patches = functional.unfold(x, kernel, dilation, stride=stride)
     patches = patches.reshape(len(x), layer.groups, x.shape[1] // layer.groups, -1, patches.shape[-1])
-    return patches.permute(1, 0, 4, 3, 2).flatten(3).flatten(1, 2)
+    # [groups, samples, places, columns]
+    placed = patches.permute(1, 0, 4, 3, 2).flatten(3)
+    if where is not None and isinstance(layer, nn.Conv1d) and placed.shape[1:3] == where.shape:
+        return placed[:, where]
+    return placed.flatten(1, 2)
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:

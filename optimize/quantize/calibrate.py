@@ -1,11 +1,12 @@
 """Calibration: the workload's calibration batches, read the way that ONNX Runtime's calibrators ask for them."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from loadtest.tensors import Array, Arrays
+from optimize import padding, sample
 from optimize.errors import BadData
 from optimize.workload import Batch, Workload
 
@@ -17,23 +18,24 @@ FEWEST = 8
 
 
 def samples(workload: Workload, limit: int) -> Iterator[dict[str, Array]]:
-    """Yield the inputs of the first `limit` calibration samples, in the workload's own batches.
+    """Yield the inputs of `limit` calibration samples, drawn from all at random, without padding; one length a batch.
 
     Raises:
         BadData: a value is not finite, there are fewer samples than a range needs, all are equal, or all of one class.
     """
+    yield from padding.stripped(workload, _checked(workload, limit))
+
+
+def _checked(workload: Workload, limit: int) -> Iterator[Batch]:
     seen = 0
     first: Batch | None = None
     varied = mixed = False
-    for batch in workload.batches("calibration"):
-        size = min(len(next(iter(batch.inputs.values()))), limit - seen)
-        if size <= 0:
-            break
+    for batch in sample.rows(workload, "calibration", limit):
         first = first or batch
-        varied = varied or any(_differ(array[:size], first.inputs[name]) for name, array in batch.inputs.items())
-        mixed = mixed or not _is_classes(batch.targets) or _differ(batch.targets[:size], first.targets)
-        yield {name: array[:size] for name, array in batch.inputs.items()}
-        seen += size
+        varied = varied or any(_differ(array, first.inputs[name]) for name, array in batch.inputs.items())
+        mixed = mixed or not _is_classes(batch.targets) or _differ(batch.targets, first.targets)
+        yield batch
+        seen += len(next(iter(batch.inputs.values())))
     where = f"{workload.name}: calibration"
     if seen < FEWEST:
         raise BadData(
@@ -65,32 +67,22 @@ def _is_classes(targets: object) -> bool:
     return isinstance(targets, np.ndarray) and targets.ndim == 1 and targets.dtype.kind in "iub"
 
 
-def singly(batches: Iterator[dict[str, Array]]) -> Iterator[dict[str, Array]]:
-    """Yield the samples one at a time: ONNX Runtime's histograms need every call to have the same shape.
-
-    Raises:
-        BadData: the samples differ in shape.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for batch in batches:
-        for row in range(len(next(iter(batch.values())))):
-            sample = {name: array[row : row + 1] for name, array in batch.items()}
-            for name, array in sample.items():
-                if shapes.setdefault(name, array.shape) != array.shape:
-                    raise BadData(
-                        f"calibration samples of {name!r} have the shapes {shapes[name][1:]} and {array.shape[1:]}",
-                        fix='pad them to one length, or use calibrator = "minmax"',
-                    )
-            yield sample
-
-
-def reader(batches: Iterator[Arrays]) -> "CalibrationDataReader":
-    """Return ONNX Runtime's reader over `batches`."""
+def reader(batches: Iterable[Arrays]) -> "CalibrationDataReader":
+    """Return ONNX Runtime's reader over `batches`, which it may also ask for one by one (`CalibStridedMinMax`)."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # the base class comes untyped
+        def __init__(self) -> None:
+            self._left = iter(batches)
+
+        def __len__(self) -> int:
+            return len(cast("Sequence[Arrays]", batches))
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self._left = iter(cast("Sequence[Arrays]", batches)[start_index:end_index])
+
         def get_next(self) -> dict[str, Any] | None:
-            batch = next(batches, None)
+            batch = next(self._left, None)
             return None if batch is None else dict(batch)
 
     return Reader()

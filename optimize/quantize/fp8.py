@@ -5,6 +5,7 @@ a weight and one for each activation, the largest magnitude over 448. TensorRT a
 multiply in FP8; a CPU converts to float32 and back at every layer, which checks the structure and is slower.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from loadtest.tensors import Array
+from optimize import padding
 from optimize.export import graph
 from optimize.quantize import calibrate, ranges
 
@@ -56,7 +58,8 @@ def apply(config: Fp8, subject: Path, context: "Context") -> Path:
     chosen = set(graph.names_of(model, WEIGHTED)) - set(names)
     nodes = [node for node in model.graph if node.name in chosen]
     activations = list(dict.fromkeys(str(node.inputs[0].name) for node in nodes if node.inputs[0] is not None))
-    reached = ranges.largest(subject, activations, calibrate.samples(context.workload, config.samples))
+    batches = calibrate.samples(context.workload, config.samples)
+    reached = ranges.largest(subject, activations, batches, partial(padding.mask, context.workload))
     rounded: dict[str, onnx_ir.Value] = {}
     for node in nodes:
         name = str(node.inputs[0].name) if node.inputs[0] is not None else ""

@@ -7,7 +7,6 @@ them first: a trained model has no more use for batch statistics, and what is tr
 Torchao rounds Conv2d and Linear; embedding tables, Conv1d and recurrent layers are left to a graph step after this one.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +74,7 @@ def apply(config: Qat, module: "nn.Module", context: "Context") -> Path:
     with graph.quiet():  # it logs which of its GPU libraries cannot be loaded
         from torchao.quantization.pt2e import disable_observer
 
-    from optimize import train
+    from optimize import sample, train
     from optimize.evaluate import evaluate
     from optimize.predict import OnnxPredictor, TorchPredictor
 
@@ -94,7 +93,7 @@ def apply(config: Qat, module: "nn.Module", context: "Context") -> Path:
     reference = evaluate(TorchPredictor(context.trained, workload.outputs), workload).outputs
     before = evaluate(TorchPredictor(prepared, workload.outputs), workload, reference)
     # Training batches may be drawn anew at every call.
-    batches = list(itertools.islice(train.tensors(workload), LOSS_BATCHES))
+    batches = list(train.as_tensors(sample.batches(workload, "training", LOSS_BATCHES, context.seed)))
     loss_before = _loss(prepared, objective, batches)
     context.progress(f"{NAME}: converting and exporting", 0.9)
     converted = captured.converted(prepared, workload)

@@ -3,10 +3,12 @@
 A dense layer computes x W = (x / s) (s W) for any positive s with one value for each input channel. INT8 has one scale
 for a whole activation, so a few channels that are a hundred times the others leave those with a bit or two. The weights
 have a scale for each output, and room to take over a part (Xiao et al., "SmoothQuant", ICML 2023, arXiv 2211.10438).
+The division goes into the normalization or the dense layer that makes x, where nothing else reads x; else it is a Mul.
 What still stands out after that are one or two channels, which go through a float product of their own (Dettmers et
 al., "LLM.int8()", NeurIPS 2022, arXiv 2208.07339). The results stay the same up to rounding: a quantizer comes after.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +17,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from loadtest.tensors import Array
+from optimize import padding
 from optimize.errors import NoEffect
 from optimize.export import graph
-from optimize.quantize import calibrate, ranges
+from optimize.quantize import calibrate, fold, ranges
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -68,7 +71,8 @@ def apply(config: Smooth, subject: Path, context: "Context") -> Path:
     model = graph.load(subject)
     kept = graph.excluded(model, config.exclude)
     batches = calibrate.samples(context.workload, config.samples)
-    largest = ranges.by_channel(subject, list(_layers(model, kept)), batches)
+    mask = partial(padding.mask, context.workload)
+    largest = ranges.by_channel(subject, list(_layers(model, kept)), batches, mask)
     uneven = {name for name, seen in largest.items() if seen.max() >= UNEVEN * max(np.median(seen), SMALLEST)}
     if not uneven:
         raise NoEffect(
@@ -77,7 +81,7 @@ def apply(config: Smooth, subject: Path, context: "Context") -> Path:
         )
     for name, nodes in _layers(model, kept).items():
         if name in uneven:
-            _smooth(model, nodes, largest[name], config)
+            _smooth(model, nodes, largest[name], config, kept)
     model.graph.sort()
     graph.clean(model)
     return graph.save(model, subject)
@@ -97,7 +101,9 @@ def _layers(model: "onnx_ir.Model", kept: list[str]) -> dict[str, list["onnx_ir.
     return layers
 
 
-def _smooth(model: "onnx_ir.Model", nodes: list["onnx_ir.Node"], largest: Array, config: Smooth) -> None:
+def _smooth(
+    model: "onnx_ir.Model", nodes: list["onnx_ir.Node"], largest: Array, config: Smooth, kept: list[str]
+) -> None:
     """Scale the activation that `nodes` read, and their weights against it."""
     import onnx_ir
 
@@ -108,6 +114,11 @@ def _smooth(model: "onnx_ir.Model", nodes: list["onnx_ir.Node"], largest: Array,
     scale = np.maximum(scale / np.median(scale), 1)
     outliers = _outliers(largest / scale, config.outliers)
     factor = 1 / scale
+    alone = activation is not None and {user for user, _ in activation.uses()} <= set(nodes)
+    if activation is not None and alone and not outliers.size and fold.into_producer(model, activation, factor, kept):
+        for node in nodes:
+            _replace(model, node, activation, scale, None, outliers)
+        return
     factor[outliers] = 0
     smoothed = onnx_ir.node("Mul", [activation, _constant(model, f"{first.name}_factor", factor)])
     smoothed.name, smoothed.outputs[0].name = f"{first.name}_smoothing{graph.FLOAT}", f"{first.name}_smoothed"

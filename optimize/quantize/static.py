@@ -87,9 +87,7 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
     symmetric = config.activations == "int8" or (config.activations == "auto" and context.target.device == "cuda")
     graph.save(model, subject)
     type_inputs(subject)
-    batches = calibrate.samples(context.workload, config.samples)
-    if config.calibrator != "minmax":
-        batches = calibrate.singly(batches)
+    batches = list(calibrate.samples(context.workload, config.samples))
     quantize = functools.partial(
         quantize_static,
         calibration_data_reader=calibrate.reader(batches),
@@ -111,6 +109,8 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
             # TensorRT takes no zero points and no INT32 bias.
             "ActivationSymmetric": symmetric,
             "QuantizeBias": not symmetric,
+            # Histograms of one batch after the other: together they would have to be of one length.
+            "CalibStridedMinMax": None if config.calibrator == "minmax" else 1,
         },
     )
     return graph.rewrite(subject, quantize, shield_float)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import Dim, TensorSpec
-from optimize import layers, measure
+from loadtest.tensors import BATCH, Dim, TensorSpec
+from optimize import layers, macs, measure
 from optimize.bundle import Bundle
 from optimize.export.onnx import export
 from optimize.layers import Inspection
@@ -60,7 +60,7 @@ def test_parameters_and_macs_are_those_of_the_layers(found: Inspection) -> None:
 
 def test_the_sums_are_those_that_a_run_reports(found: Inspection, small: Workload) -> None:
     assert found.parameters == measure.parameters(small.build())
-    assert found.macs == measure.macs(small.build(), small.inputs)
+    assert found.macs == macs.total(small.build(), small.inputs)
 
 
 def test_the_largest_layer_takes_the_most_time_and_all_of_it_is_accounted_for(found: Inspection) -> None:
@@ -105,8 +105,49 @@ class Stack(nn.Module):
 
 def test_each_product_counts_for_one_module() -> None:
     inputs = (TensorSpec("x", "float32", (Dim("batch", 1, 1, 4), 4)),)
-    assert layers.own_macs(Stack(), inputs) == {"": 4, "blocks.0.0": 32, "blocks.0.1": 32, "blocks.1": 16}
-    assert measure.macs(Stack(), inputs) == 84
+    assert macs.by_module(Stack(), inputs) == {"": 4, "blocks.0.0": 32, "blocks.0.1": 32, "blocks.1": 16}
+    assert macs.total(Stack(), inputs) == 84
+
+
+SEQUENCE = (TensorSpec("input", "float32", (BATCH, 7, 16)),)
+PROJECTIONS, PRODUCTS, FEED_FORWARD = 4 * 7 * 16 * 16, 2 * 7 * 7 * 16, 2 * 7 * 16 * 32
+
+
+class Attending(nn.Module):
+    """An encoder of torch's own behind an input of another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.encoder(input)
+
+
+class Scaled(nn.Module):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(*[input[:, None]] * 3)[:, 0]
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.LSTM(16, 12), 7 * 48 * (16 + 12)),
+        (nn.GRU(16, 12), 7 * 36 * (16 + 12)),
+        (nn.RNN(16, 12), 7 * 12 * (16 + 12)),
+        (Attending(), 2 * (PROJECTIONS + PRODUCTS + FEED_FORWARD)),
+        (Scaled(), PRODUCTS),
+    ],
+    ids=["LSTM", "GRU", "RNN", "TransformerEncoder", "scaled_dot_product_attention"],
+)
+def test_recurrence_and_attention_are_counted(module: nn.Module, expected: int) -> None:
+    workload = Workload("counted", module.eval(), SEQUENCE, ("y",), lambda: [], lambda *_: {})
+    assert macs.total(workload.build(), SEQUENCE) == expected
+    if isinstance(module, Attending):
+        found = layers.inspect(Bundle(workload, workload.build()))
+        assert found.macs == expected
+        assert {row.name: row.macs for row in found.layers}["encoder.layers.1.linear2"] == 7 * 32 * 16
 
 
 class Odd(nn.Module):

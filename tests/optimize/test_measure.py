@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from loadtest.tensors import BATCH, Array, Arrays, Dim, TensorSpec
-from optimize import measure, predict
+from optimize import macs, measure, predict
 from optimize.errors import BadGraph
 from optimize.export import graph
 from optimize.export.onnx import export
@@ -52,7 +52,7 @@ def test_parameters_count_a_shared_one_once() -> None:
     ],
 )
 def test_macs_of_one_typical_sample(module: nn.Module, inputs: tuple[TensorSpec, ...], expected: int) -> None:
-    assert measure.macs(module, inputs) == expected
+    assert macs.total(module, inputs) == expected
 
 
 def test_bytes_include_the_weights_beside_the_file(

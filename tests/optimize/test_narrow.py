@@ -16,6 +16,7 @@ from torch import nn
 from loadtest.tensors import BATCH, Array, TensorSpec
 from optimize import step
 from optimize.errors import BadRecipe, NoEffect
+from optimize.evaluate import relative_error
 from optimize.export import graph
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor
@@ -24,7 +25,7 @@ from optimize.quantize.half import Half
 from optimize.quantize.ranges import largest
 from optimize.quantize.weight_only import WeightOnly
 from optimize.step import Context
-from optimize.workload import Workload
+from optimize.workload import Batch, Workload
 from serve.target import Target
 
 Apply = Callable[[Any], Path]
@@ -237,6 +238,33 @@ def test_nothing_left_lists_what_there_was(apply: Apply) -> None:
         with pytest.raises(NoEffect, match="left to") as raised:
             apply(config)
         assert "wide/Gemm" in raised.value.fix
+
+
+def test_activations_stay_float_unless_they_are_asked_to_be_int8(tmp_path: Path) -> None:
+    """One channel a hundred times the others: int8 blocks that hold it lose what the others say."""
+    torch.manual_seed(0)
+    spec = TensorSpec("input", "float32", (BATCH, 4, 512), values=(-1, 1))
+    inputs = spec.generate(np.random.default_rng(0), 8)
+    inputs[..., 7] *= 100
+    module = nn.Sequential(nn.Linear(512, 512, bias=False))
+    made = Workload(*("outlier", module, (spec,), ("y",), lambda: [Batch({"input": inputs})], lambda *_: {}))
+    path = export(made.build(), made.inputs, made.outputs, tmp_path / "model.onnx")
+    with OnnxPredictor(path) as predictor:
+        wanted = predictor.predict({"input": inputs})["y"]
+    rounded = onnx.load(path)
+    (weight,) = [value for value in rounded.graph.initializer if len(value.dims) == 2]
+    blocks = onnx.numpy_helper.to_array(weight).T.reshape(512, -1, 32)
+    scale = np.abs(blocks).max(2, keepdims=True) / 128
+    exact = inputs @ (np.clip(np.rint(blocks / scale), -128, 127) * scale).reshape(512, 512).T
+    apart = {}
+    for kind in ("float", "int8"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        with OnnxPredictor(step.apply(WeightOnly(activations=kind), path, context(made, folder))) as predictor:
+            apart[kind] = relative_error(predictor.predict({"input": inputs})["y"], wanted)
+    # No more than the rounding of the weights costs, and a multiple of it.
+    assert apart["float"] < 1.1 * relative_error(exact.astype(np.float32), wanted) < 0.006
+    assert apart["int8"] > 2 * apart["float"]
 
 
 def test_weight_only_is_for_onnx_runtime(small: Workload, exported: Path, tmp_path: Path) -> None:

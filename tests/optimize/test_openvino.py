@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from loadtest.tensors import BATCH, Arrays, TensorSpec
+from optimize import bundle as bundles
 from optimize import measure, pipeline, predict, recipe, step
 from optimize.errors import BadGraph, BadRecipe, MissingExtra
 from optimize.evaluate import evaluate
@@ -328,7 +329,7 @@ def test_from_the_trained_model_to_a_server_with_openvino(
     assert document["ratios"]["size"] > 3.5
     config = repository.config(tmp_path / "repository", "small")
     assert (config.backend, config.default_model_filename) == ("openvino", "model.onnx")
-    judged = optimize("evaluate", document["bundle"], "--predictor", "openvino", "--json")
+    judged = optimize("evaluate", document["bundle"], "--json")
     assert json.loads(judged.out)["quality"]["value"] == document["result"]["quality"]["value"]
 
 
@@ -342,3 +343,27 @@ def test_one_step_for_openvino(optimize: Optimize, tmp_path: Path) -> None:
     made = load(f"{SMALL}:workload")
     with OpenVinoPredictor(bundle / "model.onnx") as openvino:
         assert document["quality"]["value"] == pytest.approx(evaluate(openvino, made).scores[0].value, abs=0.01)
+
+
+def test_a_bundle_is_judged_in_the_runtime_that_it_was_made_for(
+    small: Workload, exported: Path, tmp_path: Path, optimize: Optimize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+
+    class Watched(OpenVinoPredictor):
+        def __init__(self, path: Path, device: str = "cpu", cores: int = 0) -> None:
+            opened.append(path)
+            super().__init__(path, device, cores)
+
+    monkeypatch.setitem(predict.RUNTIMES, "openvino", Watched)
+    for runtime in ("openvino", "onnxruntime"):
+        lineage = ({"name": "export.onnx", "config": {}, "runtime": runtime},)
+        bundles.save(bundles.Bundle(small, small.build(), exported, lineage), tmp_path / runtime)
+    judged = json.loads(optimize("evaluate", tmp_path / "openvino", "--json").out)
+    assert judged["predictor"] == "openvino"
+    assert json.loads(optimize("evaluate", tmp_path / "onnxruntime", "--json").out)["predictor"] == "onnx"
+    asked = optimize("evaluate", tmp_path / "openvino", "--predictor", "onnx", "--json")
+    assert json.loads(asked.out)["predictor"] == "onnx"
+    assert len(opened) == 1
+    assert optimize("compare", f"{SMALL}:workload", tmp_path / "openvino", "--json").code == 0
+    assert len(opened) == 2

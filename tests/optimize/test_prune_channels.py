@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from loadtest.tensors import BATCH, Array, TensorSpec
 from optimize import bundle as bundles
-from optimize import measure, step
+from optimize import macs, measure, step
 from optimize.errors import BadModel, NoEffect
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor, TorchPredictor
@@ -613,7 +613,7 @@ def test_channels_in_parts_count_as_many() -> None:
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_share_of_the_cost_goes(of: str, scope: str, tmp_path: Path) -> None:
     model = seeded(lambda: Wide(64))
-    count = measure.parameters if of == "parameters" else lambda module: measure.macs(module, (ROW,))
+    count = measure.parameters if of == "parameters" else lambda module: macs.total(module, (ROW,))
     result = prune(model, ROW, tmp_path, ratio=0.6, of=of, scope=scope)
     assert 0.6 <= 1 - count(result) / count(model) < 0.65
 

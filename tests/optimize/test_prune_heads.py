@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,9 @@ from torch.nn import functional
 
 from loadtest.tensors import BATCH, Array, TensorSpec
 from optimize import bundle as bundles
-from optimize import measure, recipe, step
+from optimize import macs, recipe, step
 from optimize.attention import Attention
-from optimize.errors import BadRecipe, NoEffect
+from optimize.errors import BadBundle, BadRecipe, NoEffect
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor, TorchPredictor
 from optimize.prune.heads import Heads
@@ -217,9 +218,10 @@ def test_torchs_own_encoder_loses_heads_and_neurons_and_its_bundle_comes_back(
     assert np.array_equal(answer(loaded, encoder), answer(pruned, encoder))
     again = apply(Heads(ratio=0.5), replace(encoder, model=loaded), tmp_path)
     assert again.encoder.layers[0].self_attn.num_heads == 1
-    # Two layers of q, k, v, out and of the feed-forward for twelve tokens, and the classifier.
-    assert measure.macs(encoder.build(), encoder.inputs) == 2 * 12 * (4 * 32 * 32 + 2 * 32 * 64) + 32 * 4
-    assert measure.macs(pruned, encoder.inputs) == 2 * 12 * (4 * 32 * 16 + 2 * 32 * 32) + 32 * 4
+    # Two layers of q, k, v, out, two products of all heads and the feed-forward for twelve tokens, and the classifier.
+    whole, half = 2 * 12 * 12 * 32, 2 * 12 * 12 * 16
+    assert macs.total(encoder.build(), encoder.inputs) == 2 * (12 * (4 * 32 * 32 + 2 * 32 * 64) + whole) + 32 * 4
+    assert macs.total(pruned, encoder.inputs) == 2 * (12 * (4 * 32 * 16 + 2 * 32 * 32) + half) + 32 * 4
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -306,3 +308,47 @@ def test_refusals(small: Workload, encoder: Workload, tmp_path: Path) -> None:
     single.n_heads, single.temperature = 1, nn.Parameter(torch.ones(1, 1, 1))
     with pytest.raises(NoEffect, match="no attention"):
         apply(Heads(), given(single), tmp_path)
+
+
+class Alibi(nn.Module):
+    """An attention whose heads have a slope each (Press et al., arXiv 2108.12409), in a buffer that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.num_heads = 4
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+        self.register_buffer("slopes", torch.tensor([0.5, 0.25, 0.125, 0.06]).view(4, 1, 1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        place = torch.arange(x.shape[1])
+        weights = (q @ k.transpose(-2, -1) - (place[None] - place[:, None]).abs() * self.slopes).softmax(-1)
+        return self.o((weights @ v).transpose(1, 2).flatten(2))
+
+
+def test_a_buffer_that_is_not_among_the_weights_comes_back_as_it_was(tmp_path: Path) -> None:
+    spec = TensorSpec("x", "float32", (BATCH, 5, 16))
+    batches = [Batch({"x": spec.generate(np.random.default_rng(0), 8)})]
+    workload = Workload("alibi", Alibi, (spec,), ("y",), lambda: batches, lambda *_: {}, source="alibi.py:workload")
+    pruned = apply(Heads(ratio=0.5), workload, tmp_path)
+    assert pruned.slopes.shape == (2, 1, 1)
+    bundles.save(bundles.Bundle(workload, pruned), tmp_path / "bundle")
+    loaded = bundles.load(tmp_path / "bundle", workload).module
+    assert torch.equal(loaded.slopes, pruned.slopes)
+    wanted, got = (TorchPredictor(each, ("y",)).predict(batches[0].inputs)["y"] for each in (pruned, loaded))
+    assert np.array_equal(got, wanted)
+    # A file that lost them leaves nothing to guess with.
+    (tmp_path / "bundle" / bundles.BUFFERS).unlink()
+    described = json.loads((tmp_path / "bundle" / bundles.DESCRIPTION).read_text())
+    del described["digests"][bundles.BUFFERS]
+    (tmp_path / "bundle" / bundles.DESCRIPTION).write_text(json.dumps(described))
+    with pytest.raises(BadBundle, match="do not fit"):
+        bundles.load(tmp_path / "bundle", workload)
+
+
+def test_a_bundle_keeps_no_buffer_that_the_users_code_builds(tmp_path: Path) -> None:
+    spec = TensorSpec("x", "float32", (BATCH, 5, 16))
+    workload = Workload("alibi", Alibi, (spec,), ("y",), lambda: [], lambda *_: {}, source="alibi.py:workload")
+    bundles.save(bundles.Bundle(workload, workload.build()), tmp_path / "bundle")
+    assert not (tmp_path / "bundle" / bundles.BUFFERS).exists()

@@ -20,7 +20,6 @@ from optimize.export import graph
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor, TorchPredictor
 from optimize.quantize.dynamic import Dynamic
-from optimize.quantize.smooth import Smooth
 from optimize.quantize.static import Static
 from optimize.recipe import Recipe
 from optimize.step import METHODS
@@ -198,8 +197,7 @@ def test_calibration_data_that_says_nothing_is_refused(quantize: Quantize, tmp_p
     with pytest.raises(BadData, match="all 16 calibration samples are of one class"):
         quantize(Static(), tmp_path / "model.onnx", replace(made, calibration=lambda: one_class))
     sorted_by_class = [Batch({"input": images}, np.full(len(images), label)) for label in (0, 1)]
-    with pytest.raises(BadData, match="of one class"):
-        quantize(Static(samples=16), tmp_path / "model.onnx", replace(made, calibration=lambda: sorted_by_class))
+    quantize(Static(samples=16), tmp_path / "model.onnx", replace(made, calibration=lambda: sorted_by_class))
     numbers = [Batch({"input": images}, np.full(len(images), 0.5))]
     for batches in (sorted_by_class, numbers):
         quantize(Static(), tmp_path / "model.onnx", replace(made, calibration=lambda batches=batches: batches))
@@ -286,65 +284,6 @@ def test_dynamic_keeps_excluded_nodes_float(quantize: Quantize, tmp_path: Path) 
     path = quantize(Dynamic(exclude=(name,)), source, made)
     assert kernels(path, tmp_path).count("DynamicQuantizeMatMul") == 1
     assert path.stat().st_size > whole + 3 * 64 * 64
-
-
-class Outliers(nn.Module):
-    """A dense layer whose input has one channel a hundred times the others, as transformers have.
-
-    Args:
-        weight: how much smaller than the others the weights are that this channel meets.
-    """
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.one, self.two = nn.Linear(64, 64), nn.Linear(64, 64, bias=False)
-        with torch.no_grad():
-            self.one.weight[7] *= 100
-            self.two.weight[:, 7] /= weight
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return self.two(self.one(input))
-
-
-@pytest.mark.parametrize("rank", [2, 3], ids=["Gemm", "MatMul"])
-@pytest.mark.parametrize("after", [Dynamic(), Static()], ids=["dynamic", "static"])
-def test_smoothing_takes_outliers_out_of_activations(
-    rank: int, after: object, quantize: Quantize, tmp_path: Path
-) -> None:
-    spec = ROW if rank == 2 else TensorSpec("input", "float32", (BATCH, 3, 64))
-    made = workload(Outliers(4).eval(), spec)
-    source = tmp_path / "model.onnx"
-    plain = distance(quantize(after, source, made), made)
-    for outliers in (0, 4):
-        smoothed = shutil.copy(quantize(Smooth(outliers=outliers), source, made), tmp_path / "smooth.onnx")
-        result = quantize(after, Path(smoothed), made)
-        assert distance(result, made) < plain / 4
-        found = kernels(result, tmp_path)
-        assert found.count("MatMul") + found.count("Gemm") == (1 if outliers else 0), "the float product stays float"
-
-
-def test_smoothing_alone_changes_nothing_but_rounding(quantize: Quantize, tmp_path: Path) -> None:
-    for weight, split in ((100, False), (4, True)):
-        made = workload(Outliers(weight).eval(), ROW)
-        source = tmp_path / f"{weight}.onnx"
-        path = quantize(Smooth(), source, made)
-        assert distance(path, made) < 1e-5
-        assert [file.name for file in path.parent.iterdir()] == [source.name]
-        added = {node.name for node in graph.load(path).graph} - {node.name for node in graph.load(source).graph}
-        assert "two/Gemm_smoothing/float" in added
-        assert ("two/Gemm_outliers/float" in added) == split, "weights that are small enough take the outlier over"
-
-
-def test_smoothing_keeps_excluded_layers_as_they_are(quantize: Quantize, tmp_path: Path) -> None:
-    made = workload(Outliers(4).eval(), ROW)
-    with pytest.raises(NoEffect, match="no activation before a dense layer has outliers"):
-        quantize(Smooth(exclude=("two/*",)), tmp_path / "model.onnx", made)
-
-
-def test_smoothing_where_nothing_stands_out_is_loud(quantize: Quantize, tmp_path: Path) -> None:
-    with pytest.raises(NoEffect, match="no activation before a dense layer has outliers"):
-        quantize(Smooth(), tmp_path / "model.onnx", workload(nn.Linear(64, 64), replace(ROW, values=(-1, 1))))
 
 
 def test_steps_in_a_row_each_take_what_the_one_before_left(quantize: Quantize, tmp_path: Path) -> None:

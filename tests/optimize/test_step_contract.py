@@ -1,5 +1,8 @@
 """What every row of the table of methods owes. A new method is enrolled by being in the table."""
 
+import functools
+import re
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,13 +11,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from loadtest.errors import LatheError
 from optimize import step
 from optimize.errors import BadWorkload, NoEffect
-from optimize.export.onnx import export
+from optimize.export.onnx import Onnx, export
 from optimize.predict import OnnxPredictor, TorchPredictor
-from optimize.step import METHODS, Context
+from optimize.step import METHODS, NAMES, Context
 from optimize.workload import Workload
 from serve.target import Target
+from tests.optimize import architectures
 
 TRANSFORMERS = ("prune.heads", "prune.layers", "export.fuse")
 """Methods that find nothing to do in a CNN."""
@@ -67,18 +72,73 @@ def test_changes_a_copy_and_leaves_the_subject(
         assert result.is_relative_to(tmp_path)
 
 
-@CONFIGS
-def test_the_result_takes_any_batch_and_keeps_names_and_shapes(
-    kind: type, workload: Workload, subjects: dict[str, Any], tmp_path: Path
+ARCHITECTURES = ("cnn", "encoder", "lstm", "inputs", "shared")
+NOT_TRANSFORMERS = ("cnn", "lstm", "inputs", "shared")
+REFUSED = {
+    **{("prune.heads", name): "prune.heads found no attention that it may prune" for name in NOT_TRANSFORMERS},
+    **{("prune.layers", name): "prune.layers found no blocks" for name in NOT_TRANSFORMERS},
+    **{("export.fuse", name): "export.fuse found no attention" for name in NOT_TRANSFORMERS},
+    ("prune.channels", "shared"): "prune.channels found no layer that it may prune",
+    ("quantize.smooth", "lstm"): "quantize.smooth: no activation before a dense layer has outliers",
+    ("quantize.qat", "lstm"): "quantize.qat cannot follow it",
+}
+"""What a method says to an architecture that it cannot treat; it treats all others."""
+SLOWEST = "quantize.qat"
+
+
+@pytest.fixture(scope="module")
+def graph_of(encoder: Workload, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Workload, Path]]:
+    """A function that returns the workload of an architecture and its ONNX file, exported once."""
+
+    @functools.cache
+    def made(name: str) -> tuple[Workload, Path]:
+        workload = encoder if name == "encoder" else architectures.workload(name)
+        folder = tmp_path_factory.mktemp(name)
+        return workload, step.apply(Onnx(), workload.build(), context(workload, folder))
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param(
+            kind,
+            name,
+            id=f"{method.name}-{name}",
+            marks=[pytest.mark.slow] if method.name == SLOWEST and name != "cnn" else [],
+        )
+        for kind, method in METHODS.items()
+        for name in ARCHITECTURES
+    ],
+)
+def test_every_method_treats_every_architecture_or_refuses_it_by_name(
+    kind: type, name: str, graph_of: Callable[[str], tuple[Workload, Path]], tmp_path: Path
 ) -> None:
-    result = step.apply(config(kind), subjects[METHODS[kind].stage], context(workload, tmp_path))
+    """What it treats takes any batch, and keeps the names, the shapes and the types of the outputs."""
+    method = METHODS[kind]
+    workload, exported = graph_of(name)
+    made = kind(max_drop=1.0) if method.name == "quantize.mixed" else config(kind)
+    subject = exported if method.stage == "graph" else workload.build()
+    if said := REFUSED.get((method.name, name)):
+        with pytest.raises(LatheError, match=re.escape(said)) as raised:
+            step.apply(made, subject, context(workload, tmp_path))
+        assert raised.value.fix
+        return
+    result = exported if kind is Onnx else step.apply(made, subject, context(workload, tmp_path))
     predictor = OnnxPredictor(result) if isinstance(result, Path) else TorchPredictor(result, workload.outputs)
-    batch = next(iter(workload.batches("evaluation"))).inputs
-    classes = TorchPredictor(workload.build(), workload.outputs).predict(batch)["logits"].shape[1]
+    batch = workload.first()
+    wanted = TorchPredictor(workload.build(), workload.outputs).predict(batch)["logits"]
     with predictor:
-        for size in (1, 2, 7, 64):
-            outputs = predictor.predict({name: array[:size] for name, array in batch.items()})
-            assert {name: array.shape for name, array in outputs.items()} == {"logits": (size, classes)}
+        for size in (1, 3, 7, len(wanted)):
+            outputs = predictor.predict({key: array[:size] for key, array in batch.items()})
+            found = {key: (array.shape, array.dtype) for key, array in outputs.items()}
+            assert found == {"logits": ((size, wanted.shape[1]), wanted.dtype)}
+
+
+def test_the_table_of_refusals_names_what_there_is() -> None:
+    assert {method for method, _ in REFUSED} <= set(NAMES)
+    assert {name for _, name in REFUSED} <= set(ARCHITECTURES)
 
 
 @CONFIGS

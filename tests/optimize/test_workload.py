@@ -4,7 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from optimize import step
 from optimize import workload as workloads
 from optimize.errors import BadData, BadWorkload
 from optimize.predict import TorchPredictor
@@ -93,3 +96,20 @@ def test_build_gives_the_trained_model(small: Workload) -> None:
     batch = next(small.batches("evaluation"))
     first, second = (TorchPredictor(small.build(), small.outputs).predict(batch.inputs) for _ in range(2))
     assert np.array_equal(first["logits"], second["logits"])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_parameters_of_16_bits_are_refused_with_the_way_out(kind: torch.dtype, small: Workload) -> None:
+    short = replace(small, model=lambda: small.build().to(kind), students={"short": lambda: small.build().to(kind)})
+    said = f"has parameters in {str(kind).removeprefix('torch.')}, such as conv.weight"
+    with pytest.raises(BadWorkload, match=f"model {said}") as raised:
+        short.build()
+    assert "return model.float()" in raised.value.fix
+    with pytest.raises(BadWorkload, match=said):
+        short.build("short")
+    assert replace(small, model=lambda: small.build().to(kind).float()).build().conv.weight.dtype == torch.float32
+
+
+def test_a_digest_takes_numbers_of_any_type() -> None:
+    found = {step.fingerprint(nn.Linear(2, 2).to(kind)) for kind in (torch.float64, torch.float16, torch.bfloat16)}
+    assert len(found) == 3
