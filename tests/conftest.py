@@ -67,7 +67,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if (count := reruns(terminalreporter)) > MOST_RERUNS:
-        terminalreporter.write_line(f"FAILED: {count} reruns, {MOST_RERUNS} are allowed in one run of the tests", red=True)
+        terminalreporter.write_line(
+            f"FAILED: {count} reruns, {MOST_RERUNS} are allowed in one run of the tests", red=True
+        )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

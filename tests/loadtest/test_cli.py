@@ -14,8 +14,6 @@ from loadtest import baseline
 from loadtest.cli import main
 from loadtest.commandline import FORMAT
 
-pytestmark = pytest.mark.timed
-
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 STABLE = {
     "valid": None,
@@ -38,6 +36,7 @@ def loadtest(*args: object) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.timed
 @SCHEMES
 @pytest.mark.parametrize(
     "load", [("--concurrency", 4), ("--rate", 100, "--arrival", "poisson")], ids=["closed", "open"]
@@ -86,6 +85,7 @@ def test_a_run_from_the_repositorys_lineage_and_from_data(endpoint, model_reposi
     assert document["parts"][0]["payloads"] == 3
 
 
+@pytest.mark.timed
 def test_the_text_report(stand_in, tmp_path: Path) -> None:
     with stand_in() as server:
         options = ("--duration", "1s", "--output", tmp_path / "r.jsonl", "--allow-invalid")
@@ -98,6 +98,7 @@ def test_the_text_report(stand_in, tmp_path: Path) -> None:
     assert loadtest("report", tmp_path / "r.jsonl").stdout.startswith(first)
 
 
+@pytest.mark.timed
 def test_a_server_that_dies_keeps_the_report_and_exits_5(stand_in, tmp_path: Path) -> None:
     with stand_in(die=200) as server:
         done = loadtest(

@@ -28,8 +28,6 @@ from serve.server import Endpoint, running
 from tests.conftest import TINY, TINY_INPUTS, TINY_WEIGHT
 from tests.serve.test_care import needs_nginx, nginx
 
-pytestmark = pytest.mark.timed
-
 PAYLOADS = payload.generate(TINY_INPUTS, 16, 0, batch=2)
 STREAMS = pytest.mark.parametrize("streams", [0, 2])
 

@@ -21,8 +21,6 @@ from loadtest.summary import summarize
 from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Part
 
-pytestmark = pytest.mark.timed
-
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 PAYLOADS = payload.generate([TensorSpec("x", "float32", (BATCH, 4))], 16, 0, batch=2)
 
@@ -60,6 +58,7 @@ def test_a_closed_loop_keeps_its_concurrency(stand_in, scheme: str, tmp_path: Pa
     np.testing.assert_array_equal(results.planned, results.sent)
 
 
+@pytest.mark.timed
 def test_an_open_loop_sends_what_its_schedule_says(stand_in, tmp_path: Path) -> None:
     with stand_in() as server:
         run(server, "http", tmp_path, rate=50.0)
@@ -67,6 +66,7 @@ def test_an_open_loop_sends_what_its_schedule_says(stand_in, tmp_path: Path) -> 
     np.testing.assert_allclose(results.planned, np.arange(25) / 50, atol=1e-6)
 
 
+@pytest.mark.timed
 @SCHEMES
 def test_a_stall_shows_in_the_latency_and_not_in_the_sending(stand_in, scheme: str, tmp_path: Path) -> None:
     # A generator that waits for answers sends nothing during the stall and reports one slow request.
@@ -85,6 +85,7 @@ def test_a_stall_shows_in_the_latency_and_not_in_the_sending(stand_in, scheme: s
     assert np.percentile(np.diff(results.sent[stalled]), 90) < 0.1
 
 
+@pytest.mark.timed
 @SCHEMES
 def test_a_run_at_its_limit_of_requests_in_flight_drops_and_is_invalid(stand_in, scheme: str, tmp_path: Path) -> None:
     with stand_in(stall=30, stall_seconds=1.0) as server:
@@ -138,6 +139,7 @@ def test_a_run_where_all_requests_fail_is_invalid(stand_in, scheme: str, tmp_pat
     assert read(tmp_path / "r.jsonl").end["gone"] is False
 
 
+@pytest.mark.timed
 @SCHEMES
 def test_a_hanging_server_times_out(stand_in, scheme: str, tmp_path: Path) -> None:
     with stand_in(hang=threading.Event(), since=30) as server:

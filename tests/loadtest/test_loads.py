@@ -26,8 +26,6 @@ from loadtest.summary import summarize
 from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Fresh, Part
 
-pytestmark = pytest.mark.timed
-
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 SPEC = TensorSpec("x", "float32", (BATCH, 4))
 PAYLOADS = payload.generate([SPEC], 16, 0, batch=2)
@@ -57,6 +55,7 @@ def test_all_shapes_are_tried_here() -> None:
     assert {name.partition(":")[0] for _, name in SHAPES} == set(schedule.PROFILES)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("arrival", "profile"), SHAPES)
 def test_what_arrives_follows_the_schedule(stand_in, arrival: str, profile: str, tmp_path: Path) -> None:
     with stand_in() as server:
@@ -89,6 +88,7 @@ def test_users_think_between_their_requests(stand_in, tmp_path: Path) -> None:
     assert pauses.min() >= 0.049
 
 
+@pytest.mark.timed
 @SCHEMES
 @pytest.mark.parametrize("load", [{"concurrency": 2}, {"rate": 100.0}])
 def test_retries_are_counted_and_their_latency_goes_on(
@@ -118,6 +118,7 @@ def test_retries_are_off_unless_asked_for_and_end(stand_in, scheme: str, tmp_pat
     assert sorted(Counter(some.tries.tolist()).items()) == [(1, 8), (3, 2)]
 
 
+@pytest.mark.timed
 @SCHEMES
 @pytest.mark.parametrize("load", [{"concurrency": 2}, {"rate": 30.0}])
 def test_nothing_times_out_until_the_end_and_then_patience_ends(
@@ -174,6 +175,7 @@ def cli(server: Any, tmp_path: Path, *options: object) -> dict[str, Any]:
     return summarize(tmp_path / "r.jsonl")
 
 
+@pytest.mark.timed
 def test_as_fast_as_possible_keeps_all_places_in_flight_busy(stand_in, tmp_path: Path) -> None:
     with stand_in() as server:
         document = cli(server, tmp_path, "--rate", "max", "--in-flight", 5, "--duration", "500ms")

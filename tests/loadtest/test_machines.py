@@ -20,8 +20,6 @@ from loadtest.plan import Plan
 from loadtest.results import read
 from loadtest.summary import summarize
 
-pytestmark = pytest.mark.timed
-
 LOAD = ("digits", "--url", "grpc://triton:8001", "--rate", "8000", "--duration", "60s", "--version", "$(x) 'é'")
 
 

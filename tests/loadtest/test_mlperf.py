@@ -17,8 +17,6 @@ from loadtest.results import OK, VERDICTS, Results
 from loadtest.tensors import Dim, TensorSpec
 from loadtest.traffic import Part
 
-pytestmark = pytest.mark.timed
-
 ROOT = Path(__file__).parent.parent.parent
 SCENARIOS = pytest.mark.parametrize("scenario", RULES)
 
@@ -103,6 +101,7 @@ def test_the_server_scenario_is_judged_as_loadgen_judges_it(null: Any) -> None:
     assert mlperf.needed(over, 0.99) - over == more
 
 
+@pytest.mark.timed
 def test_the_server_scenario_sends_when_loadgen_would() -> None:
     pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is part of the dev extra")
     asked = {"duration": 2.0, "queries": 100, "target_qps": 1000.0, "target_latency": 1.0, "expected": 0.001}

@@ -24,8 +24,6 @@ from loadtest.traffic import Part
 from serve.server import Endpoint
 from tests.conftest import TINY
 
-pytestmark = pytest.mark.timed
-
 PAYLOADS = payload.generate(nullserver.INPUTS, 16, 0)
 PROTOCOLS = pytest.mark.parametrize("protocol", list(selftest.PROTOCOLS))
 
@@ -68,6 +66,7 @@ def test_it_takes_the_shapes_of_any_model(scheme: str) -> None:
             client.metadata("other")
 
 
+@pytest.mark.timed
 @PROTOCOLS
 def test_instances_hold_requests_for_their_time(protocol: str, tmp_path: Path) -> None:
     with nullserver.running(service=0.02, instances=2) as server:
@@ -86,6 +85,7 @@ def truth(planned: np.ndarray, service: float, stall: float, each: int, before: 
     return np.array(latency)
 
 
+@pytest.mark.timed
 @PROTOCOLS
 def test_a_stall_shows_as_it_is(protocol: str, tmp_path: Path) -> None:
     with nullserver.running(service=0.005, stall=1.0, each=100) as server:
@@ -102,6 +102,7 @@ def test_a_stall_shows_as_it_is(protocol: str, tmp_path: Path) -> None:
     assert values["latency_ms"]["p99"] > 900
 
 
+@pytest.mark.timed
 def test_a_closed_loop_hides_the_stall(tmp_path: Path) -> None:
     # Why a rate is asked for at all: with one in flight nobody sends while the server stands still.
     with nullserver.running(service=0.005, stall=0.5, each=100) as server:
@@ -130,6 +131,7 @@ def test_impossible_times() -> None:
         pass
 
 
+@pytest.mark.timed
 def test_the_selftest_prints_one_document() -> None:
     done = subprocess.run([sys.executable, "-m", "loadtest", "selftest", "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

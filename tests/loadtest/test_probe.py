@@ -13,8 +13,6 @@ from loadtest.errors import UsageError
 from loadtest.probe import conditions, measure
 from loadtest.results import DROPPED, ERROR, MISMATCH, VERDICTS, Results
 
-pytestmark = pytest.mark.timed
-
 END = {"end": 3.0, "client_cpu": 0.1, "gone": False, "errors": [{"verdict": MISMATCH, "text": "other", "count": 1}]}
 PLAN = {"duration": 2.5, "rate": 100.0, "profile": "flat", "in_flight": 50, "workers": 1, "concurrency": None}
 
@@ -99,6 +97,7 @@ def command(capsys: pytest.CaptureFixture[str], url: str, slo: str, *args: objec
 FAST = ("--duration", "1s", "--budget", "4s", "--warmup", "0s")
 
 
+@pytest.mark.timed
 def test_the_command_against_a_real_server(endpoint, tmp_path: Path, capsys) -> None:
     code, values, _ = command(capsys, endpoint.http, "p50 < 5s", "tiny", *FAST, "--output", tmp_path / "probes")
     assert values["probes"]
@@ -114,6 +113,7 @@ def test_the_command_against_a_real_server(endpoint, tmp_path: Path, capsys) -> 
     assert len(list((tmp_path / "probes").iterdir())) == len(values["probes"])
 
 
+@pytest.mark.timed
 def test_no_rate_holds(stand_in, capsys) -> None:
     with stand_in(wrong=True, since=20) as server:
         code, values, err = command(capsys, server.http, "p99 < 1us", "double", *FAST, "--start", 4, "--budget", "30s")

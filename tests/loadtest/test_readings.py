@@ -15,8 +15,6 @@ from loadtest.summary import load_file
 from loadtest.traffic import Part
 from tests.conftest import TINY, TINY_INPUTS
 
-pytestmark = pytest.mark.timed
-
 PAGE = """\
 # HELP nv_inference_request_success Number of successful inference requests, all batch sizes
 # TYPE nv_inference_request_success counter
@@ -63,6 +61,7 @@ def test_where_the_metrics_are(url: str, metrics: str | None, place: tuple[str, 
     assert metrics_place(url, metrics) == place
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("load", [{"concurrency": 4}, {"concurrency": 4, "workers": 2}], ids=["alone", "workers"])
 def test_a_real_server_is_read_during_a_run(endpoint, load: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"

@@ -13,8 +13,6 @@ from loadtest import nullserver, play, scenario
 from loadtest.errors import BadInput, UsageError
 from loadtest.memory import Memory, watched
 
-pytestmark = pytest.mark.timed
-
 SHIPPED = pytest.mark.parametrize("name", scenario.shipped())
 ALLOWED = ("--allow-invalid",)
 GOOD = """

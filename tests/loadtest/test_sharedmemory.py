@@ -24,8 +24,6 @@ from serve.control import ADMIN_KEY
 from serve.server import Endpoint
 from tests.conftest import TINY, TINY_INPUTS, TINY_WEIGHT
 
-pytestmark = pytest.mark.timed
-
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc", "stream"])
 PAYLOADS = payload.generate(TINY_INPUTS, 16, 0, batch=2)
 

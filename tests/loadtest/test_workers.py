@@ -23,8 +23,6 @@ from loadtest.summary import summarize
 from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Fresh, Part
 
-pytestmark = pytest.mark.timed
-
 SPEC = TensorSpec("x", "float32", (BATCH, 4))
 PAYLOADS = payload.generate([SPEC], 16, 0, batch=2)
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
@@ -40,6 +38,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, (path / "r.jsonl").read_text().splitlines()) if "n" in row]
 
 
+@pytest.mark.timed
 @SCHEMES
 @pytest.mark.parametrize("load", [{"concurrency": 3}, {"rate": 100.0, "duration": 1.0}])
 def test_workers_share_the_load(stand_in, scheme: str, load: dict[str, Any], tmp_path: Path) -> None:
@@ -60,6 +59,7 @@ def test_workers_share_the_load(stand_in, scheme: str, load: dict[str, Any], tmp
         np.testing.assert_allclose(read(tmp_path / "r.jsonl").planned, np.arange(100) / 100, atol=1e-6)
 
 
+@pytest.mark.timed
 def test_workers_begin_together(stand_in, tmp_path: Path) -> None:
     with stand_in() as server:
         run(server, tmp_path, rate=200.0, duration=1.0)

@@ -32,12 +32,11 @@ from tests.conftest import TINY
 from tests.serve.test_server import eventually, group_is_gone
 from tests.serve.test_up import FREE, serve
 
-pytestmark = pytest.mark.timed
-
 X = np.ones((2, 4), np.float32)
 needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 
 
+@pytest.mark.timed
 def test_a_detached_server_is_seen_and_stopped(model_repository: Path, server_prefix: Path, tmp_path: Path) -> None:
     env = {"XDG_RUNTIME_DIR": str(tmp_path)}
     assert serve("status", env=env).returncode == 5
@@ -65,6 +64,7 @@ def test_a_detached_server_is_seen_and_stopped(model_repository: Path, server_pr
     assert left <= {".log", ".up"}
 
 
+@pytest.mark.timed
 def test_status_tells_a_dead_backend_from_a_ready_server(
     model_repository: Path, server_prefix: Path, tmp_path: Path
 ) -> None:
@@ -237,6 +237,7 @@ class Waiting(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.timed
 @needs_nginx
 def test_the_proxy_passes_on_no_more_at_once_than_the_server_can_answer(
     endpoint: Endpoint, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

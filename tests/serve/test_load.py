@@ -17,8 +17,6 @@ from serve.server import Endpoint
 from tests.conftest import TINY, TINY_WEIGHT
 from tests.serve.test_up import serve
 
-pytestmark = pytest.mark.timed
-
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 
 

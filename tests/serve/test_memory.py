@@ -12,13 +12,12 @@ from loadtest.traffic import Part
 from serve import metrics, source
 from serve.server import running
 
-pytestmark = pytest.mark.timed
-
 COMMITTED, MODEL = Path("model_repository"), "digits_cnn"
 MINUTES, EVERY = 3, 5
 """How long the load lasts, and seconds between two looks at the memory."""
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 def test_three_minutes_of_load_leave_the_memory_as_it_was(server_prefix: Path, tmp_path: Path) -> None:
     requests = payload.generate(source.load(COMMITTED / MODEL / "1", {}).inputs, 16, 0)

@@ -18,8 +18,6 @@ from serve import metrics
 from serve.server import Endpoint
 from tests.conftest import TINY
 
-pytestmark = pytest.mark.timed
-
 FIRST, SECOND = ((Path(__file__).parent / "recorded" / f"metrics-{n}.txt").read_text() for n in (1, 2))
 QUIET = dict.fromkeys(("OTHER", "BACKEND", "CANCELED", "REJECTED"), 0.0)
 

@@ -32,8 +32,6 @@ from tests.serve.test_server import eventually
 from tests.serve.test_up import serve
 from tests.serve.test_watch import load
 
-pytestmark = pytest.mark.timed
-
 HASTY, GHOST = "hasty", "ghost-1.x"
 MODELS = [GHOST, HASTY, TINY]
 P99_MS = 50.0
@@ -138,6 +136,7 @@ def queries(dashboard: dict[str, Any]) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.timed
 @needs_prometheus
 def test_every_query_on_the_metrics_of_a_real_server(place: Path, server_prefix: Path, tmp_path: Path) -> None:
     with running(place, models=[TINY, HASTY]) as endpoint:

@@ -19,8 +19,6 @@ from serve.target import Target
 from tests.conftest import TINY, TINY_OUTPUTS, save_tiny
 from tests.serve.test_server import eventually
 
-pytestmark = pytest.mark.timed
-
 ONE = {"x": np.ones((1, 4), np.float32)}
 
 
@@ -38,6 +36,7 @@ def answers(url: str) -> bool:
         return False
 
 
+@pytest.mark.timed
 def test_probe_replaces_a_killed_backend_process(
     model_repository: Path, server_prefix: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -82,6 +81,7 @@ def test_models_of_every_kind_answer_the_probe(served: Endpoint, kinds: Path) ->
     assert set(probe.health(served, kinds).values()) == {"answers"}
 
 
+@pytest.mark.timed
 def test_the_probe_follows_to_a_version_with_other_inputs(
     tmp_path: Path, server_prefix: Path, publish_tiny: Callable[..., staging.Version]
 ) -> None:

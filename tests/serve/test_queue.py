@@ -14,8 +14,6 @@ from serve.server import Endpoint, running
 from serve.target import Target
 from tests.serve.test_backend import save
 
-pytestmark = pytest.mark.timed
-
 X, Y = TensorSpec("x", "float32", (BATCH, 1)), TensorSpec("y", "float32", (BATCH, 1))
 SIZE = 1200
 """Of two square matrices, whose product takes long beside a request's way."""
@@ -72,6 +70,7 @@ def sent(endpoint: Endpoint, model: str, *priorities: int) -> list[tuple[int, bo
         return [done.get(timeout=60) for _ in priorities]
 
 
+@pytest.mark.timed
 def test_the_first_level_goes_before_the_others(slow: Endpoint) -> None:
     order = sent(slow, "levels", *8 * [2], 1)
     assert all(answered for _, answered in order)
@@ -80,6 +79,7 @@ def test_the_first_level_goes_before_the_others(slow: Endpoint) -> None:
     assert [number for number, _ in sent(slow, "levels", *8 * [2], 2)].index(8) == 8
 
 
+@pytest.mark.timed
 def test_who_waited_too_long_is_refused_or_answered_later(slow: Endpoint) -> None:
     answered = [answered for _, answered in sent(slow, "refused", *8 * [0])]
     assert {True, False} == set(answered)

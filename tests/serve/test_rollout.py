@@ -22,8 +22,6 @@ from tests.serve.test_probe import backend_processes
 from tests.serve.test_server import eventually
 from tests.serve.test_up import serve, up
 
-pytestmark = pytest.mark.timed
-
 ONE = np.ones((1, 4), np.float32)
 Publish = Callable[..., staging.Version]
 
@@ -118,6 +116,7 @@ def test_what_cannot_be_promoted(place: Path) -> None:
         rollout.before(place, TINY)
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 def test_no_request_fails_while_versions_change(place: Path, server_prefix: Path) -> None:
     """Twelve changes between two versions with different configurations, under four connections."""
@@ -218,6 +217,7 @@ def watched(env: dict[str, str]) -> set[str]:
     return {model["model"] for model in told["intervals"][0]["models"]}
 
 
+@pytest.mark.timed
 def test_a_new_model_reaches_the_running_server_and_goes_again(
     place: Path, server_prefix: Path, tmp_path: Path, publish_tiny: Publish
 ) -> None:

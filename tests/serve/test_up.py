@@ -21,8 +21,6 @@ from serve.server import wait
 from tests.conftest import TINY
 from tests.serve.test_server import eventually, group_is_gone, shared_memory
 
-pytestmark = pytest.mark.timed
-
 ROOT = Path(__file__).parents[2]
 FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 
@@ -90,6 +88,7 @@ def test_up_ends_when_the_server_dies(model_repository: Path, server_prefix: Pat
     assert eventually(lambda: group_is_gone(ready["pid"]))
 
 
+@pytest.mark.timed
 def test_a_signal_that_another_thread_took_ends_the_waiting() -> None:
     def interrupt() -> None:
         # As when it arrives just before the call: the call itself is not interrupted.
@@ -106,6 +105,7 @@ def test_a_signal_that_another_thread_took_ends_the_waiting() -> None:
     assert took < 10
 
 
+@pytest.mark.timed
 def test_interrupted_while_loading(model_repository: Path, server_prefix: Path, tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     command = [sys.executable, "-m", "serve", "up", str(model_repository), *FREE, "--log", str(log)]

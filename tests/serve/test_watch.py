@@ -27,8 +27,6 @@ from serve.server import Endpoint
 from tests.conftest import TINY
 from tests.serve.test_up import ROOT, serve, up
 
-pytestmark = pytest.mark.timed
-
 HEADINGS = {"model", "req/s", "p50", "p95", "p99", "ms", "batch", "queue", "compute", "pending", "failed/s"}
 
 
@@ -100,6 +98,7 @@ def test_plain_tables(own: tuple[dict[str, str], dict[str, Any]]) -> None:
     assert set(done.stdout.split()) >= HEADINGS
 
 
+@pytest.mark.timed
 def test_on_a_terminal_of_80_columns_until_ctrl_c(own: tuple[dict[str, str], dict[str, Any]]) -> None:
     leader, follower = pty.openpty()
     env = {**own[0], "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
@@ -121,6 +120,7 @@ def test_on_a_terminal_of_80_columns_until_ctrl_c(own: tuple[dict[str, str], dic
     assert set(" ".join(lines).split()) >= HEADINGS
 
 
+@pytest.mark.timed
 def test_a_server_that_goes_away(model_repository: Path, server_prefix: Path, tmp_path: Path) -> None:
     env = {"XDG_RUNTIME_DIR": str(tmp_path)}
     with (
