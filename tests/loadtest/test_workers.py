@@ -210,6 +210,8 @@ def test_endings_are_added_up() -> None:
     ending = workers.Ending()
     for seconds in (1.0, 3.0, 2.0):
         said = {"end": seconds, "gone": seconds == 3, "succeeded": 5, "errors": [["error", "x", 2]], "cpu": 0.5}
+        said |= {"sending": seconds + 1, "lag": {"p99": seconds, "p999": None}}
         ending.add(said | {"checked": 4, "mismatches": [{"n": seconds}]})
     first = {"checked": 12, "mismatches": [{"n": 1}, {"n": 2}, {"n": 3}]}
+    first |= {"sending": 4, "lag": {"p99": 3, "p999": None}}
     assert vars(ending) == {"end": 3, "gone": True, "succeeded": 15, "errors": {("error", "x"): 6}, "cpu": 1.5, **first}
