@@ -99,15 +99,14 @@ def quality(budget: Budget, trained: Score, result: Score, difference: Differenc
     known = all(map(math.isfinite, (trained.value, result.value, *difference.loss)))
     passed = known and (worst if strict else lost) <= limited
     interval = f"{difference.value:+.4f}, 95 % interval [{difference.low:+.4f}, {difference.high:+.4f}]"
-    advice = "; ".join(
-        filter(None, ("" if passed else _quality_advice(strict), _deciding(difference, result, limited)))
-    )
+    refusal = "" if passed else _quality_advice(known and lost <= limited)
+    advice = "; ".join(filter(None, (refusal, _deciding(difference, result, limited))))
     return Gate(f"quality: {result.metric}", passed, f"{result.value:.4f} ({interval})", limit, advice)
 
 
-def _quality_advice(strict: bool) -> str:
+def _quality_advice(value_passes: bool) -> str:
     advice = "prune less, distill longer, or exclude layers from quantization; a larger max_drop accepts the loss"
-    return f"{advice}; without --strict the value is judged" if strict else advice
+    return f"{advice}; without --strict the value is judged, which passes" if value_passes else advice
 
 
 def _deciding(difference: Difference, result: Score, allowed: float) -> str:

@@ -58,7 +58,8 @@ def test_strict_judges_the_worse_end() -> None:
     assert judge(budget, 0.90, 0.898, -0.006, 0.002).passed
     refused = judge(budget, 0.90, 0.898, -0.006, 0.002, strict=True)
     assert not refused.passed
-    assert "--strict" in refused.advice
+    assert "without --strict the value is judged, which passes" in refused.advice
+    assert "--strict" not in judge(budget, 0.90, 0.89, -0.016, -0.004, strict=True).advice
 
 
 def test_an_interval_that_holds_the_limit_is_called_out_with_the_samples_that_decide() -> None:
