@@ -9,7 +9,7 @@ SOURCES := optimize serve loadtest tests examples benchmarks
 REPOSITORY := build/model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help machine server demo test kills check bench bench-compress bench-serve bench-loadtest bench-gpu zoo refresh-model-repository clean
+.PHONY: help machine server demo test kills check bench bench-compress bench-serve bench-loadtest bench-gpu bench-ruler zoo refresh-model-repository clean
 
 help: machine  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 34
@@ -84,6 +84,9 @@ bench-loadtest: server $(PERF)/.ready  ## our load generator beside perf_analyze
 
 bench-gpu: $(READY)  ## MiniLM and ResNet-50 batched on a GPU, served and in process; without a GPU it says so
 	$(BIN)/python benchmarks/gpu.py
+
+bench-ruler: $(READY)  ## what the ruler of speed says of a file against itself, idle and beside busy loops
+	$(BIN)/python benchmarks/ruler.py
 
 zoo: server  ## every example architecture through its recipe to an endpoint; NAMES="mlp lstm" runs some of them
 	$(BIN)/python benchmarks/zoo.py $(NAMES)

@@ -132,6 +132,8 @@ def main(names: tuple[str, ...], examples: Path, output: Path) -> None:
     console = Console(width=140, highlight=False)
     console.print(table(rows))
     for entry in rows:
+        for warning in entry.run["warnings"] if entry.run else ():
+            console.print(f"{entry.name}: {warning}", soft_wrap=True, markup=False)
         if entry.why:
             console.print(f"{entry.name} {entry.verdict}: {entry.why}", soft_wrap=True, markup=False)
     sys.exit(any(entry.verdict == "failed" for entry in rows))
