@@ -269,7 +269,7 @@ def backward(workload: Workload) -> Iterator[None]:
 
 
 def tensors(workload: Workload, kind: str = "training", device: torch.device | str = "cpu") -> Iterator[Sample]:
-    """Yield the inputs of one epoch as tensors by name, and the targets: a tensor, or what else the batch holds."""
+    """Yield the inputs of one epoch as tensors by name, and the targets: tensors for arrays, also by name."""
     return as_tensors(workload.batches(kind), device)
 
 
@@ -280,5 +280,12 @@ def as_tensors(batches: Iterable[Batch], device: torch.device | str = "cpu") -> 
 
 def _on(batch: Batch, device: torch.device | str) -> Sample:
     inputs = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in batch.inputs.items()}
-    targets = torch.from_numpy(batch.targets).to(device) if isinstance(batch.targets, np.ndarray) else batch.targets
-    return inputs, targets
+    return inputs, _targets_on(batch.targets, device)
+
+
+def _targets_on(targets: Any, device: torch.device | str) -> Any:
+    if isinstance(targets, Mapping):
+        return {name: _targets_on(value, device) for name, value in targets.items()}
+    if isinstance(targets, np.ndarray) and targets.dtype.kind in "biuf":
+        return torch.from_numpy(np.ascontiguousarray(targets)).to(device)
+    return targets

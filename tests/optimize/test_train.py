@@ -5,10 +5,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,7 +22,8 @@ from optimize.errors import BadModel
 from optimize.predict import forward
 from optimize.splits import Sets
 from optimize.step import Context, fingerprint
-from optimize.workload import Workload, load
+from optimize.train import tensors
+from optimize.workload import Batch, Workload, load
 from serve.target import Target
 from tests.optimize.conftest import SMALL
 
@@ -207,3 +209,13 @@ def test_a_run_that_starts_anew_forgets_its_checkpoints(small: Workload, tmp_pat
 
 def _alone() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def test_targets_by_name_are_where_the_training_is(small: Workload) -> None:
+    def named() -> Iterator[Batch]:
+        for batch in small.batches("training"):
+            yield Batch(batch.inputs, {"label": batch.targets, "text": np.array(["a"], object)})
+
+    inputs, targets = next(tensors(replace(small, training=named), device="meta"))
+    assert {value.device.type for value in (*inputs.values(), targets["label"])} == {"meta"}
+    assert targets["text"].tolist() == ["a"]
