@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from optimize import bundle as bundles
-from optimize import measure, pipeline, recipe, ruler
+from optimize import digest, measure, pipeline, recipe, ruler, splits
 from optimize import workload as workloads
 from optimize.errors import GateRefused
 from optimize.evaluate import Quality, evaluate
@@ -125,7 +125,7 @@ def _heads(model: Any) -> dict[str, Any]:
 def compare(made: Workload) -> tuple[list[Found], dict[str, Quality]]:
     """Make, judge and time every row of one subject."""
     name = made.name
-    trained = pipeline.establish(made, OUTPUT / f"{name}-trained")
+    trained = pipeline.establish(made, OUTPUT / f"{name}-trained", digest.trained(made, splits.read(made)))
     fp32 = pipeline.graph_of(trained.bundle)
 
     def place(peer: str) -> Path:

@@ -18,6 +18,7 @@ from optimize.quantize.mixed import Mixed
 from optimize.workload import Batch, Workload
 from tests.optimize.conftest import Optimize
 from tests.optimize.small import IMAGES, LABELS, TEST, TRAIN, batches
+from tests.optimize.test_kills import USER
 
 LEAKS = {
     "calibration": (
@@ -50,17 +51,18 @@ def test_an_overlap_is_refused_with_its_count(kind: str, optimize: Optimize, use
     assert not [name for name in ("made", "run", "page.html") if (output / name).exists()]
 
 
-def test_an_overlap_that_is_allowed_stands_in_the_lineage(
-    optimize: Optimize, user_file: Callable[..., str], tmp_path: Path
-) -> None:
-    old, new, count = LEAKS["calibration"]
-    made = tmp_path / "made"
-    ended = optimize(
-        *("quantize", user_file(UNTRAINED, (old, new)), "--output", made, "--batch", 1, "--allow-overlap", "--json")
+def test_an_overlap_that_is_allowed_stands_in_lineage_and_page(optimize: Optimize, tmp_path: Path) -> None:
+    (tmp_path / "user.py").write_text(USER.replace("X[32:]", "X[16:80]"))
+    (tmp_path / "recipe.toml").write_text(
+        'budget = {max_drop = 1.0}\ntarget = {batch = [1], cores = 1}\nstep = [{use = "export.onnx"}]\n'
     )
+    output = tmp_path / "run"
+    arguments = ("run", f"{tmp_path}/user.py:workload", "--recipe", tmp_path / "recipe.toml", "--output", output)
+    ended = optimize(*arguments, "--allow-overlap", "--json", "--force")
     assert ended.code == 0, ended.err
-    assert json.loads(ended.out)["overlap"] == {"calibration": count}
-    assert bundle.describe(made)["lineage"][-1]["overlap"] == {"calibration": count}
+    assert json.loads(ended.out)["overlap"] == {"training": 16}
+    assert bundle.describe(output / "1-export.onnx")["lineage"][-1]["overlap"] == {"training": 16}
+    assert "16 evaluation samples also stand in the training set" in (output / "report.html").read_text()
 
 
 def test_the_order_and_the_batches_of_a_set_do_not_matter(small: Workload) -> None:
