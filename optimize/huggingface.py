@@ -187,6 +187,7 @@ def _language(folder: Path, head: Head, architecture: str) -> Workload:
     longest = _longest(head.model, tokenizer)
     whole = architecture.endswith(("ForTokenClassification", "ForMaskedLM"))
     given = texts.read(folder, {} if whole else dict(config.label2id or {}))
+    given = given.distinct(tokenizer(list(given.texts), truncation=True, max_length=longest)["input_ids"])
     pad = next((number for number in (config.pad_token_id, tokenizer.pad_token_id) if number is not None), 0)
 
     @functools.cache

@@ -39,6 +39,16 @@ class Texts:
         """Return the share of `kind`, evaluation, calibration or training: the same one at every call."""
         order = np.random.default_rng(0).permutation(len(self.texts))
         chosen = [int(index) for place, index in enumerate(order) if place % 8 in PARTS[kind]]
+        return self._of(chosen)
+
+    def distinct(self, tokens: Sequence[Sequence[int]]) -> "Texts":
+        """Return the texts without those whose tokens an earlier one has: to the model they are one, in one part."""
+        first: dict[tuple[int, ...], int] = {}
+        for index, row in enumerate(tokens):
+            first.setdefault(tuple(row), index)
+        return self._of(list(first.values()))
+
+    def _of(self, chosen: Sequence[int]) -> "Texts":
         labels = None if self.labels is None else tuple(self.labels[index] for index in chosen)
         return Texts(tuple(self.texts[index] for index in chosen), labels)
 

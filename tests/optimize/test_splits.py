@@ -15,6 +15,7 @@ from optimize import bundle, splits, step
 from optimize.errors import BadData, BadWorkload
 from optimize.quantize.half import Half
 from optimize.quantize.mixed import Mixed
+from optimize.texts import Texts
 from optimize.workload import Batch, Workload
 from tests.optimize.conftest import Optimize
 from tests.optimize.small import IMAGES, LABELS, TEST, TRAIN, batches
@@ -185,3 +186,8 @@ def test_samples_of_several_lengths_are_judged_together_with_their_like() -> Non
     assert sum(len(batch.inputs["ids"]) for batch in chosen) == 20
     for batch in chosen:
         assert (batch.inputs["ids"][:, 0] == batch.targets["label"]).all()
+
+
+def test_texts_that_are_one_to_the_model_are_in_one_part() -> None:
+    given = Texts(tuple("abcdefgh"), tuple(range(8)))
+    assert given.distinct([[number // 2] for number in range(8)]) == Texts(("a", "c", "e", "g"), (0, 2, 4, 6))
