@@ -106,4 +106,6 @@ def workload(name: str) -> Workload:
 
         return made
 
-    return Workload(*(name, model, specs, ("logits",), batches(0), scores, batches(1), batches(2), loss), bounded=True)
+    return Workload(
+        *(name, model, specs, ("logits",), batches(0), scores, batches(1), batches(2)), loss=loss, bounded=True
+    )
