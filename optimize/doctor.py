@@ -5,8 +5,8 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
+from optimize import cpu
 from serve import releases
 from serve.doctor import Check, gpu, server
 
@@ -161,21 +161,12 @@ def lacks_gpu() -> str:
 
 
 def _cpu() -> list[Check]:
-    flags = cpu_flags()
+    flags = cpu.flags()
     if not flags:
         return [Check("cpu", platform.processor() or platform.machine(), "flags in /proc/cpuinfo", False)]
     return [
         Check(f"cpu {name}", "there" if name in flags else "", use, name in flags) for name, use in FEATURES.items()
     ]
-
-
-def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """Return the features that Linux lists for the first core; empty where it lists none."""
-    try:
-        line = next((line for line in file.read_text().splitlines() if line.startswith("flags")), "")
-    except OSError:
-        return set()
-    return set(line.partition(":")[2].split())
 
 
 def _optional() -> list[Check]:

@@ -117,14 +117,17 @@ class OnnxPredictor:
         path: the file; external data beside it is found.
         device: `cpu` or `cuda`. ONNX Runtime without a GPU falls back to the CPU in silence; here that is an error.
         cores: intra-op threads; 0 lets ONNX Runtime take every core.
+        integers: run Q/DQ layers in INT8; else as the file says it, in float between them, which no CPU overflows.
     """
 
-    def __init__(self, path: Path, device: str = "cpu", cores: int = 0) -> None:
+    def __init__(self, path: Path, device: str = "cpu", cores: int = 0, integers: bool = True) -> None:
         import onnxruntime
 
         self.name = "onnx"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = cores
+        if not integers:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         # Only what is fatal: every failure is raised as well, and an export that is tried in vain should not chatter.
         options.log_severity_level = 4
         wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]

@@ -106,7 +106,7 @@ def _joined(texts: dict[str, list[str]], methods: list[str]) -> str:
 
 def _option(name: str, hint: Any, text: str) -> Callable[[Any], Any]:
     flag = f"--{name.replace('_', '-')}"
-    if hint is bool:
+    if hint is bool or bool in get_args(hint):
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
     if get_origin(hint) is Literal:
         return click.option(flag, name, type=click.Choice(get_args(hint)), help=text)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from optimize import cpu
 from optimize.errors import BadModel
 from optimize.export import graph
 from optimize.workload import Workload
@@ -75,7 +76,9 @@ def _quantizer(symmetric: bool) -> Any:
     import torch
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-    config = x86.get_default_x86_inductor_quantization_config(is_qat=True)
+    # What ONNX Runtime then runs on this CPU must not overflow; it is the activations that get 7 bits.
+    reduced = not symmetric and cpu.reduced_range(None, "cpu")
+    config = x86.get_default_x86_inductor_quantization_config(is_qat=True, reduce_range=reduced)
     if symmetric:
         spec = replace(
             config.input_activation,

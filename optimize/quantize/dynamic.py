@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from optimize import cpu
 from optimize.export import graph
 from optimize.quantize import table
 
@@ -25,8 +26,10 @@ class Dynamic:
     """Dynamic INT8: weights int8, activations quantized batch by batch. A GRU stays float: there is no INT8 one."""
 
     per_channel: bool = Field(default=True, description="One scale for each output channel of a weight.")
-    reduce_range: bool = Field(
-        default=False, description="Weights of 7 bits, for CPUs without VNNI, whose 8-bit products overflow."
+    reduce_range: bool | None = Field(
+        default=None,
+        description="Weights of 7 bits, for CPUs without VNNI, whose 8-bit products overflow; unless said, as this CPU "
+        "needs it.",
     )
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
 
@@ -53,7 +56,7 @@ def apply(config: Dynamic, subject: Path, context: "Context") -> Path:
         # The quantizer makes MatMul and Add of a Gemm, under new names.
         op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
         per_channel=config.per_channel,
-        reduce_range=config.reduce_range,
+        reduce_range=cpu.reduced_range(config.reduce_range, context.target.device),
         weight_type=QuantType.QInt8,
         nodes_to_exclude=[*names, *(f"{name}_MatMul" for name in names)],
         extra_options={"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT},

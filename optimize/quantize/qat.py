@@ -104,7 +104,8 @@ def apply(config: Qat, module: "nn.Module", context: "Context") -> Path:
         0.95,
     )
     path = captured.to_onnx(converted, workload, context.scratch / "model.onnx")
-    with OnnxPredictor(path) as predictor:
+    # Activations in int8 are for TensorRT: how this CPU would add them is nobody's question.
+    with OnnxPredictor(path, integers=config.activations == "uint8") as predictor:
         answers = evaluate(predictor, workload, reference).outputs[workload.outputs[0]]
     agreement = _agreement(answers, after.outputs[workload.outputs[0]])
     context.progress(f"{NAME}: ONNX Runtime and the converted module have {agreement}", 1.0)

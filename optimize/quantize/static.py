@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from optimize import cpu
 from optimize.export import graph, pooling
 from optimize.quantize import calibrate, table
 
@@ -55,8 +56,10 @@ class Static:
     )
     per_channel: bool = Field(default=True, description="One scale for each output channel of a weight.")
     samples: int = Field(default=256, ge=calibrate.FEWEST, description="Calibration samples at most.")
-    reduce_range: bool = Field(
-        default=False, description="Weights of 7 bits, for CPUs without VNNI, whose 8-bit products overflow."
+    reduce_range: bool | None = Field(
+        default=None,
+        description="Weights of 7 bits, for CPUs without VNNI, whose 8-bit products overflow; unless said, as this CPU "
+        "needs it.",
     )
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
 
@@ -94,7 +97,7 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=[kind for kind in kinds if kind in present],
         per_channel=config.per_channel,
-        reduce_range=config.reduce_range,
+        reduce_range=cpu.reduced_range(config.reduce_range, context.target.device),
         activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         nodes_to_exclude=names,

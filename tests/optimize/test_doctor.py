@@ -117,13 +117,6 @@ def test_the_server_is_named_by_its_wheel(tmp_path: Path, monkeypatch: pytest.Mo
     assert server.fix.startswith("serve install")
 
 
-def test_the_features_of_the_cpu_are_read_from_its_flags(tmp_path: Path) -> None:
-    file = tmp_path / "cpuinfo"
-    file.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_vnni amx_bf16\n\nprocessor\t: 1\nflags\t\t: none\n")
-    assert doctor.cpu_flags(file) == {"fpu", "avx2", "avx512_vnni", "amx_bf16"}
-    assert doctor.cpu_flags(tmp_path / "absent") == set()
-
-
 @pytest.mark.parametrize(
     ("script", "ok", "said"),
     [

@@ -1,0 +1,28 @@
+"""What this machine's CPU can do, as far as quantization asks for it."""
+
+from pathlib import Path
+
+EXACT_INT8 = ("avx512_vnni", "avx_vnni", "amx_int8")
+"""Any of these adds 8-bit products in 32 bits. Other x86 CPUs add pairs of them in 16 bits, which overflow."""
+
+
+def flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """Return the features that Linux lists for the first core of an x86 CPU; empty where it lists none."""
+    try:
+        line = next((line for line in file.read_text().splitlines() if line.startswith("flags")), "")
+    except OSError:
+        return set()
+    return set(line.partition(":")[2].split())
+
+
+def reduced_range(asked: bool | None, device: str) -> bool:
+    """Return whether 8-bit numbers are to have 7 bits, so that sums of their products cannot overflow.
+
+    Args:
+        asked: what the user says; None where this machine's CPU decides.
+        device: where the model will run; a GPU adds in 32 bits.
+    """
+    if asked is not None:
+        return asked
+    found = flags()
+    return device == "cpu" and bool(found) and found.isdisjoint(EXACT_INT8)
