@@ -57,14 +57,24 @@ def _random(name: str, model: object, inputs: tuple[TensorSpec, ...], output: st
         torch.manual_seed(0)
         return model().eval()  # type: ignore[operator]
 
-    def evaluation() -> Iterator[Batch]:
-        yield Batch(payload.generate(inputs, 1, 0, batch=2)[0])
+    def samples(seed: int) -> Iterator[Batch]:
+        yield from (Batch(values) for values in payload.generate(inputs, 8, seed, batch=2))
 
     def scores(outputs: Arrays, _targets: object, _reference: Arrays) -> dict[str, np.ndarray]:
         return {"none": np.zeros(len(outputs[output]))}
 
     source = f"{Path('benchmarks/networks.py')}:{function}"
-    return Workload(name, build, inputs, (output,), evaluation, scores, bounded=True, source=source)
+    return Workload(
+        name,
+        build,
+        inputs,
+        (output,),
+        evaluation=lambda: samples(0),
+        calibration=lambda: samples(1),
+        scores=scores,
+        bounded=True,
+        source=source,
+    )
 
 
 class Encoder(nn.Module):
