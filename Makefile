@@ -41,12 +41,11 @@ demo: server  ## the main job on the digits workload, proven on a real server, i
 	$(BIN)/optimize run examples/digits_cnn.py:workload --recipe examples/digits_cnn.toml --repository $(REPOSITORY)
 	@echo "serve it:  $(BIN)/serve up $(REPOSITORY)"
 
-test: server  ## every test, the real server included; those that measure time after the others, one by one
+test: server  ## every test, the real server included
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/pytest -m 'not timed' --numprocesses 2 --dist loadfile
-	$(BIN)/pytest -m timed
+	$(BIN)/pytest
 
 kills: server  ## kill `optimize run` and `serve promote` at 50 random moments each; the next command must put it right
 	KILLS=50 $(BIN)/pytest tests/optimize/test_kills.py tests/serve/test_kill.py

@@ -213,6 +213,7 @@ def _link(root: Path, name: str, config: ModelConfig, home: Path, numbers: Seque
     config.response_cache.Clear()
     for number in numbers:
         source = (home / str(number)).absolute()
+        (root / name / str(number)).mkdir(parents=True)  # an ensemble has no file in it
         for file in source.rglob("*"):
             if file.is_file() and file.name != repository.LINEAGE:
                 link = root / name / str(number) / file.relative_to(source)

@@ -180,13 +180,9 @@ class Watch:
 
     def _load_again(self, model: str, some_live: bool) -> None:
         where = self._endpoint.http, self._endpoint.secret, model
-        if control.is_ready(self._endpoint.http, model):
-            try:
-                control.reload(*where)
-                return
-            except LatheError:
-                if some_live:
-                    raise  # what still answers is not taken away
+        if some_live and control.is_ready(self._endpoint.http, model):
+            control.reload(*where)  # what still answers is not taken away, also if this fails
+            return
         control.unload(*where)
         control.load(*where)
 

@@ -83,6 +83,7 @@ def test_a_list_shows_every_scenario() -> None:
     assert [one["name"] for one in listed] == scenario.shipped()
 
 
+@pytest.mark.timed
 def test_the_report_names_every_phase(null: Any, tmp_path: Path) -> None:
     path = written(tmp_path, GOOD + 'thresholds = ["p99 < 1us"]')
     short = ("--set", "duration=300ms", "--set", "warmup=0s", "--set", "a.rate=40")
