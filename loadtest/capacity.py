@@ -7,6 +7,7 @@ until the interval is narrow or the time is spent. All probes that count make th
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,10 +72,15 @@ class Probe:
     idle: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def growth(self) -> float:
+        """By what factor the latency changed, see `trend`."""
+        return trend(self.latency)
+
     def counts(self, condition: int) -> Counts:
         """Return what it says of one condition; a queue that grows holds nothing, had it only gone on."""
         counted, bad = self.counted[condition], self.bad[condition]
-        growing = condition == 0 and (self.fault or trend(self.latency) > 1)
+        growing = condition == 0 and (self.fault or self.growth > 1)
         return Counts(self.rate, counted, counted if growing else bad)
 
 
@@ -232,10 +238,8 @@ class _Known:
         if not poor:
             return Found(max(good), max(good), float("inf"), stopped, None, self.probes, self.verdicts)
         edges = self._edges()
-        first = edge.first(list(edges.values()))
-        tail = (1 - LEVEL) / 2
         binding = min(edges, key=lambda condition: edges[condition].at(0.5))
-        return Found(first.at(0.5), first.at(tail), first.at(1 - tail), stopped, binding, self.probes, self.verdicts)
+        return Found(*edge.first(list(edges.values()), LEVEL), stopped, binding, self.probes, self.verdicts)
 
     def _edges(self) -> dict[int, Edge]:
         """Return the edge of every condition that was seen to fail at all."""
@@ -280,9 +284,8 @@ def verdict(probe: Probe, allowed: Sequence[float]) -> str:
         return FAILED
     if probe.client:
         return DISTURBED if probe.idle else CLIENT
-    change = trend(probe.latency)
-    if change != 1:
-        return GROWING if change > 1 else SETTLING
+    if probe.growth != 1:
+        return GROWING if probe.growth > 1 else SETTLING
     rows = [Counts(probe.rate, *row) for row in zip(probe.counted, probe.bad, strict=True)]
     verdicts = list(map(_decided, rows, allowed))
     return next((said for said in (FAILED, UNDECIDED) if said in verdicts), HELD)

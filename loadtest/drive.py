@@ -141,6 +141,8 @@ def _measure(
         busy = (ending.cpu + own) / max(ending.sending, TICK)
         end: dict[str, Any] = {"end": ending.end, "client_cpu": busy, "client_cores": _cores(plan), "gone": ending.gone}
         end["loop_lag_ms"] = ending.lag
+        if plan.open:
+            end["backlog"] = {"most": ending.most, "full": ending.full}
         most = ending.errors.most_common(_ERROR_KINDS)
         end["errors"] = [{"verdict": verdict, "text": text, "count": count} for (verdict, text), count in most]
         if answers:
@@ -185,6 +187,7 @@ class Alone:
         checked, samples = (self._answers.checked, self._answers.samples) if self._answers else (0, [])
         self.ending = workers.Ending(loop.end, loop.gone, loop.succeeded, loop.errors, loop.cpu, checked, samples)
         self.ending.sending, self.ending.lag = loop.stopped, loop.lag()
+        self.ending.most, self.ending.full = loop.most, loop.full
 
     async def close(self) -> None:
         """Drop all connections."""

@@ -25,6 +25,9 @@ PATIENCE = 30.0
 GRACE = 5.0
 """Seconds beyond its timeout after which a request counts as lost: whoever sent it should have ended it by then."""
 
+_OTHER_FILES = 64
+"""Open files that a client needs beside its connections."""
+
 _RETRY_PAUSE = 0.05
 _MOST_RECENT = 100
 _MOST_TEXTS = 1000
@@ -60,6 +63,8 @@ class Loop:
         end: seconds after the start at which the last request ended.
         stopped: seconds after the start at which the sending ended; what follows is waiting.
         cpu: seconds of processor time that this process used until then.
+        most: open loop: the most requests in flight at once, which the plan says and the limit of open files may lower.
+        full: open loop: seconds during which so many were in flight and another was due.
     """
 
     def __init__(
@@ -74,7 +79,7 @@ class Loop:
         self.plan, self.sender, self.choose, self.duration, self.record = plan, sender, choose.pick, duration, record
         self.count = self.ended = self.succeeded = 0
         self.end, self.gone = 0.0, False
-        self.cpu = self.stopped = self._cpu = 0.0
+        self.cpu = self.stopped = self.full = self._cpu = 0.0
         self._heartbeat: Heartbeat | None = None
         self.errors: Counter[tuple[str, str]] = Counter()
         self.sending = True
@@ -84,9 +89,9 @@ class Loop:
         sequences = in_sequences(choose.parts, plan.sequence)
         self._sequences = Sequences(choose, plan.sequence, worker, plan.workers) if sequences else None
         self._flying: dict[int, tuple[Flight, float]] = {}  # and when they were handed over
-        self._blocked = False
+        self._full_since: float | None = None
         self._failing_since: float | None = None
-        self._cap = min(plan.in_flight, _descriptors() - 64)
+        self.most = max(1, min(plan.in_flight, _descriptors() - _OTHER_FILES))
         self._due: Iterator[float] = iter(())
         self._next: float | None = None
 
@@ -154,6 +159,7 @@ class Loop:
     def _stop_sending(self) -> None:
         if not self.gone:
             self._pump()
+        self._make_room()
         self.sending, self.stopped = False, self._now()
         self.cpu = time.process_time() - self._cpu
         if self._heartbeat:
@@ -191,13 +197,20 @@ class Loop:
     def _pump(self) -> None:
         """Send everything that is due, and come back when the next request is."""
         while self.sending and self._next is not None and self._next <= self._now():
-            if len(self._flying) >= self._cap:
-                self._blocked = True
-                return  # `_finished` comes back here
+            if len(self._flying) >= self.most:
+                self._full_since = self._now()
+                return  # `_ended` comes back here
             self._send(self._next)
             self._next = next(self._due, None)
         if self._next is not None and self.sending:
             self.loop.call_at(self._zero + self._next, self._pump)
+
+    def _make_room(self) -> bool:
+        """Return whether a request that is due waits for one in flight to end, and count how long it did."""
+        since, self._full_since = self._full_since, None
+        if since is not None:
+            self.full += self._now() - since
+        return since is not None
 
     def _number(self) -> int:
         self.count += 1
@@ -226,8 +239,7 @@ class Loop:
             self._sequences.finished(flight.turn)
         if not self.plan.open:
             self._follow(flight)
-        elif self.sending and self._blocked:
-            self._blocked = False
+        elif self.sending and self._make_room():
             self._pump()
 
     def _send_again(self, flight: Flight) -> None:

@@ -61,6 +61,8 @@ def _one_end(ends: Sequence[dict[str, Any]]) -> dict[str, Any]:
     missing = [end["server_error"] for end in ends if "server_error" in end]
     wrong = sorted((one for end in ends for one in end.get("mismatches", [])), key=lambda one: int(one["n"]))
     checks = {"checked": sum(end.get("checked", 0) for end in ends), "mismatches": wrong[:MOST_SAMPLES]}
+    backlogs = [end["backlog"] for end in ends if "backlog" in end]
+    whole = {"most": sum(one["most"] for one in backlogs), "full": max((one["full"] for one in backlogs), default=0.0)}
     return {
         "end": max(end["end"] for end in ends),
         "client_cpu": sum(end["client_cpu"] for end in ends),
@@ -70,6 +72,7 @@ def _one_end(ends: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "errors": [{"verdict": key[0], "text": key[1], "count": count} for key, count in counts.most_common()],
         "server": max(servers, key=lambda server: int(server["success"]), default=None),
         "unknown": [*dict.fromkeys(what for end in ends for what in end.get("unknown", ()))],
+        **({"backlog": whole} if backlogs else {}),
         **(checks if any("checked" in end for end in ends) else {}),
         **({"server_error": missing[0]} if missing and not servers else {}),
     }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest import drive, edge, results, thresholds
+from loadtest import drive, edge, results, thresholds, validity
 from loadtest.capacity import Probe
 from loadtest.errors import ServerAbsent, UsageError
 from loadtest.plan import Plan
@@ -117,7 +117,7 @@ def prober(
         n = next(numbers)
         # More in flight than this, and every request takes many times what it may: the server need not work them off.
         most = _BACKLOG * rate * max((one.limit for one in asked if one.limit is not None), default=np.inf)
-        in_flight = int(np.clip(most, _LEAST_IN_FLIGHT, MOST_IN_FLIGHT))
+        in_flight = int(np.clip(most, _LEAST_IN_FLIGHT, MOST_IN_FLIGHT * plan.workers))
         changed = replace(
             plan,
             concurrency=None,
@@ -163,32 +163,40 @@ def measure(run: Results, asked: Sequence[Condition], settle: float = SETTLE) ->
     with np.errstate(invalid="ignore"):
         latency = total / per_block(answered)
     # At the lowest rates chance may leave a short probe without any request: it says nothing of the server.
-    fault = _fault(run, document) if inside.any() else ""
-    client = document["why"] if inside.any() else "no request was due"
+    short = _short(document, asked)
+    fault, client = _blame(document, short) if inside.any() else ("", "no request was due")
     return Probe(
         plan["rate"],
         np.array([per_block(counted) for counted, _ in masks]),
         np.array([per_block(bad) for _, bad in masks]),
         latency,
         fault=fault,
-        client="" if fault else client,
-        idle=(document["client_cpu"] or 0.0) < _IDLE * (document["client_cores"] or 1),
-        facts={"seconds": seconds, "requests": int(inside.sum()), "latency_ms": document["latency_ms"]},
+        client=client,
+        idle=not short and (document["client_cpu"] or 0.0) < _IDLE * (document["client_cores"] or 1),
+        facts={
+            "seconds": seconds,
+            "requests": int(inside.sum()),
+            "latency_ms": document["latency_ms"],
+            "backlog": document["backlog"],
+        },
     )
 
 
-def _fault(run: Results, document: dict[str, Any]) -> str:
-    """Return why the server holds nothing at this rate, whatever the shares of the conditions; empty if it does."""
+def _short(document: dict[str, Any], asked: Sequence[Condition]) -> str:
+    """Return how the client may have too few requests in flight to tell whether the server holds; empty if it has not.
+
+    By Little's law, the requests of a full backlog take `most / rate` seconds or more: no fault if they may take that.
+    """
+    longest = max((one.limit for one in asked if one.limit is not None), default=0.0)
+    full = validity.full_backlog(document)
+    enough = not full or document["backlog"]["most"] >= document["plan"]["rate"] * longest
+    return "" if enough else f"more in flight would be needed to tell, by --workers or `ulimit -n`: {full}"
+
+
+def _blame(document: dict[str, Any], short: str) -> tuple[str, str]:
+    """Return why the server holds nothing at this rate, whatever the conditions count, or why the client sent less."""
+    why = str(document["why"])
     if document["requests"]["mismatched"] or not document["requests"]["done"]:
-        return str(document["why"])
-    most, peak = run.header["plan"]["in_flight"] * run.header["plan"]["workers"], _peak(run)
-    return f"its backlog was full: {peak} requests in flight" if peak >= most else ""
-
-
-def _peak(run: Results) -> int:
-    """Return the most requests that were in flight at once."""
-    flown = ~np.isnan(run.sent) & ~np.isnan(run.done)
-    times = np.concatenate([run.sent[flown], run.done[flown]])
-    change = np.repeat([1, -1], flown.sum())
-    # A request that ends in the moment in which another leaves made room for it.
-    return int(change[np.lexsort((change, times))].cumsum().max(initial=0))
+        return why, ""
+    full = validity.full_backlog(document)
+    return (full, "") if full and not short else ("", short or why)

@@ -77,6 +77,7 @@ def summary(results: Results, sentences: Sequence[str] = ()) -> dict[str, Any]:
         longest_gap=_longest_gap(results),
         lag_ms={key: value for key, value in milliseconds(lag).items() if key in ("p99", "p999", "max")},
         loop_lag_ms=end.get("loop_lag_ms") or {},
+        backlog=end.get("backlog"),
         responses=figures(results),
         models=by_model(results, sending_time(results)),
         client_cpu=end.get("client_cpu"),

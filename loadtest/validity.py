@@ -20,6 +20,8 @@ A client that shares two idle cores with the server reaches a half, one whose co
 BUSIEST_CLIENT = 0.8
 MOST_FAILED = 0.01
 """Share of the requests that may fail where no threshold speaks of errors."""
+FULL_TIMES = 10.0
+"""How many times as long as the client itself was ever late a backlog must be full to be the server's."""
 STALL_SECONDS, STALL_TIMES = 1.0, 10.0
 """A closed loop without any answer for longer than both, the second in median latencies, stood still."""
 
@@ -62,12 +64,29 @@ def largest_lag(values: dict[str, Any]) -> float:
     return float(np.fmax(LARGEST_LAG_MS, LARGEST_LAG_SHARE * values["latency_ms"]["p50"]))
 
 
+def full_backlog(values: dict[str, Any]) -> str:
+    """Return how the server left no room for more requests in flight; empty where there was, or the client was late.
+
+    A client that was held up sends all that was due meanwhile at once, which fills the backlog for a moment too.
+    """
+    backlog, late = values.get("backlog"), values["loop_lag_ms"].get("max") or 0.0
+    if not backlog or not backlog["full"] > FULL_TIMES * late / 1e3:
+        return ""
+    plan = values["plan"]
+    asked = plan["in_flight"] * (1 if plan.get("index") is not None else plan["workers"])
+    why = "" if backlog["most"] >= asked else f"; {asked:,} were planned, the limit of open files allows no more"
+    return f"its backlog was full for {backlog['full']:.1f} s: {backlog['most']:,} requests in flight{why}"
+
+
 def _not_the_planned_load(values: dict[str, Any], open_loop: bool) -> tuple[str, str] | None:
     if not open_loop:
         return _stall(values)
     limit, lag = largest_lag(values), values["lag_ms"]["p99"]
     if lag <= limit:
         return None
+    if full := full_backlog(values):
+        why = f"the server was slower than the load, {full}; so requests left late, the load was not the planned one"
+        return why, "use a lower rate, or allow more at once with --in-flight, --workers and `ulimit -n`"
     why = f"requests left late: lag p99 is {lag:.2f} ms, {limit:.2f} ms are allowed; the load was not the planned one"
     return why, "use a lower rate, or a client machine that has nothing else to do"
 

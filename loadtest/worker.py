@@ -113,6 +113,7 @@ async def _run(loop: Loop, zero: float, output: _Output, orders: asyncio.StreamR
         errors = [[verdict, text, count] for (verdict, text), count in loop.errors.most_common()]
         seen: dict[str, Any] = {"end": loop.end, "gone": loop.gone, "succeeded": loop.succeeded, "errors": errors}
         seen |= {"checked": answers.checked if answers else 0, "mismatches": answers.samples if answers else []}
+        seen |= {"most": loop.most, "full": loop.full}
         output.say(**seen, cpu=loop.cpu, sending=loop.stopped, lag=loop.lag())
 
 

@@ -42,6 +42,8 @@ class Ending:
         lag: how late the event loop was meanwhile, milliseconds by percentile; of several workers the latest one's.
         checked: answers that were compared with the right ones.
         mismatches: the first wrong ones of each worker (see `answers.Answers`).
+        most: open loop: the most requests in flight that all together allowed.
+        full: seconds during which one of them had no room for a request that was due; the longest of any.
     """
 
     end: float = 0.0
@@ -53,6 +55,8 @@ class Ending:
     mismatches: list[dict[str, Any]] = field(default_factory=list)
     sending: float = 0.0
     lag: dict[str, float | None] = field(default_factory=dict)
+    most: int = 0
+    full: float = 0.0
 
     def add(self, said: dict[str, Any]) -> None:
         """Take what another worker said at its end."""
@@ -62,6 +66,7 @@ class Ending:
             self.errors[verdict, text] += count
         self.sending, self.lag = max(self.sending, said["sending"]), latest(self.lag, said["lag"])
         self.checked += said["checked"]
+        self.most, self.full = self.most + said["most"], max(self.full, said["full"])
         self.mismatches = sorted(self.mismatches + said["mismatches"], key=lambda one: int(one["n"]))
 
 

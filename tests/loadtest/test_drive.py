@@ -98,6 +98,9 @@ def test_a_run_at_its_limit_of_requests_in_flight_drops_and_is_invalid(stand_in,
     dropped = np.isnan(results.sent)
     assert np.isnan(results.done[dropped]).all()
     assert any("could not be sent" in note for note in document["notes"])
+    assert document["backlog"]["most"] == 5
+    assert 0.1 < document["backlog"]["full"] < 0.5
+    assert "the server was slower than the load, its backlog was full" in document["why"]
 
 
 @SCHEMES

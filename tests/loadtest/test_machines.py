@@ -105,6 +105,7 @@ def two(tmp_path: Path) -> list[Path]:
         end["unknown"] = [f"what {index} asked", "what both asked"]
         wrong = {"n": 1 - index, "payload": 0, "output": "y", "index": None, "expected": "a", "got": "b"}
         end |= {"checked": 10 + index, "mismatches": [wrong]}
+        end["backlog"] = {"most": 9 + index, "full": 2.0 - index}
         end["loop_lag_ms"] = {"p99": 1.0 - index, "p999": None if index else 2.0, "max": 3.0 + index}
         lines = [header, {"reading": 0.0, "server_cpu": 1.0}, row, end]
         paths.append(tmp_path / f"{index}.jsonl")
@@ -123,6 +124,7 @@ def test_ends_are_put_together(two: list[Path], tmp_path: Path) -> None:
         "client_cores": 3,
         "gone": True,
         "loop_lag_ms": {"p99": 1.0, "p999": 2.0, "max": 4.0},
+        "backlog": {"most": 19, "full": 2.0},
         "errors": [
             {"verdict": "error", "text": "y", "count": 9},
             {"verdict": "error", "text": "x", "count": 5},

@@ -1,4 +1,7 @@
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,12 +9,14 @@ import grpc
 import numpy as np
 import pytest
 
-from loadtest import edge
-from loadtest.capacity import USELESS
+from loadtest import edge, nullserver, payload
+from loadtest.capacity import CLIENT, DISTURBED, FAILED, USELESS, verdict
 from loadtest.cli import main
 from loadtest.errors import UsageError
-from loadtest.probe import conditions, measure
+from loadtest.plan import Plan
+from loadtest.probe import conditions, measure, prober
 from loadtest.results import DROPPED, ERROR, MISMATCH, VERDICTS, Results
+from loadtest.traffic import Part
 
 END = {"end": 3.0, "client_cpu": 0.1, "gone": False, "errors": [{"verdict": MISMATCH, "text": "other", "count": 1}]}
 PLAN = {"duration": 2.5, "rate": 100.0, "profile": "flat", "in_flight": 50, "workers": 1, "concurrency": None}
@@ -73,11 +78,62 @@ def test_a_run_becomes_counts_and_its_first_moments_do_not_count() -> None:
 def test_the_server_and_the_client_are_blamed_for_their_own_faults() -> None:
     asked = conditions(["p99 < 5ms"])
     assert "left late" in measure(run(late=0.05), asked).client
-    full = measure(run(took=0.6, late=0.05), asked)
-    assert "backlog was full" in full.fault
-    assert full.client == ""
     assert "answers under load were wrong" in measure(run(verdicts={99: MISMATCH}), asked).fault
     assert "not one of" in measure(run(verdicts=dict.fromkeys(range(250), ERROR)), asked).fault
+
+
+def held(most: int, full: float, late_ms: float = 0.1, rate: float = 100.0) -> Results:
+    """A run whose requests left late, because so many were in flight for `full` seconds or because the client was."""
+    found = run(took=0.2, late=0.05)
+    end = END | {"backlog": {"most": most, "full": full}, "loop_lag_ms": {"max": late_ms}}
+    return replace(found, header=found.header | {"plan": PLAN | {"rate": rate}}, end=end)
+
+
+def test_a_full_backlog_is_the_servers_fault_whatever_lowered_the_limit() -> None:
+    asked = conditions(["p99 < 100ms"])
+    full = measure(held(50, 1.0), asked)
+    assert full.fault == "its backlog was full for 1.0 s: 50 requests in flight"
+    assert full.client == ""
+    # The limit of open files allows fewer than the plan does.
+    fewer = measure(held(40, 1.0), asked)
+    assert "40 requests in flight; 50 were planned, the limit of open files allows no more" in fewer.fault
+    assert verdict(fewer, [0.01, 0.01]) == FAILED
+
+
+def test_a_full_backlog_is_not_the_servers_fault_when_the_client_made_it() -> None:
+    asked = conditions(["p99 < 100ms"])
+    paused = measure(held(50, 0.3, late_ms=200.0), asked)
+    assert paused.fault == ""
+    assert "left late" in paused.client
+    assert verdict(paused, [0.01, 0.01]) == DISTURBED
+    # At 1,000 requests/s, a server that holds p99 < 100 ms may have 100 in flight.
+    short = measure(held(50, 1.0, rate=1000.0), asked)
+    assert short.fault == ""
+    assert "more in flight would be needed" in short.client
+    assert verdict(short, [0.01, 0.01]) == CLIENT
+
+
+@contextmanager
+def open_files(most: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+NULL = [Part("null", payload.generate(nullserver.INPUTS, 1, 0))]
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_an_overloaded_server_is_not_called_disturbed_where_few_files_may_be_open(scheme: str) -> None:
+    asked, used = conditions(["p99 < 100ms"]), len(list(Path("/proc/self/fd").iterdir()))
+    with nullserver.running(service=0.002) as server, open_files(most := 256 + used):
+        probe = prober(Plan(server.url(scheme), 1.0, rate=1.0), NULL, asked)(1000.0, 1.5)
+    assert verdict(probe, [0.01, 0.01]) == FAILED
+    assert f"{most - 64} requests in flight; 800 were planned, the limit of open files allows no more" in probe.fault
 
 
 def test_a_probe_without_requests_says_nothing_of_the_server() -> None:

@@ -211,7 +211,7 @@ def test_endings_are_added_up() -> None:
     for seconds in (1.0, 3.0, 2.0):
         said = {"end": seconds, "gone": seconds == 3, "succeeded": 5, "errors": [["error", "x", 2]], "cpu": 0.5}
         said |= {"sending": seconds + 1, "lag": {"p99": seconds, "p999": None}}
-        ending.add(said | {"checked": 4, "mismatches": [{"n": seconds}]})
+        ending.add(said | {"checked": 4, "mismatches": [{"n": seconds}], "most": 10, "full": seconds})
     first = {"checked": 12, "mismatches": [{"n": 1}, {"n": 2}, {"n": 3}]}
-    first |= {"sending": 4, "lag": {"p99": 3, "p999": None}}
+    first |= {"sending": 4, "lag": {"p99": 3, "p999": None}, "most": 30, "full": 3}
     assert vars(ending) == {"end": 3, "gone": True, "succeeded": 15, "errors": {("error", "x"): 6}, "cpu": 1.5, **first}
