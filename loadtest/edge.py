@@ -36,8 +36,8 @@ LEAST_ALLOWED = 1e-4
 _STEP = 0.008
 """Of the grid, in the logarithm of the rate."""
 
-_SLOPES = np.geomspace(0.4, 40.0, 14)
-_PRIOR = -0.5 * (np.log(_SLOPES / 2.0) / 1.0) ** 2
+_SLOPES = np.geomspace(0.4, 160.0, 18)
+_PRIOR = -0.5 * (np.log(_SLOPES / 2.0) / np.where(_SLOPES < 2.0, 1.0, 2.0)) ** 2
 
 _MOVES = np.array([0.0, 0.02, 0.04, 0.07, 0.11, 0.16])
 _MOVES_PRIOR = np.log(np.gradient(_MOVES)) - 0.5 * (_MOVES / 0.12) ** 2
