@@ -38,13 +38,13 @@ _STEP = 0.008
 
 _SLOPES = np.geomspace(0.4, 160.0, 18)
 _PRIOR = -0.5 * (np.log(_SLOPES / 2.0) / np.where(_SLOPES < 2.0, 1.0, 2.0)) ** 2
+"""Slopes, and what is thought of them before any probe: one as steep as a step is not odd, a flat one is."""
 
 _MOVES = np.array([0.0, 0.02, 0.04, 0.07, 0.11, 0.16])
 _MOVES_PRIOR = np.log(np.gradient(_MOVES)) - 0.5 * (_MOVES / 0.12) ** 2
 """Standard deviations of the logarithm of the edge between probes, and what is thought of them before any."""
 
 _TAILS = 3.0
-_MOST = 0.99
 _FAR = np.log(10.0)
 _TINY = 1e-12
 _CAUTION = 1.3
@@ -100,7 +100,8 @@ def _likelihoods(probes: Sequence[Counts], allowed: float, rates: Numbers) -> Nu
     below, beyond = k < less * n, k > more * n
     wide = spread([probe for probe, far in zip(probes, below | beyond, strict=True) if not far])
     n, k = n[:, None, None] / wide, k[:, None, None] / wide
-    share = np.exp(np.minimum(np.log(allowed) * (1 - _SLOPES[:, None] * (x / rates - 1)), np.log(_MOST)))
+    line = np.log(allowed) * (1 - _SLOPES[:, None] * (x / rates - 1))
+    share = np.exp(np.minimum(line, np.log((1 + more) / 2)))  # it ends where every request is bad
     found = xlogy(k, share) + xlog1py(n - k, -share)
     found[beyond] = _at_least(np.ceil(more * n[beyond]), n[beyond], share[beyond])
     found[below] = _at_least(np.ceil((1 - less) * n[below]), n[below], 1 - share[below])
