@@ -198,7 +198,8 @@ class Loop:
         """Send everything that is due, and come back when the next request is."""
         while self.sending and self._next is not None and self._next <= self._now():
             if len(self._flying) >= self.most:
-                self._full_since = self._now()
+                if self._full_since is None:
+                    self._full_since = self._now()
                 return  # `_ended` comes back here
             self._send(self._next)
             self._next = next(self._due, None)
