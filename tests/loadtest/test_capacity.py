@@ -154,7 +154,7 @@ def test_the_capacity_of_a_queue_over_a_socket_is_what_the_formula_says(queues: 
             [one.allowed for one in asked],
             0.7 / service,
             seconds=2.0,
-            spent=lambda: time.monotonic() - begun > 12,
+            spent=lambda: time.monotonic() - begun > 20,
         )
     truth = queues.fixed_edge(service, limit, 0.1)
     print(
