@@ -60,7 +60,7 @@ def reusable(folder: Path, workload: Workload, key: Key, progress: Progress = si
         return None
     try:
         if differs := Key(bundles.describe(folder)["made_of"]).changed(key):
-            raise BadBundle(f"changed since it was made: {differs}", where=str(folder))
+            raise BadBundle(f"changed since it was made: {differs}", where=str(folder), fix="it is made again")
         return bundles.load(folder, workload)
     except BadBundle as error:
         progress(f"{folder.name} is made again: {error.what}", 0.0)
