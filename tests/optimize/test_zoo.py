@@ -129,6 +129,7 @@ def test_goes_on_after_a_failure_and_ends_with_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_three_architectures_reach_the_endpoint_or_are_refused_with_a_reason(tmp_path: Path) -> None:
     ended = run(*UNDER_THREE_MINUTES, "--output", tmp_path)
     assert ended.exit_code == 0, ended.output
