@@ -56,21 +56,6 @@ def writing(path: Path, mode: int | None = None) -> Iterator[IO[bytes]]:
         move(partial, path)
 
 
-def create(path: Path, content: str | bytes, mode: int | None = None) -> Path:
-    """Make a new file with its content, whole or not at all, and return its path.
-
-    Raises:
-        FileExistsError: there is something of that name, which stays as it is.
-        OSError: as for `write`.
-    """
-    with _beside(path, mode) as (partial, file):
-        file.write(content.encode() if isinstance(content, str) else content)
-        _finish(file)
-        os.link(partial, path)
-        _sync(path.parent)
-    return path
-
-
 def place(folder: Path, destination: Path) -> None:
     """Move a complete folder to `destination`, its content durable before it is seen there.
 

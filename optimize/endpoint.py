@@ -89,7 +89,7 @@ def prove(
     progress("serving the result", 0.0)
     model, inputs = workload.name, workload.inputs
     with staging.stage(repository, model, graph_of(made), inputs, specs, recipe.target, recipe.serve) as staged:
-        with server.running(staged.path, log=folder / "server.log") as endpoint:
+        with server.running(staged.path, log=folder / "server.log", cache=False) as endpoint:
             served, parity, found = _compare(endpoint, made, trained, recipe, strict, progress)
             loaded = _load(endpoint, workload, recipe, folder, parity["tolerance"], progress)
         gates = [*gates, *found, *gate.load(recipe.budget, loaded)]

@@ -79,6 +79,7 @@ def running(
     listen: Listen = LOOPBACK,
     log: Path | None = None,
     probe: bool = False,
+    cache: bool = True,
     prefix: Path | None = None,
     timeout: float = 120,
     grace: float = 10,
@@ -94,6 +95,7 @@ def running(
         listen: addresses, ports, TLS and how much is logged; free ports of the loopback address unless given.
         log: file for what the server prints; default a temporary one, which is kept only if the server fails.
         probe: watch every model and load it again when a backend process of it has died (`serve.healing`).
+        cache: answer from the response cache for models that ask for it; a proof asks the models themselves.
         prefix: the server's environment; default `serve.install.prefix()`.
         timeout: seconds until all models must be ready.
         grace: seconds that requests in flight get at the end; 0 ends the server at once.
@@ -124,7 +126,7 @@ def running(
             "--allow-gpu-metrics=false",
             f"--exit-timeout-secs={max(10, round(grace))}",
             *options.common(configs, secret, listen),
-            *options.cache(configs, place.caches),
+            *(options.cache(configs, place.caches) if cache else ()),
         ]
         named = zip(KINDS, SCHEMES, ports, strict=True)
         http, grpc, metrics = (f"{scheme}://{listen.reached(kind)}:{port}" for kind, scheme, port in named)

@@ -99,14 +99,6 @@ def test_a_device_is_written_to_as_it_is(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
-def test_only_a_new_file_is_created(tmp_path: Path) -> None:
-    files.create(tmp_path / "a", "mine")
-    with pytest.raises(FileExistsError):
-        files.create(tmp_path / "a", "yours")
-    assert (tmp_path / "a").read_text() == "mine"
-    assert names(tmp_path) == ["a"]
-
-
 def test_folders_change_places_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("new", "old"):
         (tmp_path / name).mkdir()
@@ -132,31 +124,28 @@ def test_a_full_folder_is_not_replaced(tmp_path: Path) -> None:
     assert failure.value.errno in (errno.ENOTEMPTY, errno.EEXIST)
 
 
-@pytest.mark.parametrize("verb", ["write", "create", "swap"])
+@pytest.mark.parametrize("verb", ["write", "swap"])
 def test_a_kill_at_any_operation_leaves_old_or_new(tmp_path: Path, verb: str) -> None:
     path, ended = tmp_path / "it", False
     code = {
         "write": f"files.write(Path({str(path)!r}), 'new')",
-        "create": f"files.create(Path({str(path)!r}), 'new')",
         "swap": f"files.swap(Path({str(tmp_path / 'beside')!r}), Path({str(path)!r}))",
     }[verb]
     seen = set()
     for number in range(1, 30):
         if verb == "write":
             path.write_text("old")
-        elif verb == "create":
-            path.unlink(missing_ok=True)
         else:
             for folder, content in ((path, "old"), (tmp_path / "beside", "new")):
                 folder.mkdir(exist_ok=True)
                 (folder / "content").write_text(content)
         ended = not killed_at(number, code)
         found = path / "content" if verb == "swap" else path
-        seen.add(found.read_text() if found.exists() else None)
+        seen.add(found.read_text())
         if ended:
             break
     assert ended
-    assert seen == {None if verb == "create" else "old", "new"}
+    assert seen == {"old", "new"}
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:

@@ -112,6 +112,15 @@ def test_no_two_questions_of_the_probe_are_alike(served: Endpoint, place: Path, 
         assert eventually(lambda: (client.statistics(model) - before).execution_count == 50)
 
 
+def test_a_server_for_a_proof_answers_from_the_models(place: Path, server_prefix: Path) -> None:
+    same = {"x": np.ones((1, 4), np.float32)}
+    with running(place, models=[TINY], cache=False, grace=0) as endpoint, Client(endpoint.grpc, timeout=10) as client:
+        before = client.statistics(TINY)
+        for _ in range(5):
+            client.infer(TINY, same)
+        assert eventually(lambda: (client.statistics(TINY) - before).execution_count == 5)
+
+
 def test_status_asks_the_processes(served: Endpoint, place: Path) -> None:
     with Client(served.grpc, timeout=10) as client:
         before = client.statistics(TINY)
