@@ -34,13 +34,13 @@ class _FineSelector(selectors.EpollSelector):
 
 
 class Heartbeat:
-    """Measures how late the running event loop is: what a callback has to wait for that is due at any moment.
+    """Measures how late the running event loop takes in answers, which their latency includes.
 
-    A beat is due every `EVERY` seconds. Those that were due while the loop did something else, or while its process was
-    not given the processor, all count as late as they were: one long stop is not one late beat among thousands.
+    A beat is due every `EVERY` seconds. Where an answer is taken in before a beat that was due earlier, the loop did
+    something else since then, or its process was not given the processor, and the answer may have waited as long.
     """
 
-    EVERY = 0.005
+    EVERY = 0.001
     _BIN = 0.05
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -52,8 +52,13 @@ class Heartbeat:
         """Beat no more; harmless when it does not."""
         self._timer.cancel()
 
+    def note(self) -> None:
+        """Count how late an answer is taken in now."""
+        late = max(self._loop.time() - self._due, 1e-6)
+        self._late[ceil(log(late) / self._BIN)] += 1
+
     def milliseconds(self) -> dict[str, float | None]:
-        """Return `p99`, `p999` and `max` of the lateness, to within 5 %; None where nothing was measured."""
+        """Return `p99`, `p999` and `max` over the answers, to within 5 %; None where there was none."""
         bins = sorted(self._late)
         reached = list(accumulate(self._late[one] for one in bins))
         found: dict[str, float | None] = {}
@@ -63,10 +68,7 @@ class Heartbeat:
         return found
 
     def _beat(self) -> None:
-        now = self._loop.time()
-        while self._due <= now:
-            self._late[ceil(log(max(now - self._due, 1e-6)) / self._BIN)] += 1
-            self._due += self.EVERY
+        self._due = self._loop.time() + self.EVERY
         self._timer = self._loop.call_at(self._due, self._beat)
 
 

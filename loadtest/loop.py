@@ -136,7 +136,7 @@ class Loop:
         self._drop_the_rest()  # now that no answer is waited for: counting a million takes a quarter of a second
 
     def lag(self) -> dict[str, float | None]:
-        """Return how late the event loop was while it sent: milliseconds by percentile, empty before the start."""
+        """Return how late answers were taken in while it sent: milliseconds by percentile, empty before the start."""
         return self._heartbeat.milliseconds() if self._heartbeat else {}
 
     def _progress(self) -> Progress:
@@ -225,6 +225,8 @@ class Loop:
         self.sender.send(flight)
 
     def _finished(self, flight: Flight) -> None:
+        if self._heartbeat and self.sending:
+            self._heartbeat.note()
         if flight.n not in self._flying:
             return  # given up meanwhile
         self._watch(flight)
