@@ -180,7 +180,8 @@ class Watch:
 
     def _load_again(self, model: str, some_live: bool) -> None:
         where = self._endpoint.http, self._endpoint.secret, model
-        if some_live and control.is_ready(self._endpoint.http, model):
+        # A server too busy to say whether the model is ready has not said that it is not.
+        if some_live and control.readiness(self._endpoint.http, model) is not False:
             control.reload(*where)  # what still answers is not taken away, also if this fails
             return
         control.unload(*where)

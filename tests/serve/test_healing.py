@@ -123,6 +123,22 @@ def test_what_still_answers_is_not_taken_away(place: Path, caplog: pytest.LogCap
         assert len(failures(endpoint, 20)) < 20
 
 
+def test_a_server_too_busy_to_say_that_it_is_ready_keeps_what_answers(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unloaded: list[str] = []
+    monkeypatch.setattr(control, "unload", lambda url, secret, model: unloaded.append(model))
+    publish(place, instances=2)
+    with running(place, grace=0) as endpoint:
+        watch = Watch(endpoint, place)
+        watch.look()
+        monkeypatch.setattr(control, "_says_yes", lambda url, path: None)
+        os.kill(min(living(endpoint)), signal.SIGKILL)
+        assert eventually(lambda: bool(watch.look()) or AGAIN in caplog.text)
+        assert not unloaded
+        assert not failures(endpoint, 20)
+
+
 def test_a_promotion_under_way_is_not_undone(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     publish(place)
     with running(place, grace=0) as endpoint:
