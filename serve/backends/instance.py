@@ -17,8 +17,8 @@ SLOTS = "lathe.slots"
 """The parameter that says how many sequences an instance takes at a time."""
 
 
-class Full(Exception):
-    """All slots for sequences are taken."""
+class NoSlot(Exception):
+    """A sequence has no slot here: others have them all, or it has lost its own."""
 
 
 class Instance:
@@ -69,7 +69,7 @@ class Instance:
                 self._admit(request)
                 feed = self._feed(request)
             except Exception as error:
-                answers[place] = self._refusal(error)
+                answers[place] = self._refusal(request, error)
             else:
                 # Requests with and without an optional input do not go together.
                 alike = tuple(feed) if self.batching else place
@@ -88,7 +88,7 @@ class Instance:
             return self._run(asked)
         except Exception as error:
             if len(asked) == 1:
-                return [self._refusal(error)]
+                return [self._refusal(asked[0][1], error)]
             pb.Logger.log_info(f"a batch of {len(asked)} requests failed, its halves are run: {error}")
             middle = len(asked) // 2
             return self._answers(asked[:middle]) + self._answers(asked[middle:])
@@ -118,11 +118,13 @@ class Instance:
             answers.append(self._response({name: part[name] for name in names if name in some}))
         return answers
 
-    def _refusal(self, error):
+    def _refusal(self, request, error):
         """Return the answer for a request that failed: one plain sentence, the rest stays in the server's log."""
         pb.Logger.log_error(f"a request failed: {error}")
+        if request.flags() & pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
+            self.memory.pop(request.correlation_id(), None)  # the sequence has not begun
         code = pb.TritonError.INTERNAL
-        if isinstance(error, Full):
+        if isinstance(error, NoSlot):
             code = pb.TritonError.UNAVAILABLE
         elif "INVALID_ARGUMENT" in str(error) or isinstance(error, ValueError):
             code = pb.TritonError.INVALID_ARG
@@ -142,19 +144,21 @@ class Instance:
         return feed
 
     def _admit(self, request):
-        """Give a sequence that begins a slot; raises Full where others have them all.
+        """Give a sequence that begins a slot; raises NoSlot where others have them all, or one that goes on has none.
 
         One that is over with its first request needs none.
         """
-        if not self.slots:
+        flags, sequence, now = request.flags(), request.correlation_id(), time.monotonic()
+        if not flags & pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
+            # It was refused when it began, or this process is a new one: its state would be the first again.
+            if (self.states or self.slots) and sequence and sequence not in self.memory:
+                raise NoSlot("this sequence has no slot here; begin it again")
             return
-        flags = request.flags()
-        if not flags & pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START or flags & pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
+        if not self.slots or flags & pb.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
             return
-        sequence, now = request.correlation_id(), time.monotonic()
         self.memory.pop(sequence, None)
         if sum(now - last <= self.idle for last, _ in self.memory.values()) >= self.slots:
-            raise Full(f"all {self.slots} slots for sequences are taken; begin again when one has ended")
+            raise NoSlot(f"all {self.slots} slots for sequences are taken; begin again when one has ended")
         self.memory[sequence] = now, {}
 
     def _remember(self, request, results):

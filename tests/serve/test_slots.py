@@ -17,6 +17,7 @@ from tests.serve.test_server import eventually
 
 X, Y, SUM, TOTAL = (TensorSpec(name, "float32", (BATCH, 1)) for name in ("x", "y", "sum", "total"))
 STATE = {"sum": "total"}
+STRATEGIES = ("oldest", "direct")
 
 
 def build(**sequence: object) -> model_config.ModelConfig:
@@ -38,6 +39,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, server_prefix: Path) -> Ite
     )
     memory = {"state": STATE, "slots": 2, "idle_s": 3}
     publish(place, "two", onnx, [X, SUM], [Y, TOTAL], {"max_batch": 1, "sequence": memory})
+    for strategy in STRATEGIES:
+        made = {"max_batch": 1, "nonfinite": "refuse", "sequence": {"state": STATE, "strategy": strategy}}
+        publish(place, strategy, onnx, [X, SUM], [Y, TOTAL], made)
     with running(place, grace=0) as endpoint:
         yield endpoint, place
 
@@ -52,10 +56,13 @@ def test_one_sequence_more_is_refused_at_once_and_in_words(served: tuple[Endpoin
         with pytest.raises(InferenceServerException, match="all 2 slots for sequences are taken") as refused:
             three.send(3, sequence_start=True)
         assert "UNAVAILABLE" in str(refused.value.status())
+        with pytest.raises(InferenceServerException, match="no slot here; begin it again") as refused:
+            three.send(4)
+        assert "UNAVAILABLE" in str(refused.value.status())
         # Those that have a slot go on, a sequence of one request needs none, and the probe sends such.
         assert [one.send(1), two.send(2)] == [2, 4]
         assert three.send(5, sequence_start=True, sequence_end=True) == 5
-        assert probe.health(endpoint, place) == {"two": "answers"}
+        assert probe.health(endpoint, place) == dict.fromkeys(("two", *STRATEGIES), "answers")
         assert one.send(1, sequence_end=True) == 3
         assert three.send(3, sequence_start=True) == 3
 
@@ -71,6 +78,24 @@ def test_one_sequence_more_is_refused_at_once_and_in_words(served: tuple[Endpoin
     finally:
         for session in (one, two, three):
             session.close()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_sequence_whose_first_request_was_refused_has_not_begun(served: tuple[Endpoint, Path], strategy: str) -> None:
+    from tritonclient.utils import InferenceServerException
+
+    session = Session(served[0], strategy, 7)
+    try:
+        with pytest.raises(InferenceServerException, match="NaN or infinity"):
+            session.send(float("nan"), sequence_start=True)
+        with pytest.raises(InferenceServerException, match="no slot here; begin it again"):
+            session.send(1)
+        assert [session.send(2, sequence_start=True), session.send(3)] == [2, 5]
+        with pytest.raises(InferenceServerException, match="NaN or infinity"):
+            session.send(float("nan"))
+        assert session.send(4, sequence_end=True) == 9  # a later one that is refused leaves the state as it was
+    finally:
+        session.close()
 
 
 def test_slots_are_more_than_the_largest_batch() -> None:
