@@ -7,7 +7,7 @@ import http.client
 import json
 from urllib.parse import quote, urlsplit
 
-from serve.errors import ServerFailed, StillLoading
+from serve.errors import NoAnswer, ServerFailed, StillLoading
 
 ADMIN_KEY = "admin-key"
 """The HTTP header that carries the secret; over gRPC it is `triton-grpc-protocol-admin-key`."""
@@ -73,6 +73,8 @@ def load(url: str, secret: str, model: str, timeout: float = 120) -> None:
     """Make the server load `model`, and wait for it, at most `timeout` seconds.
 
     Raises:
+        StillLoading: it takes longer.
+        NoAnswer: the server gives no answer.
         ServerFailed: with the server's own words.
     """
     _order(url, secret, model, "load", timeout)
@@ -82,6 +84,8 @@ def unload(url: str, secret: str, model: str, timeout: float = 120) -> None:
     """Make the server unload `model`; it answers requests for it with an error from then on.
 
     Raises:
+        StillLoading: it takes longer.
+        NoAnswer: the server gives no answer.
         ServerFailed: with the server's own words.
     """
     _order(url, secret, model, "unload", timeout)
@@ -112,7 +116,7 @@ def _order(url: str, secret: str, model: str, verb: str, timeout: float, said: s
     except TimeoutError as error:
         raise StillLoading(f"has not done after {timeout:g} s: {verb} {model}", where=url) from error
     except (OSError, http.client.HTTPException) as error:
-        raise ServerFailed(f"cannot be asked to {verb} {model}: {error}", where=url) from error
+        raise NoAnswer(f"cannot be asked to {verb} {model}: {error}", where=url) from error
     if status != http.client.OK:
         raise ServerFailed(f"does not {verb} {model}: {body.decode(errors='replace')}", where=url)
 

@@ -8,6 +8,7 @@ MachineError (5)
 ├── NotInstalled     the server's own environment is missing or broken
 ├── PortTaken        another program listens on a port that was asked for
 └── ServerFailed     tritonserver died, refused a model, or did not become ready in time
+    ├── NoAnswer        it answers nothing any more
     └── StillLoading    it has not refused the model, but is not done with it
 """
 
@@ -32,6 +33,10 @@ class PortTaken(MachineError):
 
 class ServerFailed(MachineError):
     """The server died, refused a model, or did not become ready in time."""
+
+
+class NoAnswer(ServerFailed):
+    """The server was asked for something and gave no answer; what became of it is not known."""
 
 
 class StillLoading(ServerFailed):

@@ -15,7 +15,7 @@ from pathlib import Path
 from loadtest import files
 from loadtest.errors import LatheError
 from serve import control, repository, scratch
-from serve.errors import BadRepository, ServerFailed, StillLoading
+from serve.errors import BadRepository, NoAnswer, ServerFailed, StillLoading
 from serve.server import Endpoint
 
 JOURNAL = ".promotion.json"
@@ -128,6 +128,7 @@ def release(place: Path, numbers: Mapping[str, int], endpoint: Endpoint | None, 
     Raises:
         BadRepository: a version has no lineage, or its files changed after they were published.
         StillLoading: the server was not done in time; `alone` learns later how it ended.
+        NoAnswer: the server went away meanwhile; the next command settles what is left.
         ServerFailed: the server refuses one; what was live still is.
     """
     configs = {}
@@ -185,6 +186,12 @@ def _load(journal: Journal, change: Change, endpoint: Endpoint | None, limit: fl
                 fix="serve promote it again once serve status shows it, or give it more time with --load-timeout",
             ) from error
     except LatheError as error:
+        if isinstance(error, NoAnswer) or not control.is_live(endpoint.http):
+            raise NoAnswer(
+                f"the server went away while it loaded version {change.number}: {error.what}",
+                where=str(journal.place / change.model),
+                fix="see with serve status whether it runs, and promote it again",
+            ) from error
         _note_failed(journal, change, error.what)
         same = (journal.place / change.model / repository.CONFIG).read_text() == change.config
         still = "" if same else ", what was live still is"
@@ -202,7 +209,9 @@ def _settle(journal: Journal, endpoint: Endpoint | None) -> None:
         raise StillLoading(
             f"the server is still loading {journal.names()}", where=str(journal.place), fix="wait, and try again"
         )
-    if states == {"READY"}:
+    named = all(change.number in repository.live(journal.place, change.model) for change in journal.changes)
+    # Where the disk names an older version, the release was being taken back.
+    if states == {"READY"} and named:
         _finish(journal)
         log.warning("a release was interrupted after the server had loaded it and is finished now: %s", journal.names())
     else:

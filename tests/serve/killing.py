@@ -1,7 +1,8 @@
 """Kills a command before its n-th operation on files, for every n, and looks at what is left each time.
 
-Run as a program: `python -m tests.serve.killing VERB REPOSITORY SERVER FOLDER`. It prints one line of JSON for each n.
-The command runs in a fork, against a stand-in for the server that keeps in a file what it has loaded.
+Run as a program: `python -m tests.serve.killing VERB REPOSITORY SERVER FOLDER [disk] [server]`; the last two say what
+has the new version already when the verb `settle` begins. It prints one line of JSON for each n. The command runs in a
+fork, against a stand-in for the server that keeps in a file what it has loaded.
 """
 
 import json
@@ -10,6 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,20 @@ def add(place: Path, endpoint: Endpoint | None) -> None:
     rollout.promote(place, "added", None, endpoint)
 
 
+def interrupted(place: Path, endpoint: Endpoint | None) -> None:
+    """Promote, and Ctrl-C when the server has just loaded the new version: it is taken back."""
+    loads = control.load
+
+    def load(*arguments: Any) -> None:
+        control.load = loads
+        loads(*arguments)
+        raise KeyboardInterrupt
+
+    control.load = load
+    with suppress(KeyboardInterrupt):
+        rollout.promote(place, "tiny", 3, endpoint)
+
+
 def publish(place: Path, _: Endpoint | None) -> None:
     onnx = place / "tiny" / "1" / "model.onnx"
     with staging.stage(place, "tiny", onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
@@ -85,7 +101,21 @@ VERBS: dict[str, Callable[[Path, Endpoint | None], Any]] = {
     "remove all": lambda place, endpoint: rollout.remove_model(place, "tiny", endpoint),
     "add": add,
     "publish": publish,
+    "interrupted": interrupted,
+    "settle": promotion.settle,
 }
+
+
+def leave(place: Path, disk: bool, server: bool) -> None:
+    """Leave a release of version 3 half done, as a killed command does; what is named has the new version."""
+    journal = promotion._begin(place, {"tiny": 3})
+    now = (place / "tiny" / repository.CONFIG).read_text()
+    (place / "tiny" / repository.CONFIG).write_text(repository.read_lineage(place, "tiny", 3)["config"])
+    if server:
+        Server(place).load("", "", "tiny")
+    if not disk:
+        (place / "tiny" / repository.CONFIG).write_text(now)
+    assert journal.path.exists()
 
 
 def killed(verb: str, place: Path, endpoint: Endpoint | None, number: int) -> bool:
@@ -117,7 +147,7 @@ def look(place: Path) -> dict[str, Any]:
     return found
 
 
-def main(verb: str, template: Path, server: str, folder: Path) -> None:
+def main(verb: str, template: Path, server: str, folder: Path, *left: str) -> None:
     sys.addaudithook(hook)
     os.fsync = lambda _handle: None  # a kill does not undo what the kernel was told
     endpoint = ENDPOINT if server == "server" else None
@@ -128,8 +158,11 @@ def main(verb: str, template: Path, server: str, folder: Path) -> None:
         stand_in = Server(place)
         for name in ("load", "unload", "versions", "states"):
             setattr(control, name, getattr(stand_in, name))
+        if verb == "settle":
+            leave(place, "disk" in left, "server" in left)
         ended = not killed(verb, place, endpoint, number)
         seen = {"left": look(place), "promised": sorted(path.parent.name for path in place.glob("*/.promotion.json"))}
+        seen["had"] = stand_in.read()
         promotion.settle(place, endpoint)
         seen |= {"settled": look(place), "loaded": stand_in.read(), "served": stand_in.served()}
         seen["numbers"] = {model: repository.numbers(place, model) for model in repository.models(place)}
@@ -144,4 +177,4 @@ def main(verb: str, template: Path, server: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), *sys.argv[5:])

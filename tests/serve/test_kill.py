@@ -45,8 +45,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def kill_everywhere(verb: str, template: Path, server: str, folder: Path) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "tests.serve.killing", verb, str(template), server, str(folder)]
+def kill_everywhere(verb: str, template: Path, server: str, folder: Path, *left: str) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "tests.serve.killing", verb, str(template), server, str(folder), *left]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
@@ -85,6 +85,32 @@ def test_a_kill_leaves_old_or_new(
         else:
             assert one["back"] == (1 if one["settled"]["tiny"] == [2] else 2)
         assert one["again"] == (new if verb in ("promote", "together") else one["settled"])
+
+
+def test_a_kill_while_a_release_is_taken_back(template: Path, tmp_path: Path) -> None:
+    """The server has the new version until the last moment; what the disk says decides."""
+    seen, new = kill_everywhere("interrupted", template, "server", tmp_path), {**OLD, "tiny": [3]}
+    settled = [one["settled"] for one in seen]
+    assert OLD == settled[0] == settled[-1]
+    assert new in settled
+    for one in seen:
+        assert one["settled"] == (new if one["left"] == one["had"] == new else OLD)
+        assert one["loaded"] == one["settled"]
+        assert one["back"] == (2 if one["settled"] == new else 1)
+
+
+@pytest.mark.parametrize("left", [("disk", "server"), ("disk",), ("server",), ()], ids=" and ".join)
+def test_a_kill_of_what_settles_changes_nothing_in_the_end(
+    template: Path, tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    """Only what both the disk and the server have is finished, and only that has lived."""
+    seen = kill_everywhere("settle", template, "server", tmp_path, *left)
+    assert len(seen) > 4
+    finished = len(left) == 2
+    for one in seen:
+        assert one["settled"] == one["again"] == {**OLD, "tiny": [3 if finished else 2]}
+        assert one["loaded"] == one["settled"]
+        assert one["back"] == (2 if finished else 1)
 
 
 def test_a_kill_of_remove_takes_whole_versions(template: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from loadtest.errors import MachineError
 from serve import promotion, repository, rollout, state
-from serve.errors import ServerFailed, StillLoading
+from serve.errors import NoAnswer, ServerFailed, StillLoading
 from serve.server import Endpoint, running
 from tests.conftest import TINY
 from tests.serve.test_rollout import Publish
@@ -172,7 +172,24 @@ def test_a_server_that_starts_takes_back_what_was_left(place: Path) -> None:
     assert rollout.before(place, TINY) == 1
 
 
-def test_a_server_that_dies_meanwhile_leaves_the_journal_to_the_next_command(place: Path) -> None:
+def test_without_an_answer_nothing_begins(place: Path) -> None:
     with pytest.raises(ServerFailed, match="cannot be asked"):
         rollout.promote(place, TINY, 1, NOBODY)
     assert repository.live(place, TINY) == [2]
+    assert not promotion.journals(place)
+
+
+def test_a_server_that_dies_meanwhile_leaves_the_journal_to_the_next_command(
+    tmp_path: Path, server_prefix: Path
+) -> None:
+    """Of a version that the server never judged nothing says that it failed."""
+    place = tmp_path / "model_repository"
+    lay_out_slow(place, 1, 0)
+    lay_out_slow(place, 2, 0, "import os; os.kill(os.getppid(), 9); time.sleep(60)")
+    with running(place, grace=0) as endpoint, pytest.raises(NoAnswer, match="went away while it loaded version 2"):
+        rollout.promote(place, "slow", 2, endpoint)
+    assert len(promotion.journals(place)) == 1
+    assert states(place)[2] == "loading"
+    promotion.settle(place)
+    assert (states(place)[2], repository.live(place, "slow")) == ("staged", [1])
+    assert not promotion.journals(place)
