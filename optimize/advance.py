@@ -91,7 +91,8 @@ def advance(
         if sets.overlap:
             entry["overlap"] = dict(sets.overlap)
         if method.selects:
-            entry["selected_on"] = splits.source(workload)
+            judged_on = splits.selecting(workload, step.judge_samples)
+            entry |= {"selected_on": splits.source(workload), "selected_samples": splits.size(judged_on, "evaluation")}
         if method.stage != "torch":
             entry |= _deviation(graph, workload, recipe)
         saved = bundles.save(Bundle(workload, module, graph, (*source.lineage, entry)), folder, key)

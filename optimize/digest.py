@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from loadtest.commandline import version
+from optimize import cpu
 from optimize.errors import BadWorkload
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from optimize.splits import Sets
     from optimize.workload import Workload
 
+BY_CPU = ("quantize.static", "quantize.dynamic", "quantize.mixed", "quantize.qat")
+"""Steps that give 8-bit numbers the range that this machine's CPU needs, unless their config says it."""
 OURS = ("optimize", "serve", "loadtest")
 _SEEN: dict[str, tuple[ModuleType, str]] = {}
 """Modules and the digests of their files when we first saw them: what changes in a file later is not what runs."""
@@ -97,6 +100,9 @@ def step(config: Any, source: "Bundle", recipe: "Recipe", sets: "Sets", *, last:
     }
     if student := values.get("student"):
         found["student"] = fingerprint(source.workload.build(student))
+    if method.name in BY_CPU:
+        reduced = cpu.reduced_range(values.get("reduce_range"), "cpu")
+        found["range of 8-bit numbers on this CPU"] = f"{7 if reduced else 8} bits"
     if in_graph:
         found["place in the recipe"] = "last" if last else "not last"
     return Key(found)

@@ -39,7 +39,8 @@ class Stage:
 def slower(stages: Sequence[Stage], batch: int) -> str:
     """Return why the last stage is slower than the first at `batch`, and the way out.
 
-    Only a stage whose whole interval says that it slowed down what it got is named.
+    Only a stage whose whole interval says that it slowed down what it got is named. Not to be asked where the
+    control of the same rounds is senseless.
     """
     slowed = [stage for stage in stages[1:] if stage.change[batch].verdict() == "slower"]
     if not slowed:
@@ -48,13 +49,18 @@ def slower(stages: Sequence[Stage], batch: int) -> str:
     return f"{_slowed(culprit, batch)}: {_why_slower(culprit, stages[0], batch)}"
 
 
-def warnings(stages: Sequence[Stage]) -> list[str]:
-    """Return a sentence for each step that made what it got slower, whatever the steps before it had gained."""
+def warnings(stages: Sequence[Stage], control: Mapping[int, Ratio]) -> list[str]:
+    """Return a sentence for each step that made what it got slower, whatever the steps before it had gained.
+
+    Args:
+        stages: as they were timed together.
+        control: the trained model against itself in the same rounds; no step is blamed where that makes no sense.
+    """
     return [
         f"{_slowed(stage, batch)}, against the step before; it may be better left out"
         for stage in stages[1:]
         for batch, ratio in stage.change.items()
-        if ratio.verdict() == "slower"
+        if ratio.verdict() == "slower" and not control[batch].senseless
     ]
 
 

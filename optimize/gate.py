@@ -181,7 +181,7 @@ QUIETER = "run it again when nothing else runs here: the steps are kept, only th
 
 def _busy(speeds: Speeds, batch: int) -> str:
     control = speeds.control()[batch]
-    calm = control.high <= CLEAR * control.low
+    calm = control.high <= CLEAR * control.low and not control.senseless
     why = f"its speed is too near {SLOWER}× to tell" if calm else "the machine is too busy"
     least, most = control.spread
     return f"{why}: A/A spread {least:.2g} to {most:.2g} in {speeds.rounds} rounds"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadtest.tensors import Array, Arrays, Dim
+from optimize import sample
 from optimize.errors import BadWorkload
 from optimize.workload import Batch, Workload, guarded
 
@@ -95,10 +96,13 @@ def stripped(workload: Workload, batches: Iterable[Batch]) -> Iterator[dict[str,
 
 
 def calibration(workload: Workload) -> "Iterator[tuple[dict[str, torch.Tensor], torch.Tensor | None]]":
-    """Yield the inputs of all calibration samples as tensors, stripped, and which of their positions are tokens."""
+    """Yield the inputs of all calibration samples as tensors, stripped, and which of their positions are tokens.
+
+    Of an endless set it is the first million samples.
+    """
     import torch
 
-    for arrays in stripped(workload, workload.batches("calibration")):
+    for arrays in stripped(workload, sample.reached(workload, "calibration")):
         inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
         yield inputs, tokens(workload, inputs)
 

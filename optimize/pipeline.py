@@ -112,7 +112,7 @@ def _run(
         result=measured(quality, timing.cost(cost(last), final)),
         endpoint=None,
         ratios=timing.ratios(final),
-        warnings=explain.warnings(timing.stages()),
+        warnings=explain.warnings(timing.stages(), timing.speeds.control()),
         load=None,
         bundle=str(last.folder),
         version=None,
@@ -165,7 +165,8 @@ def apply_one(
         trained = establish(workload, place / TRAINED, digest.trained(workload, sets), progress)
         if source.graph is None:
             source = replace(source, graph=graph_of(trained.bundle), key=trained.bundle.key)
-        key = digest.step(step, source, recipe, sets)
+        # What the bundle was made of is not what trains it now: the user's code of today does.
+        key = digest.Key({**trained.bundle.key.parts, **digest.step(step, source, recipe, sets).parts})
         made, quality, element = advance(step, source, trained, recipe, sets, key, output, progress)
         progress("measuring speed", 0.0)
         files = {TRAINED: graph_of(trained.bundle), "source": graph_of(source), "result": graph_of(made)}
@@ -175,7 +176,7 @@ def apply_one(
         timing = speed.time(files, labels, workload.inputs, target, patience=0.0)
         element |= measured(quality, timing.cost(cost(made), timing.result))
         element["ratios"] = timing.ratios(timing.result)
-        element["warnings"] = explain.warnings(timing.stages()[-2:])
+        element["warnings"] = explain.warnings(timing.stages()[-2:], timing.speeds.control())
     return element
 
 

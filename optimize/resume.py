@@ -13,6 +13,8 @@ from optimize.baseline import Progress
 from optimize.errors import BadRecipe
 from optimize.recipe import Recipe
 
+PROOF = ("run.json", "report.html", "load.html", "load.jsonl")
+"""What a run says at its end of the bundles that lie beside it."""
 STATE = "digests.json"
 """The file by which a folder is known as one of a run, and where the page finds what the run was made from."""
 
@@ -31,7 +33,7 @@ def check(folder: Path) -> None:
 
 
 def prepare(folder: Path, recipe: Recipe, names: Sequence[str], progress: Progress) -> None:
-    """Mark the folder as one of a run, write its recipe, and remove the steps of earlier recipes.
+    """Mark the folder as one of a run, write its recipe, and remove an earlier run's proof and steps that are gone.
 
     Args:
         folder: passed `check`.
@@ -41,6 +43,8 @@ def prepare(folder: Path, recipe: Recipe, names: Sequence[str], progress: Progre
     """
     # First of all, so that the folder stays one of a run however far this gets.
     note(folder, {})
+    for name in PROOF:
+        (folder / name).unlink(missing_ok=True)
     files.write(folder / "recipe.toml", recipe.toml())
     for old in sorted((*folder.glob("[0-9]*-*"), *folder.glob(".[0-9]*-*.checkpoint"))):
         name = old.name.removeprefix(".").removesuffix(".checkpoint")

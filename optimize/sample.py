@@ -12,8 +12,20 @@ import numpy as np
 
 from optimize.workload import Batch, Workload
 
+MOST = 1_000_000
+"""Samples of a set that are looked at; a set may be endless."""
 REACH = 100
 """Of a set without an end so many times as many batches as are asked for are looked at."""
+
+
+def reached(workload: Workload, kind: str) -> Iterator[Batch]:
+    """Yield the batches of `kind` until they hold `MOST` samples."""
+    seen = 0
+    for batch in workload.batches(kind):
+        yield batch
+        seen += _size(batch)
+        if seen >= MOST:
+            return
 
 
 def batches(workload: Workload, kind: str, count: int, seed: int = 0) -> Iterator[Batch]:
@@ -25,10 +37,13 @@ def batches(workload: Workload, kind: str, count: int, seed: int = 0) -> Iterato
 
 
 def rows(workload: Workload, kind: str, count: int, seed: int = 0) -> Iterator[Batch]:
-    """Yield `count` samples of `kind` in their order, or all where there are no more, in what is left of each batch."""
-    present = sum(_size(batch) for batch in workload.batches(kind))
+    """Yield `count` samples of `kind` in their order, or all where there are no more, in what is left of each batch.
+
+    They are drawn from the first `MOST` samples.
+    """
+    present = sum(_size(batch) for batch in reached(workload, kind))
     chosen, start = np.array(_drawn(present, count, seed), np.int64), 0
-    for batch in workload.batches(kind):
+    for batch in reached(workload, kind):
         own = chosen[(chosen >= start) & (chosen < start + _size(batch))] - start
         start += _size(batch)
         if len(own):

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from loadtest.tensors import Array, Arrays, Dim, TensorSpec
+from optimize import sample
 from optimize.errors import BadData, BadWorkload
 from optimize.randomness import Stream
 from optimize.workload import DATA, Batch, Workload, concatenate
 
-MOST = 1_000_000
-"""Samples of a set that are looked at; a set may be endless."""
 SELECTED = 2048
 """Samples that a search judges on at most, unless it is told otherwise; they are held in memory."""
+ENOUGH = 100
+"""Fewer samples than these judge nothing: then those that calibrate are taken too."""
 TOGETHER = 32
 """Samples in a batch of these."""
 OTHERS = tuple(kind for kind in DATA if kind != "evaluation")
@@ -96,7 +97,8 @@ def source(workload: Workload) -> str | None:
 def selecting(workload: Workload, samples: int = 0) -> Workload:
     """Return the workload with the samples of its `source` as its evaluation set: for a search inside a step.
 
-    They are the same ones in every call, however the set is shuffled. What calibrates is left out while others remain.
+    They are the same ones in every call, however the set is shuffled. What calibrates is left out while enough others
+    remain: as many as are asked for, or 100.
 
     Args:
         workload: has a `source`.
@@ -108,13 +110,20 @@ def selecting(workload: Workload, samples: int = 0) -> Workload:
     kind = source(workload)
     if kind is None:
         raise no_source(workload)
-    count = samples or min(SELECTED, sum(_size(batch) for batch in workload.batches("evaluation")))
+    count = samples or min(SELECTED, size(workload, "evaluation"))
     known: set[bytes] = set()
     if kind == "training" and workload.calibration is not None:
         known = _read(workload, "calibration", seed=0)[0]
-    rows = _chosen(workload, kind, count, known) or _chosen(workload, kind, count, set())
+    rows = _chosen(workload, kind, count, known)
+    if known and len(rows) < min(count, ENOUGH):
+        rows = _chosen(workload, kind, count, set())
     batches = list(_batches(rows))
     return replace(workload, evaluation=lambda: batches)
+
+
+def size(workload: Workload, kind: str) -> int:
+    """Return how many samples a set has."""
+    return sum(_size(batch) for batch in workload.batches(kind))
 
 
 def no_source(workload: Workload) -> BadWorkload:
@@ -127,23 +136,33 @@ def no_source(workload: Workload) -> BadWorkload:
 
 
 def digests(batch: Batch, inputs: Sequence[TensorSpec]) -> list[bytes]:
-    """Return the digest of each sample's inputs; empty bytes for one that says nothing: blank, or all padding."""
+    """Return the digest of each sample's inputs."""
+    return [_digest(one) for one in _samples(batch, inputs)]
+
+
+def _samples(batch: Batch, inputs: Sequence[TensorSpec]) -> Iterator[Arrays]:
+    """Yield the inputs of each sample without the padding of its batch."""
     free = _free(inputs)
-    return [_digest({name: array[row] for name, array in batch.inputs.items()}, free) for row in range(_size(batch))]
+    for row in range(_size(batch)):
+        one = {name: array[row] for name, array in batch.inputs.items()}
+        yield _without_padding(one, free) if free else one
 
 
 def _read(workload: Workload, kind: str, seed: int) -> tuple[set[bytes], list[bytes]]:
-    """Return the digests of the inputs of a set, each once, and those of inputs and targets in the set's order."""
+    """Return the digests of a set: of the inputs, each once and without blank ones; of each sample with its targets.
+
+    A blank sample says nothing, so that another one of its kind in another set is no overlap.
+    """
     samples: set[bytes] = set()
     whole: list[bytes] = []
     with Stream(seed).drawn():
-        for batch in workload.batches(kind):
-            found = digests(batch, workload.inputs)
-            samples.update(found)
-            whole += [_with_targets(digest, batch, row) for row, digest in enumerate(found)]
-            if len(whole) >= MOST:
-                break
-    return samples - {b""}, whole
+        for batch in sample.reached(workload, kind):
+            for row, one in enumerate(_samples(batch, workload.inputs)):
+                digest = _digest(one)
+                whole.append(_with_targets(digest, batch, row))
+                if not _blank(one):
+                    samples.add(digest)
+    return samples, whole
 
 
 def _together(digests: Iterable[bytes]) -> str:
@@ -164,14 +183,16 @@ def _free(inputs: Sequence[TensorSpec]) -> dict[str, list[tuple[str, int]]]:
     return found
 
 
-def _digest(sample: Arrays, free: Mapping[str, list[tuple[str, int]]]) -> bytes:
-    sample = _without_padding(sample, free) if free else sample
-    if all(not array.size or (array.size > 1 and bool((array == array.flat[0]).all())) for array in sample.values()):
-        return b""
+def _blank(one: Arrays) -> bool:
+    """Return whether a sample is all padding, or each input of it the same number everywhere."""
+    return all(not array.size or (array.size > 1 and bool((array == array.flat[0]).all())) for array in one.values())
+
+
+def _digest(one: Arrays) -> bytes:
     data = hashlib.blake2b(digest_size=16)
-    for name in sorted(sample):
+    for name in sorted(one):
         data.update(name.encode())
-        _update(data, sample[name])
+        _update(data, one[name])
     return data.digest()
 
 
@@ -181,12 +202,12 @@ def _update(data: "hashlib.blake2b", value: Any) -> None:
     data.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
 
 
-def _without_padding(sample: Arrays, free: Mapping[str, list[tuple[str, int]]]) -> Arrays:
+def _without_padding(one: Arrays, free: Mapping[str, list[tuple[str, int]]]) -> Arrays:
     """Return the sample without what a mask of its leaves out, or without the zeros at the end of all its inputs."""
-    cut = dict(sample)
+    cut = dict(one)
     for found in free.values():
         masks = [(name, axis) for name, axis in found if name.endswith("mask")]
-        used = np.stack([_used(sample[name], axis) for name, axis in masks or found]).any(axis=0)
+        used = np.stack([_used(one[name], axis) for name, axis in masks or found]).any(axis=0)
         kept = np.flatnonzero(used) if masks else np.arange(max(np.flatnonzero(used), default=-1) + 1)
         for name, axis in found:
             cut[name] = np.take(cut[name], kept, axis)
@@ -236,16 +257,12 @@ def _chosen(workload: Workload, kind: str, count: int, without: set[bytes]) -> l
     """Return the `count` samples with the smallest digests: chosen as if by lot, and the same ones every time."""
     found: dict[bytes, _Row] = {}
     with Stream(0).drawn():
-        seen = 0
-        for batch in workload.batches(kind):
+        for batch in sample.reached(workload, kind):
             for row, digest in enumerate(digests(batch, workload.inputs)):
                 if digest not in without and digest not in found:
                     found[digest] = _Row(digest, _cut(batch, row))
-            seen += _size(batch)
             if len(found) > 4 * count:
                 found = {digest: found[digest] for digest in sorted(found)[:count]}
-            if seen >= MOST:
-                break
     return sorted((found[digest] for digest in sorted(found)[:count]), key=lambda row: row.order)
 
 

@@ -56,7 +56,7 @@ def sensitivity(source: str, output: Path, as_json: bool, samples: int, allow_ov
     result = document(
         source=source,
         workload=workload.name,
-        samples=sum(len(next(iter(batch.inputs.values()))) for batch in workload.batches("evaluation")),
+        samples=splits.size(workload, "evaluation"),
         judged_on=judged_on,
         overlap=dict(sets.overlap),
         batch=[int(batch) for batch in (effects[0].speedup if effects else ())],

@@ -1,5 +1,6 @@
 """Cost: which share of the channels must go, so that a share of the cost is gone."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import nn
 
 from optimize import macs, measure
-from optimize.errors import NoEffect
+from optimize.errors import BusyMachine, NoEffect
 from optimize.export.onnx import export
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def share(
 
     Args:
         kind: `macs` and `parameters` are counted; `latency` is that of one call of the ONNX export at the target's
-            largest batch size, measured against that of `original` until it is clear of what is wanted.
+            largest batch size, measured against that of `original` until it is clear of what is wanted. What counts is
+            the lower end of its interval: where it is not decided, the share is not reached.
         wanted: share of the cost of `original`.
         original: the model before the first cut.
         cut: returns a copy of the model as it is now without a share of the original's channels.
@@ -38,11 +40,12 @@ def share(
     Raises:
         NoEffect: the cost stays higher even with one channel left in each group; says what was reached.
         BadGraph: the cut model cannot be exported.
+        BusyMachine: the original model counts as slower or faster than itself.
     """
     removed = _latency(original, wanted, context) if kind == "latency" else _counted(kind, original, context)
     low, high = 0.0, 1.0
     best = removed(cut(high))
-    if best < wanted:
+    if not best >= wanted:
         raise NoEffect(
             f"prune.channels cannot remove {wanted:.0%} of the {kind}: without all channels that it may remove, "
             f"{max(best, 0):.0%} are gone",
@@ -88,6 +91,14 @@ def _latency(original: nn.Module, wanted: float, context: "Context") -> Callable
             seconds=SECONDS,
             patience=PATIENCE,
         )
-        return 1 - 1 / speeds.ratios("part", "whole")[target.batch[0]].value
+        (batch,) = target.batch
+        if (control := speeds.control()[batch]).senseless:
+            raise BusyMachine(
+                f"{context.workload.name} before pruning against itself is {control} at batch {batch}",
+                where="prune.channels",
+                fix='run it again when nothing else runs here, or say of = "macs", which is counted',
+            )
+        low = speeds.ratios("part", "whole")[batch].low
+        return 1 - 1 / low if low else -math.inf
 
     return removed

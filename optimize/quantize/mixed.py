@@ -76,6 +76,8 @@ def apply(config: Mixed, subject: Path, context: "Context") -> Path:
 
     budget = _budget(config, context)
     judging = replace(context, workload=splits.selecting(context.workload, config.judge_samples))
+    count = splits.size(judging.workload, "evaluation")
+    context.progress(f"{NAME}: judged on {count:,} samples of {splits.source(context.workload)}", 0.0)
     against = sensitivity.untreated(subject, judging)
     gate.check_metric(budget, against.trained.scores[0])
     judge = _Judge(judging, against.trained, budget)

@@ -1,13 +1,30 @@
 """`serve canary`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loadtest.commandline import PATH, document, emit, json_option, reporting
+from loadtest.errors import UsageError
 from serve.commands.versions import repository_option
 
-SHARE = click.FloatRange(0, 1)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from serve.canary import Comparison, Judgement
+
+
+def _share(_context: click.Context, option: click.Parameter, value: float) -> float:
+    if not value:
+        raise UsageError(
+            f"{option.opts[0]} 0 can never pass: no number of requests shows that there is not one such row",
+            fix="give a small share, as in 0.001",
+        )
+    return value
+
+
+SHARE: dict[str, Any] = {"type": click.FloatRange(0, 1), "callback": _share, "show_default": True, "default": 0.01}
 
 
 @click.command()
@@ -21,8 +38,8 @@ SHARE = click.FloatRange(0, 1)
 )
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples of a request.")
 @click.option("--min-agreement", type=click.FloatRange(-1, 1), default=0.99, show_default=True, help="Of each row.")
-@click.option("--max-unlike", type=SHARE, default=0.01, show_default=True, help="Share of rows that may be below that.")
-@click.option("--max-flips", type=SHARE, default=0.01, show_default=True, help="Share of rows that may change label.")
+@click.option("--max-unlike", **SHARE, help="Share of rows that may be below that.")
+@click.option("--max-flips", **SHARE, help="Share of rows that may change label.")
 @click.option("--max-difference", type=click.FloatRange(0), help="Largest difference of a float output.")
 @click.option(
     "--max-slowdown", type=click.FloatRange(0, min_open=True), default=1.1, show_default=True, help="New/old."
@@ -85,16 +102,26 @@ def canary(
     refused = [entry for entry in judged if not entry.passed]
     if refused:
         broken = [entry for entry in refused if entry.verdict == "broken"]
-        more = max((entry.requests or 0 for entry in refused), default=0)
         what = f"version {new} is not like {old}" if broken else f"whether version {new} is like {old} is undecided"
-        decide = f"send more requests, about {more:,}" if more > found.requests else "send requests that both answer"
         refusal = CanaryRefused(
             f"{what}: {'; '.join(f'{entry.name}: {entry.measured}' for entry in broken or refused)}"
             + (f"; it said: {found.refused}" if found.refused else ""),
             where=str(repository / model),
-            fix="leave the old one live, or give thresholds that allow it" if broken else decide,
+            fix=_way_out(found, broken or refused),
         )
         refusal.partial = result
         raise refusal
     if as_json:
         emit(document(**result))
+
+
+def _way_out(found: "Comparison", judged: "Sequence[Judgement]") -> str:
+    """Return what to do about judgements none of which is passed."""
+    if found.failed:
+        return "leave the old one live, or publish a version that answers what that answers"
+    if not len(found.rows.likeness):
+        return "send requests that both answer"
+    more = [entry.requests for entry in judged if entry.verdict == "undecided" and entry.requests]
+    if len(more) < len(judged):
+        return "leave the old one live, or give thresholds that allow what was measured"
+    return f"send more requests, about {max(more):,}"

@@ -10,6 +10,7 @@ import pytest
 from loadtest import payload
 from serve import canary, repository, staging
 from serve.canary import Comparison, Thresholds
+from serve.commands.canary import _way_out as way_out
 from serve.errors import BadRepository
 from tests.conftest import TINY, TINY_INPUTS, TINY_WEIGHT
 from tests.serve.test_up import serve
@@ -71,6 +72,12 @@ def test_the_command_decides(place: Path, server_prefix: Path, tmp_path: Path) -
     assert (missing.returncode, missing.stderr.splitlines()[-1]) == (4, "  fix: there are 1, 2, 3")
 
 
+@pytest.mark.parametrize("option", ["--max-unlike", "--max-flips"])
+def test_a_share_that_can_never_pass_is_refused(place: Path, option: str) -> None:
+    done = serve("canary", TINY, "1", "2", "--repository", str(place), option, "0")
+    assert (done.returncode, f"{option} 0 can never pass" in done.stderr) == (2, True), done.stderr
+
+
 def test_a_changed_version_is_not_compared(place: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -102,6 +109,33 @@ def test_failures_and_times_are_counted() -> None:
     nothing = canary._summary([pair("no", "no")])
     assert set(verdicts(nothing).values()) == {"undecided"}
     assert nothing.refused == "no"
+
+
+FINE, WRONG = {"y": np.ones((1, 4), np.float32)}, {"y": -np.ones((1, 4), np.float32)}
+ALLOW = "leave the old one live, or give thresholds that allow what was measured"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "fix"),
+    [
+        ([pair(FINE, FINE)] * 5, "send more requests, about "),
+        ([pair(FINE, FINE)] * 99 + [pair("no", "no")] * 900, "send more requests, about "),
+        ([pair("no", "no")] * 5, "send requests that both answer"),
+        # More than the limit of 1 % are wrong, but so few were sent that it may be chance.
+        ([pair(FINE, FINE)] * 380 + [pair(FINE, WRONG)] * 6, ALLOW),
+        ([pair(FINE, FINE, (1.0, 1.5))] * 5, ALLOW),
+        ([pair(FINE, WRONG)] * 400, ALLOW),
+        ([pair(FINE, FINE)] * 5 + [pair(FINE, "no")], "leave the old one live, or publish a version that answers"),
+    ],
+)
+def test_the_way_out_is_a_true_one(pairs: list[dict[str, object]], fix: str) -> None:
+    found = canary._summary(pairs)
+    judged = [entry for entry in found.judge(Thresholds()) if not entry.passed]
+    broken = [entry for entry in judged if entry.verdict == "broken"]
+    said = way_out(found, broken or judged)
+    assert said.startswith(fix)
+    if "about" in said:
+        assert int(said.rpartition(" ")[2].replace(",", "")) > found.requests
 
 
 def answers(old: object, new: object, count: int, batched: bool = True) -> dict[str, str]:

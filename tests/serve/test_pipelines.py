@@ -330,7 +330,13 @@ def test_versions_come_and_go_under_a_running_pipeline(place: Path, tmp_path: Pa
     assert f"  serve promote embed_text 2 --repository {copy}\n" in done.stdout
     compared = canary.compare(copy, "embed_tokenizer", 1, 2, [texts("red cat")])
     assert compared.failed == 0
+    # Each side has its own tokenizer: the new one cuts off the third word.
     assert canary.compare(copy, "embed_text", 1, 2, [texts("red cat")]).document()["worst"] == pytest.approx(1)
+    one, two = embedded("the red cat"), embedded("the red")
+    like = 2 * (one * two).sum() / ((one * one).sum() + (two * two).sum())
+    assert like < 0.99
+    whole = canary.compare(copy, "embed_text", 1, 2, [texts("the red cat")])
+    assert whole.document()["worst"] == pytest.approx(like, abs=1e-5)
     with running(copy, grace=0) as endpoint, connect(endpoint.grpc) as client:
         rollout.promote(copy, "embed", 2, endpoint)
         for model in STYLES:
