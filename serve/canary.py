@@ -37,8 +37,8 @@ class Thresholds:
 
     Args:
         agreement: least likeness of a row with the old version's (`serve.likeness`), from -1 to 1.
-        unlike: share of the rows that may be less like than that.
-        flips: share of the rows whose largest value may stand in another place.
+        unlike: share of the rows that may be less like than that; above 0, which no number of requests shows.
+        flips: likewise, share of the rows whose largest value may stand in another place.
         difference: largest absolute difference of a float output; not judged when None.
         slowdown: how many times as long a request may take, in the median and in the sum of all.
     """
@@ -52,7 +52,10 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Judgement:
-    """One threshold: what was measured, what was wanted. Undecided is not passed; then `requests` might decide it."""
+    """One threshold: what was measured, what was wanted. Undecided is not passed.
+
+    So many `requests` would pass it if what they measure is the same; None where that would not pass.
+    """
 
     name: str
     verdict: Verdict
@@ -132,21 +135,20 @@ class Comparison:
     def _share(self, name: str, bad: int, what: str, limit: float) -> Judgement:
         count = len(self.rows.likeness)
         low, high = _proportion(bad, count)
-        needed = count
-        while bad < limit * count and not _proportion(bad * needed // count, needed)[1] <= limit:
-            needed *= 2
-        if not count:
-            needed = math.ceil(math.log(0.025) / math.log1p(-limit)) if 0 < limit < 1 else 0
-        requests = math.ceil(needed * self.requests / count) if count else needed
+        needed, requests = count, None
+        if bad < limit * count:
+            while not _proportion(bad * needed // count, needed)[1] <= limit:
+                needed *= 2
+            requests = math.ceil(needed * self.requests / count)
         measured = f"{bad} of {count} {what} [{low:.2%}, {high:.2%}]"
-        return Judgement(name, _verdict(low, high, limit), measured, f"interval within {limit:.2%}", requests or None)
+        return Judgement(name, _verdict(low, high, limit), measured, f"interval within {limit:.2%}", requests)
 
     def _time(self, name: str, found: Interval, limit: float) -> Judgement:
         value, low, high = found
         needed = None
         if value < limit:
             width = (high - value) / (limit - value)
-            needed = math.ceil(self.requests * width**2) if math.isfinite(width) else FEWEST
+            needed = math.ceil(self.requests * width**2) if math.isfinite(width) else max(FEWEST, 2 * self.requests)
         return Judgement(
             name,
             _verdict(low, high, limit),
@@ -192,19 +194,37 @@ def compare(place: Path, model: str, old: int, new: int, requests: Sequence[Arra
 
 @contextmanager
 def _side_by_side(place: Path, model: str, numbers: Sequence[int]) -> Iterator[Path]:
-    """Yield a repository with a model `old` and a model `new`, whose files are links to those of the two versions."""
+    """Yield a repository with a model `old` and a model `new`, whose files are links to those of the two versions.
+
+    Of a pipeline each side has the parts that were published with it; what else is called is the live version.
+    """
     with scratch.folder() as root:
-        called = repository.calls(place, model)
-        repository.verify(place, called)
+        called: set[str] = set()
+        for side, number in zip(SIDES, numbers, strict=True):
+            called |= _lay_out(root, side, place, model, number)
+        repository.verify(place, sorted(called))
         for name in called:
             _link(root, name, repository.config(place, name), place / name, repository.live(place, name))
-        for side, number in zip(SIDES, numbers, strict=True):
-            lineage = repository.read_lineage(place, model, number)
-            repository.verify_version(place, model, number, lineage)
-            config = model_config.parse(lineage["config"])
-            config.version_policy.specific.versions[:] = [number]
-            _link(root, side, config, place / model, [number])
         yield root
+
+
+def _lay_out(root: Path, name: str, place: Path, model: str, number: int) -> set[str]:
+    """Lay out a version under `name`, and its own parts under `name.PART`; return the other models that it calls."""
+    lineage = repository.read_lineage(place, model, number)
+    repository.verify_version(place, model, number, lineage)
+    config = model_config.parse(lineage["config"])
+    config.version_policy.specific.versions[:] = [number]
+    steps = config.ensemble_scheduling.step
+    called = {step.model_name for step in steps} | {call["model"] for call in lineage.get("calls", ())}
+    parts = {part: one for part, one in lineage.get("parts", {}).items() if part in called}
+    for step in steps:
+        if step.model_name in parts:
+            step.model_name = f"{name}.{step.model_name}"
+    _link(root, name, config, place / model, [number])
+    others = called - parts.keys()
+    for part, one in parts.items():
+        others |= _lay_out(root, f"{name}.{part}", place, part, one)
+    return others
 
 
 def _link(root: Path, name: str, config: ModelConfig, home: Path, numbers: Sequence[int]) -> None:

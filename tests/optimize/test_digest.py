@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from optimize import advance, baseline, bundle, digest, recipe, splits, train, workload
+from optimize import advance, baseline, bundle, cpu, digest, pipeline, recipe, splits, train, workload
 from optimize.bundle import Bundle
+from optimize.distill.logits import Logits
 from optimize.errors import BadBundle
 from optimize.recipe import Recipe
+from optimize.step import METHODS
 from optimize.workload import Batch, load
+from serve.target import Target
 
 NET = """
 import torch
@@ -151,6 +154,37 @@ def test_a_module_that_was_edited_after_it_was_imported_is_what_runs(place: Path
     (place / "nets" / "net.py").write_text(NET.replace("relu", "tanh"))
     assert keep(place, user=load(f"{place / 'user.py'}:workload"))[0] == [*STEPS], "this process runs the old one"
     assert keep(place)[0] == []
+
+
+def test_a_single_step_resumes_only_what_the_code_of_today_began(place: Path) -> None:
+    source = place / "run" / "1-distill.logits"
+
+    def killed() -> bool:
+        """Train for an epoch more, and return whether that went on from where another stopped."""
+        said: list[str] = []
+
+        def progress(text: str, _fraction: float) -> None:
+            said.append(text)
+            if "epoch " in text and "resumes" not in text:
+                raise Anew
+
+        loaded, target = bundle.load(source, fresh(place)), Target(batch=(1,), cores=1)
+        with pytest.raises(Anew):
+            pipeline.apply_one(Logits(epochs=9), loaded, place / "made", target, 0, progress)
+        return any("resumes" in text for text in said)
+
+    found = [killed(), killed()]
+    (place / "user.py").write_text(USER.replace("bounded=True", "bounded=1 > 0"))
+    assert [*found, killed()] == [False, True, False]
+
+
+def test_another_cpu_has_another_range_of_8_bit_numbers(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {METHODS[kind].name for kind in METHODS if "reduce_range" in kind.__dataclass_fields__} <= {*digest.BY_CPU}
+    other = {"avx_vnni"} if cpu.reduced_range(None, "cpu") else {"avx2"}
+    monkeypatch.setattr(cpu, "flags", lambda: other)
+    kept, said = keep(place)
+    assert kept == [*STEPS[:2]]
+    assert "3-quantize.static is made again: changed since it was made: range of 8-bit numbers on this CPU" in said
 
 
 def test_code_leaves_out_what_is_not_the_users(place: Path) -> None:

@@ -9,6 +9,8 @@ from optimize import explain
 from optimize.explain import Stage
 from optimize.ruler import Ratio
 
+CALM = {8: Ratio(1.0, 0.99, 1.01)}
+
 
 def graph(path: Path, *kinds: str, weight: int = 4) -> Path:
     """Write a chain of operators, with one weight of so many floats; explaining reads it and never runs it."""
@@ -69,7 +71,7 @@ def test_the_step_that_cost_most_is_named_not_the_last(tmp_path: Path) -> None:
         quantize_half=Ratio(0.9, 0.88, 0.92),
     )
     assert explain.slower(found, 8).startswith("quantize.dynamic made it slower at batch 8: 0.33× [0.30, 0.36]: ")
-    assert [warning.partition(",")[0] for warning in explain.warnings(found)] == [
+    assert [warning.partition(",")[0] for warning in explain.warnings(found, CALM)] == [
         "quantize.dynamic made it slower at batch 8: 0.33× [0.30",
         "quantize.half made it slower at batch 8: 0.90× [0.88",
     ]
@@ -82,11 +84,18 @@ def test_a_step_within_the_noise_is_never_blamed(tmp_path: Path) -> None:
         quantize_dynamic=Ratio(0.95, 0.93, 0.96),
     )
     assert explain.slower(found, 8).startswith("quantize.dynamic made it slower")
-    assert len(explain.warnings(found)) == 1
+    assert len(explain.warnings(found, CALM)) == 1
     noise = found[:2]
     assert "export.onnx" not in explain.slower(noise, 8)
     assert "no single step is shown to have slowed it down" in explain.slower(noise, 8)
-    assert explain.warnings(noise) == []
+    assert explain.warnings(noise, CALM) == []
+
+
+@pytest.mark.parametrize("control", [Ratio(0.8, 0.79, 0.81), Ratio(1.0, 0.3, 2.0), Ratio(*[float("nan")] * 3)])
+def test_no_step_is_blamed_where_the_trained_model_is_not_as_fast_as_itself(control: Ratio, tmp_path: Path) -> None:
+    found = staged(graph(tmp_path / "model.onnx", "MatMul"), quantize_half=Ratio(0.8, 0.79, 0.81))
+    assert len(explain.warnings(found, CALM)) == 1
+    assert explain.warnings(found, {8: control}) == []
 
 
 def test_the_cause_of_a_larger_file(tmp_path: Path) -> None:

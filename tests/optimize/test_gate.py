@@ -107,6 +107,7 @@ def test_undecided_is_no_pass_and_says_how_long_it_would_take(tiny: Path) -> Non
 def test_where_the_trained_model_is_not_itself_the_machine_is_at_fault(noise: float, doubt: float, tiny: Path) -> None:
     found = faster(timed(2.0, noise, doubt), tiny)
     assert not found.passed and found.machine
+    assert "the machine is too busy" in found.advice
     assert "the same file counts as slower or faster than itself" in found.advice
     with pytest.raises(BusyMachine) as raised:
         gate.stop([found], "run")

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from loadtest.tensors import BATCH, Arrays, Dim, TensorSpec
-from optimize import huggingface, sample, texts
+from optimize import huggingface, padding, sample, texts
 from optimize.prune import heads, importance
 from optimize.prune.units import Slice, Units
 from optimize.quantize import calibrate
 from optimize.step import Context
 from optimize.workload import Batch, Workload
 from serve.target import Target
-from tests.optimize.test_huggingface import text_folder
+from tests.optimize.test_huggingface import WORDS, text_folder
 
 SAMPLES = 4000
 
@@ -100,12 +100,16 @@ def test_whole_batches_and_rows_are_drawn_once_and_in_order(workload: Workload) 
     assert sum(len(batch.targets) for batch in sample.rows(workload, "training", 9999)) == SAMPLES
 
 
-def test_an_epoch_without_an_end_is_looked_at_for_a_while(workload: Workload) -> None:
+def test_a_set_without_an_end_is_looked_at_for_a_while(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     def endless() -> Iterator[Batch]:
         while True:
             yield from sorted_by_length()
 
-    assert len(list(sample.batches(replace(workload, training=endless), "training", 5))) == 5
+    unending = replace(workload, training=endless, calibration=endless)
+    assert len(list(sample.batches(unending, "training", 5))) == 5
+    monkeypatch.setattr(sample, "MOST", 2 * SAMPLES)
+    assert sum(len(batch.targets) for batch in sample.rows(unending, "calibration", 500)) == 500
+    assert sum(len(inputs["input_ids"]) for inputs, _ in padding.calibration(unending)) == 2 * SAMPLES
 
 
 def test_targets_by_name_go_with_their_rows(workload: Workload) -> None:
@@ -134,7 +138,7 @@ def test_a_folder_of_texts_is_shuffled_anew_in_each_epoch_and_by_the_seed(tmp_pa
     pytest.importorskip("transformers")
     folder = text_folder(tmp_path / "model")
     rng = np.random.default_rng(0)
-    lines = ["word " * length for length in rng.integers(1, 30, 400)]
+    lines = [" ".join(rng.choice(WORDS, length)) for length in rng.integers(1, 30, 400)]
     (folder / "texts.txt").write_text("\n".join(lines))
     made = huggingface.workload(folder)
     assert made.training is not None

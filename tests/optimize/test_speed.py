@@ -46,7 +46,8 @@ def test_a_step_is_against_the_trained_model_and_the_step_before(tmp_path: Path)
 
 
 def test_the_step_that_costs_speed_is_warned_of_though_the_result_is_faster(tmp_path: Path) -> None:
-    [warning] = explain.warnings(timing(tmp_path).stages())
+    made = timing(tmp_path)
+    [warning] = explain.warnings(made.stages(), made.speeds.control())
     assert warning.startswith("quantize made it slower at batch 1: 0.88× [0.8")
 
 

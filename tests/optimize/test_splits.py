@@ -138,6 +138,23 @@ def test_samples_that_say_nothing_do_not_overlap(small: Workload) -> None:
         splits.read(replace(number, evaluation=lambda: [one], calibration=None, training=lambda: [one]))
 
 
+def test_a_blank_image_that_changes_its_color_is_another_one(small: Workload) -> None:
+    def evaluation(color: float, *others: float) -> list[Batch]:
+        colors = np.array([color, *others], np.float32).reshape(-1, 1, 1, 1)
+        return [Batch({"image": colors + np.zeros((1, 8, 8), np.float32)}, np.zeros(len(colors), int))]
+
+    found = [
+        splits.read(replace(small, evaluation=lambda color=color: evaluation(color))).digests["evaluation"]
+        for color in (0.0, 1.0)
+    ]
+    assert found[0] != found[1]
+    orders = iter([(0.0, 1.0), (1.0, 0.0)])
+    with pytest.raises(BadData, match="another order, at the second call"):
+        splits.read(replace(small, evaluation=lambda: evaluation(*next(orders))))
+    plain = replace(small, calibration=None, training=lambda: evaluation(*np.linspace(0, 1, 50)))
+    assert len(images(splits.selecting(plain))) == 50
+
+
 def images(workload: Workload) -> set[bytes]:
     return {row.tobytes() for batch in workload.evaluation() for row in batch.inputs["image"]}
 
@@ -152,6 +169,14 @@ def test_a_search_is_judged_on_training_samples_that_do_not_calibrate(small: Wor
     for batch in chosen.evaluation():
         assert [labels[image.tobytes()] for image in batch.inputs["image"]] == batch.targets.tolist()
     assert len(images(splits.selecting(small, 33))) == 33
+
+
+def test_a_search_has_enough_samples_though_most_of_them_calibrate(small: Workload) -> None:
+    most = replace(small, training=lambda: batches(slice(0, 1000)), calibration=lambda: batches(slice(0, 999)))
+    assert splits.size(splits.selecting(most), "evaluation") == 397
+    assert splits.size(splits.selecting(most, 50), "evaluation") == 50
+    few = replace(most, calibration=lambda: batches(slice(0, 900)))
+    assert images(splits.selecting(few)) == {row.tobytes() for row in IMAGES[900:1000]}
 
 
 def test_where_a_search_takes_its_samples_from(small: Workload) -> None:
