@@ -30,9 +30,8 @@ def scan(server: int) -> Processes:
     living, dead = {}, set()
     for pid in _children(server):
         with suppress(OSError):  # it ended between two looks
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if state in "ZX":
+            if words == [b""]:  # it has no command line from the moment at which it ends
                 dead.add(pid)
             elif words[0].endswith(STUB):
                 # Its first argument is REPOSITORY/MODEL/VERSION/FILE.

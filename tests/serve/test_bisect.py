@@ -29,6 +29,7 @@ def backend() -> Iterator[types.SimpleNamespace]:
         triton = modules.instance.pb
         triton.Logger = types.SimpleNamespace(log_info=lambda text: None, log_error=lambda text: None)
         triton.Tensor = lambda name, array: types.SimpleNamespace(name=name, as_numpy=lambda: array)
+        triton.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START, triton.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = 1, 2
         triton.TritonError = type("Refused", (), {"INTERNAL": 1, "INVALID_ARG": 2, "__init__": keep})
         triton.InferenceResponse = lambda tensors=(), error=None: types.SimpleNamespace(tensors=tensors, error=error)
         triton.get_input_tensor_by_name = lambda request, name: request.tensors.get(name)
@@ -64,7 +65,9 @@ def request(value: float, **more: float) -> types.SimpleNamespace:
         name: types.SimpleNamespace(as_numpy=lambda value=value: np.full((1, 1), value, np.float32))
         for name, value in values.items()
     }
-    return types.SimpleNamespace(tensors=tensors, requested_output_names=lambda: ["y"])
+    return types.SimpleNamespace(
+        tensors=tensors, requested_output_names=lambda: ["y"], flags=lambda: 0, correlation_id=lambda: 0
+    )
 
 
 def said(answer: types.SimpleNamespace) -> float | str:

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -246,6 +247,18 @@ def test_status_counts_the_processes(place: Path) -> None:
         assert eventually(lambda: len(living(endpoint)) == 1)
         said = probe.health(endpoint, place)[TINY]
         assert said == "dead: 1 of its 2 backend processes are gone" or "is not healthy" in said
+
+
+def test_a_process_that_ends_during_a_look_is_not_lost_sight_of(tmp_path: Path) -> None:
+    file = tmp_path / "tiny" / "1" / "model.py"
+    file.parent.mkdir(parents=True)
+    os.mkfifo(file)
+    for _ in range(100):
+        with subprocess.Popen([processes.STUB, file], executable="/bin/cat") as child:
+            assert eventually(lambda pid=child.pid: processes.scan(os.getpid()).living.get(pid) == TINY)
+            child.kill()
+            while child.pid not in (found := processes.scan(os.getpid())).dead:
+                assert child.pid in found.living
 
 
 def test_rests_grow_and_are_forgotten() -> None:
