@@ -1,18 +1,15 @@
 """Advance: from one bundle to the next by a step, and through all steps of a recipe, keeping what was made before."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from loadtest import payload
-from loadtest.tensors import Arrays
 from optimize import bundle as bundles
-from optimize import digest, follower, splits
+from optimize import digest, follower, sample, splits
 from optimize import step as steps_of
 from optimize.baseline import Progress, Trained, cost, graph_of, reusable
 from optimize.bundle import Bundle
@@ -21,13 +18,13 @@ from optimize.export.graph import drop_node_names
 from optimize.export.onnx import export
 from optimize.export.verify import deviation
 from optimize.measure import Cost
-from optimize.predict import TorchPredictor, cut, open_graph
+from optimize.predict import TorchPredictor, open_graph
 from optimize.recipe import Recipe
 from optimize.workload import Workload
 from serve import model_config, scratch
 
 SAMPLES = 512
-"""So many evaluation samples are drawn from to measure how much an output depends on its batch mates."""
+"""So many evaluation samples are drawn to measure how much an output depends on its batch mates."""
 
 
 def advance(
@@ -77,45 +74,52 @@ def advance(
         else:
             graph = drop_node_names(made) if last and method.stage == "graph" else made
         progress(f"{method.name}: evaluating", 0.9)
-        in_torch = method.stage == "torch"
-        with TorchPredictor(module, workload.outputs) if in_torch else open_graph(graph, recipe.target) as predictor:
-            quality = evaluate(predictor, workload, trained.reference, largest_batch(workload, recipe))
+        made_here = Bundle(workload, module, graph)
+        quality, judged = _judged(made_here, method, trained, recipe, sets)
         entry = {
             "name": method.name,
             "config": {entry.name: getattr(step, entry.name) for entry in fields(step)},
             "seed": recipe.seed,
             "runtime": recipe.target.runtime,
-            "trained": trained.quality.document()["quality"],
-            **measured(quality, cost(Bundle(workload, module, graph))),
+            **judged,
+            "cost": cost(made_here).document(),
         }
-        if sets.overlap:
-            entry["overlap"] = dict(sets.overlap)
         if method.selects:
             judged_on = splits.selecting(workload, step.judge_samples)
             entry |= {"selected_on": splits.source(workload), "selected_samples": splits.size(judged_on, "evaluation")}
         if method.stage != "torch":
             entry |= _deviation(graph, workload, recipe)
-        saved = bundles.save(Bundle(workload, module, graph, (*source.lineage, entry)), folder, key)
+        saved = bundles.save(replace(made_here, lineage=(*source.lineage, entry)), folder, key)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return saved, quality, entry
+
+
+def _judged(
+    made: Bundle, method: steps_of.Method, trained: Trained, recipe: Recipe, sets: splits.Sets
+) -> tuple[Quality, dict[str, Any]]:
+    """Judge what a step made, in torch before the export; return its quality, and what the lineage says of it."""
+    workload, graph = made.workload, graph_of(made)
+    in_torch = method.stage == "torch"
+    with TorchPredictor(made.module, workload.outputs) if in_torch else open_graph(graph, recipe.target) as predictor:
+        quality = evaluate(predictor, workload, trained.reference, largest_batch(workload, recipe))
+    overlap = {"overlap": dict(sets.overlap)} if sets.overlap else {}
+    return quality, {"trained": trained.quality.document()["quality"], **quality.document(), **overlap}
 
 
 def _deviation(graph: Path, workload: Workload, recipe: Recipe) -> dict[str, Any]:
     """Return how much an output depends on its batch mates, for evaluation samples and for generated ones.
 
-    It goes into the lineage, with the largest batch, which serving settings may change.
+    It goes into the lineage, with the largest batch, which serving settings may change. What batches the evaluation
+    set comes in does not matter: the server makes its own.
 
     A load test sends generated inputs, which deviate more than real ones.
     """
     largest = largest_batch(workload, recipe)
-
-    def pieces() -> Iterator[Arrays]:
-        return (piece for batch in workload.batches("evaluation") for piece in cut(batch.inputs, largest))
-
-    apart = -(-sum(1 for _ in pieces()) * largest // SAMPLES)
-    spread = list(islice(pieces(), 0, None, apart))
+    real = [batch.inputs for batch in sample.rows(workload, "evaluation", SAMPLES)]
     generated = payload.generate(workload.inputs, 2, recipe.seed, batch=largest)
-    found = max(deviation(graph, inputs, seed=recipe.seed, target=recipe.target) for inputs in (spread, generated))
+    found = max(
+        deviation(graph, inputs, largest, seed=recipe.seed, target=recipe.target) for inputs in (real, generated)
+    )
     return {"deviation": found, "deviation_batch": largest}
 
 
@@ -145,23 +149,26 @@ def every_step(recipe: Recipe, trained: Trained, sets: splits.Sets, folder: Path
         else:
             kept += 1
             progress(f"{name}: kept from the last run", 1.0)
-            if last:
-                made, quality = _judged_again(made, trained, recipe)
+            made, quality = _judged_again(made, current, steps_of.METHODS[type(step)], trained, recipe, sets)
         elements.append(dict(made.lineage[-1]))
         keys[place.name] = key.digest
         current = made
     return Made(elements, current, quality, keys, kept)
 
 
-def _judged_again(made: Bundle, trained: Trained, recipe: Recipe) -> tuple[Bundle, Quality]:
-    """Return a result that was kept, with what the serving settings of today may change in it, and its quality."""
-    largest = largest_batch(made.workload, recipe)
-    with open_graph(graph_of(made), recipe.target) as predictor:
-        quality = evaluate(predictor, made.workload, trained.reference, largest)
-    entry = made.lineage[-1]
-    if "deviation" in entry and entry.get("deviation_batch") != largest:
-        entry = {**entry, **_deviation(graph_of(made), made.workload, recipe)}
-    return replace(made, lineage=(*made.lineage[:-1], entry)), quality
+def _judged_again(
+    made: Bundle, before: Bundle, method: steps_of.Method, trained: Trained, recipe: Recipe, sets: splits.Sets
+) -> tuple[Bundle, Quality]:
+    """Return a bundle that was kept and its quality; its lineage, on disk too, says what is found out today.
+
+    Today's sets may overlap otherwise, today's machine may compute otherwise, and today's serving settings may send
+    larger batches than those that its key knows of.
+    """
+    quality, judged = _judged(made, method, trained, recipe, sets)
+    entry = {**{key: value for key, value in made.lineage[-1].items() if key != "overlap"}, **judged}
+    if "deviation" in entry and entry.get("deviation_batch") != largest_batch(made.workload, recipe):
+        entry |= _deviation(graph_of(made), made.workload, recipe)
+    return bundles.retell(made, (*before.lineage, entry)), quality
 
 
 def measured(quality: Quality, cost: Cost) -> dict[str, Any]:

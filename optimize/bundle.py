@@ -102,6 +102,16 @@ def save(bundle: Bundle, folder: Path, key: Key | None = None) -> Bundle:
     return replace(bundle, folder=folder, graph=folder / GRAPH if bundle.graph else None)
 
 
+def retell(bundle: Bundle, lineage: tuple[dict[str, Any], ...]) -> Bundle:
+    """Return a saved bundle with another lineage, which its folder then holds too."""
+    if lineage == bundle.lineage:
+        return bundle
+    assert bundle.folder is not None
+    description = json.loads((bundle.folder / DESCRIPTION).read_text())
+    files.write(bundle.folder / DESCRIPTION, json.dumps({**description, "lineage": list(lineage)}, indent=2))
+    return replace(bundle, lineage=lineage)
+
+
 def check(folder: Path) -> None:
     """Say before the work begins that no bundle could be saved to `folder`; makes the folder that it is in.
 

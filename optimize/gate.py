@@ -176,7 +176,7 @@ def faster(batch: int, name: str, speeds: Speeds, stages: Sequence[Stage]) -> Ga
     )
 
 
-QUIETER = "run it again when nothing else runs here: the steps are kept, only the speed is measured again"
+QUIETER = "run it again when nothing else runs here: the steps are kept and only measured again"
 
 
 def _busy(speeds: Speeds, batch: int) -> str:

@@ -256,6 +256,7 @@ def _difference(got: Arrays, wanted: Arrays, values: bool) -> str:
 def deviation(
     path: Path,
     batches: Sequence[Arrays],
+    largest: int,
     compositions: int = 20,
     seed: int = 0,
     target: Target | None = None,
@@ -268,7 +269,8 @@ def deviation(
     Args:
         path: the ONNX file.
         batches: real inputs; all batches together give the samples.
-        compositions: how many random batches to draw, of 1 sample to as many as the largest given batch has.
+        largest: the most samples of one batch, as a server may form it.
+        compositions: how many random batches to draw, of 2 samples to the most.
         seed: seeds the draw.
         target: says which runtime answers; ONNX Runtime by default.
 
@@ -284,7 +286,6 @@ def deviation(
     samples = [
         {name: array[row : row + 1] for name, array in batch.items()} for batch in batches for row in _rows(batch)
     ]
-    largest = max(len(_rows(batch)) for batch in batches)
     worst = 0.0
     alone: dict[int, dict[str, Array]] = {}
     with open_graph(path, target or Target()) as predictor:

@@ -1,5 +1,6 @@
 """The chain of digests: what makes a bundle anew, and what keeps it."""
 
+import json
 import shutil
 import sys
 from contextlib import suppress
@@ -245,6 +246,36 @@ def test_an_unseeded_shuffle_resumes(place: Path) -> None:
 
     user = fresh(place)
     assert keep(place, user=replace(user, training=shuffled))[0] == [*STEPS]
+
+
+def test_the_lineage_of_a_kept_step_says_what_is_judged_today(place: Path) -> None:
+    folders = [place / "run" / f"{number}-{name}" for number, name in enumerate(STEPS, 1)]
+
+    def lineages() -> list[list[dict[str, object]]]:
+        return [bundle.describe(folder)["lineage"] for folder in folders]
+
+    wanted = lineages()
+    for folder in folders:
+        description = bundle.describe(folder)
+        for entry in description["lineage"]:
+            entry |= {"quality": {"value": -1.0}, "trained": {"value": -1.0}, "overlap": {"training": 99}}
+        (folder / "bundle.json").write_text(json.dumps(description))
+    kept, _, last = make(place)
+    assert kept == [*STEPS] and last
+    assert lineages() == wanted and [*last.lineage] == wanted[-1]
+    untouched = [(folder / "bundle.json").stat().st_mtime_ns for folder in folders]
+    make(place)
+    assert [(folder / "bundle.json").stat().st_mtime_ns for folder in folders] == untouched
+
+    user, plan = fresh(place), recipe.parse(PLAN)
+    sets = replace(splits.read(user), overlap={"selection": 3})
+    trained = baseline.establish(user, place / "run" / "0-trained", digest.trained(user, sets))
+    found = advance.every_step(plan, trained, sets, place / "run", lambda text, fraction: None)
+    assert found.kept == 3
+    assert [entry["overlap"] for entry in found.elements] == [{"selection": 3}] * 3
+    assert [[entry["overlap"] for entry in lineage] for lineage in lineages()] == [
+        [{"selection": 3}] * number for number in (1, 2, 3)
+    ]
 
 
 def test_what_follows_a_bundle_that_was_made_anew_is_made_anew(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,13 @@ import torch
 from torch import nn
 
 from loadtest.tensors import BATCH, Dim, TensorSpec
+from optimize import advance, recipe
 from optimize.errors import BadGraph, BadModel, BadWorkload
 from optimize.export import graph, verify
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor, TorchPredictor
+from optimize.workload import Batch, Workload
+from serve.target import Target
 
 ROW = (TensorSpec("x", "float32", (BATCH, 16)),)
 STEPS = Dim("steps", 1, 10, 40)
@@ -249,10 +252,29 @@ def test_deviation_sees_batch_mates_and_only_those(tmp_path: Path) -> None:
     mates = Called(lambda linear, x: linear(x) + x.amax())
     batches = [{"x": ROW[0].generate(np.random.default_rng(1), 12)}]
     path = export(alone, ROW, ["y"], tmp_path / "alone.onnx")
-    assert verify.deviation(path, batches) < 1e-5
+    assert verify.deviation(path, batches, 12) < 1e-5
     path = export(mates, ROW, ["y"], tmp_path / "mates.onnx")
     worst = float(batches[0]["x"].max(1).max() - batches[0]["x"].max(1).min())
-    assert 0.5 * worst < verify.deviation(path, batches) <= worst + 1e-5
+    assert 0.5 * worst < verify.deviation(path, batches, 12) <= worst + 1e-5
+    one_by_one = [{"x": row[None]} for row in batches[0]["x"]]
+    assert verify.deviation(path, one_by_one, 12) == verify.deviation(path, batches, 12)
+    assert verify.deviation(path, batches, 1) == 0
+
+
+def test_a_deviation_does_not_depend_on_the_batches_of_the_evaluation_set(small: Workload, tmp_path: Path) -> None:
+    """Generated rows lie near 0, those of the evaluation set far apart: which show how much a row's mates change it."""
+    path = export(Called(lambda linear, x: linear(x) + x.amax()), ROW, ["y"], tmp_path / "mates.onnx")
+    rows = np.linspace(0, 1000, 200, dtype=np.float32)[:, None] + np.zeros(16, np.float32)
+
+    def measured(size: int) -> float:
+        def evaluation() -> list[Batch]:
+            return [Batch({"x": part}) for part in np.split(rows, len(rows) // size)]
+
+        made = replace(small, inputs=ROW, outputs=("y",), evaluation=evaluation)
+        found: float = advance._deviation(path, made, recipe.Recipe((), target=Target(batch=(8,))))["deviation"]
+        return found
+
+    assert 500 < measured(1) == measured(50) <= 1001
 
 
 def test_a_branch_on_values_is_found_by_the_ends_of_the_range(tmp_path: Path) -> None:
