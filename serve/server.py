@@ -38,6 +38,8 @@ STARTS = 3
 LOST_LOCK = "boost::interprocess::lock_exception"
 LOOK = 0.2
 """Seconds between two looks at whether the server still runs."""
+GAVE_UP = re.compile("failed to load '|Failed to initialize Python stub: |error: creating server")
+"""What the log of a server says that ends because it cannot start."""
 UNNAMED = "[request id: <id_unknown>] "
 
 
@@ -281,7 +283,7 @@ def _await_ready(process: subprocess.Popen[bytes], endpoint: Endpoint, timeout: 
     waiting = ["", *endpoint.models]
     while waiting:
         if process.poll() is not None:
-            raise _death(endpoint, process.returncode)
+            raise _death(endpoint, process.returncode, ready=False)
         if control.is_ready(endpoint.http, waiting[0]):
             waiting.pop(0)
         elif time.monotonic() > end:
@@ -319,17 +321,23 @@ def _sweep_shared_memory() -> None:
                 path.unlink()
 
 
-def _death(endpoint: Endpoint, code: int) -> ServerFailed:
-    """Return the error for a server that ended by itself; `code` is its exit code, negative for a signal."""
+def _death(endpoint: Endpoint, code: int, *, ready: bool = True) -> ServerFailed:
+    """Return the error for a server that ended by itself.
+
+    Args:
+        endpoint: the server.
+        code: its exit code, negative for a signal.
+        ready: whether it had been ready. If not, what its log says of a start that failed comes before how it ended.
+    """
     log = endpoint.log.read_text(errors="replace")
+    killed = code < 0 and signal.Signals(-code).name
+    what = f"tritonserver was killed by {killed}" if killed else f"tritonserver ended by itself with exit code {code}"
     # A server that gives up while starting may still crash on its way out.
-    if code < 0 and "error: creating server" not in log:
-        what = f"tritonserver was killed by {signal.Signals(-code).name}"
-        if refused := re.search(r'"(a request failed: .*)"\s*\Z', log):
-            # Triton 24.10 does not always survive a model that refuses its warm-up.
-            what += f" after {refused[1]}"
-    else:
-        what = _reason(log) or f"tritonserver ended by itself with exit code {code}"
+    if not ready and (not killed or GAVE_UP.search(log)):
+        what = _reason(log) or what
+    elif killed and (refused := re.search(r'"(a request failed: .*)"\s*\Z', log)):
+        # Triton 24.10 does not always survive a model that refuses its warm-up.
+        what += f" after {refused[1]}"
     return ServerFailed(what, where=endpoint.http, fix=f"the server's log has more: {endpoint.log}")
 
 
@@ -337,6 +345,8 @@ def _reason(log: str) -> str:
     """Return Triton's own reason for ending as one line, without code locations; empty if its log has none."""
     if failed := re.search(r'"failed to load \'([^\']+)\' version (\d+): (.*)"$', log, re.MULTILINE):
         return f"model {failed[1]}, version {failed[2]}: {_plain(failed[3])}"
+    if failed := re.search(r"Failed to initialize Python stub: (.*)$", log, re.MULTILINE):
+        return _plain(failed[1])
     lines = re.findall(r'^(?:E\d{4} .*?\] "|error: )(.*?)"?$', log, re.MULTILINE)
     # On a machine without a GPU every start logs this one as an error.
     lines = [line for line in lines if "CudaDriverHelper" not in line]

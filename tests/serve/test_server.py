@@ -2,6 +2,7 @@ import errno
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -299,6 +300,36 @@ def test_a_server_that_dies_for_good(
     with pytest.raises(ServerFailed, match="killed by SIGABRT"), running(model_repository):
         pass
     assert len(starts.read_text()) == tries
+
+
+@pytest.mark.parametrize(
+    ("last_words", "told"),
+    [
+        ("E1 1 a.cc:1] \"failed to load 'tiny' version 1: Internal: no step\"", "model tiny, version 1: no step"),
+        ("I1 1 pb_stub.cc:1]  Failed to initialize Python stub: no step\n\nAt:\n  model.py(5)", "no step"),
+    ],
+)
+def test_a_crash_after_a_load_that_failed_is_told_as_that(
+    dying: Callable[[int, str], Path], model_repository: Path, last_words: str, told: str
+) -> None:
+    dying(99, last_words)
+    with pytest.raises(ServerFailed) as failure, running(model_repository):
+        pass
+    assert failure.value.what == told
+
+
+@pytest.mark.parametrize(("end", "told"), [(signal.SIGSEGV, "killed by SIGSEGV"), (signal.SIGTERM, "exit code 0")])
+def test_the_end_of_a_server_that_was_ready_is_not_an_earlier_load_that_failed(
+    model_repository: Path, server_prefix: Path, tmp_path: Path, end: signal.Signals, told: str
+) -> None:
+    place = tmp_path / "model_repository"
+    shutil.copytree(model_repository, place)
+    with pytest.raises(ServerFailed, match=told), running(place) as endpoint:
+        (place / TINY / "1" / "model.onnx").write_bytes(b"no graph")
+        with pytest.raises(ServerFailed, match="cannot be loaded"):
+            control.load(endpoint.http, endpoint.secret, TINY)
+        os.kill(endpoint.pid, end)
+        server.wait(endpoint)
 
 
 def test_server_ends_with_a_parent_that_is_killed(model_repository: Path, server_prefix: Path, logs: Path) -> None:
