@@ -14,7 +14,7 @@ from loadtest import drive, edge, results, thresholds, validity
 from loadtest.capacity import Probe
 from loadtest.errors import ServerAbsent, UsageError
 from loadtest.plan import Plan
-from loadtest.results import ERROR, MISMATCH, OK, TIMEOUT, Results
+from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Results
 from loadtest.schedule import MOST_IN_FLIGHT
 from loadtest.summary import summary
 from loadtest.thresholds import Threshold
@@ -50,13 +50,15 @@ class Condition:
     limit: float | None = None
 
     def masks(self, run: Results) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return which requests it speaks of and which of them are bad."""
+        """Return which requests it speaks of and which of them are bad; a failed one is slower than any limit."""
         metric = self.threshold.metric
         if self.limit is None:
             return np.ones(len(run.planned), bool), run.of(*_COUNTS[metric.key])
-        counted = run.of(OK, MISMATCH, TIMEOUT)
-        took = run.done - (run.planned if metric.group == "latency_ms" else run.sent)
-        return counted, counted & ~(took <= self.limit)
+        from_plan = metric.group == "latency_ms"
+        # One that was not sent has no service time.
+        counted = np.ones(len(run.planned), bool) if from_plan else ~run.of(DROPPED)
+        took = run.done - (run.planned if from_plan else run.sent)
+        return counted, counted & ~(run.of(OK, MISMATCH) & (took <= self.limit))
 
 
 def conditions(sentences: Sequence[str]) -> list[Condition]:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loadtest import thresholds, validity
 from loadtest.breakdown import by_model
 from loadtest.commandline import document
 from loadtest.errors import BadInput
 from loadtest.responses import figures
-from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Results, read
+from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, VERDICTS, Results, read
 from loadtest.statistics import Seconds, largest, milliseconds
 
 _SHORTEST = 1e-6
@@ -106,20 +107,28 @@ def corrected(results: Results) -> Seconds:
     have waited. As HdrHistogram does it (G. Tene, `recordValueWithExpectedInterval`), a latency that is longer than the
     mean time between two requests of one user stands for a series that falls by that time.
     """
-    counted = results.of(OK, MISMATCH, TIMEOUT)
-    latency = (results.done - results.planned)[counted]
+    latency, verdict = _series(results)
+    return latency[verdict != VERDICTS.index(ERROR)]
+
+
+def _series(results: Results) -> tuple[Seconds, NDArray[np.int8]]:
+    """Return the corrected latencies of all requests that ended, and the verdict of the request behind each."""
+    ended = results.of(OK, MISMATCH, TIMEOUT, ERROR)
+    latency, verdict = (results.done - results.planned)[ended], results.verdict[ended]
     if not len(latency):
-        return latency
+        return latency, verdict
     interval = max(float(latency.mean()) + results.header["plan"].get("think", 0.0), _SHORTEST)
     more = np.maximum(np.floor(latency / interval).astype(np.int64) - 1, 0)
     place = np.arange(more.sum()) - np.repeat(np.cumsum(more) - more, more)
-    return np.concatenate([latency, np.repeat(latency, more) - interval * (place + 1)])
+    falling = np.repeat(latency, more) - interval * (place + 1)
+    return np.append(latency, falling), np.append(verdict, np.repeat(verdict, more))
 
 
 def judged(results: Results) -> tuple[Seconds, Seconds]:
     """Return the latencies and service times that thresholds judge: those of a failed request are infinite.
 
-    Latencies are those from the planned time; a closed loop's are the corrected ones.
+    Latencies are those from the planned time; a closed loop's are the corrected ones, and the whole series that a
+    failed request stands for is infinite.
     """
     failed = results.of(ERROR, TIMEOUT)
     answered = results.of(OK, MISMATCH)
@@ -127,7 +136,8 @@ def judged(results: Results) -> tuple[Seconds, Seconds]:
     if results.open:
         lost = failed | results.of(DROPPED)
         return np.append((results.done - results.planned)[answered], np.full(lost.sum(), np.inf)), service
-    return np.append(corrected(results), np.full(failed.sum(), np.inf)), service
+    latency, verdict = _series(results)
+    return np.where(np.isin(verdict, [VERDICTS.index(ERROR), VERDICTS.index(TIMEOUT)]), np.inf, latency), service
 
 
 def _longest_gap(results: Results) -> dict[str, float]:

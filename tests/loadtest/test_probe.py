@@ -15,7 +15,7 @@ from loadtest.cli import main
 from loadtest.errors import UsageError
 from loadtest.plan import Plan
 from loadtest.probe import conditions, measure, prober
-from loadtest.results import DROPPED, ERROR, MISMATCH, VERDICTS, Results
+from loadtest.results import DROPPED, ERROR, MISMATCH, TIMEOUT, VERDICTS, Results
 from loadtest.traffic import Part
 
 END = {"end": 3.0, "client_cpu": 0.1, "gone": False, "errors": [{"verdict": MISMATCH, "text": "other", "count": 1}]}
@@ -67,12 +67,28 @@ def test_a_run_becomes_counts_and_its_first_moments_do_not_count() -> None:
     asked = conditions(["p99 < 5ms, errors < 1%"])
     probe = measure(run(took=0.01, verdicts={10: ERROR, 249: ERROR}), asked, settle=0.5)
     assert probe.counted.shape == probe.bad.shape == (2, edge.BLOCKS)
-    assert probe.counted.sum(axis=1).tolist() == [199, 200]
-    assert probe.bad.sum(axis=1).tolist() == [199, 1]
+    assert probe.counted.sum(axis=1).tolist() == [200, 200]
+    assert probe.bad.sum(axis=1).tolist() == [200, 1]
     assert probe.bad[1, -1] == 1
     assert probe.latency == pytest.approx(0.01)
     assert (probe.fault, probe.client) == ("", "")
     assert not measure(run(took=0.001), asked).bad.any()
+
+
+@pytest.mark.parametrize("failed", [ERROR, TIMEOUT, DROPPED])
+def test_a_failed_request_is_slower_than_any_limit(failed: str) -> None:
+    """Two answers of 200 that came fast and said no, or a timeout that is shorter than the limit."""
+    asked = conditions(["p99.9 < 1s, service p99.9 < 1s, errors < 5%"])
+    probe = measure(run(took=0.01, verdicts=dict.fromkeys((100, 200), failed)), asked, settle=0.5)
+    dropped = failed == DROPPED
+    assert probe.counted.sum(axis=1).tolist() == [200, 198 if dropped else 200, 200]
+    assert probe.bad.sum(axis=1).tolist() == ([2, 0, 0] if dropped else [2, 2, 2])
+
+
+def test_fast_refusals_do_not_hold_a_percentile() -> None:
+    asked = conditions(["p99.9 < 1s, errors < 5%"])
+    probe = measure(run(took=0.01, verdicts=dict.fromkeys(range(60, 250, 20), ERROR)), asked)
+    assert verdict(probe, [one.allowed for one in asked]) == FAILED
 
 
 def test_the_server_and_the_client_are_blamed_for_their_own_faults() -> None:

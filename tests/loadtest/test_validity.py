@@ -160,6 +160,20 @@ def test_the_correction_is_that_of_hdrhistogram() -> None:
     assert sorted(summary.corrected(thinking)) == [*[1.0] * 9, 4.0]
 
 
+@pytest.mark.parametrize("bad", [ERROR, TIMEOUT])
+def test_the_whole_series_of_a_failed_request_is_slower_than_any(bad: str) -> None:
+    """985 answers in 10 ms and 15 failures after 0.9 s, each of which stands for 37 more."""
+    failed = np.arange(1000) % 66 == 65
+    latency = np.where(failed, 0.9, 0.01)
+    run = made(np.cumsum(latency) - latency, latency, np.where(failed, bad, OK), concurrency=1, duration=23.0)
+    assert failed.sum() == 15
+    document = summary.summary(run, ["p99 < 1500ms, p90 < 1500ms, p50 < 20ms, errors < 5%"])
+    assert document["valid"]
+    assert [one["passed"] for one in document["thresholds"]] == [False, False, True, True]
+    assert document["thresholds"][0]["measured"] == float("inf")
+    assert document["corrected_ms"]["max"] == pytest.approx(900 if bad == TIMEOUT else 10)
+
+
 def test_slow_and_thinking_users_are_no_stall() -> None:
     slow = made(np.arange(6) * 5.0, 4.9, concurrency=1)
     assert summary.summary(slow)["valid"]
