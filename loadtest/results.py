@@ -331,7 +331,7 @@ def _read(path: Path, file: IO[bytes]) -> Results:
     if not first:
         raise BadInput("the file is empty", where=str(path), fix=_FIX)
     try:
-        header = _checked_header(path, _parsed(first))
+        header = _checked_header(path, parsed(first))
     except (ValueError, KeyError, TypeError) as error:
         raise _not_a_result_file(path, 1) from error
     columns, number = _Columns(), 2
@@ -339,7 +339,7 @@ def _read(path: Path, file: IO[bytes]) -> Results:
         lines = block.count(b"\n")
         try:
             # One parse for thousands of lines is far quicker than one for each.
-            columns.add(_parsed(b"[" + block[:-1].replace(b"\n", b",") + b"]"))
+            columns.add(parsed(b"[" + block[:-1].replace(b"\n", b",") + b"]"))
         except (ValueError, KeyError, TypeError) as error:
             raise _not_a_result_file(path, number + _first_bad(block)) from error
         number += lines
@@ -355,8 +355,8 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
             yield whole
 
 
-def _parsed(text: bytes) -> Any:
-    """Return what a JSON text holds; older files may hold a NaN that a metric of the server said."""
+def parsed(text: bytes) -> Any:
+    """Return what a JSON text holds, also one with a NaN, as older files and some servers' answers have it."""
     try:
         return orjson.loads(text)
     except ValueError:
@@ -366,7 +366,7 @@ def _parsed(text: bytes) -> Any:
 def _first_bad(block: bytes) -> int:
     for place, one in enumerate(block.splitlines()):
         try:
-            _Columns().add([_parsed(one)])
+            _Columns().add([parsed(one)])
         except (ValueError, KeyError, TypeError):
             return place
     return 0

@@ -143,7 +143,7 @@ class Memory:
                 for place in places
             }
 
-        check(answers, flight, raw, decode)
+        check(answers, flight, raw, "", decode)
 
     def give_back(self, flight: Flight) -> None:
         """Take the slot back; one that the server may still write into is used again last."""

@@ -108,7 +108,7 @@ def corrected(results: Results) -> Seconds:
     mean time between two requests of one user stands for a series that falls by that time.
     """
     latency, verdict = _series(results)
-    return latency[verdict != VERDICTS.index(ERROR)]
+    return latency[np.isin(verdict, VERDICTS.index(ERROR), invert=True)]
 
 
 def _series(results: Results) -> tuple[Seconds, NDArray[np.int8]]:

@@ -14,7 +14,7 @@ import numpy as np
 from loadtest.connection import PLAIN, Connection
 from loadtest.data import values
 from loadtest.errors import BadInput
-from loadtest.results import Turn
+from loadtest.results import Turn, parsed
 from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, Arrays, TensorSpec
 
 _CONTENTS = {
@@ -28,6 +28,9 @@ _CONTENTS = {
     "BYTES": "bytes_contents",
 }
 """By Triton's type: the field of a gRPC tensor that holds its values where they do not come raw."""
+
+
+NO_OUTPUTS = "an answer without outputs"
 
 
 class Place(NamedTuple):
@@ -154,6 +157,29 @@ def _sequence(turn: Turn | None) -> dict[str, Any]:
     if turn is None:
         return {}
     return {"sequence_id": turn.id, "sequence_start": turn.start, "sequence_end": turn.end}
+
+
+def http_missing(header: bytes, raw: bytes) -> str:
+    """Return why an answer is not a whole one, by its JSON and the bytes behind it; empty if it is.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is not the answer of a V2 server.
+    """
+    outputs = parsed(header).get("outputs")
+    if not outputs:
+        return NO_OUTPUTS
+    described = sum(output.get("parameters", {}).get("binary_data_size", 0) for output in outputs)
+    return "" if described == len(raw) else f"{len(raw)} bytes of outputs, {described} are described"
+
+
+def grpc_missing(responses: Sequence[Any]) -> str:
+    """Return why the `ModelInferResponse`s to one request are not a whole answer; empty if they are."""
+    if not any(response.outputs for response in responses):
+        return NO_OUTPUTS
+    pairs = ((len(response.raw_output_contents), len(response.outputs)) for response in responses)
+    return next(
+        (f"the bytes of {raw} outputs, {named} are described" for raw, named in pairs if raw and raw != named), ""
+    )
 
 
 def http_outputs(header: bytes, raw: bytes) -> dict[str, Array]:

@@ -8,6 +8,7 @@ from loadtest.answers import Answers
 from loadtest.results import ERROR, MISMATCH, Flight, Turn
 from loadtest.tensors import Array, Arrays
 from loadtest.traffic import Part, in_sequences
+from loadtest.wire import NO_OUTPUTS
 
 Encode = Callable[[Flight], bytes]
 Finished = Callable[[Flight], None]
@@ -84,10 +85,14 @@ def end(sender: Carrier, flight: Flight, judge: Callable[[], None]) -> None:
     sender.finished(flight)
 
 
-def check(answers: Answers | None, flight: Flight, raw: bytes, decode: Callable[[], dict[str, Array]]) -> None:
-    """Give the flight its verdict if its answer is not the right one."""
-    if answers and (text := answers.wrong(flight.n, flight.payload, raw, decode)):
+def check(
+    answers: Answers | None, flight: Flight, raw: bytes, missing: str, decode: Callable[[], dict[str, Array]]
+) -> None:
+    """Give the flight its verdict if its answer is not the right one, or, as `missing` says, not a whole one."""
+    if missing != NO_OUTPUTS and answers and (text := answers.wrong(flight.n, flight.payload, raw, decode)):
         fail(flight, text, verdict=MISMATCH)
+    elif missing:
+        fail(flight, missing)
 
 
 def fail(flight: Flight, text: str, *, gone: bool = False, verdict: str = ERROR) -> None:

@@ -24,6 +24,8 @@ from tests.loadtest.peers import PARTS, flights, grpc_peer, http_peer, load, mes
 LIE = b"\x09\0\0\0a"
 """One string of nine bytes, of which one is there."""
 
+OUTPUT = {"name": "y", "datatype": "BYTES", "shape": [1]}
+
 
 def right() -> Answers:
     return Answers({0: ({"y": np.array([b"a"], object)}, 0.0)})
@@ -31,15 +33,14 @@ def right() -> Answers:
 
 def strings(raw: bytes) -> bytes:
     """An HTTP answer with one output of strings."""
-    output = {"name": "y", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(raw)}}
+    output = OUTPUT | {"parameters": {"binary_data_size": len(raw)}}
     head = json.dumps({"outputs": [output]}).encode()
     sizes = f"Inference-Header-Content-Length: {len(head)}\r\nContent-Length: {len(head) + len(raw)}"
     return f"HTTP/1.1 200 OK\r\n{sizes}\r\n\r\n".encode() + head + raw
 
 
 def response(raw: bytes) -> bytes:
-    output = {"name": "y", "datatype": "BYTES", "shape": [1]}
-    whole: bytes = service_pb2.ModelInferResponse(outputs=[output], raw_output_contents=[raw]).SerializeToString()
+    whole: bytes = service_pb2.ModelInferResponse(outputs=[OUTPUT], raw_output_contents=[raw]).SerializeToString()
     return whole
 
 
@@ -61,6 +62,37 @@ def test_a_malformed_answer_over_grpc_is_one_failure(answer: Any, said: str) -> 
     found = load(grpc_peer(answer), "grpc", timeout=5.0)
     assert [(flight.verdict, flight.gone) for flight in found] == [(ERROR, False)] * 3
     assert all(said in flight.error and flight.done is not None for flight in found), found[0].error
+
+
+def over_http(body: bytes, header: int | None = None) -> Any:
+    size = f"Inference-Header-Content-Length: {len(body) if header is None else header}\r\n"
+    return http_peer(f"HTTP/1.1 200 OK\r\n{size}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+
+def over_grpc(**answer: Any) -> Any:
+    return grpc_peer(message(service_pb2.ModelInferResponse(**answer).SerializeToString()))
+
+
+HALF = json.dumps({"outputs": [OUTPUT | {"parameters": {"binary_data_size": 5}}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "talk", "said"),
+    [
+        ("http", over_http(b'{"outputs":[]}'), "without outputs"),
+        ("http", over_http(b'{"id":"\\"outputs\\""}'), "without outputs"),
+        ("grpc", over_grpc(), "without outputs"),
+        ("http", over_http(HALF), "0 bytes of outputs, 5 are described"),
+        ("http", over_http(HALF + b"1234", len(HALF)), "4 bytes of outputs, 5 are described"),
+        ("http", over_http(b'{"outputs":[3]}'), "cannot be read"),
+        ("http", over_http(b'{"outputs":[{'), "cannot be read"),
+        ("grpc", over_grpc(outputs=[OUTPUT] * 2, raw_output_contents=[b"\1\0\0\0a"]), "1 outputs, 2 are described"),
+    ],
+)
+def test_half_an_answer_is_none_though_nobody_checks_its_values(scheme: str, talk: Any, said: str) -> None:
+    for found in (load(talk, scheme, timeout=5.0), load(talk, scheme, Answers({1: ({}, 0.0)}), timeout=5.0)):
+        assert [(flight.verdict, flight.gone) for flight in found] == [(ERROR, False)] * 3
+        assert said in found[0].error
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_what_follows_an_answer_belongs_to_nobody(more: bytes) -> None:
 
 
 def test_a_large_answer_is_whole() -> None:
-    body = b'{"outputs"' + b"x" * 3_000_000
+    body = b'{"id":"' + b"x" * 3_000_000 + b'",' + BODY[1:]
     [flight] = load(
         http_peer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body), "http", requests=1, timeout=20.0
     )
