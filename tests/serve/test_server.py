@@ -318,7 +318,9 @@ def test_a_crash_after_a_load_that_failed_is_told_as_that(
     assert failure.value.what == told
 
 
-@pytest.mark.parametrize(("end", "told"), [(signal.SIGSEGV, "killed by SIGSEGV"), (signal.SIGTERM, "exit code 0")])
+@pytest.mark.parametrize(
+    ("end", "told"), [(signal.SIGSEGV, "killed by SIGSEGV"), (signal.SIGTERM, "by itself with exit")]
+)
 def test_the_end_of_a_server_that_was_ready_is_not_an_earlier_load_that_failed(
     model_repository: Path, server_prefix: Path, tmp_path: Path, end: signal.Signals, told: str
 ) -> None:
