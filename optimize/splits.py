@@ -21,7 +21,8 @@ from optimize.workload import DATA, Batch, Workload, concatenate
 SELECTED = 2048
 """Samples that a search judges on at most, unless it is told otherwise; they are held in memory."""
 ENOUGH = 100
-"""Fewer samples than these judge nothing: then those that calibrate are taken too."""
+"""Fewer samples than these judge nothing: then those that calibrate are taken too, or nothing is judged."""
+SELECTION = "give Workload a selection function: batches like evaluation's, of other samples"
 TOGETHER = 32
 """Samples in a batch of these."""
 OTHERS = tuple(kind for kind in DATA if kind != "evaluation")
@@ -105,18 +106,29 @@ def selecting(workload: Workload, samples: int = 0) -> Workload:
         samples: how many; 0 for as many as the evaluation set has, 2,048 at most.
 
     Raises:
-        BadWorkload: there is no source.
+        BadWorkload: there is no source, or it has fewer different samples than are asked for, and fewer than 100.
     """
     kind = source(workload)
     if kind is None:
-        raise no_source(workload)
+        raise BadWorkload(
+            "there are no samples to choose on: neither training nor calibration has targets as evaluation has",
+            where=workload.source or workload.name,
+            fix=SELECTION,
+        )
     count = samples or min(SELECTED, size(workload, "evaluation"))
     known: set[bytes] = set()
     if kind == "training" and workload.calibration is not None:
         known = _read(workload, "calibration", seed=0)[0]
     rows = _chosen(workload, kind, count, known)
-    if known and len(rows) < min(count, ENOUGH):
+    enough = min(count, ENOUGH)
+    if known and len(rows) < enough:
         rows = _chosen(workload, kind, count, set())
+    if len(rows) < enough:
+        raise BadWorkload(
+            f"{kind} has {len(rows)} different samples to choose on, at least {enough} are needed",
+            where=workload.source or workload.name,
+            fix=SELECTION,
+        )
     batches = list(_batches(rows))
     return replace(workload, evaluation=lambda: batches)
 
@@ -124,15 +136,6 @@ def selecting(workload: Workload, samples: int = 0) -> Workload:
 def size(workload: Workload, kind: str) -> int:
     """Return how many samples a set has."""
     return sum(_size(batch) for batch in workload.batches(kind))
-
-
-def no_source(workload: Workload) -> BadWorkload:
-    """Return the error of a workload that leaves a search nothing to judge on."""
-    return BadWorkload(
-        "there are no samples to choose on: neither training nor calibration has targets as evaluation has",
-        where=workload.source or workload.name,
-        fix="give Workload a selection function: batches like evaluation's, of other samples",
-    )
 
 
 def digests(batch: Batch, inputs: Sequence[TensorSpec]) -> list[bytes]:

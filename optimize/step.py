@@ -124,7 +124,7 @@ def check_needs(step: object, workload: Workload) -> None:
     """Say before anything starts that the workload lacks what `step` needs.
 
     Raises:
-        BadWorkload: naming the missing field, or a student that the workload has not.
+        BadWorkload: naming the missing field, too few samples to choose on, or a student that the workload has not.
     """
     method = METHODS[type(step)]
     for need in method.needs(step):
@@ -134,8 +134,8 @@ def check_needs(step: object, workload: Workload) -> None:
                 where=workload.source or workload.name,
                 fix=f"give Workload a {need} function, or leave {method.name} out",
             )
-    if method.selects and splits.source(workload) is None:
-        raise splits.no_source(workload)
+    if method.selects:
+        splits.selecting(workload, getattr(step, "judge_samples", 0))
     if student := getattr(step, "student", ""):
         workload.build(student)
 

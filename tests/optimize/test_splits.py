@@ -151,8 +151,8 @@ def test_a_blank_image_that_changes_its_color_is_another_one(small: Workload) ->
     orders = iter([(0.0, 1.0), (1.0, 0.0)])
     with pytest.raises(BadData, match="another order, at the second call"):
         splits.read(replace(small, evaluation=lambda: evaluation(*next(orders))))
-    plain = replace(small, calibration=None, training=lambda: evaluation(*np.linspace(0, 1, 50)))
-    assert len(images(splits.selecting(plain))) == 50
+    plain = replace(small, calibration=None, training=lambda: evaluation(*np.linspace(0, 1, 150)))
+    assert len(images(splits.selecting(plain))) == 150
 
 
 def images(workload: Workload) -> set[bytes]:
@@ -177,6 +177,18 @@ def test_a_search_has_enough_samples_though_most_of_them_calibrate(small: Worklo
     assert splits.size(splits.selecting(most, 50), "evaluation") == 50
     few = replace(most, calibration=lambda: batches(slice(0, 900)))
     assert images(splits.selecting(few)) == {row.tobytes() for row in IMAGES[900:1000]}
+
+
+@pytest.mark.parametrize(("present", "asked", "needed"), [(1, 0, 100), (99, 0, 100), (99, 5000, 100), (20, 33, 33)])
+def test_a_search_on_too_few_samples_is_refused(present: int, asked: int, needed: int, small: Workload) -> None:
+    few = replace(small, calibration=None, training=lambda: [*batches(slice(0, present))] * 200)
+    said = f"training has {present} different samples to choose on, at least {needed} are needed"
+    with pytest.raises(BadWorkload, match=said):
+        splits.selecting(few, asked)
+    with pytest.raises(BadWorkload, match=said):
+        step.check_needs(Mixed(ranges="dynamic", judge_samples=asked), few)
+    # No more than the evaluation set has: where that is so small, so is everything that is found out.
+    splits.selecting(replace(few, evaluation=lambda: batches(slice(1400, 1400 + present))))
 
 
 def test_where_a_search_takes_its_samples_from(small: Workload) -> None:
