@@ -70,19 +70,6 @@ def with_run(before: Sequence[Baseline], path: Path, allow: float | None) -> dic
     return compare(before, now, allow)
 
 
-def save(path: Path, destination: Path) -> None:
-    """Save the baseline of the run in a result file.
-
-    Raises:
-        Refused: the run is invalid.
-    """
-    run = baseline.read(path)
-    if not run.document["valid"]:
-        why = f"an invalid run makes no baseline: {run.document['why']}"
-        raise Refused(why, where=str(path), fix=run.document["fix"])
-    baseline.write(run, destination)
-
-
 def compare(a: Sequence[Baseline], b: Sequence[Baseline], allow: float | None = None, seed: int = 0) -> dict[str, Any]:
     """Return the JSON document of a comparison.
 

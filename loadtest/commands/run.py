@@ -21,7 +21,9 @@ from loadtest.options import allow_option, default_output, kept, load_options, p
 @threshold_option
 @click.option("--baseline", type=PATH, metavar="FILE", help="Compare the run with this one: a baseline, a result file.")
 @allow_option
-@click.option("--save-baseline", type=PATH, metavar="FILE.json", help="Keep what later comparisons need of the run.")
+@click.option(
+    "--save-baseline", type=PATH, metavar="FILE.json", help="Keep what later comparisons need of a run that passes."
+)
 @click.option("--allow-invalid", is_flag=True, help="Exit 0 for a run that proves nothing; the report says INVALID.")
 @json_option
 def run(
@@ -87,11 +89,12 @@ def run(
     results, values = load_file(path)
     if before:
         values["comparison"] = compare.with_run(before, path, allow)
+    failure = _failure(values, path, allow_invalid)
     if save_baseline:
-        compare.save(path, save_baseline)
+        failure = _save(values, path, save_baseline, failure)
     if html:
         page.write_loaded(results, values, html)
-    _finish(values | {"results": str(path)}, path, as_json, allow_invalid)
+    _finish(values | {"results": str(path)}, failure, as_json)
 
 
 def _check_files(output: Path | None, html: Path | None, save_baseline: Path | None) -> None:
@@ -124,25 +127,42 @@ def _play(
     play_and_report(model, url, options, chosen["scenario"], settings, output, source, as_json)
 
 
-def _finish(values: dict[str, Any], path: Path, as_json: bool, allow_invalid: bool) -> None:
+def _failure(values: dict[str, Any], path: Path, allow_invalid: bool) -> LatheError | None:
+    """Return the failure that the run deserves; None where it passed."""
+    from loadtest import compare, thresholds
+
+    gone = "stopped answering" in values["why"]
+    if not values["valid"] and (gone or not allow_invalid):
+        return (MachineError if gone else Refused)(values["why"], where=str(path), fix=values["fix"])
+    failure: LatheError | None = thresholds.refusal(values["thresholds"], str(path))
+    return failure or (compare.refusal(values["comparison"]) if "comparison" in values else None)
+
+
+def _save(values: dict[str, Any], path: Path, destination: Path, failure: LatheError | None) -> LatheError | None:
+    """Save a run that passed as a baseline; of another, note why not, and return its failure."""
+    from loadtest import baseline
+
+    failure = failure or _failure(values, path, allow_invalid=False)
+    if failure:
+        way = "leave away the --threshold or --baseline that failed" if values["valid"] else values["fix"]
+        values["notes"].append(f"{destination} was not written, only a run that passes becomes a baseline: {way}")
+    else:
+        baseline.write(baseline.read(path), destination)
+    return failure
+
+
+def _finish(values: dict[str, Any], failure: LatheError | None, as_json: bool) -> None:
     """Print the report and leave with the exit code that the run deserves."""
     from rich.console import Console
 
-    from loadtest import compare, thresholds
+    from loadtest import compare
     from loadtest.report import text
 
-    failure: LatheError | None = thresholds.refusal(values["thresholds"], str(path))
-    if "comparison" in values:
-        failure = failure or compare.refusal(values["comparison"])
-    if not values["valid"]:
-        gone = "stopped answering" in values["why"]
-        if gone or not allow_invalid:
-            failure = (MachineError if gone else Refused)(values["why"], where=str(path), fix=values["fix"])
     if not as_json:
         Console().print(text(values))
         if "comparison" in values:
             Console().print("", compare.text(values["comparison"]), sep="\n")
-        click.echo(f"\nresults: {path}")
+        click.echo(f"\nresults: {values['results']}")
     if failure:
         failure.partial = values
         raise failure

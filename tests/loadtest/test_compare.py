@@ -10,10 +10,12 @@ from scipy.signal import lfilter
 from loadtest import baseline
 from loadtest.baseline import Baseline
 from loadtest.cli import main
-from loadtest.compare import NONE_SHOWN, compare, differences, read_side
+from loadtest.commands import run as run_command
+from loadtest.compare import NONE_SHOWN, compare, differences, read_side, with_run
 from loadtest.errors import BadInput
 from loadtest.plan import Plan
 from loadtest.results import ERROR, OK, VERDICTS, Flight, Results, Writer
+from loadtest.summary import summarize
 
 END = {"end": 30.0, "client_cpu": 0.2, "gone": False, "errors": []}
 
@@ -111,6 +113,32 @@ def test_a_baseline_is_small_and_says_the_same_as_the_run(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [tmp_path / "base.json"]
     again = baseline.read(tmp_path / "base.json")
     assert compare([again], other)["metrics"] == compare([run], other)["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "errors", "compared", "says"),
+    [
+        ({}, 0.0, False, ""),
+        ({"thresholds": ["p99 < 1us"]}, 0.0, False, "leave away the --threshold"),
+        ({"thresholds": ["p99.9 < 9s"], "duration": 1.0}, 0.0, False, "leave away the --threshold"),
+        ({}, 0.0, True, "or --baseline that failed"),
+        ({}, 0.05, False, "say how many may fail"),
+    ],
+)
+def test_only_a_run_that_passes_becomes_a_baseline(
+    plan: dict[str, Any], errors: float, compared: bool, says: str, tmp_path: Path
+) -> None:
+    """One that was invalid and allowed to be does not; and what was kept before stays."""
+    count = 6000 if "duration" not in plan else 200
+    path = write(tmp_path / "r.jsonl", made(0, slower=1.5 if compared else 1.0, errors=errors, count=count, **plan))
+    values, kept = summarize(path), tmp_path / "kept.json"
+    if compared:
+        values["comparison"] = with_run(side(made(1)), path, allow=0.05)
+    kept.write_text("before")
+    failure = run_command._save(values, path, kept, run_command._failure(values, path, allow_invalid=True))
+    assert (failure.exit_code if failure else 0) == (3 if says else 0)
+    assert (kept.read_text() == "before") == bool(says)
+    assert [says in note for note in values["notes"] if "was not written" in note] == [True] * bool(says)
 
 
 def test_other_loads_and_models_are_named() -> None:
