@@ -26,6 +26,10 @@ STALL_SECONDS, STALL_TIMES = 1.0, 10.0
 """A closed loop without any answer for longer than both, the second in median latencies, stood still."""
 
 
+LEFT_LATE, LATE_ITSELF = "requests left late", "the client was late itself"
+"""How the reasons begin that speak of the client's machine and not of the server."""
+
+
 def why_invalid(
     values: dict[str, Any], results: Results, asked: Collection[str] = (), limited: bool = True
 ) -> tuple[str, str]:
@@ -59,6 +63,11 @@ def why_invalid(
     return _not_the_planned_load(values, results.open) or _client(values, results.open, asked) or ("", "")
 
 
+def client_was_late(values: dict[str, Any]) -> bool:
+    """Return whether a run's document is invalid since the client's machine was too busy, whatever the server did."""
+    return str(values["why"]).startswith((LEFT_LATE, LATE_ITSELF))
+
+
 def largest_lag(values: dict[str, Any]) -> float:
     """Return the milliseconds that an open loop's requests may leave late."""
     return float(np.fmax(LARGEST_LAG_MS, LARGEST_LAG_SHARE * values["latency_ms"]["p50"]))
@@ -87,7 +96,7 @@ def _not_the_planned_load(values: dict[str, Any], open_loop: bool) -> tuple[str,
     if full := full_backlog(values):
         why = f"the server was slower than the load, {full}; so requests left late, the load was not the planned one"
         return why, "use a lower rate, or allow more at once with --in-flight, --workers and `ulimit -n`"
-    why = f"requests left late: lag p99 is {lag:.2f} ms, {limit:.2f} ms are allowed; the load was not the planned one"
+    why = f"{LEFT_LATE}: lag p99 is {lag:.2f} ms, {limit:.2f} ms are allowed; the load was not the planned one"
     return why, "use a lower rate, or a client machine that has nothing else to do"
 
 
@@ -121,6 +130,4 @@ def _late(values: dict[str, Any], key: str) -> str:
     if lag <= limit:
         return ""
     name = {"p999": "p99.9"}.get(key, key)
-    return (
-        f"the client was late itself: its lag {name} is {lag:.2f} ms, {limit:.2f} ms are allowed beside the latency's"
-    )
+    return f"{LATE_ITSELF}: its lag {name} is {lag:.2f} ms, {limit:.2f} ms are allowed beside the latency's"

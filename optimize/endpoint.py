@@ -25,7 +25,7 @@ from optimize.bundle import Bundle
 from optimize.evaluate import Quality, collect, compare, judge
 from optimize.gate import Gate
 from optimize.predict import EndpointPredictor, OnnxPredictor, cut, open_graph
-from optimize.recipe import Load, Recipe
+from optimize.recipe import Recipe
 from optimize.workload import Workload
 from serve import install, model_config, rollout, server, staging, state
 from serve.server import Endpoint
@@ -217,7 +217,7 @@ def _load(
     endpoint: Endpoint, workload: Workload, recipe: Recipe, folder: Path, tolerance: float, progress: Progress
 ) -> dict[str, Any]:
     progress(f"load test, {recipe.load.duration:g} s", 0.0)
-    plan = _plan(endpoint, recipe.load, recipe.seed)
+    plan = _plan(endpoint, recipe)
     results = folder / "load.jsonl"
     payloads = payload.generate(workload.inputs, PAYLOADS, recipe.seed)
     drive.run(plan, [Part(workload.name, payloads, tolerance=tolerance)], results)
@@ -225,9 +225,17 @@ def _load(
     return summary.summarize(results)
 
 
-def _plan(endpoint: Endpoint, load: Load, seed: int) -> Plan:
-    closed = load.concurrency if load.rate is None else None
-    return Plan(endpoint.http, duration=load.duration, concurrency=closed, rate=load.rate, seed=seed, warmup=1.0)
+def _plan(endpoint: Endpoint, recipe: Recipe) -> Plan:
+    asked = recipe.load
+    return Plan(
+        endpoint.http,
+        duration=asked.duration,
+        concurrency=asked.concurrency if asked.rate is None else None,
+        rate=asked.rate,
+        seed=recipe.seed,
+        warmup=1.0,
+        thresholds=gate.sentences(recipe.budget),
+    )
 
 
 def _publish(staged: staging.Staged, made: Bundle, gates: list[Gate], parity: dict[str, Any]) -> dict[str, Any]:

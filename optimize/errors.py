@@ -12,7 +12,7 @@ BadInput (4)
 ├── BadGraph         an ONNX file that cannot be loaded or run, or an export that cannot be mended
 └── NoEffect         a step that found nothing to change
 MachineError (5)
-├── BusyMachine      the machine is so busy that no speed can be measured on it
+├── BusyMachine      the machine is so busy that nothing can be measured on it
 └── MissingExtra     an optional package of lathe's is not installed
 """
 
@@ -52,7 +52,7 @@ class NoEffect(BadInput):
 
 
 class BusyMachine(MachineError):
-    """The machine is so busy that the same model counts as slower or faster than itself."""
+    """The machine is so busy that a model counts as slower or faster than itself, or a load test's client is late."""
 
 
 class MissingExtra(MachineError):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from loadtest import thresholds, validity
 from optimize import explain
 from optimize.errors import BadRecipe, BusyMachine, GateRefused
 from optimize.evaluate import Difference, Score
@@ -208,27 +209,47 @@ def parity(name: str, requests: int, mismatched: int, largest: float, tolerance:
 
 
 def load(budget: Budget, report: dict[str, Any]) -> list[Gate]:
-    """Judge the load test: valid, nothing failed, and the 99th percentile when the budget names it."""
+    """Judge the load test: valid, nothing failed, and the 99th percentile when the budget names it.
+
+    A percentile is judged as `loadtest run --threshold` does: of too few requests it is undecided, which is no pass.
+    """
     requests = report["requests"]
     wrong = requests["failed"] + requests["dropped"] + requests["mismatched"]
-    why = report["why"] if isinstance(report["why"], str) else "; ".join(report["why"] or [])
     answered = report["valid"] is True and requests["done"] > 0 and wrong == 0
+    busy = wrong == 0 and validity.client_was_late(report)
+    advice = _no_time(report) if busy else report["why"] or "see the load report and the server's log"
     gates = [
         Gate(
             "load: answered",
             answered,
             f"{requests['done']:,} answered, {wrong} not" + ("" if report["valid"] else ", run invalid"),
             "valid, all answered",
-            "" if answered else why or "see the load report and the server's log",
+            "" if answered else advice,
+            machine=busy,
         )
     ]
-    if budget.p99_ms is not None:
-        p99 = report["latency_ms"]["p99"]
-        passed = p99 is not None and p99 <= budget.p99_ms
-        advice = "" if passed else "lower the load, prune more, or give the target more cores"
-        measured = "none answered" if p99 is None else f"{p99:.1f} ms"
-        gates.append(Gate("load: p99", passed, measured, f"≤ {budget.p99_ms:g} ms", advice))
+    for verdict in thresholds.judge(report, sentences(budget)):
+        measured = "none answered" if math.isnan(verdict["measured"]) else f"{verdict['measured']:.1f} ms"
+        advice = "" if verdict["passed"] else _p99_advice(verdict, answered)
+        gates.append(Gate("load: p99", verdict["passed"], measured, f"≤ {budget.p99_ms:g} ms", advice, machine=busy))
     return gates
+
+
+def sentences(budget: Budget) -> tuple[str, ...]:
+    """Return the thresholds of the load test that the budget names."""
+    return () if budget.p99_ms is None else (f"p99 <= {budget.p99_ms:.12g}ms",)
+
+
+def _no_time(report: dict[str, Any]) -> str:
+    plan = report["plan"]
+    lower = "" if plan["rate"] is None else ", or a lower rate in [load]"
+    return f"the machine is too busy: {report['why']}; it takes {plan['duration']:g} quiet s{lower}; {QUIETER}"
+
+
+def _p99_advice(verdict: dict[str, Any], answered: bool) -> str:
+    if verdict["undecided"]:
+        return f"undecided: {verdict['why']} (duration in [load])"
+    return "lower the load, prune more, or give the target more cores" if answered else "see load: answered"
 
 
 def stop(gates: Sequence[Gate], where: str) -> None:

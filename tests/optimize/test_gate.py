@@ -1,18 +1,22 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx_ir
 import pytest
 
-from optimize import explain, gate
+from loadtest import summary
+from optimize import endpoint, explain, gate
 from optimize.errors import BadRecipe, BusyMachine, GateRefused
 from optimize.evaluate import Difference, Score
 from optimize.explain import Stage
-from optimize.recipe import Budget
+from optimize.recipe import Budget, Recipe
 from optimize.ruler import CONTROL, Ratio, Speeds
 from optimize.workload import Workload
+from tests.loadtest.test_validity import made
 
 
 @pytest.fixture
@@ -120,20 +124,71 @@ def test_a_speed_of_nan_is_no_pass(tiny: Path) -> None:
     assert not faster(timed(math.nan), tiny).passed
 
 
-def test_size_and_parity_and_load() -> None:
+def test_size_and_parity() -> None:
     assert gate.size(Budget(), 10) == []
     assert not gate.size(Budget(bytes=9), 10)[0].passed
     assert gate.parity("same", 10, 0, 0.0, 1e-5).passed
     assert not gate.parity("same", 10, 1, 0.1, 1e-5).passed
-    report = {
-        "valid": True,
-        "why": [],
-        "requests": {"done": 10, "failed": 0, "dropped": 0, "mismatched": 0},
-        "latency_ms": {"p99": 30.0},
-    }
-    assert [entry.passed for entry in gate.load(Budget(p99_ms=20), report)] == [True, False]
-    report["valid"] = False
-    assert not gate.load(Budget(), report)[0].passed
+
+
+TWENTY = Budget(p99_ms=20)
+
+
+def loaded(*latencies: float, bad: int = 0, budget: Budget = TWENTY, **more: Any) -> list[gate.Gate]:
+    """Judge a run of so many requests, of which the last `bad` failed."""
+    verdicts = [*["ok"] * (len(latencies) - bad), *["error"] * bad]
+    run = made(
+        np.arange(len(latencies)) / 100, np.array(latencies), verdicts, thresholds=gate.sentences(budget), **more
+    )
+    return gate.load(budget, summary.summary(run))
+
+
+def test_the_load_tests_p99_is_a_threshold_like_any_other() -> None:
+    assert [entry.passed for entry in loaded(*[0.01] * 299)] == [True, True]
+    assert [entry.passed for entry in loaded(*[0.03] * 299)] == [True, False]
+    assert [entry.passed for entry in loaded(*[0.03] * 299, budget=Budget())] == [True]
+    _, few = loaded(*[0.01] * 75)
+    assert not few.passed
+    assert few.advice == (
+        "undecided: 75 requests are too few, 299 are needed; run for 120 s at this rate (duration in [load])"
+    )
+    # Of a failed request nothing is known but that it is slower than any.
+    answered, late = loaded(*[0.01] * 900, *[0.001] * 9, bad=9)
+    assert (answered.passed, late.passed) == (False, True)
+    answered, late = loaded(*[0.01] * 900, *[0.001] * 10, bad=10)
+    assert (answered.passed, late.passed, late.measured) == (False, False, "inf ms")
+
+
+def test_the_plan_says_what_the_load_test_is_judged_by() -> None:
+    asked = Recipe((), budget=Budget(p99_ms=12.5))
+    server: Any = SimpleNamespace(http="http://127.0.0.1:8000")
+    plan = endpoint._plan(server, asked)
+    assert plan.thresholds == ("p99 <= 12.5ms",)
+    assert endpoint._plan(server, replace(asked, budget=Budget())).thresholds == ()
+
+
+@pytest.mark.parametrize("plan", [{"concurrency": 2}, {"rate": 100.0}])
+def test_a_client_that_was_late_is_the_machines_fault_and_says_what_to_do(plan: dict[str, Any]) -> None:
+    late = {"loop_lag_ms": {"p99": 90.0, "p999": 95.0, "max": 99.0}}
+    found = loaded(*[0.01] * 3000, end=late, **plan)
+    assert [(entry.passed, entry.machine) for entry in found] == [(False, True), (False, True)]
+    assert found[0].advice.startswith("the machine is too busy: the client was late itself: its lag p99 is 90.00 ms")
+    assert f"it takes 30 quiet s{', or a lower rate in [load]' * ('rate' in plan)}; {gate.QUIETER}" in found[0].advice
+    with pytest.raises(BusyMachine):
+        gate.stop(found, "run")
+    # Whatever the client did, an answer that failed is the model's or the server's.
+    found = loaded(*[0.01] * 3000, bad=1, end=late, **plan)
+    assert not any(entry.passed or entry.machine for entry in found)
+    with pytest.raises(GateRefused):
+        gate.stop(found, "run")
+
+
+def test_requests_that_left_late_are_the_machines_fault_unless_the_server_held_them_up() -> None:
+    assert {entry.machine for entry in loaded(*[0.01] * 299, lag=0.1)} == {True}
+    full = {"backlog": {"most": 1024, "full": 20.0}}
+    found = loaded(*[0.01] * 299, lag=0.1, end=full)
+    assert {(entry.passed, entry.machine) for entry in found} == {(False, False)}
+    assert "the server was slower than the load" in found[0].advice
 
 
 def test_smaller_means_smaller(tiny: Path) -> None:

@@ -44,9 +44,10 @@ def test_no_quality_with_nan_passes(where: str, strict: bool, up: bool, budget: 
     assert not gate.quality(budget, trained, result, difference, strict).passed
 
 
-def report(done: int = 10, p99: float | None = 1.0, **more: Any) -> dict[str, Any]:
-    requests = {"done": done, "failed": 0, "dropped": 0, "mismatched": 0}
-    return {"valid": True, "why": [], "requests": requests, "latency_ms": {"p99": p99}, **more}
+def report(done: int = 299, p99: float | None = 1.0, **more: Any) -> dict[str, Any]:
+    requests = {"planned": done, "done": done, "failed": 0, "dropped": 0, "mismatched": 0}
+    times = {"latency_ms": {"p99": p99}}
+    return {"valid": True, "why": "", "requests": requests, "judged_ms": times, "plan": {"duration": 5.0}, **more}
 
 
 @pytest.mark.parametrize("p99", [None, NAN])
