@@ -95,7 +95,7 @@ def _over_time(run: Results) -> tuple[Seconds, Seconds, Seconds]:
     counted = run.of(OK, MISMATCH, TIMEOUT)
     done, latency = run.done[counted], (run.done - run.planned)[counted]
     service = (run.done - run.sent)[counted]
-    if not len(done):
+    if not run.of(OK, MISMATCH).any():
         return np.empty(0), np.empty(0), np.empty(0)
     # A last window that is only partly filled would look like a fall.
     end = float(run.planned.max())
@@ -164,14 +164,18 @@ def _change(found: trend.Trend) -> str:
 def climb(played: Sequence[Played], memory: Memory) -> list[Finding]:
     """Find the rate at which the median latency of the longest phase is twice that of its begin, and stays so."""
     run = results.read(_longest(played).path)
-    counted = run.of(OK, MISMATCH, TIMEOUT)
-    planned, latency = run.planned[counted], (run.done - run.planned)[counted]
-    edges = windows(float(planned.max()) + 1e-6, max(1, min(_MOST_WINDOWS, len(planned) // _FEWEST_PER_WINDOW)))
+    # A request without an answer is slower than any.
+    planned, latency = run.planned, np.where(run.of(OK, MISMATCH), run.done - run.planned, np.inf)
+    edges = windows(
+        float(planned.max(initial=0.0)) + 1e-6, max(1, min(_MOST_WINDOWS, len(planned) // _FEWEST_PER_WINDOW))
+    )
     if short := _too_short("climb", len(edges) - 1):
         return [short]
     place = np.digitize(planned, edges) - 1
     medians = np.array([percentile(latency[place == n], 50) for n in range(len(edges) - 1)])
     begin = float(np.nanmedian(medians[: max(1, len(medians) // 5)]))
+    if not np.isfinite(begin):
+        return [Finding("climb", False, "NO ANSWERS: at the begin most requests were not answered")]
     above = np.append(medians > TWICE * begin, False)
     at = next((n for n in range(len(medians)) if above[n : n + 2].all()), None)
     if at is None:
@@ -215,7 +219,7 @@ def batch_sweep(played: Sequence[Played], memory: Memory) -> list[Finding]:
     ]
     best = max(rows, key=lambda row: row["samples"])
     text = f"best batch: {best['batch']}, {number(best['samples'])} samples/s, p99 {number(best['p99_ms'])} ms"
-    return [Finding("batch", True, text, {"best": best["batch"], "batches": rows})]
+    return [Finding("batch", best["samples"] > 0, text, {"best": best["batch"], "batches": rows})]
 
 
 def recovery(played: Sequence[Played], memory: Memory) -> list[Finding]:

@@ -13,12 +13,13 @@ RNG = np.random.default_rng(0)
 SECONDS = 600.0
 
 
-def written(path: Path, at: Any, latency: Any, *, closed: bool = False) -> Played:
-    """Return a phase whose requests were due at `at` and took `latency` seconds."""
+def written(path: Path, at: Any, latency: Any, *, closed: bool = False, verdict: Any = "ok") -> Played:
+    """Return a phase whose requests were due at `at`, took `latency` seconds and ended in `verdict`."""
     plan = {"duration": SECONDS, "concurrency": 1 if closed else None, "rate": None if closed else 10.0}
     rows: list[dict[str, Any]] = [{"format": 1, "plan": plan, "model": "m", "url": "u"}]
-    for n, (start, seconds) in enumerate(zip(at, latency, strict=True)):
-        rows.append({"n": n, "planned": start, "sent": start, "done": start + seconds, "verdict": "ok", "payload": 0})
+    ended = np.broadcast_to(verdict, len(at)).tolist()
+    for n, (start, seconds, word) in enumerate(zip(at, latency, ended, strict=True)):
+        rows.append({"n": n, "planned": start, "sent": start, "done": start + seconds, "verdict": word, "payload": 0})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + json.dumps({"end": SECONDS}) + "\n")
     return Played("soak", {"plan": plan}, path)
 
@@ -77,6 +78,25 @@ def test_a_ramp_finds_where_latency_begins_to_climb(tmp_path: Path) -> None:
     assert found.figures["rate"] == pytest.approx(6000 / SECONDS * 2 * 400 / SECONDS, rel=0.1)
     (found,) = verdicts.climb([written(tmp_path / "s", at, 0.02 * noise(len(at)))], Memory(""))
     assert "no climb" in found.text
+
+
+@pytest.mark.parametrize("verdict", ["error", "timeout"])
+def test_nothing_answered_is_no_pass(tmp_path: Path, verdict: str) -> None:
+    at = np.sqrt(np.linspace(0, SECONDS**2, 6000))[:-1]
+    phase = written(tmp_path / "r", at, np.full(len(at), 0.02), verdict=verdict)
+    assert [one.passed for one in verdicts.climb([phase], Memory(""))] == [False]
+    assert {one.passed for one in verdicts.soak([phase], Memory(""))} == {None}
+    assert [one.passed for one in verdicts.batch_sweep(phases([0, 0]), Memory(""))] == [False]
+    assert [one.passed for one in verdicts.saturation(phases([0, 0, 0, 0]), Memory(""))] == [None]
+
+
+@pytest.mark.parametrize("verdict", ["error", "timeout"])
+def test_failures_are_where_a_ramp_climbs(tmp_path: Path, verdict: str) -> None:
+    """A server that refuses at once what is too much for it is as fast as ever."""
+    at = np.sqrt(np.linspace(0, SECONDS**2, 6000))[:-1]
+    phase = written(tmp_path / "r", at, np.full(len(at), 0.02), verdict=np.where(at < 400, "ok", verdict))
+    (found,) = verdicts.climb([phase], Memory(""))
+    assert found.figures["rate"] == pytest.approx(6000 / SECONDS * 2 * 400 / SECONDS, rel=0.1)
 
 
 def test_false_alarms_are_rare(tmp_path: Path) -> None:
