@@ -22,6 +22,7 @@ Send = Callable[[str, dict[str, Any], Path], dict[str, Any]]
 
 SATURATION = "saturation.jsonl"
 DOCUMENT = "scenario.json"
+_UNFINISHED = Finding("end", None, "the scenario was not played to its end")
 
 
 def play(scenario: Scenario, name: str, send: Send, folder: Path, largest: int = 1, source: str = "") -> dict[str, Any]:
@@ -57,17 +58,27 @@ def play(scenario: Scenario, name: str, send: Send, folder: Path, largest: int =
                 played.append(_phase(scenario, resolved(phase, rate), send, path))
             except LatheError as error:
                 # What was measured before the server went away is worth keeping.
-                error.partial = written([], complete=False) if played else {}
+                error.partial = written([_UNFINISHED], complete=False) if played else {}
                 raise
-            written([], complete=False)  # so that a killed run leaves a document too
+            written([_UNFINISHED], complete=False)  # so that a killed run leaves a document too
             if _broken(played[-1]) or verdict.enough(played):
                 break
-    return written([] if any(map(_broken, played)) else verdict.judge(played, watched))
+    return written(_unanswered(played) or verdict.judge(played, watched))
+
+
+def _unanswered(played: Sequence[Played]) -> list[Finding]:
+    """Return what is found instead of the verdict where a phase leaves nothing to judge."""
+    return [
+        Finding("answers", False, f"nothing to judge in phase {phase.name}: {phase.document['why']}")
+        for phase in played
+        if _broken(phase)
+    ]
 
 
 def _broken(phase: Played) -> bool:
     """Return whether a phase leaves nothing to judge: no answer, or a server that went away."""
-    return not phase.document["requests"]["done"] or _gone(phase)
+    requests = phase.document["requests"]
+    return not requests["done"] + requests["mismatched"] or _gone(phase)
 
 
 def _gone(phase: Played) -> bool:

@@ -270,3 +270,24 @@ def test_a_scenario_that_is_not_judged_in_full_is_not_passed(tmp_path: Path) -> 
     assert failure
     assert failure.exit_code == 3
     assert "not judged in full: not reached" in failure.what
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_scenario_with_a_phase_that_was_not_answered_is_not_passed(tmp_path: Path, allowed: bool) -> None:
+    """None of its thresholds failed, for it has none; nor is one passed that goes on."""
+    (tmp_path / "mine.toml").write_text(
+        'description = "Mine."\n' + "".join(f'[[phase]]\nname = "{name}"\nduration = 30\nrate = 100\n' for name in "ab")
+    )
+    met = []
+
+    def send(phase: str, own: dict[str, Any], to: Path) -> dict[str, Any]:
+        met.extend(json.loads(path.read_text())["verdict"]["passed"] for path in to.parent.glob(play.DOCUMENT))
+        return summary.summary(made(EVERY_10_MS, 0.005, ERROR if met else OK))
+
+    values = play.play(scenario.load(tmp_path / "mine.toml"), "mine", send, tmp_path / "s")
+    assert met == [None]
+    assert values["verdict"]["passed"] is False
+    failure = scenario_command._failure(values, tmp_path, allowed)
+    assert failure
+    assert failure.exit_code == 3
+    assert "not one of 3000 requests succeeded" in failure.what
