@@ -1,8 +1,10 @@
 """What several rooms' tests share: the installed server, and one tiny model behind a real endpoint."""
 
+import contextlib
+import fcntl
 import functools
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("timed"):
             item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=5))
+
+
+@contextlib.contextmanager
+def turn(place: Path, alone: bool) -> Iterator[None]:
+    """Run in turn with the suite's other processes: beside all that do not ask to be alone, or alone.
+
+    Who waits to be alone holds the door, so that nobody else comes in before.
+    """
+    with (place / "door").open("w") as door, (place / "room").open("w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run what measures time while no other process of the suite runs a test."""
+    with turn(item.config.cache.mkdir("turns"), alone=item.get_closest_marker("timed") is not None):
+        return (yield)
 
 
 def reruns(terminal: pytest.TerminalReporter) -> int:

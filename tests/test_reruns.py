@@ -1,9 +1,13 @@
-"""Second tries are few: three for a test that measures time, five in a run, none for any other test."""
+"""A test that measures time runs alone; second tries are few: three for such a test, five in a run, none for others."""
 
 import ast
+import fcntl
+import threading
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import turn
 
 ROOT = Path(__file__).parent
 CONFTEST = (ROOT / "conftest.py").read_text()
@@ -28,7 +32,7 @@ def outcome(pytester: pytest.Pytester, tests: int, fails: int) -> tuple[int, str
     pytester.makeconftest(CONFTEST.replace("reruns_delay=5", "reruns_delay=0"))
     pytester.makeini("[pytest]\nmarkers = timed: x\n  gpu: x\n  slow: x\naddopts = --strict-markers")
     pytester.makepyfile(TEST.format(tests=tests, fails=fails))
-    done = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    done = pytester.runpytest_subprocess()
     return int(done.ret), done.stdout.str()
 
 
@@ -43,3 +47,33 @@ def test_single_tests_are_marked_never_a_whole_file() -> None:
     for path in ROOT.rglob("test_*.py"):
         whole = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign)]
         assert not any("timed" in ast.unparse(node) for node in whole if "pytestmark" in ast.unparse(node)), path
+
+
+def test_who_asks_to_be_alone_is_next_and_alone(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def take(name: str, alone: bool) -> None:
+        with turn(tmp_path, alone):
+            order.append(f"{name} comes")
+            order.append(f"{name} goes")
+
+    with turn(tmp_path, alone=False):
+        take("another", alone=False)
+        waiting = threading.Thread(target=take, args=("alone", True))
+        waiting.start()
+        with (tmp_path / "door").open("w") as door, pytest.raises(BlockingIOError):
+            while True:  # until the one that waits holds the door
+                fcntl.flock(door, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(door, fcntl.LOCK_UN)
+        late = threading.Thread(target=take, args=("late", False))
+        late.start()
+        order.append("first goes")
+    waiting.join()
+    late.join()
+    names = ["another", "alone", "late"]
+    assert order == [
+        "another comes",
+        "another goes",
+        "first goes",
+        *(f"{name} {does}" for name in names[1:] for does in ("comes", "goes")),
+    ]
