@@ -24,7 +24,7 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", round(1000 * _GREETING)),  # gRPC's name for how long connecting may take
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 

@@ -1,5 +1,6 @@
 """TLS, headers, compression and streams, against the real server where it can do them."""
 
+import asyncio
 import gzip
 import json
 import os
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,44 @@ def test_grpc_over_tls(encrypted: tuple[Endpoint, Connection], streams: int, tmp
     if connection.certificate:
         with pytest.raises(ServerAbsent), connect(url, 10, Connection(authority=connection.authority)):
             pass
+
+
+@contextmanager
+def far(port: int, seconds: float) -> Iterator[int]:
+    """A port that stands for another one, and takes so long to reach it for each connection."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            while some := await reader.read(1 << 16):
+                writer.write(some)
+                await writer.drain()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(seconds)
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pass_on(reader, back), pass_on(there, writer), return_exceptions=True)
+
+    async def listen() -> None:
+        async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+            stop = asyncio.Event()
+            listening.set_result((asyncio.get_running_loop(), stop, server.sockets[0].getsockname()[1]))
+            await stop.wait()
+
+    listening: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = Future()
+    thread = threading.Thread(target=asyncio.run, args=(listen(),))
+    thread.start()
+    loop, stop, place = listening.result()
+    try:
+        yield place
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+
+
+@STREAMS
+def test_grpc_to_a_server_that_is_far(endpoint: Endpoint, streams: int, tmp_path: Path) -> None:
+    with far(int(endpoint.grpc.rpartition(":")[2]), 0.4) as port:
+        all_right(run(f"grpc://127.0.0.1:{port}", tmp_path, Connection(streams=streams), duration=2.0))
 
 
 @needs_nginx
