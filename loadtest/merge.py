@@ -9,8 +9,13 @@ from typing import Any
 from loadtest import files
 from loadtest.answers import MOST_SAMPLES
 from loadtest.errors import BadInput
-from loadtest.results import document_line, read
+from loadtest.results import document_line
+from loadtest.summary import load_file
 from loadtest.workers import latest
+
+_SAME = ("model", "model_version", "parts")
+"""What the first lines of one run's files have in common besides the plan."""
+_FIX = "give the file of each worker of one run, once"
 
 
 def merge(paths: Sequence[Path], destination: Path) -> None:
@@ -26,18 +31,11 @@ def merge(paths: Sequence[Path], destination: Path) -> None:
         BadInput: they are not the workers of one plan, or one of them was interrupted.
     """
     headers, ends = zip(*map(_edges, paths), strict=True)
-    plans = [header["plan"] | {"index": None} for header in headers]
-    indices = sorted(header["plan"].get("index") or 0 for header in headers)
-    if any(plan != plans[0] for plan in plans) or indices != list(range(plans[0]["workers"])):
-        raise BadInput(
-            f"workers {', '.join(map(str, indices))} of {plans[0]['workers']}, or of several plans",
-            where=", ".join(map(str, paths)),
-            fix="give the file of each worker of one run, once",
-        )
+    _check_one_run(paths, headers)
     if lost := [str(path) for path, end in zip(paths, ends, strict=True) if end is None]:
         raise BadInput("the run was interrupted", where=", ".join(lost), fix="run it again")
     with files.writing(destination) as file:
-        file.write(document_line(headers[0] | {"plan": plans[0]}))
+        file.write(document_line(headers[0] | {"plan": headers[0]["plan"] | {"index": None}}))
         for place, path in enumerate(paths):
             with path.open("rb") as source:
                 source.readline()
@@ -47,9 +45,21 @@ def merge(paths: Sequence[Path], destination: Path) -> None:
         file.write(document_line(_one_end(ends)))
 
 
+def _check_one_run(paths: Sequence[Path], headers: Sequence[dict[str, Any]]) -> None:
+    sent = [header["plan"] | {"index": None} | {key: header.get(key) for key in _SAME} for header in headers]
+    for path, one in zip(paths, sent, strict=True):
+        if others := [key for key in one if one[key] != sent[0].get(key)]:
+            why = f"{' and '.join(others)} of its run differ from {paths[0]}"
+            raise BadInput(f"is of another run: {why}", where=str(path), fix=_FIX)
+    indices = sorted(header["plan"].get("index") or 0 for header in headers)
+    if indices != list(range(sent[0]["workers"])):
+        why = f"these are workers {', '.join(map(str, indices))} of {sent[0]['workers']}"
+        raise BadInput(why, where=", ".join(map(str, paths)), fix=_FIX)
+
+
 def _edges(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the first line of a file and its last, None where the run did not come to it."""
-    results = read(path)
+    results, _ = load_file(path)
     return results.header, results.end
 
 

@@ -174,7 +174,7 @@ def measure(run: Results, asked: Sequence[Condition], settle: float = SETTLE) ->
         latency,
         fault=fault,
         client=client,
-        idle=not short and (document["client_cpu"] or 0.0) < _IDLE * (document["client_cores"] or 1),
+        idle=not short and document["client_cpu"] < _IDLE * document["client_cores"],
         facts={
             "seconds": seconds,
             "requests": int(inside.sum()),

@@ -81,8 +81,7 @@ def summary(results: Results, sentences: Sequence[str] = ()) -> dict[str, Any]:
         backlog=end.get("backlog"),
         responses=figures(results),
         models=by_model(results, sending_time(results)),
-        client_cpu=end.get("client_cpu"),
-        client_cores=end.get("client_cores", 1),
+        **_client(end),
         server=_server(results),
         errors=end.get("errors", []),
         checked=end.get("checked", 0),
@@ -138,6 +137,20 @@ def judged(results: Results) -> tuple[Seconds, Seconds]:
         return np.append((results.done - results.planned)[answered], np.full(lost.sum(), np.inf)), service
     latency, verdict = _series(results)
     return np.where(np.isin(verdict, [VERDICTS.index(ERROR), VERDICTS.index(TIMEOUT)]), np.inf, latency), service
+
+
+def _client(end: dict[str, Any]) -> dict[str, float | None]:
+    """Return how many cores the client used and how many it had; None of a run that was interrupted.
+
+    Raises:
+        KeyError, TypeError, ValueError: the last line does not say it.
+    """
+    if not end:
+        return {"client_cpu": None, "client_cores": None}
+    used, had = end["client_cpu"], end["client_cores"]
+    if not (used >= 0 and had >= 1):
+        raise ValueError(f"client_cpu is {used} and client_cores {had}")
+    return {"client_cpu": used, "client_cores": had}
 
 
 def _longest_gap(results: Results) -> dict[str, float]:

@@ -111,7 +111,7 @@ def _stall(values: dict[str, Any]) -> tuple[str, str] | None:
 
 def _client(values: dict[str, Any], open_loop: bool, asked: Collection[str]) -> tuple[str, str] | None:
     cores = values["client_cores"]
-    used = (values["client_cpu"] or 0.0) / cores
+    used = values["client_cpu"] / cores
     if not open_loop and used > BUSIEST_CLIENT:
         own = "its core" if cores == 1 else f"its {cores} cores"
         why = f"the client was the limit: it used {used:.0%} of {own}, {BUSIEST_CLIENT:.0%} are allowed"

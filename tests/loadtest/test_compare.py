@@ -17,7 +17,7 @@ from loadtest.plan import Plan
 from loadtest.results import ERROR, OK, VERDICTS, Flight, Results, Writer
 from loadtest.summary import summarize
 
-END = {"end": 30.0, "client_cpu": 0.2, "gone": False, "errors": []}
+END = {"end": 30.0, "client_cpu": 0.2, "client_cores": 1, "gone": False, "errors": []}
 
 
 def header(model: str = "m", **plan: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from loadtest.merge import merge
 from loadtest.plan import Plan
 from loadtest.results import read
 from loadtest.summary import summarize
+from tests.loadtest.test_report import SERVER
 
 LOAD = ("digits", "--url", "grpc://triton:8001", "--rate", "8000", "--duration", "60s", "--version", "$(x) 'é'")
 
@@ -83,20 +84,23 @@ def test_a_moment_that_is_over_sends_nothing(stand_in, tmp_path: Path) -> None:
     assert not (tmp_path / "r.jsonl").exists()
 
 
+PART = {"model": "m", "version": "1", "payloads": 1, "batch": 1, "shapes": {"x": [1, 4]}, "weight": 1.0}
+
+
 @pytest.fixture
 def two(tmp_path: Path) -> list[Path]:
     """What two workers leave; they differ in every figure, so that a sum is neither twice one of them nor the other."""
     paths = []
     for index in (0, 1):
         plan = {"duration": 1.0, "workers": 2, "index": index, "concurrency": 4, "rate": None}
-        header = {"format": 1, "plan": plan, "model": "m", "url": "http://h:1", "parts": []}
+        header = {"format": 1, "plan": plan, "model": "m", "url": "http://h:1", "parts": [PART]}
         row = {"n": index, "planned": 0.5, "sent": 0.5, "done": 0.6 + index, "verdict": "ok", "payload": 0}
         end = {
             "end": 1.0 + index,
             "client_cpu": 0.5 - 0.25 * index,
             "client_cores": 1 + index,
             "gone": index == 0,
-            "server": {"success": 7 - index},
+            "server": SERVER | {"success": 7 - index},
         }
         end["errors"] = [
             {"verdict": "error", "text": "x", "count": 2 + index},
@@ -131,7 +135,7 @@ def test_ends_are_put_together(two: list[Path], tmp_path: Path) -> None:
             {"verdict": "timeout", "text": "y", "count": 1},
         ],
         # Each file counts what all workers sent while it looked.
-        "server": {"success": 7},
+        "server": SERVER | {"success": 7},
         "unknown": ["what 0 asked", "what both asked", "what 1 asked"],
         "checked": 21,
         "mismatches": [
@@ -151,6 +155,40 @@ def test_what_does_not_belong_together(two: list[Path], tmp_path: Path) -> None:
         merge(two, tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
     assert loadtest("merge", two[0], "--output", two[0]).returncode == 2
+
+
+def changed(path: Path, place: int, **values: Any) -> None:
+    """Change the first line of a file, or the last."""
+    lines = path.read_text().splitlines()
+    lines[place] = json.dumps(json.loads(lines[place]) | values)
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "n"},
+        {"model_version": "2"},
+        {"parts": [PART | {"shapes": {"x": [1, 5]}}]},
+        {"parts": [PART | {"version": "2"}]},
+        {"plan": {"duration": 1.0, "workers": 2, "index": 1, "concurrency": 5, "rate": None}},
+    ],
+)
+def test_runs_of_other_loads_are_not_put_together(two: list[Path], other: dict[str, Any], tmp_path: Path) -> None:
+    changed(two[1], 0, **other)
+    [name] = other
+    with pytest.raises(BadInput, match=f"1.jsonl: is of another run: {'concurrency' if name == 'plan' else name} of"):
+        merge(two, tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+
+
+@pytest.mark.parametrize("cores", [None, 0, "two"])
+def test_the_cores_of_a_client_are_never_guessed(two: list[Path], cores: Any, tmp_path: Path) -> None:
+    changed(two[1], -1, client_cores=cores)
+    for act in (lambda: merge(two, tmp_path / "whole"), lambda: summarize(two[1])):
+        with pytest.raises(BadInput, match=r"1\.jsonl.*not that of a result file"):
+            act()
+    assert not (tmp_path / "whole").exists()
 
 
 @pytest.mark.parametrize("values", [{"index": 2}, {"index": -1}, {"index": 0, "ray": "local"}])

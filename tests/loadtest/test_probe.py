@@ -18,7 +18,13 @@ from loadtest.probe import conditions, measure, prober
 from loadtest.results import DROPPED, ERROR, MISMATCH, TIMEOUT, VERDICTS, Results
 from loadtest.traffic import Part
 
-END = {"end": 3.0, "client_cpu": 0.1, "gone": False, "errors": [{"verdict": MISMATCH, "text": "other", "count": 1}]}
+END = {
+    "end": 3.0,
+    "client_cpu": 0.1,
+    "client_cores": 1,
+    "gone": False,
+    "errors": [{"verdict": MISMATCH, "text": "other", "count": 1}],
+}
 PLAN = {"duration": 2.5, "rate": 100.0, "profile": "flat", "in_flight": 50, "workers": 1, "concurrency": None}
 
 

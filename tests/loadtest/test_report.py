@@ -24,7 +24,13 @@ SERVER = {
     "inference_count": 180,
     "execution_count": 45,
 }
-END = {"end": 1.1, "client_cpu": 0.2, "gone": False, "errors": [{"verdict": ERROR, "text": "boom", "count": 2}]}
+END = {
+    "end": 1.1,
+    "client_cpu": 0.2,
+    "client_cores": 1,
+    "gone": False,
+    "errors": [{"verdict": ERROR, "text": "boom", "count": 2}],
+}
 
 
 def write(path: Path, flights: list[Flight], end: dict[str, Any] | None, **plan: Any) -> Path:

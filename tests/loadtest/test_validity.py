@@ -41,7 +41,9 @@ def made(
     written = asdict(Plan("grpc://h:1", **{"duration": 30.0} | load | plan))
     part = {"model": "m", "version": "1", "payloads": 1, "batch": 1, "tolerance": None, "weight": 1.0, "shapes": {}}
     header = {"plan": written, "parts": [part], "model": "m", "model_version": "1", "url": "grpc://h:1"}
-    ended = {"end": 30.0, "client_cpu": 0.2, "gone": False, "errors": [], "loop_lag_ms": QUIET} | (end or {})
+    ended = {"end": 30.0, "client_cpu": 0.2, "client_cores": 1, "gone": False, "errors": [], "loop_lag_ms": QUIET} | (
+        end or {}
+    )
     codes = np.vectorize(VERDICTS.index, otypes=[np.int8])(np.broadcast_to(verdict, count))
     sent = np.where(codes == VERDICTS.index(DROPPED), np.nan, at + lag)
     if "concurrency" in plan:
