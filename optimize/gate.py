@@ -162,7 +162,8 @@ def faster(batch: int, name: str, speeds: Speeds, stages: Sequence[Stage]) -> Ga
     ratio, control = speeds.ratios(name, speeds.baseline)[batch], speeds.control()[batch]
     verdict = ratio.verdict(SLOWER)
     if control.senseless:
-        advice = f"{_busy(speeds, batch)}, so that the same file counts as slower or faster than itself; {QUIETER}"
+        advice = f"{_busy(speeds, batch)}, so that the same file counts as slower or faster than itself; "
+        advice += f"{_quiet(speeds)}; {QUIETER}"
     elif verdict == "undecided":
         advice = f"undecided: {_busy(speeds, batch)}; {_longer(name, speeds, batch)}; {QUIETER}"
     else:
@@ -188,12 +189,15 @@ def _busy(speeds: Speeds, batch: int) -> str:
     return f"{why}: A/A spread {least:.2g} to {most:.2g} in {speeds.rounds} rounds"
 
 
+def _quiet(speeds: Speeds) -> str:
+    return f"a quiet machine takes about {speeds.took / max(speeds.rounds, 1) * FEWEST:,.0f} s"
+
+
 def _longer(name: str, speeds: Speeds, batch: int) -> str:
     """Return how long it would take until the ratio is decided, on a quiet machine and on this one as it is."""
-    quiet = speeds.took / max(speeds.rounds, 1) * FEWEST
     more = more_seconds(speeds.ratios(name, speeds.baseline)[batch], speeds, SLOWER)
     end = f"about {max(more, 1):,.0f} s more" if more < 36_000 else f"no end is in sight so near to {SLOWER}×"
-    return f"a quiet machine takes about {quiet:,.0f} s, here {end} (--patience)"
+    return f"{_quiet(speeds)}, here {end} (--patience)"
 
 
 def parity(name: str, requests: int, mismatched: int, largest: float, tolerance: float) -> Gate:
