@@ -13,8 +13,8 @@ from optimize.baseline import Progress
 from optimize.errors import BadRecipe
 from optimize.recipe import Recipe
 
-PROOF = ("run.json", "report.html", "load.html", "load.jsonl")
-"""What a run says at its end of the bundles that lie beside it."""
+PROOF = ("run.json", "report.html", "load.html", "load.jsonl", "server.log")
+"""What a run says at its end, and how it came to it, of the bundles that lie beside it."""
 STATE = "digests.json"
 """The file by which a folder is known as one of a run, and where the page finds what the run was made from."""
 

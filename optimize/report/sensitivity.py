@@ -14,6 +14,7 @@ from rich.table import Table
 
 from optimize.report import figures, page
 from optimize.report import table as terminal
+from optimize.ruler import Ratio
 
 
 def write(document: dict[str, Any], output: Path) -> Path:
@@ -41,21 +42,27 @@ def chart(document: dict[str, Any], method: str) -> str:
     titles = [f"{escape(layers[0]['metric'])}, worse by", "kB saved", *(f"× at batch {batch}" for batch in batches)]
     figure = figures.panels(titles, columns=len(titles))
     losses = [(layer["loss"], layer["low"], layer["high"]) for layer in layers]
-    _points(figure, names, losses, 0.0, 1)
+    _points(figure, names, losses, [True] * len(names), 0.0, 1)
     saved = [layer["bytes_saved"] / 1000 for layer in layers]
     figures.bars(figure, names, saved, [figures.TRAINED] * len(names), "kB", row=1, col=2)
     for column, batch in enumerate(batches, 3):
         speeds = [(layer["speedup"][batch], *layer["interval"][batch]) for layer in layers]
-        _points(figure, names, speeds, 1.0, column)
+        sure = [not Ratio(1.0, *layer["control"][batch]).senseless for layer in layers]
+        _points(figure, names, speeds, sure, 1.0, column)
     return figures.html(figure, f"figure-{method.replace('.', '-')}", figures.HEAD + figures.ROW * len(names))
 
 
 def _points(
-    figure: figures.Figure, names: list[str], values: list[tuple[float, float, float]], neutral: float, column: int
+    figure: figures.Figure,
+    names: list[str],
+    values: list[tuple[float, float, float]],
+    sure: list[bool],
+    neutral: float,
+    column: int,
 ) -> None:
-    """Draw values with their intervals, those in colour whose interval does not reach `neutral`."""
-    for name, (value, low, high) in zip(names, values, strict=True):
-        colour = figures.STEP if low <= neutral <= high else figures.RESULT
+    """Draw values with their intervals, those in colour that are `sure` and whose interval does not reach `neutral`."""
+    for name, (value, low, high), known in zip(names, values, sure, strict=True):
+        colour = figures.RESULT if known and not low <= neutral <= high else figures.STEP
         figure.add_scatter(
             x=[value],
             y=[name],

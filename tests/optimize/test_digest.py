@@ -16,6 +16,11 @@ from optimize import advance, baseline, bundle, cpu, digest, pipeline, recipe, s
 from optimize.bundle import Bundle
 from optimize.distill.logits import Logits
 from optimize.errors import BadBundle
+from optimize.quantize.dynamic import Dynamic
+from optimize.quantize.mixed import Mixed
+from optimize.quantize.qat import Qat
+from optimize.quantize.static import Static
+from optimize.quantize.weight_only import WeightOnly
 from optimize.recipe import Recipe
 from optimize.step import METHODS
 from optimize.workload import Batch, load
@@ -180,12 +185,33 @@ def test_a_single_step_resumes_only_what_the_code_of_today_began(place: Path) ->
 
 
 def test_another_cpu_has_another_range_of_8_bit_numbers(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {METHODS[kind].name for kind in METHODS if "reduce_range" in kind.__dataclass_fields__} <= {*digest.BY_CPU}
     other = {"avx_vnni"} if cpu.reduced_range(None, "cpu") else {"avx2"}
     monkeypatch.setattr(cpu, "flags", lambda: other)
     kept, said = keep(place)
     assert kept == [*STEPS[:2]]
     assert "3-quantize.static is made again: changed since it was made: range of 8-bit numbers on this CPU" in said
+
+
+@pytest.mark.parametrize(
+    ("config", "depends"),
+    [
+        *((kind(), True) for kind in (Static, Dynamic, Mixed, Qat)),
+        *((kind(reduce_range=True), False) for kind in (Static, Dynamic)),
+        (WeightOnly(), False),
+    ],
+)
+def test_which_steps_ask_what_the_cpu_can_do(
+    config: object, depends: bool, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = fresh(place)
+    source, sets = bundle.load(place / "run" / "2-export.onnx", user), splits.read(user)
+    keys = []
+    for flags in ({"avx2"}, {"avx2", "avx_vnni"}):
+        monkeypatch.setattr(cpu, "flags", lambda flags=flags: flags)
+        keys.append(digest.step(config, source, Recipe(()), sets).digest)
+    assert (keys[0] != keys[1]) is depends
+    asking = {METHODS[kind].name for kind in METHODS if "reduce_range" in kind.__dataclass_fields__}
+    assert asking == {"quantize.static", "quantize.dynamic"}, "another one has to stand here and in BY_CPU"
 
 
 def test_code_leaves_out_what_is_not_the_users(place: Path) -> None:

@@ -18,6 +18,8 @@ from optimize.errors import BadBundle
 from optimize.export.onnx import export
 from optimize.prune.channels import Channels
 from optimize.quantize.dynamic import Dynamic
+from optimize.report import figures
+from optimize.report import sensitivity as report
 from optimize.workload import Batch, Workload
 from serve.target import Target
 
@@ -171,3 +173,12 @@ def test_a_stopped_study_leaves_nothing(
     page = tmp_path / "pages" / "page.html"
     assert optimize("sensitivity", user_file(), "--output", page, "--method", "quantize.dynamic").code == 130
     assert list(page.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(("control", "told"), [((0.99, 1.01), True), ((1.2, 1.3), False), ((0.2, 2.0), False)])
+def test_a_speed_is_in_colour_only_where_the_control_makes_sense(control: tuple[float, float], told: bool) -> None:
+    effect = sensitivity.Effect(
+        "head", "quantize.dynamic", "score", 0.1, -0.1, 0.2, 0.0, 9, {"4": 2.0}, {"4": (1.8, 2.2)}, {"4": control}
+    )
+    chart = report.chart({"layers": [effect.document()], "batch": [4]}, "quantize.dynamic")
+    assert (figures.RESULT in chart) is told
