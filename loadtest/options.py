@@ -214,7 +214,7 @@ threshold_option = click.option(
 )
 
 allow_option = click.option(
-    "--allow", type=Share(), metavar="SHARE", help="Exit 3 when shown to be worse by more than this, as 5%."
+    "--allow", type=Share(), metavar="SHARE", help="Exit 3 when worse by more than this, as 5%, or more errors."
 )
 
 

@@ -20,8 +20,9 @@ def compare(a: Path, b: Path, allow: float | None, anyway: bool, as_json: bool) 
 
     An effect is shown with its 95 % interval. Some verdicts are chance: of equal runs of a busy queue, up to one in
     eight figures is called different. "undecided" means that the runs are too short, or that one or two moments make
-    the difference; with --allow it fails where it was measured to be worse by more. An invalid run, and one without a
-    figure to compare, ends with exit code 3.
+    the difference. With --allow a figure fails that is shown to be worse by more, and one that is undecided and was
+    measured to be; errors fail when more of them are shown at all, however much is allowed. An invalid run, and one
+    without a figure to compare, ends with exit code 3.
 
     \b
     Examples:

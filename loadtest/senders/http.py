@@ -79,12 +79,15 @@ class HttpSender:
         await asyncio.sleep(0)
 
     async def _connect(self) -> "_Connection":
-        _, connection = await self.loop.create_connection(lambda: _Connection(self), self.host, self.port, ssl=self.tls)
+        made = self.loop.create_connection(lambda: _Connection(self), self.host, self.port, ssl=self.tls)
+        _, connection = await asyncio.wait_for(made, self.timeout)
         return connection
 
     async def _send_on_new(self, flight: Flight) -> None:
         try:
-            connection = await asyncio.wait_for(self._connect(), self.timeout)
+            connection = await self._connect()
+        except TimeoutError:
+            end(self, flight, lambda: fail(flight, "no connection in time", gone=True, verdict=TIMEOUT))
         except OSError as error:
             text = f"no connection: {error.strerror or error}"
             end(self, flight, lambda: fail(flight, text, gone=True))

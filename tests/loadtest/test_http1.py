@@ -1,5 +1,8 @@
 """How answers over HTTP/1.1 are read: whole, in pieces, and beside another implementation (h11)."""
 
+import asyncio
+import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -11,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadtest.plan import Plan
 from loadtest.results import ERROR, OK, TIMEOUT, Flight
 from loadtest.senders import http
 from loadtest.senders.http import HttpSender
-from tests.loadtest.peers import http_peer, load
+from tests.loadtest.peers import flights, http_peer, load
 
 BODY = b'{"outputs":[{"name":"y","datatype":"FP32","shape":[1]}]}'
 
@@ -270,3 +274,20 @@ def test_over_a_socket(name: str) -> None:
 def test_an_answer_that_never_ends_is_timed_out() -> None:
     found = load(http_peer(b"HTTP/1.1 200 OK\r\nX: "), "http", timeout=0.1)
     assert [flight.verdict for flight in found] == [TIMEOUT] * 3
+
+
+def test_a_connection_that_is_not_there_in_time_is_timed_out() -> None:
+    """The peer takes the connection and never says a word of TLS."""
+
+    async def main() -> list[Flight]:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            place = f"127.0.0.1:{silent.getsockname()[1]}"
+            sender = HttpSender(place, lambda flight: b"", 0.1, tls=ssl.create_default_context())
+            try:
+                return await flights(Plan(f"https://{place}", 5.0, concurrency=1, requests=3, warmup=0.0), sender)
+            finally:
+                await sender.close()
+
+    found = asyncio.run(asyncio.wait_for(main(), 30.0))
+    assert [(flight.verdict, flight.sent) for flight in found] == [(TIMEOUT, None)] * 3, found[0].error
+    assert found[0].error == "no connection in time"
