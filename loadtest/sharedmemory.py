@@ -9,11 +9,13 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from loadtest import wire
 from loadtest.answers import Answers
@@ -42,7 +44,7 @@ class _Region:
 
     def __init__(self, kind: str, size: int, client: Client) -> None:
         self.kind, self.size, self.client = kind, size, client
-        self.name = f"lathe-load-{os.getpid()}-{secrets.token_hex(4)}"
+        self.name = f"{_names()}{os.getpid()}-{secrets.token_hex(4)}"
         self._library, self._registered = _library(kind), False
         how = (self.name, size, True) if kind == "system" else (size, 0)
         try:
@@ -89,6 +91,19 @@ class _Region:
                     break
                 time.sleep(0.05)
         self._library.destroy_shared_memory_region(self._handle)
+
+
+def _names() -> str:
+    """Return how the names of regions begin: with the namespace in which the process id after it means something."""
+    return f"lathe-load-{Path('/proc/self/ns/pid').stat().st_ino}-"
+
+
+def _sweep() -> None:
+    """Remove the regions of dead processes, which were killed together with what would have removed them."""
+    for path in Path(_ROOM).glob(f"{_names()}*-*"):
+        if not psutil.pid_exists(int(path.name.split("-")[-2])):
+            with suppress(FileNotFoundError, PermissionError):  # another sweeps too, or it is another user's
+                path.unlink()
 
 
 def _library(kind: str) -> Any:
@@ -220,6 +235,7 @@ def shared(plan: Plan, client: Client, parts: Sequence[Part], request: Request) 
     size = max(places[-1].offset + places[-1].size for places in outputs.values())
     slots = min(plan.share(plan.concurrency, 0) if plan.concurrency else plan.in_flight, MOST_SLOTS)
     if kind == "system":
+        _sweep()
         _check_room(len(data) + slots * size)
     regions: list[_Region] = []
     try:

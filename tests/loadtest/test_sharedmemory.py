@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from loadtest import drive, payload
@@ -48,7 +51,7 @@ def left(endpoint: Endpoint) -> tuple[list[str], Any]:
 
 
 def there(pid: int) -> list[str]:
-    return [path.name for path in Path("/dev/shm").glob(f"lathe-load-{pid}-*")]
+    return [path.name for path in Path("/dev/shm").glob(f"lathe-load-*-{pid}-*")]
 
 
 @SCHEMES
@@ -66,13 +69,19 @@ def test_tensors_go_through_memory_and_are_checked(
 
 
 def test_every_worker_has_memory_of_its_own(endpoint: Endpoint, tmp_path: Path) -> None:
+    with_memory = set()
+
+    def look(_: Any) -> None:
+        with_memory.update(child.pid for child in psutil.Process().children() if there(child.pid))
+
     shared = plan(endpoint, "grpc", workers=2, duration=1.0)
-    drive.run(shared, [Part(TINY, PAYLOADS, tolerance=1e-5)], tmp_path / "r.jsonl")
+    drive.run(shared, [Part(TINY, PAYLOADS, tolerance=1e-5)], tmp_path / "r.jsonl", look)
     values = summarize(tmp_path / "r.jsonl")
     assert values["requests"]["done"] > 20, values["errors"]
     assert values["requests"]["done"] == values["requests"]["planned"], values["errors"]
     assert left(endpoint)[1] == []
-    assert not list(Path("/dev/shm").glob("lathe-load-*"))
+    assert len(with_memory) == 2
+    assert not any(map(there, with_memory))
 
 
 @SCHEMES
@@ -95,21 +104,47 @@ def test_a_server_that_keeps_its_memory_to_itself(endpoint: Endpoint, scheme: st
     assert left(endpoint) == ([], [])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_nothing_stays_in_memory_after_a_signal(endpoint: Endpoint, number: int, code: int, tmp_path: Path) -> None:
+@contextmanager
+def at_work(endpoint: Endpoint, output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A client, in a process group of its own, that sends over shared memory."""
     command = [sys.executable, "-m", "loadtest", "run", TINY, "--url", endpoint.http, "--duration", "60s"]
-    command += ["--shared-memory", "system", "--header", f"{ADMIN_KEY}: {endpoint.secret}"]
-    output = tmp_path / "r.jsonl"
-    process = subprocess.Popen([*command, "--output", str(output)], stderr=subprocess.PIPE)
+    command += ["--shared-memory", "system", "--header", f"{ADMIN_KEY}: {endpoint.secret}", "--output", str(output)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     try:
         while not (output.exists() and output.read_text().count("\n") > 20):
             assert process.poll() is None, process.stderr and process.stderr.read()
             time.sleep(0.05)
         assert there(process.pid)
-        os.kill(process.pid, number)
-        process.communicate(timeout=30)
+        yield process
     finally:
         process.kill()
+
+
+def test_what_was_killed_with_its_helpers_is_swept_by_the_next_run(endpoint: Endpoint, tmp_path: Path) -> None:
+    with at_work(endpoint, tmp_path / "killed.jsonl") as process:
+        os.killpg(process.pid, signal.SIGKILL)  # Python's resource tracker too
+        process.communicate(timeout=30)
+    left_over = Path("/dev/shm", there(process.pid)[0])
+    others = [left_over.with_name(left_over.name.replace(f"-{process.pid}-", f"-{os.getppid()}-"))]
+    others.append(left_over.with_name(f"lathe-load-1-{process.pid}-0"))  # of another namespace of processes
+    try:
+        for other in others:
+            other.touch()
+        drive.run(plan(endpoint, "http"), [Part(TINY, PAYLOADS)], tmp_path / "r.jsonl")
+        assert there(process.pid) == [others[1].name]
+        assert others[0].exists()
+    finally:
+        for other in others:
+            other.unlink()
+    with connect(endpoint.http, connection=connection(endpoint, "http")) as client:
+        client.order("unregister_system_shared_memory")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_nothing_stays_in_memory_after_a_signal(endpoint: Endpoint, number: int, code: int, tmp_path: Path) -> None:
+    with at_work(endpoint, tmp_path / "r.jsonl") as process:
+        os.kill(process.pid, number)
+        process.communicate(timeout=30)
     assert process.returncode == code
     deadline = time.monotonic() + 20  # after SIGKILL Python's resource tracker does it
     while there(process.pid) and time.monotonic() < deadline:
