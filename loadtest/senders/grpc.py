@@ -140,6 +140,7 @@ class GrpcSender:
                 self._connecting = self.loop.create_task(self._connect())
             return
         if call.flight.sent is None:
+            # What waits because the server takes no more calls at once waits for the server, not for us.
             call.flight.sent = self.loop.time() - self.zero
         self._http2.start(call)
 

@@ -97,6 +97,15 @@ def test_no_more_calls_at_once_than_the_server_takes() -> None:
     assert peer.most <= 2
 
 
+def test_what_waits_for_the_servers_limit_is_its_service_time_and_no_lag_of_ours() -> None:
+    with serving(0.02, max_concurrent_streams=1) as (url, _):
+        ended = send(url, 12)
+    took = [(flight.done or 0.0) - (flight.sent or 0.0) for flight in ended]
+    assert [flight.verdict for flight in ended] == [OK] * 12
+    assert took[-1] > 6 * took[0]
+    assert max(flight.sent or 0.0 for flight in ended) < took[-1] / 2
+
+
 def test_a_connection_that_the_server_retires_costs_no_request() -> None:
     with serving(0.005, max_connection_age_ms=200, max_connection_age_grace_ms=5000) as (url, _):
         ended = send(url, 300, pause=0.004)
