@@ -74,22 +74,22 @@ def advance(
         else:
             graph = drop_node_names(made) if last and method.stage == "graph" else made
         progress(f"{method.name}: evaluating", 0.9)
-        made_here = Bundle(workload, module, graph)
-        quality, judged = _judged(made_here, method, trained, recipe, sets)
+        treated = Bundle(workload, module, graph)
+        quality, judged = _judged(treated, method, trained, recipe, sets)
         entry = {
             "name": method.name,
             "config": {entry.name: getattr(step, entry.name) for entry in fields(step)},
             "seed": recipe.seed,
             "runtime": recipe.target.runtime,
             **judged,
-            "cost": cost(made_here).document(),
+            "cost": cost(treated).document(),
         }
         if method.selects:
             judged_on = splits.selecting(workload, step.judge_samples)
             entry |= {"selected_on": splits.source(workload), "selected_samples": splits.size(judged_on, "evaluation")}
         if method.stage != "torch":
             entry |= _deviation(graph, workload, recipe)
-        saved = bundles.save(replace(made_here, lineage=(*source.lineage, entry)), folder, key)
+        saved = bundles.save(replace(treated, lineage=(*source.lineage, entry)), folder, key)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return saved, quality, entry
 
