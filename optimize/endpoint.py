@@ -27,7 +27,7 @@ from optimize.gate import Gate
 from optimize.predict import EndpointPredictor, OnnxPredictor, cut, open_graph
 from optimize.recipe import Recipe
 from optimize.workload import Workload
-from serve import install, model_config, rollout, server, staging, state
+from serve import install, model_config, rollout, server, staging
 from serve.server import Endpoint
 from serve.target import Target
 
@@ -250,7 +250,6 @@ def _publish(staged: staging.Staged, made: Bundle, gates: list[Gate], parity: di
         "forced": forced,
     }
     version = staging.publish(staged, lineage, live=False)
-    running = state.serving(staged.repository)
-    rollout.promote(staged.repository, version.model, version.number, running)
+    promoted = rollout.promote(staged.repository, version.model, version.number)
     told = {"model": version.model, "number": version.number, "digest": version.digest, "forced": forced}
-    return {**told, "url": running and running.http}
+    return {**told, "url": promoted.url}

@@ -7,14 +7,14 @@ server: `alone` then asks the server what it has loaded, and finishes the releas
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loadtest import files
 from loadtest.errors import LatheError
-from serve import control, repository, scratch
+from serve import control, repository, scratch, state
 from serve.errors import BadRepository, NoAnswer, ServerFailed, StillLoading
 from serve.server import Endpoint
 
@@ -84,36 +84,56 @@ def journals(place: Path) -> list[Journal]:
 
 
 @contextmanager
-def alone(place: Path, models: Sequence[str], endpoint: Endpoint | None) -> Iterator[None]:
+def alone(place: Path, models: Sequence[str], endpoint: Endpoint | None = None) -> Iterator[Endpoint | None]:
     """Be the only command that works on these models; what an earlier one left half done is settled first.
 
     Args:
         place: the repository.
         models: their names.
-        endpoint: the server that serves `place`, if one does.
+        endpoint: the server that serves `place`, where the caller has it.
+
+    Yields:
+        The server that serves `place`, None if none does. No other begins before the block ends.
 
     Raises:
         MachineError: another command is at one of them.
+        ServerFailed: the server of `place` is being started, or does not answer.
         StillLoading: the server is still about a version that an earlier command did not wait for.
     """
-    left = [journal for journal in journals(place) if {change.model for change in journal.changes} & set(models)]
-    names = {*models, *(change.model for journal in left for change in journal.changes)}
-    with ExitStack() as locks:
-        for name in sorted(names):
-            if (place / name).is_dir():
-                locks.enter_context(scratch.alone(place / name))
+    with _locked(place, models) as left:
+        # Not before: a server may begin until the locks are held, and `settle` refuses to begin one after that.
+        endpoint = endpoint or state.serving(place)
         for journal in left:
-            # Another command may have settled it meanwhile.
-            if journal.path.exists():
-                _settle(journal, endpoint)
-        yield
+            _settle(journal, endpoint)
+        yield endpoint
 
 
-def settle(place: Path, endpoint: Endpoint | None = None) -> None:
-    """Finish or take back every release that a killed command left in the repository; errors as for `alone`."""
-    for journal in journals(place):
-        with alone(place, [journal.changes[0].model], endpoint):
-            pass
+def settle(place: Path) -> None:
+    """Finish or take back what killed commands left, for a server that is being started for `place` (`state.claimed`).
+
+    Raises:
+        MachineError: a command is at one of the models. It may have found that no server runs.
+    """
+    with _locked(place, repository.models(place)) as left:
+        for journal in left:
+            _settle(journal, None)
+
+
+@contextmanager
+def _locked(place: Path, models: Sequence[str]) -> Iterator[list[Journal]]:
+    """Hold the locks of these models and of those that were to change with them; yield the journals of that."""
+    with ExitStack() as locks:
+
+        def hold(names: Iterable[str]) -> None:
+            for name in sorted(names):
+                if (place / name).is_dir():
+                    locks.enter_context(scratch.alone(place / name))
+
+        hold(set(models))
+        # Who begins a change or settles one holds the locks of all its models.
+        left = [journal for journal in journals(place) if {change.model for change in journal.changes} & set(models)]
+        hold({change.model for journal in left for change in journal.changes} - set(models))
+        yield left
 
 
 def release(place: Path, numbers: Mapping[str, int], endpoint: Endpoint | None, limit: float = LIMIT) -> None:
@@ -122,7 +142,7 @@ def release(place: Path, numbers: Mapping[str, int], endpoint: Endpoint | None, 
     Args:
         place: the repository.
         numbers: the version of each model, a model after those that it calls.
-        endpoint: the server that serves `place`, if one does.
+        endpoint: what `alone` yielded.
         limit: seconds that it gets for each model.
 
     Raises:
@@ -204,19 +224,19 @@ def _load(journal: Journal, change: Change, endpoint: Endpoint | None, limit: fl
 
 def _settle(journal: Journal, endpoint: Endpoint | None) -> None:
     found = [_state(endpoint, change) for change in journal.changes] if endpoint else []
-    states = {state for state, _ in found}
-    if "LOADING" in states:
+    said = {word for word, _ in found}
+    if "LOADING" in said:
         raise StillLoading(
             f"the server is still loading {journal.names()}", where=str(journal.place), fix="wait, and try again"
         )
     named = all(change.number in repository.live(journal.place, change.model) for change in journal.changes)
     # Where the disk names an older version, the release was being taken back.
-    if states == {"READY"} and named:
+    if said == {"READY"} and named:
         _finish(journal)
         log.warning("a release was interrupted after the server had loaded it and is finished now: %s", journal.names())
     else:
-        for change, (state, reason) in zip(journal.changes, found, strict=bool(found)):
-            if state == "UNAVAILABLE" and reason not in ("", "unloaded"):
+        for change, (word, reason) in zip(journal.changes, found, strict=bool(found)):
+            if word == "UNAVAILABLE" and reason not in ("", "unloaded"):
                 _note_failed(journal, change, reason)
         _take_back(journal, endpoint)
         log.warning("a release was interrupted and is taken back: %s", journal.names())

@@ -67,9 +67,17 @@ def known(place: Path, model: str, number: int | None = None) -> int:
     return number
 
 
+@dataclass(frozen=True)
+class Promoted:
+    """A version that is live now; `url` is the server that loaded it, None where none runs."""
+
+    number: int
+    url: str | None
+
+
 def promote(
     place: Path, model: str, number: int | None = None, endpoint: Endpoint | None = None, limit: float = promotion.LIMIT
-) -> int:
+) -> Promoted:
     """Make `number` the live version: one rename of the configuration, then the running server loads it.
 
     The server answers with the version before until the new one is ready. If it cannot load that one, the configuration
@@ -79,11 +87,8 @@ def promote(
         place: the repository.
         model: the model's name.
         number: the version; the newest unless it is given.
-        endpoint: the server that serves `place`, if one does.
+        endpoint: the server that serves `place`, where the caller has it.
         limit: seconds that it gets to load a model.
-
-    Returns:
-        The number of the version that is live now.
 
     Raises:
         BadRepository: there is no such version, it has no lineage, or its files changed after they were published.
@@ -92,9 +97,9 @@ def promote(
     """
     number = known(place, model, number)
     numbers = together(place, model, number)
-    with promotion.alone(place, list(numbers), endpoint):
-        promotion.release(place, numbers, endpoint, limit)
-    return number
+    with promotion.alone(place, list(numbers), endpoint) as served:
+        promotion.release(place, numbers, served, limit)
+    return Promoted(number, served.http if served else None)
 
 
 def together(place: Path, model: str, number: int) -> dict[str, int]:
@@ -107,7 +112,7 @@ def together(place: Path, model: str, number: int) -> dict[str, int]:
     return {name: known(place, name, one) for name, one in lineage.get("parts", {model: number}).items()}
 
 
-def roll_back(place: Path, model: str, endpoint: Endpoint | None = None, limit: float = promotion.LIMIT) -> int:
+def roll_back(place: Path, model: str, endpoint: Endpoint | None = None, limit: float = promotion.LIMIT) -> Promoted:
     """Promote the version that was live last before the one that is; arguments, result and errors as for `promote`."""
     known(place, model)
     with promotion.alone(place, [model], endpoint):
@@ -136,18 +141,18 @@ def before(place: Path, model: str) -> int:
 def remove(place: Path, model: str, keep: int, endpoint: Endpoint | None = None) -> list[int]:
     """Delete all but the newest `keep` versions; what is live, and what it would be rolled back to, stays.
 
-    A version folder is renamed out of Triton's sight before it is deleted. What the server `endpoint` that serves
-    `place`, if one does, answers with is live too.
+    A version folder is renamed out of Triton's sight before it is deleted. What the server that serves `place`, if one
+    does, answers with is live too; `endpoint` is that server, where the caller has it.
 
     Returns:
         The numbers that went.
     """
     home = place / model
     known(place, model)
-    with promotion.alone(place, [model], endpoint):
+    with promotion.alone(place, [model], endpoint) as served:
         found = standings(place, model)
         spared = {standing.number for standing in found if standing.state == "live"}
-        spared.update(serving(place, model, endpoint))
+        spared.update(serving(place, model, served))
         if any(standing.state == "previous" for standing in found):
             spared.add(before(place, model))
         spared.update(standing.number for standing in found[max(0, len(found) - keep) :])
@@ -160,7 +165,12 @@ def remove(place: Path, model: str, keep: int, endpoint: Endpoint | None = None)
 
 
 def remove_model(place: Path, model: str, endpoint: Endpoint | None = None) -> list[int]:
-    """Take a whole model out of the repository `place`, then out of the server `endpoint` that serves it, if one does.
+    """Take a whole model out of the repository `place`, then out of the server that serves it, if one does.
+
+    Args:
+        place: the repository.
+        model: the model's name.
+        endpoint: that server, where the caller has it.
 
     Returns:
         The numbers of its versions.
@@ -169,25 +179,23 @@ def remove_model(place: Path, model: str, endpoint: Endpoint | None = None) -> l
         BadRepository: there is no such model, or another one calls it.
         ServerFailed: the server does not unload it; the repository holds it no more.
     """
-    if not (place / model).exists() and endpoint is not None and control.versions(endpoint.http, model):
-        # Its folder went, and the command that took it away was killed before it told the server.
-        control.unload(endpoint.http, endpoint.secret, model)
-        return []
-    gone = [standing.number for standing in standings(place, model)]
-    callers = [name for name in repository.models(place) if model in repository.calls(place, name)]
-    if callers:
-        raise BadRepository(
-            f"is called by {', '.join(callers)}", where=str(place / model), fix=f"remove {callers[0]} first"
-        )
-    with (
-        promotion.alone(place, [model], endpoint),
-        scratch.folder(place.parent, f".{place.name}.removed-") as hidden,
-    ):
-        numbering.keep(place, model)
-        # In this order, since the probe loads again what is there and not ready.
-        files.move(place / model, hidden / model)
-        if endpoint is not None:
-            control.unload(endpoint.http, endpoint.secret, model)
+    with promotion.alone(place, [model], endpoint) as served:
+        if not (place / model).exists() and served and control.versions(served.http, model):
+            # Its folder went, and the command that took it away was killed before it told the server.
+            control.unload(served.http, served.secret, model)
+            return []
+        gone = [standing.number for standing in standings(place, model)]
+        callers = [name for name in repository.models(place) if model in repository.calls(place, name)]
+        if callers:
+            raise BadRepository(
+                f"is called by {', '.join(callers)}", where=str(place / model), fix=f"remove {callers[0]} first"
+            )
+        with scratch.folder(place.parent, f".{place.name}.removed-") as hidden:
+            numbering.keep(place, model)
+            # In this order, since the probe loads again what is there and not ready.
+            files.move(place / model, hidden / model)
+            if served:
+                control.unload(served.http, served.secret, model)
     return gone
 
 

@@ -78,7 +78,7 @@ def add(
     Example:
       serve add model.onnx --name classifier --set queue_delay_us=200
     """
-    from serve import dryload, rollout, settings, staging, state
+    from serve import dryload, rollout, settings, staging
     from serve import source as sources
     from serve.target import Target
 
@@ -102,10 +102,7 @@ def add(
             dryload.staged(staged)
         first = not (repository / model).exists()
         version = staging.publish(staged, dict(found.lineage), live=False)
-    endpoint = state.serving(repository) if first else None
-    if first:
-        rollout.promote(repository, model, version.number, endpoint, load_timeout)
-    url = endpoint and endpoint.http
+    url = rollout.promote(repository, model, version.number, limit=load_timeout).url if first else None
     kind = "live" if first else "staged"
     if as_json:
         emit(document(model=model, number=version.number, state=kind, digest=version.digest, url=url))

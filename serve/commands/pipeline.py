@@ -114,7 +114,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 def _publish(build: "Callable[..., list[Version]]", model: str, options: dict[str, Any], as_json: bool) -> None:
     from serve import repository as repositories
-    from serve import rollout, state
+    from serve import rollout
 
     place = options.pop("repository")
     with reporting() as report:
@@ -123,16 +123,14 @@ def _publish(build: "Callable[..., list[Version]]", model: str, options: dict[st
         versions = build(place, model, **options)
     whole = versions[-1]
     live = whole.number in repositories.live(place, whole.model)
-    endpoint = state.serving(place) if live else None
-    if endpoint:
-        rollout.promote(place, whole.model, whole.number, endpoint)
+    url = rollout.promote(place, whole.model, whole.number).url if live else None
     if as_json:
         parts = [{"model": part.model, "number": part.number, "digest": part.digest} for part in versions]
-        kind, url = "live" if live else "staged", endpoint and endpoint.http
+        kind = "live" if live else "staged"
         emit(document(model=whole.model, calls=model, state=kind, parts=parts, url=url))
         return
     for part in versions:
-        loaded = f", loaded at {endpoint.http}" if endpoint else ""
+        loaded = f", loaded at {url}" if url else ""
         click.echo(f"{'live' if live else 'staged'}: {part.model} version {part.number}{loaded}")
     if not live:
         click.echo(f"  serve promote {whole.model} {whole.number} --repository {place}")

@@ -10,7 +10,7 @@ from loadtest.errors import UsageError
 from loadtest.options import Duration
 
 if TYPE_CHECKING:
-    from serve.server import Endpoint
+    from serve.rollout import Promoted
 
 repository_option = click.option(
     "--repository", type=PATH, default="model_repository", show_default=True, help="The model repository."
@@ -67,10 +67,9 @@ def promote(model: str, version: int | None, repository: Path, load_timeout: flo
     Example:
       serve promote digits_cnn 2 --repository build/model_repository
     """
-    from serve import rollout, state
+    from serve import rollout
 
-    endpoint = state.serving(repository)
-    _tell(repository, model, rollout.promote(repository, model, version, endpoint, load_timeout), endpoint, as_json)
+    _tell(repository, model, rollout.promote(repository, model, version, limit=load_timeout), as_json)
 
 
 @click.command()
@@ -85,10 +84,9 @@ def rollback(model: str, repository: Path, load_timeout: float, as_json: bool) -
     Example:
       serve rollback digits_cnn --repository build/model_repository
     """
-    from serve import rollout, state
+    from serve import rollout
 
-    endpoint = state.serving(repository)
-    _tell(repository, model, rollout.roll_back(repository, model, endpoint, load_timeout), endpoint, as_json)
+    _tell(repository, model, rollout.roll_back(repository, model, limit=load_timeout), as_json)
 
 
 @click.command()
@@ -104,15 +102,11 @@ def remove(model: str, keep: int | None, whole: bool, repository: Path, as_json:
     Example:
       serve remove digits_cnn --keep 3 --repository build/model_repository
     """
-    from serve import rollout, state
+    from serve import rollout
 
     if whole == bool(keep):
         raise UsageError("one of --keep and --all says what goes", fix="say --keep N, or --all for the whole model")
-    endpoint = state.serving(repository)
-    if keep:
-        gone = rollout.remove(repository, model, keep, endpoint)
-    else:
-        gone = rollout.remove_model(repository, model, endpoint)
+    gone = rollout.remove(repository, model, keep) if keep else rollout.remove_model(repository, model)
     if as_json:
         emit(document(model=model, removed=gone))
     else:
@@ -176,21 +170,23 @@ def show(model: str, version: int | None, repository: Path, as_json: bool) -> No
         click.echo(f"  {heading:14} {text}")
 
 
-def _tell(repository: Path, model: str, number: int, endpoint: "Endpoint | None", as_json: bool) -> None:
+def _tell(repository: Path, model: str, promoted: "Promoted", as_json: bool) -> None:
     from serve import rollout
 
-    parts = rollout.together(repository, model, number)
+    parts = rollout.together(repository, model, promoted.number)
     if as_json:
-        emit(document(model=model, live=number, parts=parts, url=endpoint and endpoint.http))
+        emit(document(model=model, live=promoted.number, parts=parts, url=promoted.url))
         return
     for name, one in parts.items():
-        click.echo(f"live: {name} version {one}, " + (f"loaded at {endpoint.http}" if endpoint else "no server runs"))
+        click.echo(
+            f"live: {name} version {one}, " + (f"loaded at {promoted.url}" if promoted.url else "no server runs")
+        )
 
 
 def _explain(lineage: dict[str, Any]) -> None:
     from serve import repository as repositories
 
-    click.echo(f"version {lineage['number']}, live since {lineage.get('lived', ['an unknown time'])[-1]}")
+    click.echo(f"version {lineage['number']}, live since {(lineage.get('lived') or ['an unknown time'])[-1]}")
     click.echo(f"  digest: {repositories.total(lineage['digests'])[:12]}")
     if source := lineage.get("source"):
         click.echo(f"  source: {source['path']} ({source['digest'][:12]})")

@@ -16,7 +16,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelIns
 from loadtest.client import Client
 from loadtest.errors import RequestRejected, UsageError
 from loadtest.tensors import Arrays, Dim, TensorSpec
-from serve import dryload, model_config, numbering, repository, rollout, scratch, staging
+from serve import dryload, model_config, numbering, repository, scratch, staging
 from serve.errors import BadRepository
 from serve.settings import Settings
 from serve.target import Target
@@ -163,8 +163,9 @@ def publish(
 ) -> list[staging.Version]:
     """Publish the parts of a pipeline, the pipeline itself last.
 
-    The first version is live at once; of a pipeline that was there before, all parts wait to be promoted, and are
-    promoted together. Where one cannot be published, those before it are taken back.
+    The first version is live by its configuration; `serve.rollout.promote` then tells a running server. Of a pipeline
+    that was there before, all parts wait to be promoted, and are promoted together. Where one cannot be published,
+    those before it are taken back.
 
     Args:
         inner: the model that is called.
@@ -185,16 +186,12 @@ def publish(
             (at / inner.name).symlink_to(place / inner.name)
             _try(staged[-1], inner, trial)
             (at / inner.name).unlink()
-        first = not (place / staged[-1].model).exists()
         together = {"parts": {one.model: one.number for one in staged}}
         with _all_or_none(at, staged):
-            found = [
+            return [
                 staging.publish(one, {**part.lineage, **together}, live=False)
                 for one, part in zip(staged, parts, strict=True)
             ]
-            if first:
-                rollout.promote(place, found[-1].model, found[-1].number)
-            return found
 
 
 @contextmanager

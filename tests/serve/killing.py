@@ -93,6 +93,12 @@ def publish(place: Path, _: Endpoint | None) -> None:
         staging.publish(staged, {})
 
 
+def settle(place: Path, endpoint: Endpoint | None) -> None:
+    """Settle what is left, as the next command does."""
+    with promotion.alone(place, repository.models(place), endpoint):
+        pass
+
+
 VERBS: dict[str, Callable[[Path, Endpoint | None], Any]] = {
     "promote": lambda place, endpoint: rollout.promote(place, "tiny", 3, endpoint),
     "together": lambda place, endpoint: rollout.promote(place, "whole", 2, endpoint),
@@ -102,7 +108,7 @@ VERBS: dict[str, Callable[[Path, Endpoint | None], Any]] = {
     "add": add,
     "publish": publish,
     "interrupted": interrupted,
-    "settle": promotion.settle,
+    "settle": settle,
 }
 
 
@@ -163,7 +169,7 @@ def main(verb: str, template: Path, server: str, folder: Path, *left: str) -> No
         ended = not killed(verb, place, endpoint, number)
         seen = {"left": look(place), "promised": sorted(path.parent.name for path in place.glob("*/.promotion.json"))}
         seen["had"] = stand_in.read()
-        promotion.settle(place, endpoint)
+        settle(place, endpoint)
         seen |= {"settled": look(place), "loaded": stand_in.read(), "served": stand_in.served()}
         seen["numbers"] = {model: repository.numbers(place, model) for model in repository.models(place)}
         seen["back"] = rollout.before(place, "tiny") if (place / "tiny").exists() else 0

@@ -84,8 +84,8 @@ def test_why_tells_steps_and_gates_of_the_committed_model() -> None:
 
 
 def test_the_newest_is_promoted_unless_one_is_named(place: Path, tmp_path: Path) -> None:
-    assert rollout.promote(place, TINY, 1) == 1
-    assert rollout.promote(place, TINY) == 2
+    assert rollout.promote(place, TINY, 1).number == 1
+    assert rollout.promote(place, TINY).number == 2
     empty = tmp_path / "empty"
     (empty / TINY).mkdir(parents=True)
     (empty / TINY / "config.pbtxt").write_text((place / TINY / "config.pbtxt").read_text())

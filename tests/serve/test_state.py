@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from loadtest.errors import MachineError
-from serve import promotion, repository, rollout, state
+from serve import control, promotion, repository, rollout, scratch, state
+from serve.cli import main
 from serve.errors import NoAnswer, ServerFailed, StillLoading
 from serve.server import Endpoint, running
 from tests.conftest import TINY
+from tests.serve.test_image_models import publish as publish_image
 from tests.serve.test_rollout import Publish
 from tests.serve.test_server import eventually
 from tests.serve.test_up import ROOT, serve
@@ -70,6 +74,46 @@ def test_a_server_that_cannot_be_asked_is_not_none(place: Path, condition: str, 
         assert told.returncode == 5
         assert [server["state"] for server in json.loads(told.stdout)["servers"]] == [condition]
     assert (place / TINY / repository.CONFIG).read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ("load", ("promote", TINY, "1")),
+        ("load", ("rollback", TINY)),
+        ("load", ("add", f"model_repository/{TINY}/1", "--name", "new", "--no-check")),
+        ("load", ("pipeline", "image", "planes", "--no-check")),
+        ("unload", ("remove", TINY, "--all")),
+    ],
+)
+def test_a_server_that_begins_before_a_commands_lock_is_told(
+    place: Path, monkeypatch: pytest.MonkeyPatch, order: str, words: tuple[str, ...]
+) -> None:
+    """Whether one runs is decided under the lock."""
+    told: list[str] = []
+    monkeypatch.setattr(control, order, lambda url, *more: told.append(url))
+    monkeypatch.setattr(control, "is_live", lambda url: True)
+    monkeypatch.setattr(control, "versions", lambda url, model: [])
+    publish_image(place, place.parent / "planes.onnx", "planes")
+    with ExitStack() as stack:
+        real = scratch.alone
+
+        def late(folder: Path) -> AbstractContextManager[None]:
+            if not state.everything():
+                stack.enter_context(state.claimed(place))(NOBODY)
+            return real(folder)
+
+        monkeypatch.setattr(scratch, "alone", late)
+        monkeypatch.chdir(place.parent)
+        done = CliRunner().invoke(main, [*words, "--json"])
+    assert done.exit_code == 0, done.output
+    assert set(told) == {NOBODY.http}
+    assert json.loads(done.stdout).get("url", NOBODY.http) == NOBODY.http
+
+
+def test_no_server_begins_beside_a_command_that_found_none(place: Path) -> None:
+    with promotion.alone(place, [TINY]), pytest.raises(MachineError, match="another command works in this folder"):
+        promotion.settle(place)
 
 
 def test_what_a_killed_command_left_counts_not(place: Path) -> None:
@@ -145,15 +189,15 @@ def test_a_load_that_takes_longer_is_neither_failed_nor_forgotten(tmp_path: Path
             done = time.monotonic() + 60
             while time.monotonic() < done:
                 try:
-                    promotion.settle(place, endpoint)
-                    break
+                    with promotion.alone(place, ["slow"], endpoint):
+                        break
                 except StillLoading:
                     time.sleep(0.2)
             assert states(place)[number] == last
             assert rollout.serving(place, "slow", endpoint) == [2] == repository.live(place, "slow")
         assert rollout.before(place, "slow") == 1
         assert "not this one" in repository.read_lineage(place, "slow", 3)["failed"]["why"]
-        assert rollout.roll_back(place, "slow", endpoint) == 1
+        assert rollout.roll_back(place, "slow", endpoint).number == 1
         assert eventually(lambda: rollout.serving(place, "slow", endpoint) == [1])
     assert not list(place.glob(f"*/{promotion.JOURNAL}"))
 
