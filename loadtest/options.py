@@ -99,6 +99,17 @@ class Shape(click.ParamType["Sizes"]):
         return by_name, float(weight) if weight else None
 
 
+class Number(click.FloatRange):
+    """A number in a range; click takes NaN for one in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is not a number", param, ctx)
+        return number
+
+
 class Rate(click.ParamType[float]):
     """Requests per second; `max` is infinity."""
 

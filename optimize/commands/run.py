@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from loadtest.commandline import PATH, emit, json_option, reporting
+from loadtest.options import Number
 from optimize.commands.overlap import overlap_option
 
 
@@ -18,7 +19,7 @@ from optimize.commands.overlap import overlap_option
 @overlap_option
 @click.option(
     "--patience",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=100.0,
     show_default=True,
     help="Seconds to measure speed for longer than usual, until the promise is decided.",

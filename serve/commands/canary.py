@@ -7,6 +7,7 @@ import click
 
 from loadtest.commandline import PATH, document, emit, json_option, reporting
 from loadtest.errors import UsageError
+from loadtest.options import Number
 from serve.commands.versions import repository_option
 
 if TYPE_CHECKING:
@@ -15,16 +16,19 @@ if TYPE_CHECKING:
     from serve.canary import Comparison, Judgement
 
 
+LEAST_SHARE = 1e-6
+
+
 def _share(_context: click.Context, option: click.Parameter, value: float) -> float:
-    if not value:
+    if value < LEAST_SHARE:
         raise UsageError(
-            f"{option.opts[0]} 0 can never pass: no number of requests shows that there is not one such row",
-            fix="give a small share, as in 0.001",
+            f"{option.opts[0]} {value:g} can hardly pass: millions of requests show so small a share, none show 0",
+            fix=f"give {LEAST_SHARE:f} or more, as in 0.001",
         )
     return value
 
 
-SHARE: dict[str, Any] = {"type": click.FloatRange(0, 1), "callback": _share, "show_default": True, "default": 0.01}
+SHARE: dict[str, Any] = {"type": Number(0, 1), "callback": _share, "show_default": True, "default": 0.01}
 
 
 @click.command()
@@ -37,13 +41,11 @@ SHARE: dict[str, Any] = {"type": click.FloatRange(0, 1), "callback": _share, "sh
     "--count", type=click.IntRange(1), default=400, show_default=True, help="Requests to make without a file."
 )
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples of a request.")
-@click.option("--min-agreement", type=click.FloatRange(-1, 1), default=0.99, show_default=True, help="Of each row.")
+@click.option("--min-agreement", type=Number(-1, 1), default=0.99, show_default=True, help="Of each row.")
 @click.option("--max-unlike", **SHARE, help="Share of rows that may be below that.")
 @click.option("--max-flips", **SHARE, help="Share of rows that may change label.")
-@click.option("--max-difference", type=click.FloatRange(0), help="Largest difference of a float output.")
-@click.option(
-    "--max-slowdown", type=click.FloatRange(0, min_open=True), default=1.1, show_default=True, help="New/old."
-)
+@click.option("--max-difference", type=Number(0), help="Largest difference of a float output.")
+@click.option("--max-slowdown", type=Number(0, min_open=True), default=1.1, show_default=True, help="New/old.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the requests that are made.")
 @json_option
 def canary(

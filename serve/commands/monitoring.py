@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from loadtest.commandline import PATH, document, emit, json_option
+from loadtest.options import Number
 from serve.commands.versions import repository_option
 
 
@@ -12,7 +13,7 @@ from serve.commands.versions import repository_option
 @click.argument("folder", type=PATH)
 @repository_option
 @click.option("--url", default="127.0.0.1:8002", show_default=True, help="HOST:PORT of the metrics, for Prometheus.")
-@click.option("--p99-ms", type=click.FloatRange(0, min_open=True), help="Alert where a model's p99 is above it.")
+@click.option("--p99-ms", type=Number(0, min_open=True), help="Alert where a model's p99 is above it.")
 @json_option
 def monitoring(folder: Path, repository: Path, url: str, p99_ms: float | None, as_json: bool) -> None:
     """Write FOLDER/prometheus.yml, alerts.yml and dashboard.json for the models of the repository.

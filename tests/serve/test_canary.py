@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from loadtest import payload
 from serve import canary, repository, staging
 from serve.canary import Comparison, Thresholds
+from serve.cli import main
 from serve.commands.canary import _way_out as way_out
 from serve.errors import BadRepository
 from tests.conftest import TINY, TINY_INPUTS, TINY_WEIGHT
@@ -72,10 +74,21 @@ def test_the_command_decides(place: Path, server_prefix: Path, tmp_path: Path) -
     assert (missing.returncode, missing.stderr.splitlines()[-1]) == (4, "  fix: there are 1, 2, 3")
 
 
-@pytest.mark.parametrize("option", ["--max-unlike", "--max-flips"])
-def test_a_share_that_can_never_pass_is_refused(place: Path, option: str) -> None:
-    done = serve("canary", TINY, "1", "2", "--repository", str(place), option, "0")
-    assert (done.returncode, f"{option} 0 can never pass" in done.stderr) == (2, True), done.stderr
+SHARES, OTHERS = ("--max-unlike", "--max-flips"), ("--min-agreement", "--max-difference", "--max-slowdown")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        *((option, value, f"{option} {value} can hardly pass") for option in SHARES for value in ("0", "1e-12")),
+        *((option, "2", "not in the range") for option in SHARES),
+        *((option, "nan", "nan is not a number") for option in (*SHARES, *OTHERS)),
+    ],
+)
+def test_a_threshold_that_can_never_pass_is_refused(place: Path, option: str, value: str, words: str) -> None:
+    done = CliRunner().invoke(main, ["canary", TINY, "1", "2", "--repository", str(place), option, value])
+    assert (done.exit_code, words in done.stderr) == (2, True), done.output
+    assert len(done.stderr.splitlines()) == 2
 
 
 def test_a_changed_version_is_not_compared(place: Path, tmp_path: Path) -> None:
