@@ -8,14 +8,14 @@ drawn for each side by itself:
   values for estimating the variance of a general statistic from a stationary sequence", Annals of Statistics 14, 1986;
   Kuensch, "The jackknife and the bootstrap for general stationary observations", Annals of Statistics 17, 1989). Each
   draw takes the same stretches of both runs, so that a profile which both follow is no difference between them. The
-  stretches are twice as long as the difference of the runs remembers itself (`loadtest.stretches`). Where too few fit
-  into the runs, or one or two hold most of the difference, the interval is not to be trusted: the verdict is undecided.
-  It knows nothing of what differs between runs.
+  stretches are 2.5 times as long as the difference of the runs remembers itself (`loadtest.stretches`). Where too few
+  fit into the runs, or one or two hold most of the difference, the interval is not to be trusted: the verdict is
+  undecided. It knows nothing of what differs between runs.
 - Several runs on a side: Student's distribution over the runs, which are independent (Georges, Buytaert, Eeckhout,
   "Statistically rigorous Java performance evaluation", OOPSLA 2007).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ from loadtest.commandline import document
 from loadtest.errors import BadInput, LatheError, Refused
 from loadtest.plan import Plan
 from loadtest.report import number
+from loadtest.stretches import Cut
 
 Numbers = NDArray[np.float64]
 LEVEL = 95.0
-METRICS = ("throughput", "p50", "p90", "p99", "errors")
+LATENCIES = ("p50", "p90", "p99")
+METRICS = ("throughput", *LATENCIES, "errors")
 UNITS = {"throughput": "/s", "p50": "ms", "p90": "ms", "p99": "ms", "errors": "%"}
 NONE_SHOWN = "no difference shown"
 UNDECIDED = "undecided"
@@ -247,7 +249,7 @@ def _paired(name: str, a: Sequence[Baseline], b: Sequence[Baseline], rng: np.ran
     """Draw the same stretches of one run on each side again and again."""
     runs = _same_blocks(a[0], b[0])
     at, other = (float(_values(name, run, np.ones((1, len(run.planned)), np.int64))[0]) for run in runs)
-    cut = stretches.cut(_influence(name, runs[1]) - _influence(name, runs[0]))
+    cut = _cut(name, lambda metric: _influence(metric, runs[1]) - _influence(metric, runs[0]))
     run_a, run_b = (baseline.joined(run, cut.place) for run in runs)
     count = len(run_a.planned)
     weights = rng.multinomial(count, np.full(count, 1 / count), _DRAWS)
@@ -272,7 +274,7 @@ def _side(name: str, runs: Sequence[Baseline], rng: np.random.Generator) -> tupl
     """Return a figure of one side and draws from what it might have been."""
     if len(runs) == 1:
         whole = float(_values(name, runs[0], np.ones((1, len(runs[0].planned)), np.int64))[0])
-        cut = stretches.cut(_influence(name, runs[0]))
+        cut = _cut(name, lambda metric: _influence(metric, runs[0]))
         run = baseline.joined(runs[0], cut.place)
         count = len(run.planned)
         values = _values(name, run, rng.multinomial(count, np.full(count, 1 / count), _DRAWS))
@@ -281,6 +283,15 @@ def _side(name: str, runs: Sequence[Baseline], rng: np.random.Generator) -> tupl
     values = np.array([_values(name, run, np.ones((1, len(run.planned)), np.int64))[0] for run in runs])
     mean, error = values.mean(), values.std(ddof=1) / np.sqrt(len(values))
     return float(mean), mean + error * rng.standard_t(len(values) - 1, _DRAWS)
+
+
+def _cut(name: str, series: Callable[[str], Numbers]) -> Cut:
+    """Return the stretches for a figure, given the series behind each.
+
+    Percentiles come from the same requests: where these depend on each other, one of the series may not show it.
+    """
+    alike = LATENCIES if name in LATENCIES else (name,)
+    return stretches.cut(series(name), max(stretches.memory(series(metric)) for metric in alike))
 
 
 def _expansion(blocks: int, freedom: float) -> float:

@@ -21,7 +21,8 @@ def memory(series: Numbers) -> float:
     """Return the integrated autocorrelation time of a series of shape [n], in elements and at least 1.
 
     The sum of the autocorrelations ends at the first lag of `_WINDOW` times itself (A. Sokal, "Monte Carlo methods in
-    statistical mechanics", 1997, chapter 3).
+    statistical mechanics", 1997, chapter 3). In a short series it comes out too small, since the mean is the series'
+    own; the last factor is U. Wolff's correction of that ("Monte Carlo errors with less errors", hep-lat/0306017).
     """
     centred = series - series.mean()
     variance = float(centred @ centred)
@@ -30,7 +31,8 @@ def memory(series: Numbers) -> float:
     whole = np.correlate(centred, centred, "full")[len(series) :] / variance
     times = 1 + 2 * np.cumsum(whole[: len(series) // 2])
     reached = sum(1 for _ in takewhile(lambda at: at[0] < _WINDOW * at[1], enumerate(times, 1)))
-    return max(1.0, float(times[min(reached, len(times) - 1)]))
+    last = min(reached, len(times) - 1)
+    return max(1.0, float(times[last])) * (1 + (2 * last + 3) / len(series))
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,17 @@ class Cut:
     why: str = ""
 
 
-def cut(series: Numbers) -> Cut:
-    """Return the stretches, each `_TIMES` as long as the series remembers itself or longer.
+def cut(series: Numbers, remembers: float) -> Cut:
+    """Return the stretches, each `_TIMES` as long as the run remembers itself or longer.
 
     Where few of them hold most of the differences, these few are the witnesses: the degrees of freedom are those of as
     many normal variables as would be as evenly spread.
 
     Args:
         series: what each short stretch of a run adds to a figure, or to the difference of two runs, of shape [n].
+        remembers: `memory` of that, or of all figures that come from the same requests.
     """
-    count = int(min(MOST, len(series) / (_TIMES * memory(series))))
+    count = int(min(MOST, len(series) / (_TIMES * remembers)))
     place = np.arange(len(series)) * max(count, FEWEST) // len(series)
     if count < FEWEST:
         return Cut(place, 1.0, f"the runs are too short: only {max(count, 1)} stretches of them are independent")

@@ -18,11 +18,11 @@ from loadtest.options import allow_option
 def compare(a: Path, b: Path, allow: float | None, anyway: bool, as_json: bool) -> None:
     """Compare the runs B with the runs A: result files, baselines, or folders of several.
 
-    An effect is shown with its 95 % interval. Some verdicts are chance: of equal runs of a busy queue, up to one in
-    eight figures is called different. "undecided" means that the runs are too short, or that one or two moments make
-    the difference. With --allow a figure fails that is shown to be worse by more, and one that is undecided and was
-    measured to be; errors fail when more of them are shown at all, however much is allowed. An invalid run, and one
-    without a figure to compare, ends with exit code 3.
+    An effect is shown with its 95 % interval. Some verdicts are chance: of equal runs, one figure in twenty is called
+    different. "undecided" means that the runs are too short, as half a minute of a busy queue is, or that one or two
+    moments make the difference. With --allow a figure fails that is shown to be worse by more, and one that is
+    undecided and was measured to be; errors fail when more of them are shown at all, however much is allowed. An
+    invalid run, and one without a figure to compare, ends with exit code 3.
 
     \b
     Examples:
