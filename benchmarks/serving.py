@@ -47,12 +47,13 @@ WANTED = {
 
 
 def add(place: Path, **asked: Any) -> None:
-    """Publish the committed model as the next version, with settings."""
+    """Publish the committed model as the next version, with settings, and make it live."""
     found = source.load(COMMITTED, {})
     assert found.target is not None
     made = settings.read(asked, "benchmark")
     with staging.stage(place, MODEL, found.onnx, found.inputs, found.outputs, found.target, made) as staged:
         staging.publish(staged, dict(found.lineage))
+    rollout.promote(place, MODEL)
 
 
 @contextmanager

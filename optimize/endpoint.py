@@ -249,7 +249,7 @@ def _publish(staged: staging.Staged, made: Bundle, gates: list[Gate], parity: di
         "tolerance": parity["tolerance"],
         "forced": forced,
     }
-    version = staging.publish(staged, lineage, live=False)
+    version = staging.publish(staged, lineage)
     promoted = rollout.promote(staged.repository, version.model, version.number)
     told = {"model": version.model, "number": version.number, "digest": version.digest, "forced": forced}
     return {**told, "url": promoted.url}

@@ -18,7 +18,7 @@ from loadtest import files
 from loadtest.tensors import TensorSpec
 from serve import model_config, numbering, onnx_file, scratch
 from serve.errors import BadRepository
-from serve.repository import CONFIG, LINEAGE, MODEL_FILE, check_name, digest, note, now, total
+from serve.repository import CONFIG, LINEAGE, MODEL_FILE, check_name, digest, total
 from serve.settings import Settings
 from serve.target import Target
 
@@ -113,17 +113,15 @@ def check(repository: Path, model: str) -> None:
     _check_writable(repository.absolute())
 
 
-def publish(staged: Staged, lineage: dict[str, Any], *, live: bool = True) -> Version:
-    """Put a staged version into the repository and make it the one that a server loads.
+def publish(staged: Staged, lineage: dict[str, Any]) -> Version:
+    """Put a staged version into the repository, where it waits for `serve.rollout.promote`.
 
-    The first version arrives with its whole model folder by one rename. A later one arrives as a folder that the
-    present configuration does not mention, then one rename replaces the configuration; the version before stays.
+    The first version arrives with its whole model folder, configuration included, by one rename: a server that starts
+    loads it. A later one arrives as a folder that the present configuration does not mention.
 
     Args:
         staged: what `stage` gave.
         lineage: what to keep in `lineage.json` beside the keys that are written here.
-        live: without it, the version waits in the repository for `serve.rollout.promote`, which also notes of the first
-            one, whose configuration comes with it, that it lives.
 
     Raises:
         BadRepository: if another command published this number meanwhile, or the repository cannot be written.
@@ -149,13 +147,8 @@ def publish(staged: Staged, lineage: dict[str, Any], *, live: bool = True) -> Ve
         numbering.take(staged.repository, model, number)
         if home.exists():
             files.move(staged.folder, home / str(number))
-            if live:
-                files.write(home / CONFIG, record["config"])
         else:
             files.move(staged.path / model, home)
-        if live:
-            # Not before: of a version that a kill kept from being live nothing may say that it was.
-            note(home / str(number), lived=[now()])
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise BadRepository(

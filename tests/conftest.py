@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from loadtest.tensors import BATCH, TensorSpec
-from serve import staging
+from serve import rollout, staging
 from serve.install import install
 from serve.server import Endpoint, running
 from serve.target import Target
@@ -126,12 +126,14 @@ def openvino_server(server_prefix: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def publish_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., staging.Version]:
-    """A function that publishes y = x · weight to a repository as its next version."""
+    """A function that publishes y = x · weight to a repository as its next version, which lives from then on."""
 
     def publish(place: Path, model: str = TINY, weight: np.ndarray = TINY_WEIGHT) -> staging.Version:
         onnx = save_tiny(tmp_path_factory.mktemp("onnx") / "tiny.onnx", weight)
         with staging.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
-            return staging.publish(staged, {"made_by": "a test"})
+            version = staging.publish(staged, {"made_by": "a test"})
+        rollout.promote(place, model)
+        return version
 
     return publish
 

@@ -101,7 +101,7 @@ def add(
             report("loading it in a throw-away server", 0.0)
             dryload.staged(staged)
         first = not (repository / model).exists()
-        version = staging.publish(staged, dict(found.lineage), live=False)
+        version = staging.publish(staged, dict(found.lineage))
     url = rollout.promote(repository, model, version.number, limit=load_timeout).url if first else None
     kind = "live" if first else "staged"
     if as_json:

@@ -188,10 +188,7 @@ def publish(
             (at / inner.name).unlink()
         together = {"parts": {one.model: one.number for one in staged}}
         with _all_or_none(at, staged):
-            return [
-                staging.publish(one, {**part.lineage, **together}, live=False)
-                for one, part in zip(staged, parts, strict=True)
-            ]
+            return [staging.publish(one, {**part.lineage, **together}) for one, part in zip(staged, parts, strict=True)]
 
 
 @contextmanager

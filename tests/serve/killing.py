@@ -69,7 +69,7 @@ class Server:
 def add(place: Path, endpoint: Endpoint | None) -> None:
     onnx = place / "tiny" / "1" / "model.onnx"
     with staging.stage(place, "added", onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
-        staging.publish(staged, {}, live=False)
+        staging.publish(staged, {})
     rollout.promote(place, "added", None, endpoint)
 
 
@@ -87,12 +87,6 @@ def interrupted(place: Path, endpoint: Endpoint | None) -> None:
         rollout.promote(place, "tiny", 3, endpoint)
 
 
-def publish(place: Path, _: Endpoint | None) -> None:
-    onnx = place / "tiny" / "1" / "model.onnx"
-    with staging.stage(place, "tiny", onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
-        staging.publish(staged, {})
-
-
 def settle(place: Path, endpoint: Endpoint | None) -> None:
     """Settle what is left, as the next command does."""
     with promotion.alone(place, repository.models(place), endpoint):
@@ -106,7 +100,6 @@ VERBS: dict[str, Callable[[Path, Endpoint | None], Any]] = {
     "remove": lambda place, endpoint: rollout.remove(place, "tiny", 1, endpoint),
     "remove all": lambda place, endpoint: rollout.remove_model(place, "tiny", endpoint),
     "add": add,
-    "publish": publish,
     "interrupted": interrupted,
     "settle": settle,
 }

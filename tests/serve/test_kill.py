@@ -28,16 +28,18 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("template")
     place = home / "repository"
 
-    def publish(model: str, factor: float, live: bool, lineage: dict[str, Any]) -> None:
+    def publish(model: str, factor: float, lineage: dict[str, Any]) -> None:
         onnx = save_tiny(home / "tiny.onnx", factor * TINY_WEIGHT)
         with staging.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
-            staging.publish(staged, lineage, live=live)
+            staging.publish(staged, lineage)
 
     for number in (1, 2, 3, 4):
-        publish("tiny", number, number < 3, {})
+        publish("tiny", number, {})
     for number in (1, 2):
         for model in ("part", "whole"):
-            publish(model, number, number < 2, {"parts": {"part": number, "whole": number}})
+            publish(model, number, {"parts": {"part": number, "whole": number}})
+    for model, number in (("tiny", 1), ("tiny", 2), ("whole", 1)):
+        rollout.promote(place, model, number)
     (home / "tiny.onnx").unlink()
     (home / "server.json").write_text(json.dumps(OLD))
     (home / "server.log").write_text("tiny/1 tiny/2 part/1 whole/1\n")
@@ -63,7 +65,6 @@ def kill_everywhere(verb: str, template: Path, server: str, folder: Path, *left:
         ("together", "server", {**OLD, "part": [2], "whole": [2]}),
         ("together", "no server", {**OLD, "part": [2], "whole": [2]}),
         ("add", "server", {**OLD, "added": [1]}),
-        ("publish", "no server", {**OLD, "tiny": [5]}),
     ],
 )
 def test_a_kill_leaves_old_or_new(

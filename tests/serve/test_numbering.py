@@ -28,7 +28,7 @@ def onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def add(place: Path, onnx: Path, model: str = TINY, **asked: bool) -> int:
     made = Settings(**asked)  # type: ignore[arg-type]
     with staging.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1), made) as staged:
-        return staging.publish(staged, {}, live=False).number
+        return staging.publish(staged, {}).number
 
 
 def fail(place: Path, onnx: Path) -> None:

@@ -99,7 +99,7 @@ def save_tokenizer(path: Path, words: Sequence[str] = WORDS) -> Path:
 def publish_encoder(place: Path, at: Path, settings: Settings, vectors: np.ndarray = VECTORS) -> None:
     onnx = save_encoder(at / "encoder.onnx", vectors)
     with staging.stage(place, "embed", onnx, (IDS, MASK), (EMBEDDING,), Target(cores=1), settings) as staged:
-        staging.publish(staged, {}, live=False)
+        staging.publish(staged, {})
 
 
 def publish_rows(place: Path, at: Path) -> None:

@@ -92,7 +92,7 @@ def test_the_probe_follows_to_a_version_with_other_inputs(
     with running(place, probe=True, grace=0) as endpoint, connect(endpoint.grpc) as client:
         assert eventually(lambda: client.statistics(TINY).inference_count > 33)  # the warm-up, and then the probe
         with staging.stage(place, TINY, wide, *specs, Target(cores=1)) as staged:
-            number = staging.publish(staged, {}, live=False).number
+            number = staging.publish(staged, {}).number
         rollout.promote(place, TINY, number, endpoint)
         for dead in backend_processes(endpoint.pid):
             os.kill(dead, signal.SIGKILL)

@@ -180,14 +180,14 @@ KILLED = """
     def die(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    hooks = {"copy": (staging.onnx_file, "copy"), "sync": (files, "sync"), "switch": (files, "write")}
+    hooks = {"copy": (staging.onnx_file, "copy"), "sync": (files, "sync"), "move": (files, "move")}
     setattr(*hooks[hook], die)
     with stage(place, onnx) as staged:
         staging.publish(staged, {})
 """
 
 
-@pytest.mark.parametrize("hook", ["copy", "sync", "switch"])
+@pytest.mark.parametrize("hook", ["copy", "sync", "move"])
 def test_killed_publish_shows_the_server_nothing_new(place: Path, onnx: Path, publish_tiny, hook: str) -> None:
     publish_tiny(place)
     config = (place / "tiny" / "config.pbtxt").read_text()
