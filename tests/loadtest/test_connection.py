@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from loadtest import drive, nullserver, payload, wire
 from loadtest.client import connect
 from loadtest.connection import Connection, address
 from loadtest.errors import BadInput, ServerAbsent, UsageError
+from loadtest.loop import Progress
 from loadtest.plan import Plan
 from loadtest.results import MISMATCH, read
 from loadtest.summary import summarize
@@ -148,9 +149,16 @@ def test_a_stream_tells_answers_and_errors_apart(endpoint: Endpoint, streams: in
 @STREAMS
 def test_a_server_that_dies_fails_what_was_in_flight(streams: int, tmp_path: Path) -> None:
     with nullserver.running(service=0.005) as server:
-        threading.Timer(0.5, os.kill, (server.pid, signal.SIGKILL)).start()
+
+        def kill(progress: Progress) -> None:
+            if progress.done > 10:
+                with suppress(ProcessLookupError):  # it was done before
+                    os.kill(server.pid, signal.SIGKILL)
+
         parts = [Part(server.model, payload.generate(nullserver.INPUTS, 4, 0))]
-        values = run(server.grpc, tmp_path, Connection(streams=streams), parts, duration=30)
+        plan = Plan(server.grpc, 30.0, concurrency=4, warmup=0.0, connection=Connection(streams=streams))
+        drive.run(plan, parts, tmp_path / "r.jsonl", kill)
+    values = summarize(tmp_path / "r.jsonl")
     assert not values["valid"]
     assert "stopped answering" in values["why"]
     assert values["requests"]["done"] > 10
