@@ -73,8 +73,8 @@ def add(place: Path, endpoint: Endpoint | None) -> None:
     rollout.promote(place, "added", None, endpoint)
 
 
-def interrupted(place: Path, endpoint: Endpoint | None) -> None:
-    """Promote, and Ctrl-C when the server has just loaded the new version: it is taken back."""
+def interrupted(place: Path, endpoint: Endpoint | None, model: str = "tiny", number: int = 3) -> None:
+    """Promote, and Ctrl-C when the server has just loaded the first new version: it is taken back."""
     loads = control.load
 
     def load(*arguments: Any) -> None:
@@ -84,7 +84,7 @@ def interrupted(place: Path, endpoint: Endpoint | None) -> None:
 
     control.load = load
     with suppress(KeyboardInterrupt):
-        rollout.promote(place, "tiny", 3, endpoint)
+        rollout.promote(place, model, number, endpoint)
 
 
 def settle(place: Path, endpoint: Endpoint | None) -> None:
@@ -101,6 +101,7 @@ VERBS: dict[str, Callable[[Path, Endpoint | None], Any]] = {
     "remove all": lambda place, endpoint: rollout.remove_model(place, "tiny", endpoint),
     "add": add,
     "interrupted": interrupted,
+    "interrupted together": lambda place, endpoint: interrupted(place, endpoint, "whole", 2),
     "settle": settle,
 }
 

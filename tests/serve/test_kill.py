@@ -100,6 +100,15 @@ def test_a_kill_while_a_release_is_taken_back(template: Path, tmp_path: Path) ->
         assert one["back"] == (2 if one["settled"] == new else 1)
 
 
+def test_a_kill_while_models_that_belong_together_are_taken_back(template: Path, tmp_path: Path) -> None:
+    """The server has the new version of one of them alone, so that nothing is finished."""
+    seen = kill_everywhere("interrupted together", template, "server", tmp_path)
+    assert len(seen) > 8
+    assert any(one["left"]["part"] != one["left"]["whole"] for one in seen)
+    for one in seen:
+        assert one["settled"] == one["loaded"] == OLD
+
+
 @pytest.mark.parametrize("left", [("disk", "server"), ("disk",), ("server",), ()], ids=" and ".join)
 def test_a_kill_of_what_settles_changes_nothing_in_the_end(
     template: Path, tmp_path: Path, left: tuple[str, ...]
