@@ -45,7 +45,7 @@ test: server  ## every test, the real server included
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 kills: server  ## kill `optimize run` and `serve promote` at 50 random moments each; the next command must put it right
 	KILLS=50 $(BIN)/pytest tests/optimize/test_kills.py tests/serve/test_kill.py
