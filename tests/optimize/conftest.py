@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnxruntime.transformers  # noqa: F401  It adds a folder to sys.path once, which a test's own undoing would lose.
 import pytest
 
 from optimize import ruler
