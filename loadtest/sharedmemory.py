@@ -101,7 +101,8 @@ def _names() -> str:
 def _sweep() -> None:
     """Remove the regions of dead processes, which were killed together with what would have removed them."""
     for path in Path(_ROOM).glob(f"{_names()}*-*"):
-        if not psutil.pid_exists(int(path.name.split("-")[-2])):
+        owner = path.name.split("-")[-2]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
             with suppress(FileNotFoundError, PermissionError):  # another sweeps too, or it is another user's
                 path.unlink()
 

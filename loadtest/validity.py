@@ -15,7 +15,8 @@ LARGEST_LAG_SHARE = 0.1
 LARGEST_OWN_SHARE = 0.75
 """Share of a latency that the client's own lag at the same percentile may reach; beyond it, it measures the client.
 
-A client that shares two cores with a busy server stays well below; one whose core three others use comes above.
+A client that shares two cores with a server stays well below with few requests in flight, and comes near with sixteen;
+one whose core three others use comes above.
 """
 BUSIEST_CLIENT = 0.8
 MOST_FAILED = 0.01

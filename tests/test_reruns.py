@@ -32,7 +32,7 @@ def outcome(pytester: pytest.Pytester, tests: int, fails: int) -> tuple[int, str
     pytester.makeconftest(CONFTEST.replace("reruns_delay=5", "reruns_delay=0"))
     pytester.makeini("[pytest]\nmarkers = timed: x\n  gpu: x\n  slow: x\naddopts = --strict-markers")
     pytester.makepyfile(TEST.format(tests=tests, fails=fails))
-    done = pytester.runpytest_subprocess()
+    done = pytester.runpytest_subprocess("--numprocesses", "2")
     return int(done.ret), done.stdout.str()
 
 

@@ -43,7 +43,10 @@ def search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Search:
         context: Any = SimpleNamespace(
             workload=workload, target=Target(batch=(1, 8)), scratch=tmp_path, progress=lambda text, fraction: None
         )
-        cut = lambda share: nn.Linear(1, max(1, round(WIDTH * (1 - share))))  # noqa: E731
+
+        def cut(share: float) -> nn.Module:
+            return nn.Linear(1, max(1, round(WIDTH * (1 - share))))
+
         return cost.share("latency", 0.5, nn.Linear(1, WIDTH), cut, context)
 
     return run
