@@ -5,6 +5,7 @@ KServe V2 over HTTP, with binary tensors or JSON, and as gRPC messages.
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -31,6 +32,9 @@ _CONTENTS = {
 
 
 NO_OUTPUTS = "an answer without outputs"
+_WIDTHS = {triton: np.dtype(numpy).itemsize for triton, numpy in NUMPY_DTYPES.items() if triton != "BYTES"}
+_LEAST = {"BYTES": 4}
+"""The fewest bytes of a value where they are not always as many: a string stands behind its length."""
 
 
 class Place(NamedTuple):
@@ -159,8 +163,13 @@ def _sequence(turn: Turn | None) -> dict[str, Any]:
     return {"sequence_id": turn.id, "sequence_start": turn.start, "sequence_end": turn.end}
 
 
-def http_missing(header: bytes, raw: bytes) -> str:
+def http_missing(header: bytes, raw: bytes, elsewhere: bool = False) -> str:
     """Return why an answer is not a whole one, by its JSON and the bytes behind it; empty if it is.
+
+    Args:
+        header: the JSON.
+        raw: the bytes behind it.
+        elsewhere: the values were asked for in shared memory, so that the answer describes the outputs alone.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: it is not the answer of a V2 server.
@@ -168,18 +177,50 @@ def http_missing(header: bytes, raw: bytes) -> str:
     outputs = parsed(header).get("outputs")
     if not outputs:
         return NO_OUTPUTS
-    described = sum(output.get("parameters", {}).get("binary_data_size", 0) for output in outputs)
+    described = 0
+    for output in () if elsewhere else outputs:
+        size = output.get("parameters", {}).get("binary_data_size")
+        held = _leaves(output.get("data", [])) if size is None else None
+        if text := _unfilled(output["name"], output["datatype"], output["shape"], held, size):
+            return text
+        described += size or 0
     return "" if described == len(raw) else f"{len(raw)} bytes of outputs, {described} are described"
 
 
-def grpc_missing(responses: Sequence[Any]) -> str:
-    """Return why the `ModelInferResponse`s to one request are not a whole answer; empty if they are."""
+def grpc_missing(responses: Sequence[Any], elsewhere: bool = False) -> str:
+    """Return why the `ModelInferResponse`s to one request are not a whole answer; empty if they are.
+
+    `elsewhere` as in `http_missing`.
+    """
     if not any(response.outputs for response in responses):
         return NO_OUTPUTS
-    pairs = ((len(response.raw_output_contents), len(response.outputs)) for response in responses)
-    return next(
-        (f"the bytes of {raw} outputs, {named} are described" for raw, named in pairs if raw and raw != named), ""
-    )
+    for response in () if elsewhere else responses:
+        raw, named = response.raw_output_contents, response.outputs
+        if raw and len(raw) != len(named):
+            return f"the bytes of {len(raw)} outputs, {len(named)} are described"
+        for number, output in enumerate(named):
+            size = len(raw[number]) if raw else None
+            held = None if raw else max((len(values) for _, values in output.contents.ListFields()), default=0)
+            if text := _unfilled(output.name, output.datatype, output.shape, held, size):
+                return text
+    return ""
+
+
+def _leaves(data: Any) -> int:
+    """Return how many values JSON lists hold, however deep."""
+    if not isinstance(data, list):
+        return 1
+    return sum(map(_leaves, data)) if data and isinstance(data[0], list) else len(data)
+
+
+def _unfilled(name: str, datatype: str, shape: Sequence[int], held: int | None, size: int | None) -> str:
+    """Return why so many values, or so many bytes of them, are not a tensor of this shape; empty if they are."""
+    described = math.prod(shape)
+    if size is None:
+        return "" if held == described else f"the output {name!r} has {held:,} values, {described:,} are described"
+    width = _WIDTHS.get(datatype)
+    whole = size == described * width if width else size >= described * _LEAST.get(datatype, 1)
+    return "" if whole else f"the output {name!r} has {size:,} bytes, too few or too many for {described:,} values"
 
 
 def http_outputs(header: bytes, raw: bytes) -> dict[str, Array]:

@@ -39,6 +39,7 @@ def sending(plan: Plan, client: Client, parts: Sequence[Part], answers: Answers 
 def _sender(plan: Plan, encode: Encode, answers: Answers | None) -> Sender:
     (protocol, place, encrypted), connection = address(plan.url), plan.connection
     if protocol == "http":
-        return HttpSender(place, encode, plan.timeout, answers, connection.tls() if encrypted else None)
+        tls = connection.tls() if encrypted else None
+        return HttpSender(place, encode, plan.timeout, answers, tls, elsewhere=connection.shared_memory is not None)
     kind = StreamSender if connection.streams else GrpcSender
     return kind(plan.url, encode, plan.timeout, answers, connection)

@@ -63,7 +63,7 @@ class GrpcSender:
         from tritonclient.grpc import service_pb2
 
         self.url, self.encode, self.timeout, self.answers, self.zero = url, encode, timeout, answers, 0.0
-        self.connection = connection
+        self.connection, self.elsewhere = connection, connection.shared_memory is not None
         self.finished: Finished = lambda flight: None
         self._no_message, self._parse = DecodeError, service_pb2.ModelInferResponse.FromString
         self._block = http2.block(_headers(url, connection))
@@ -181,7 +181,7 @@ class GrpcSender:
             except self._no_message:
                 fail(flight, "the answer is not a ModelInferResponse")
             else:
-                judge(self.answers, flight, [response], data)
+                judge(self.answers, flight, [response], data, self.elsewhere)
 
 
 def _headers(url: str, connection: Connection) -> list[tuple[str, str]]:
@@ -238,6 +238,15 @@ def explain(flight: Flight, code: str, details: str) -> None:
         fail(flight, f"{code}: {details}", gone=code == "UNAVAILABLE" and is_no_connection(details))
 
 
-def judge(answers: Answers | None, flight: Flight, responses: Sequence[Any], raw: bytes) -> None:
-    """Give the flight its verdict by its `ModelInferResponse`, or several; equal `raw` bytes are equal answers."""
-    check(answers, flight, raw, wire.grpc_missing(responses), lambda: wire.stream_outputs(responses))
+def judge(answers: Answers | None, flight: Flight, responses: Sequence[Any], raw: bytes, elsewhere: bool) -> None:
+    """Give the flight its verdict by its `ModelInferResponse`, or several.
+
+    Args:
+        answers: what to compare the outputs with.
+        flight: that they answer.
+        responses: to the request, in order.
+        raw: of equal bytes are equal answers.
+        elsewhere: the values were asked for in shared memory.
+    """
+    missing = wire.grpc_missing(responses, elsewhere)
+    check(answers, flight, raw, missing, lambda: wire.stream_outputs(responses))

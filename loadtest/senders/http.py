@@ -24,6 +24,7 @@ class HttpSender:
         timeout: seconds until a request counts as timed out; None waits.
         answers: what to compare the outputs with; None leaves them unchecked.
         tls: what to encrypt with; None does not.
+        elsewhere: the values of the outputs are asked for in shared memory.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class HttpSender:
         timeout: float | None,
         answers: Answers | None = None,
         tls: ssl.SSLContext | None = None,
+        elsewhere: bool = False,
     ) -> None:
         host, _, port = address.rpartition(":")
-        self.host, self.port, self.tls = host.strip("[]"), int(port), tls
+        self.host, self.port, self.tls, self.elsewhere = host.strip("[]"), int(port), tls, elsewhere
         self.encode, self.timeout, self.answers, self.zero = encode, timeout, answers, 0.0
         self.finished: Finished = lambda flight: None
         self.idle: list[_Connection] = []
@@ -179,7 +181,7 @@ class _Connection(asyncio.BufferedProtocol):
         else:
             self.transport.abort()
         if flight is not None:
-            end(self.sender, flight, lambda: _judge(self.sender.answers, flight, self.status, fields, body))
+            end(self.sender, flight, lambda: _judge(self.sender, flight, self.status, fields, body))
 
     def _expire(self) -> None:
         self._end("no answer in time", TIMEOUT)
@@ -201,7 +203,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._end("the connection was closed before the answer", ERROR, gone=True)
 
 
-def _judge(answers: Answers | None, flight: Flight, status: int, fields: dict[bytes, bytes], body: bytes) -> None:
+def _judge(sender: HttpSender, flight: Flight, status: int, fields: dict[bytes, bytes], body: bytes) -> None:
     """Give the flight its verdict by the answer's status, header fields and body."""
     if b"content-encoding" in fields:
         # 32 lets zlib find out which of the two formats it is.
@@ -211,4 +213,5 @@ def _judge(answers: Answers | None, flight: Flight, status: int, fields: dict[by
         fail(flight, f"HTTP {status}: {body.decode('utf-8', 'replace')}")
     else:
         header, raw = body[:split], body[split:]
-        check(answers, flight, body, wire.http_missing(header, raw), lambda: wire.http_outputs(header, raw))
+        missing = wire.http_missing(header, raw, sender.elsewhere)
+        check(sender.answers, flight, body, missing, lambda: wire.http_outputs(header, raw))

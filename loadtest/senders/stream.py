@@ -44,7 +44,7 @@ class StreamSender:
         connection: Connection = PLAIN,
     ) -> None:
         self.url, self.encode, self.timeout, self.answers, self.zero = url, encode, timeout, answers, 0.0
-        self.connection = connection
+        self.connection, self.elsewhere = connection, connection.shared_memory is not None
         self.finished: Finished = lambda flight: None
         self.ids = count(1)
         self.several = False
@@ -180,7 +180,7 @@ class _Stream:
         for response in waiting.responses:
             response.ClearField("id")  # which differs in equal answers
         raw = b"".join(response.SerializeToString(deterministic=True) for response in waiting.responses)
-        judge(self.sender.answers, waiting.flight, waiting.responses, raw)
+        judge(self.sender.answers, waiting.flight, waiting.responses, raw, self.sender.elsewhere)
 
     def _take(self, name: str) -> Flight | None:
         waiting = self._waiting.pop(name, None)

@@ -73,6 +73,13 @@ def over_grpc(**answer: Any) -> Any:
     return grpc_peer(message(service_pb2.ModelInferResponse(**answer).SerializeToString()))
 
 
+FLOATS = {"name": "y", "datatype": "FP32", "shape": [2, 3]}
+
+
+def in_json(output: dict[str, Any]) -> Any:
+    return over_http(json.dumps({"outputs": [output]}).encode())
+
+
 HALF = json.dumps({"outputs": [OUTPUT | {"parameters": {"binary_data_size": 5}}]}).encode()
 
 
@@ -87,12 +94,39 @@ HALF = json.dumps({"outputs": [OUTPUT | {"parameters": {"binary_data_size": 5}}]
         ("http", over_http(b'{"outputs":[3]}'), "cannot be read"),
         ("http", over_http(b'{"outputs":[{'), "cannot be read"),
         ("grpc", over_grpc(outputs=[OUTPUT] * 2, raw_output_contents=[b"\1\0\0\0a"]), "1 outputs, 2 are described"),
+        ("http", in_json(OUTPUT), "'y' has 0 values, 1 are described"),
+        ("http", in_json(OUTPUT | {"data": []}), "'y' has 0 values, 1 are described"),
+        ("http", in_json(FLOATS | {"data": [[1.0, 2.0]]}), "'y' has 2 values, 6 are described"),
+        ("http", in_json(OUTPUT | {"parameters": {"binary_data_size": 0}}), "'y' has 0 bytes, too few"),
+        ("http", in_json(FLOATS | {"parameters": {"binary_data_size": 0}}), "'y' has 0 bytes, too few"),
+        ("grpc", over_grpc(outputs=[OUTPUT]), "'y' has 0 values, 1 are described"),
+        ("grpc", over_grpc(outputs=[FLOATS | {"contents": {"fp32_contents": [1.0]}}]), "1 values, 6 are described"),
+        ("grpc", over_grpc(outputs=[FLOATS], raw_output_contents=[b""]), "'y' has 0 bytes, too few"),
+        ("grpc", over_grpc(outputs=[FLOATS], raw_output_contents=[bytes(23)]), "'y' has 23 bytes, too few"),
+        ("grpc", over_grpc(outputs=[OUTPUT], raw_output_contents=[b"\1\0\0"]), "'y' has 3 bytes, too few"),
     ],
 )
 def test_half_an_answer_is_none_though_nobody_checks_its_values(scheme: str, talk: Any, said: str) -> None:
     for found in (load(talk, scheme, timeout=5.0), load(talk, scheme, Answers({1: ({}, 0.0)}), timeout=5.0)):
         assert [(flight.verdict, flight.gone) for flight in found] == [(ERROR, False)] * 3
         assert said in found[0].error
+
+
+@pytest.mark.parametrize(
+    ("scheme", "talk"),
+    [
+        ("http", in_json(FLOATS | {"data": [[1.0, 2.0, 3.0]] * 2})),
+        ("http", in_json(FLOATS | {"shape": [0, 3], "data": []})),
+        ("http", in_json(FLOATS | {"shape": [], "data": [1.0]})),
+        ("http", in_json(FLOATS | {"shape": [0, 3], "parameters": {"binary_data_size": 0}})),
+        ("grpc", over_grpc(outputs=[FLOATS | {"contents": {"fp32_contents": [0.0] * 6}}])),
+        ("grpc", over_grpc(outputs=[FLOATS | {"shape": [0, 3]}])),
+        ("grpc", over_grpc(outputs=[FLOATS], raw_output_contents=[bytes(24)])),
+        ("grpc", over_grpc(outputs=[FLOATS | {"datatype": "BF16"}], raw_output_contents=[bytes(12)])),
+    ],
+)
+def test_every_value_that_is_described_is_there(scheme: str, talk: Any) -> None:
+    assert [flight.verdict for flight in load(talk, scheme, timeout=5.0)] == [OK] * 3
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from loadtest.senders import http
 from loadtest.senders.http import HttpSender
 from tests.loadtest.peers import flights, http_peer, load
 
-BODY = b'{"outputs":[{"name":"y","datatype":"FP32","shape":[1]}]}'
+BODY = b'{"outputs":[{"name":"y","datatype":"FP32","shape":[1],"data":[0]}]}'
 
 
 class Answer(NamedTuple):

@@ -23,7 +23,9 @@ from loadtest.summary import summarize
 from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Part
 
-ANSWER = service_pb2.ModelInferResponse(outputs=[{"name": "y", "datatype": "FP32", "shape": [1]}]).SerializeToString()
+ANSWER = service_pb2.ModelInferResponse(
+    outputs=[{"name": "y", "datatype": "FP32", "shape": [1]}], raw_output_contents=[bytes(4)]
+).SerializeToString()
 
 
 class Peer:

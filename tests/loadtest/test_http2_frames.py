@@ -192,7 +192,7 @@ def test_a_farewell_costs_no_request(streams: int) -> None:
     assert connections[0] >= 6
 
 
-ANSWER = b"*\x0c\n\x01y\x12\x04FP32\x1a\x01\x01"
+ANSWER = b"*\x0c\n\x01y\x12\x04FP32\x1a\x01\x01" + b"2\x04" + bytes(4)
 """A ModelInferResponse with one output."""
 
 
