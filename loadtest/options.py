@@ -100,13 +100,13 @@ class Shape(click.ParamType["Sizes"]):
 
 
 class Number(click.FloatRange):
-    """A number in a range; click takes NaN for one in every range."""
+    """A finite number in a range; click takes NaN for one in every range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number."""
         number = float(super().convert(value, param, ctx))
-        if math.isnan(number):
-            self.fail(f"{value} is not a number", param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
         return number
 
 
@@ -179,7 +179,13 @@ _OPTIONS = (
     click.option("--arrival", help="With --rate: constant, poisson, gamma:burstiness=0.25.  [default: constant]"),
     click.option("--profile", help="With --rate: ramp:to=500, step, spike, sine.  [default: flat]"),
     click.option("--trace", type=PATH, metavar="FILE", help="Open loop: send times in seconds, or recorded traffic."),
-    click.option("--speed", type=float, default=1.0, show_default=True, help="With --trace: times as fast."),
+    click.option(
+        "--speed",
+        type=Number(min=0, min_open=True),
+        default=1.0,
+        show_default=True,
+        help="With --trace: times as fast.",
+    ),
     click.option("--requests", type=int, help="Stop after so many requests."),
     click.option(
         "--think", type=Duration(), default="0s", show_default=True, help="Closed loop: pause before the next."
@@ -202,7 +208,7 @@ _OPTIONS = (
         metavar="NAME:D1,D2[=WEIGHT]",
         help="Sizes of an input; with weights, a mix.",
     ),
-    click.option("--tolerance", type=float, help="Check the outputs; the largest difference allowed."),
+    click.option("--tolerance", type=Number(min=0), help="Check the outputs; the largest difference allowed."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the random values and arrival times."),
     click.option("--timeout", type=Duration(), help="For one request.  [default: none]"),
     click.option("--retries", type=int, default=0, show_default=True, help="Send a failed request again."),

@@ -1,20 +1,27 @@
 """The three commands as programs: help, light imports, a base install, and one clear end for whatever goes wrong."""
 
+import contextlib
+import dataclasses
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import get_args, get_type_hints
 
 import click
 import pytest
+from pydantic import ValidationError
 
 from loadtest import cli as loadtest_cli
 from loadtest.commandline import CommandGroup, document, emit, json_option
 from loadtest.errors import BadInput
 from optimize import cli as optimize_cli
+from optimize.commands.method import FAMILIES
+from optimize.step import NAMES
 from serve import cli as serve_cli
 
 GROUPS = {"optimize": optimize_cli.main, "serve": serve_cli.main, "loadtest": loadtest_cli.main}
@@ -31,6 +38,40 @@ def test_every_command_has_help_with_an_example(room: str, name: str) -> None:
     assert f"{room} {name} " in text.partition("Example")[2].replace("\n", " ") + " "
     for option in command.params:
         assert not isinstance(option, click.Option) or option.help, f"{option.name} has no help"
+
+
+def commands(group: click.Command) -> Iterator[click.Command]:
+    """Yield a command and all commands below it."""
+    yield group
+    for command in getattr(group, "commands", {}).values():
+        yield from commands(command)
+
+
+@pytest.mark.parametrize("room", GROUPS)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_option_that_takes_a_number_takes_what_is_none(room: str, value: str) -> None:
+    asked = 0
+    for command in commands(GROUPS[room]):
+        for option in command.params if command.name not in FAMILIES else ():  # their methods' fields refuse them
+            with contextlib.suppress(click.BadParameter):
+                if isinstance(option.type.convert("0.5", option, None), float):
+                    asked += 1
+                    with pytest.raises(click.BadParameter):
+                        print(command.name, option.name, option.type.convert(value, option, None))
+    assert asked
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_field_of_a_method_takes_a_number_that_is_none(value: float) -> None:
+    asked = 0
+    for config in NAMES.values():
+        hints = get_type_hints(config)
+        for field in dataclasses.fields(config):
+            if float in (hints[field.name], *get_args(hints[field.name])):
+                asked += 1
+                with pytest.raises(ValidationError):
+                    print(config, field.name, config(**{field.name: value}))
+    assert asked
 
 
 @pytest.mark.parametrize("room", GROUPS)

@@ -9,7 +9,7 @@ import click
 
 from loadtest.commandline import PATH, document, emit, json_option
 from loadtest.errors import Refused, UsageError
-from loadtest.options import Duration, Share, default_output, kept, load_options, parts_of, plan_of
+from loadtest.options import Duration, Number, Share, default_output, kept, load_options, parts_of, plan_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,7 +25,7 @@ _PROBES_DECIDE |= {"requests": None, "think": 0.0, "in_flight": None}
 @click.argument("model")
 @click.option("--slo", required=True, metavar="SENTENCES", help='What must hold, as "p99 < 20ms, errors < 0.1%".')
 @load_options
-@click.option("--start", type=float, help="The first rate.  [default: from a short closed loop]")
+@click.option("--start", type=Number(min=0, min_open=True), help="The first rate.  [default: from a short closed loop]")
 @click.option("--precision", type=Share(), default="5%", show_default=True, help="Half the width of the interval.")
 @click.option(
     "--budget", type=Duration(), default="150s", show_default=True, help="Start no probe near the edge after it."

@@ -10,7 +10,17 @@ import click
 
 from loadtest.commandline import PATH, document, emit, finite, json_option
 from loadtest.errors import BadInput, Refused, UsageError
-from loadtest.options import SHAPE, Duration, default_output, kept, largest_batch, parts_of, plan_of, traffic_options
+from loadtest.options import (
+    SHAPE,
+    Duration,
+    Number,
+    default_output,
+    kept,
+    largest_batch,
+    parts_of,
+    plan_of,
+    traffic_options,
+)
 
 if TYPE_CHECKING:
     from loadtest.mlperf import Settings
@@ -32,7 +42,10 @@ _PROBE = 2.0
     help="What to find out.",
 )
 @click.option(
-    "--target-qps", type=float, default=0.0, help="server: queries/s. offline: expected samples/s, else measured."
+    "--target-qps",
+    type=Number(min=0),
+    default=0.0,
+    help="server: queries/s. offline: expected samples/s, else measured.",
 )
 @click.option(
     "--benchmark",
@@ -48,7 +61,9 @@ _PROBE = 2.0
 @click.option("--concurrency", type=int, default=16, show_default=True, help="offline: requests in flight.")
 @click.option("--labels", type=PATH, metavar="FILE.npy", help="accuracy: the right class of every sample.")
 @click.option("--label-output", default="", help="accuracy: the output with classes or scores.  [default: the first]")
-@click.option("--reference", type=float, help="accuracy: the reference's top-1 accuracy, such as 0.7646.")
+@click.option(
+    "--reference", type=Number(min=0, max=1), help="accuracy: the reference's top-1 accuracy, such as 0.7646."
+)
 @click.option("--reference-version", help="accuracy: the version that is the reference, such as 1.")
 @click.option("--gate", type=click.Choice(("99%", "99.9%")), default="99%", show_default=True, help="accuracy: of it.")
 @traffic_options

@@ -9,6 +9,7 @@ import click
 
 from loadtest.commandline import PATH, document, emit, json_option, reporting
 from loadtest.errors import UsageError
+from loadtest.options import Number
 from optimize.commands.overlap import overlap_option
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.option("--output", required=True, type=PATH, help="The HTML page to write.")
 @click.option("--method", help="Methods, with commas.  [default: quantize.static or .dynamic, and prune.channels]")
-@click.option("--ratio", type=float, default=0.5, show_default=True, help="Share that a pruning method removes.")
+@click.option(
+    "--ratio", type=Number(min=0), default=0.5, show_default=True, help="Share that a pruning method removes."
+)
 @click.option(
     "--samples", type=click.IntRange(0), default=0, help="Samples to judge on.  [default: as many as evaluation]"
 )

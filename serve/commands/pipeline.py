@@ -7,6 +7,7 @@ import click
 
 from loadtest.commandline import PATH, CommandGroup, document, emit, json_option, reporting
 from loadtest.errors import UsageError
+from loadtest.options import Number
 from serve.commands.versions import repository_option
 
 if TYPE_CHECKING:
@@ -72,7 +73,11 @@ def text(model: str, as_json: bool, **options: Any) -> None:
 @click.option("--mode", type=click.Choice(["gray", "rgb"]), help="What it sees.  [default: by its channels]")
 @click.option("--mean", default="0", show_default=True, help="Of the scaled pixels; one value, or one a channel.")
 @click.option("--std", default="1", show_default=True, help="Likewise, as in 0.229,0.224,0.225.")
-@click.option("--scale", type=float, help="What pixels are divided by first.  [default: 255, or 1 for uint8]")
+@click.option(
+    "--scale",
+    type=Number(min=0, min_open=True),
+    help="What pixels are divided by first.  [default: 255, or 1 for uint8]",
+)
 @click.option(
     "--scores",
     type=click.Choice(["logits", "probabilities"]),

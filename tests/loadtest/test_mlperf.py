@@ -262,7 +262,7 @@ def test_accuracy_against_labels_and_against_a_version(endpoint: Any, tmp_path: 
     ("wrong", "code", "word"),
     [
         (("--scenario", "server"), 2, "target-qps"),
-        (("--scenario", "server", "--target-qps", "-1"), 2, "target_qps"),
+        (("--scenario", "server", "--target-qps", "-1"), 2, "--target-qps"),
         (("--scenario", "single-stream", "--duration", "0s"), 2, "duration"),
         (("--scenario", "single-stream", "--batch", "2"), 2, "--batch"),
         (("--scenario", "offline", "--mode", "accuracy"), 2, "reference"),

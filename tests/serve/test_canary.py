@@ -82,7 +82,7 @@ SHARES, OTHERS = ("--max-unlike", "--max-flips"), ("--min-agreement", "--max-dif
     [
         *((option, value, f"{option} {value} can hardly pass") for option in SHARES for value in ("0", "1e-12")),
         *((option, "2", "not in the range") for option in SHARES),
-        *((option, "nan", "nan is not a number") for option in (*SHARES, *OTHERS)),
+        *((option, "nan", "nan is not a finite number") for option in (*SHARES, *OTHERS)),
     ],
 )
 def test_a_threshold_that_can_never_pass_is_refused(place: Path, option: str, value: str, words: str) -> None:
