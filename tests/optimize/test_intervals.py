@@ -42,9 +42,7 @@ def test_pairs_of_right_and_wrong(size: int) -> None:
         for share in (0.0, 0.5, 0.75, 1.0)
     ]
     assert min(held) >= TRUE
-    assert intervals.paired_proportions(0, 0, size) == pytest.approx(
-        (-4 / (size + 4), 4 / (size + 4)), rel=1e-6
-    )
+    assert intervals.paired_proportions(0, 0, size) == pytest.approx((-4 / (size + 4), 4 / (size + 4)), rel=1e-6)
 
 
 @pytest.mark.slow
