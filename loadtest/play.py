@@ -15,6 +15,7 @@ from loadtest.commandline import document, finite
 from loadtest.errors import BadInput, LatheError
 from loadtest.report import load, number
 from loadtest.scenario import Phase, Scenario, phases, resolved
+from loadtest.validity import GONE
 from loadtest.verdicts import VERDICTS, Finding, Played
 
 Send = Callable[[str, dict[str, Any], Path], dict[str, Any]]
@@ -47,7 +48,12 @@ def play(scenario: Scenario, name: str, send: Send, folder: Path, largest: int =
     def written(findings: Sequence[Finding], complete: bool = True) -> dict[str, Any]:
         values = _document(scenario, name, played, findings, rate)
         if not complete and values["valid"]:
-            values |= {"valid": False, "why": "the scenario was not played to its end", "fix": "play it again"}
+            values |= {
+                "valid": False,
+                "why": "the scenario was not played to its end",
+                "fix": "play it again",
+                "fault": "",
+            }
         files.write(folder / DOCUMENT, json.dumps(finite(values), indent=1, default=str))
         return values
 
@@ -82,7 +88,7 @@ def _broken(phase: Played) -> bool:
 
 
 def _gone(phase: Played) -> bool:
-    return "stopped answering" in phase.document["why"]
+    return bool(phase.document["fault"] == GONE)
 
 
 def _saturation(scenario: Scenario, send: Send, folder: Path) -> float | None:
@@ -116,6 +122,7 @@ def _document(
         valid=bad is None,
         why=f"phase {bad.name}: {bad.document['why']}" if bad else "",
         fix=bad.document["fix"] if bad else "",
+        fault=bad.document["fault"] if bad else "",
         scenario=name,
         description=scenario.description,
         model=first["model"],

@@ -92,7 +92,8 @@ def summary(results: Results, sentences: Sequence[str] = ()) -> dict[str, Any]:
     values["requests"]["late"] = int((results.sent - results.planned > limit).sum()) if results.open else 0
     percentiles = {one.metric.key for one in asked if one.metric.kind == "time"}
     unlimited = any(one.metric.key == "failed" for one in asked)
-    values["why"], values["fix"] = validity.why_invalid(values, results, percentiles, limited=not unlimited)
+    invalid = validity.why_invalid(values, results, percentiles, limited=not unlimited)
+    values |= invalid._asdict()
     values["valid"] = not values["why"]
     values["notes"] = _notes(values, end)
     values["thresholds"] = thresholds.judge(values, [one.text for one in asked])

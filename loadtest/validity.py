@@ -4,7 +4,7 @@ A run that is not valid passes no threshold, is no baseline, and ends a command 
 """
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,14 +27,20 @@ STALL_SECONDS, STALL_TIMES = 1.0, 10.0
 """A closed loop without any answer for longer than both, the second in median latencies, stood still."""
 
 
-LEFT_LATE, LATE_ITSELF = "requests left late", "the client was late itself"
-"""How the reasons begin that speak of the client's machine and not of the server."""
+GONE, CLIENT = "gone", "client"
+"""Whose fault it is, where that decides what a command does: the server went away, or the client was too busy."""
 
 
-def why_invalid(
-    values: dict[str, Any], results: Results, asked: Collection[str] = (), limited: bool = True
-) -> tuple[str, str]:
-    """Return why the run proves nothing and what to do, or empty texts; the first reason is the root of the others.
+class Invalid(NamedTuple):
+    """Why a run proves nothing, what to do about it, and whose fault it is: `GONE`, `CLIENT`, or empty."""
+
+    why: str
+    fix: str
+    fault: str = ""
+
+
+def why_invalid(values: dict[str, Any], results: Results, asked: Collection[str] = (), limited: bool = True) -> Invalid:
+    """Return why the run proves nothing, or empty texts; the first reason is the root of the others.
 
     Args:
         values: the run's document, its figures filled in.
@@ -44,29 +50,24 @@ def why_invalid(
     """
     requests, end = values["requests"], results.end
     if end is None:
-        return "the run was interrupted; the figures are those of the part before", "let it run to its end"
+        return Invalid("the run was interrupted; the figures are those of the part before", "let it run to its end")
     if end.get("gone"):
-        return (
-            f"the server stopped answering; the run ended early, after {end['end']:.1f} s",
-            "look into the server's log",
-        )
+        why = f"the server stopped answering; the run ended early, after {end['end']:.1f} s"
+        return Invalid(why, "look into the server's log", GONE)
     most = f": {end['errors'][0]['text']}" if end.get("errors") else ""
     if requests["mismatched"]:
         wrong = next((error["text"] for error in end["errors"] if error["verdict"] == MISMATCH), "")
         why = f"{requests['mismatched']} answers under load were wrong: {wrong}"
-        return why, "find the cause, or allow the difference with --tolerance if the metric does"
+        return Invalid(why, "find the cause, or allow the difference with --tolerance if the metric does")
     if not requests["done"]:
-        return f"not one of {requests['planned']} requests succeeded{most}", "look into the server's log, or send less"
+        why = f"not one of {requests['planned']} requests succeeded{most}"
+        return Invalid(why, "look into the server's log, or send less")
     if limited and not requests["failed"] <= MOST_FAILED * requests["planned"]:
         share = requests["failed"] / requests["planned"]
         why = f"{requests['failed']:,} of {requests['planned']:,} requests failed ({share:.1%}){most}"
-        return why, f'look into the server\'s log, or say how many may fail: --threshold "errors < {2 * share:.0%}"'
-    return _not_the_planned_load(values, results.open) or _client(values, results.open, asked) or ("", "")
-
-
-def client_was_late(values: dict[str, Any]) -> bool:
-    """Return whether a run's document is invalid since the client's machine was too busy, whatever the server did."""
-    return str(values["why"]).startswith((LEFT_LATE, LATE_ITSELF))
+        fix = f'look into the server\'s log, or say how many may fail: --threshold "errors < {2 * share:.0%}"'
+        return Invalid(why, fix)
+    return _not_the_planned_load(values, results.open) or _client(values, results.open, asked) or Invalid("", "")
 
 
 def largest_lag(values: dict[str, Any]) -> float:
@@ -88,7 +89,7 @@ def full_backlog(values: dict[str, Any]) -> str:
     return f"its backlog was full for {backlog['full']:.1f} s: {backlog['most']:,} requests in flight{why}"
 
 
-def _not_the_planned_load(values: dict[str, Any], open_loop: bool) -> tuple[str, str] | None:
+def _not_the_planned_load(values: dict[str, Any], open_loop: bool) -> Invalid | None:
     if not open_loop:
         return _stall(values)
     limit, lag = largest_lag(values), values["lag_ms"]["p99"]
@@ -96,30 +97,32 @@ def _not_the_planned_load(values: dict[str, Any], open_loop: bool) -> tuple[str,
         return None
     if full := full_backlog(values):
         why = f"the server was slower than the load, {full}; so requests left late, the load was not the planned one"
-        return why, "use a lower rate, or allow more at once with --in-flight, --workers and `ulimit -n`"
-    why = f"{LEFT_LATE}: lag p99 is {lag:.2f} ms, {limit:.2f} ms are allowed; the load was not the planned one"
-    return why, "use a lower rate, or a client machine that has nothing else to do"
+        return Invalid(why, "use a lower rate, or allow more at once with --in-flight, --workers and `ulimit -n`")
+    why = f"requests left late: lag p99 is {lag:.2f} ms, {limit:.2f} ms are allowed; the load was not the planned one"
+    return Invalid(why, "use a lower rate, or a client machine that has nothing else to do", CLIENT)
 
 
-def _stall(values: dict[str, Any]) -> tuple[str, str] | None:
+def _stall(values: dict[str, Any]) -> Invalid | None:
     gap, usual = values["longest_gap"], values["latency_ms"]["p50"] / 1e3 + values["plan"].get("think", 0.0)
     if gap["seconds"] <= max(STALL_SECONDS, STALL_TIMES * usual):
         return None
     why = f"the server stood still: no answer for {gap['seconds']:.1f} s from second {gap['at']:.1f} on; "
     why += "a closed loop sends nothing meanwhile, so that its latencies hardly show it"
-    return why, "look into the server's log; measure with --rate, where every planned request counts"
+    return Invalid(why, "look into the server's log; measure with --rate, where every planned request counts")
 
 
-def _client(values: dict[str, Any], open_loop: bool, asked: Collection[str]) -> tuple[str, str] | None:
+def _client(values: dict[str, Any], open_loop: bool, asked: Collection[str]) -> Invalid | None:
     cores = values["client_cores"]
     used = values["client_cpu"] / cores
     if not open_loop and used > BUSIEST_CLIENT:
         own = "its core" if cores == 1 else f"its {cores} cores"
         why = f"the client was the limit: it used {used:.0%} of {own}, {BUSIEST_CLIENT:.0%} are allowed"
-        return why, "use more --workers, a larger batch or less concurrency; HTTP costs the client less than gRPC"
+        return Invalid(
+            why, "use more --workers, a larger batch or less concurrency; HTTP costs the client less than gRPC"
+        )
     for key in ("p99", *sorted(set(asked) & {"p999", "max"}, reverse=True)):
         if why := _late(values, key):
-            return why, "use a client machine that has nothing else to do, or more --workers"
+            return Invalid(why, "use a client machine that has nothing else to do, or more --workers", CLIENT)
     return None
 
 
@@ -131,4 +134,6 @@ def _late(values: dict[str, Any], key: str) -> str:
     if lag <= limit:
         return ""
     name = {"p999": "p99.9"}.get(key, key)
-    return f"{LATE_ITSELF}: its lag {name} is {lag:.2f} ms, {limit:.2f} ms are allowed beside the latency's"
+    return (
+        f"the client was late itself: its lag {name} is {lag:.2f} ms, {limit:.2f} ms are allowed beside the latency's"
+    )

@@ -220,7 +220,7 @@ def load(budget: Budget, report: dict[str, Any]) -> list[Gate]:
     requests = report["requests"]
     wrong = requests["failed"] + requests["dropped"] + requests["mismatched"]
     answered = report["valid"] is True and requests["done"] > 0 and wrong == 0
-    busy = wrong == 0 and validity.client_was_late(report)
+    busy = wrong == 0 and report["fault"] == validity.CLIENT
     advice = _no_time(report) if busy else report["why"] or "see the load report and the server's log"
     gates = [
         Gate(

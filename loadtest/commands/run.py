@@ -129,9 +129,9 @@ def _play(
 
 def _failure(values: dict[str, Any], path: Path, allow_invalid: bool) -> LatheError | None:
     """Return the failure that the run deserves; None where it passed."""
-    from loadtest import compare, thresholds
+    from loadtest import compare, thresholds, validity
 
-    gone = "stopped answering" in values["why"]
+    gone = values["fault"] == validity.GONE
     if not values["valid"] and (gone or not allow_invalid):
         return (MachineError if gone else Refused)(values["why"], where=str(path), fix=values["fix"])
     failure: LatheError | None = thresholds.refusal(values["thresholds"], str(path))

@@ -128,8 +128,10 @@ def _refuse_load_options() -> None:
 
 
 def _failure(values: dict[str, Any], folder: Path, allow_invalid: bool) -> Refused | MachineError | None:
+    from loadtest.validity import GONE
+
     failure: Refused | MachineError | None = None
-    gone = "stopped answering" in values["why"]
+    gone = values["fault"] == GONE
     if not values["valid"] and (gone or not allow_invalid):
         failure = (MachineError if gone else Refused)(values["why"], where=str(folder), fix=values["fix"])
     elif values["verdict"]["passed"] is None:

@@ -18,6 +18,7 @@ SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 STABLE = {
     "valid": None,
     "why": None,
+    "fault": None,
     "requests": {"planned", "sent", "done", "failed", "dropped", "mismatched"},
     "rate": {"offered", "achieved"},
     "latency_ms": {"p50", "p90", "p95", "p99", "p999", "max"},
@@ -108,7 +109,7 @@ def test_a_server_that_dies_keeps_the_report_and_exits_5(stand_in, tmp_path: Pat
     assert done.returncode == 5
     assert document["error"]["exit"] == 5
     assert document["requests"]["done"] > 100
-    assert "stopped answering" in document["why"]
+    assert "stopped answering" in document["why"] and document["fault"] == "gone"
 
 
 def test_an_invalid_run_exits_3(stand_in, tmp_path: Path) -> None:

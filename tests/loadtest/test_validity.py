@@ -190,7 +190,7 @@ def test_nine_in_a_thousand_that_left_late_spoil_the_percentile_that_sees_them()
     for sentence in ("p99.9 < 1s", "max < 1s"):
         document = summary.summary(run, ["p99 < 20ms", sentence])
         assert not document["valid"]
-        assert "the client was late itself" in document["why"]
+        assert "the client was late itself" in document["why"] and document["fault"] == "client"
         assert [one["passed"] for one in document["thresholds"]] == [False, False]
 
 
@@ -265,7 +265,13 @@ def test_a_scenario_that_is_not_judged_in_full_is_not_passed(tmp_path: Path) -> 
         finding = verdicts.Finding("knee", None, "not reached", optional=optional)
         assert play._document(found, "saturation", played, [finding], None)["verdict"]["passed"] is passed
     failure = scenario_command._failure(
-        {"valid": True, "why": "", "verdict": {"passed": None, "findings": [asdict(finding)]}, "thresholds": []},
+        {
+            "valid": True,
+            "why": "",
+            "fault": "",
+            "verdict": {"passed": None, "findings": [asdict(finding)]},
+            "thresholds": [],
+        },
         tmp_path,
         allow_invalid=False,
     )

@@ -47,7 +47,15 @@ def test_no_quality_with_nan_passes(where: str, strict: bool, up: bool, budget: 
 def report(done: int = 299, p99: float | None = 1.0, **more: Any) -> dict[str, Any]:
     requests = {"planned": done, "done": done, "failed": 0, "dropped": 0, "mismatched": 0}
     times = {"latency_ms": {"p99": p99}}
-    return {"valid": True, "why": "", "requests": requests, "judged_ms": times, "plan": {"duration": 5.0}, **more}
+    return {
+        "valid": True,
+        "why": "",
+        "fault": "",
+        "requests": requests,
+        "judged_ms": times,
+        "plan": {"duration": 5.0},
+        **more,
+    }
 
 
 @pytest.mark.parametrize("p99", [None, NAN])

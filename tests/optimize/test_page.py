@@ -91,6 +91,7 @@ def load_report() -> dict[str, Any]:
     return {
         "valid": True,
         "why": "",
+        "fault": "",
         "notes": [],
         "model": "digits_cnn",
         "url": url,
