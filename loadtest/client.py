@@ -1,4 +1,4 @@
-"""Client: one V2 endpoint behind two protocols; every foreign exception is turned into ours here and nowhere else.
+"""Client: one V2 endpoint behind two protocols; every foreign exception is turned into ours (`loadtest.translation`).
 
 A server may have no more than the protocol asks for: what Triton's extensions would have said is then `unknown`.
 
@@ -6,9 +6,9 @@ For questions and single requests. The load itself is sent by `loadtest.senders`
 than many models do.
 """
 
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -22,48 +22,16 @@ from loadtest.errors import (
     ServerAbsent,
     ServerFault,
     ServerNonsense,
+    UsageError,
 )
-from loadtest.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, in_bytes, stated_spec
+from loadtest.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, in_bytes, reshaped, stated_spec
+from loadtest.translation import translated
 
-IS_IT_UP = "check that the server runs and that the URL has its address, scheme and port; `serve up` prints them"
-WHICH_AUTHORITY = "give the authority that signed the server's certificate, and a client certificate if it asks for one"
+LONG_HEADERS = 4096
+"""Bytes of headers from which on a server that does not answer is asked without them."""
 _CONFIG = "which axis is the batch's and how large it may be (no model configuration)"
 _COUNTS = "the server's own counts, queue and compute times (no statistics)"
 _Read = TypeVar("_Read")
-WHICH_PORT = "check that the URL names the server's own {scheme} port; the HTTP and the gRPC port differ"
-
-# What each gRPC status (and the HTTP status that Triton sends for it) says about who is at fault.
-GRPC_ERRORS: dict[str, type[LatheError]] = {
-    "OK": ServerNonsense,
-    "CANCELLED": ServerAbsent,
-    "UNKNOWN": ServerNonsense,
-    "INVALID_ARGUMENT": RequestRejected,
-    "DEADLINE_EXCEEDED": ServerAbsent,
-    "NOT_FOUND": ModelMissing,
-    "ALREADY_EXISTS": RequestRejected,
-    "PERMISSION_DENIED": RequestRejected,
-    "RESOURCE_EXHAUSTED": ServerFault,
-    "FAILED_PRECONDITION": RequestRejected,
-    "ABORTED": ServerFault,
-    "OUT_OF_RANGE": RequestRejected,
-    "UNIMPLEMENTED": ServerNonsense,
-    "INTERNAL": ServerFault,
-    "UNAVAILABLE": ServerFault,
-    "DATA_LOSS": ServerNonsense,
-    "UNAUTHENTICATED": RequestRejected,
-}
-# gRPC's own library uses UNAVAILABLE as well; these words are its, never Triton's.
-_NO_CONNECTION = ("failed to connect", "connection", "socket closed", "resolv", "handshake", "goaway", "eof", "recvmsg")
-_NOT_GRPC = (
-    "http1",
-    "http2",
-    "http status",
-    "http header",
-    "settings frame",
-    "protocol error",
-    "wire type",
-    "deseriali",
-)
 
 
 def connect(url: str, timeout: float = 30.0, connection: Connection = PLAIN) -> "Client":
@@ -77,14 +45,30 @@ def connect(url: str, timeout: float = 30.0, connection: Connection = PLAIN) -> 
     Raises:
         ServerAbsent: nothing answers there.
         ServerNonsense: what answers is not a Triton server.
+        UsageError: the server does not take so many bytes of headers.
     """
     client = Client(url, timeout, connection)
     try:
         client.ready()
-    except LatheError:
+    except LatheError as error:
         client.close()
+        _blame_headers(url, timeout, connection, error)
         raise
     return client
+
+
+def _blame_headers(url: str, timeout: float, connection: Connection, error: LatheError) -> None:
+    """Raise a `UsageError` if the server answers where the headers are left out, which are long."""
+    size = sum(len(name) + len(value) + 4 for name, value in connection.headers)
+    if size < LONG_HEADERS:
+        return
+    try:
+        with Client(url, timeout, replace(connection, headers=())) as plain:
+            plain.ready()
+    except LatheError:
+        return
+    what = f"the server answers without the {size:,} bytes of headers, and not with them"
+    raise UsageError(what, where=url, fix="give shorter ones: Triton takes 8,192 bytes in all") from error
 
 
 class Client:
@@ -107,11 +91,9 @@ class Client:
             import tritonclient.grpc as library
 
             creds = connection.credentials() if encrypted else None
-            # The library obeys http_proxy of the environment even for a loopback address.
-            self._client = library.InferenceServerClient(
-                place, creds=creds, channel_args=[("grpc.enable_http_proxy", 0)]
-            )
-            self._options: dict[str, Any] = {"client_timeout": timeout, "headers": dict(connection.headers) or None}
+            # What is given here takes the place of all of the library's own options.
+            self._client = library.InferenceServerClient(place, creds=creds, channel_args=connection.channel())
+            self._options: dict[str, Any] = {"client_timeout": timeout, "headers": dict(connection.others) or None}
             self._packed: dict[str, Any] = {"compression_algorithm": packing}
         else:
             import tritonclient.http as library
@@ -123,7 +105,8 @@ class Client:
                 connection_timeout=min(timeout, 10),
                 network_timeout=timeout,
             )
-            self._options = {"headers": dict(connection.headers) or None}
+            named = {"Host": connection.host} if connection.host else {}
+            self._options = {"headers": {**named, **dict(connection.others)} or None}
             self._packed = {"request_compression_algorithm": packing, "response_compression_algorithm": packing}
         self._library = library
 
@@ -153,8 +136,10 @@ class Client:
             entries = index.get("models", []) if isinstance(index, dict) else index
             return [entry["name"] for entry in entries if entry.get("state") == "READY"]
 
-    def metadata(self, model: str, version: str = "") -> tuple[list[TensorSpec], list[TensorSpec]]:
-        """Return the specs of the model's inputs and outputs as the server states them.
+    def metadata(
+        self, model: str, version: str = "", *, own: bool = False
+    ) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        """Return the specs of the model's inputs and outputs as requests carry them, or as the model has its `own`.
 
         The batch axis, where the model has one, is a `Dim` named `batch` up to the configured maximum. Another size
         that the server leaves open (-1) is a `Dim` whose maximum is `UNBOUNDED`. A server without model configurations
@@ -167,7 +152,16 @@ class Client:
         with translated(self.url):
             limit = int(config.get("max_batch_size", 0))
             inputs = [stated_spec(tensor, limit) for tensor in stated.get("inputs", ())]
-            return inputs, [stated_spec(tensor, limit) for tensor in stated.get("outputs", ())]
+            outputs = [stated_spec(tensor, limit) for tensor in stated.get("outputs", ())]
+            if own:
+                return reshaped(inputs, config.get("input", ())), reshaped(outputs, config.get("output", ()))
+            return inputs, outputs
+
+    def optional(self, model: str, version: str = "") -> frozenset[str]:
+        """Return the inputs that a request may leave out, as far as the server says it."""
+        _, config = self._describe(model, version)
+        with translated(self.url):
+            return frozenset(tensor["name"] for tensor in config.get("input", ()) if tensor.get("optional"))
 
     def served_version(self, model: str, version: str = "") -> str:
         """Return the version that answers a request for `version`; empty where the server does not say it.
@@ -305,85 +299,3 @@ class Client:
         except LatheError:
             # A guarded server keeps its index to itself.
             return "check the name and the version with who runs the server"
-
-
-@contextmanager
-def translated(url: str) -> Iterator[None]:
-    """Turn whatever the client libraries raise inside the block into an error of ours that names `url`."""
-    from tritonclient.utils import InferenceServerException
-
-    try:
-        yield
-    except LatheError:
-        raise
-    except InferenceServerException as error:
-        raise _from_status(url, str(error.status() or ""), str(error.message())) from error
-    except TimeoutError as error:
-        raise ServerAbsent("the server did not answer in time", where=url, fix=IS_IT_UP) from error
-    except ssl.SSLError as error:
-        raise ServerAbsent(f"no encrypted connection: {error}", where=url, fix=WHICH_AUTHORITY) from error
-    except OSError as error:
-        raise ServerAbsent(f"no connection: {error.strerror or error}", where=url, fix=IS_IT_UP) from error
-    except (MemoryError, ModuleNotFoundError):
-        raise
-    except Exception as error:  # what a parser says about bytes that are no answer has no common class
-        raise _nonsense(url, f"{type(error).__name__}: {error}") from error
-
-
-def _from_status(url: str, status: str, message: str) -> LatheError:
-    message = " ".join(message.split())
-    code = status.removeprefix("StatusCode.")
-    if "decoupled transaction policy" in message:
-        fix = "send its requests over streams, with --streams 1 and the server's gRPC address"
-        return RequestRejected(f"the server says: {message}", where=url, fix=fix)
-    if code.isdigit():
-        return _from_http(url, int(code), message)
-    words = message.lower()
-    if code not in GRPC_ERRORS or (code in ("UNAVAILABLE", "INTERNAL") and any(word in words for word in _NOT_GRPC)):
-        return _nonsense(url, message)
-    kind = ModelMissing if _names_a_missing_model(message) else GRPC_ERRORS[code]
-    if code == "UNAVAILABLE" and is_no_connection(message):
-        kind = ServerAbsent
-    if kind is ServerNonsense:
-        return _nonsense(url, message)
-    if kind is ServerAbsent:
-        text = "the server did not answer in time" if code == "DEADLINE_EXCEEDED" else f"no connection: {message}"
-        return ServerAbsent(text, where=url, fix=WHICH_AUTHORITY if "ssl" in words or "certif" in words else IS_IT_UP)
-    return _said(kind, url, message)
-
-
-def is_no_connection(message: str) -> bool:
-    """Whether the text of a gRPC UNAVAILABLE speaks of the connection, not of the model's queue."""
-    words = message.lower()
-    return any(word in words for word in _NO_CONNECTION)
-
-
-def _from_http(url: str, status: int, message: str) -> LatheError:
-    if 400 <= status < 500 and _names_a_missing_model(message):
-        return _said(ModelMissing, url, message)
-    if status == 404:
-        return _nonsense(url, message or "404")
-    return _said(RequestRejected if 400 <= status < 500 else ServerFault, url, message)
-
-
-def _names_a_missing_model(message: str) -> bool:
-    # Triton calls it 404 and NOT_FOUND in most answers, 400 and INVALID_ARGUMENT in that of the statistics.
-    words = message.lower()
-    return "unknown model" in words or ("model" in words and ("not found" in words or "not available" in words))
-
-
-def _said(kind: type[LatheError], url: str, message: str) -> LatheError:
-    fixes = {
-        RequestRejected: "compare names, shapes and dtypes with the model's metadata",
-        ServerFault: "look into the server's log",
-        ModelMissing: "check the model's name and version",
-        ServerAbsent: IS_IT_UP,
-    }
-    return kind(f"the server says: {message}", where=url, fix=fixes[kind])
-
-
-def _nonsense(url: str, message: str) -> ServerNonsense:
-    scheme = url.partition(":")[0]
-    return ServerNonsense(
-        f"what answers is not a V2 server ({message[:200]})", where=url, fix=WHICH_PORT.format(scheme=scheme)
-    )

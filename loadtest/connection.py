@@ -14,7 +14,22 @@ from urllib.parse import urlsplit
 from loadtest.errors import BadInput, UsageError
 
 COMPRESSIONS = ("gzip", "deflate")
+UNLIMITED = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
+"""gRPC's options for messages of any size; its own limit is 4 MiB, and that of Triton and its clients 2 GiB."""
+CHANNEL = (
+    *UNLIMITED,
+    *(("grpc.max_metadata_size", 2**20), ("grpc.absolute_max_metadata_size", 2**20)),
+    ("grpc.enable_http_proxy", 0),
+)
+"""The options of each of our gRPC channels; the library would obey http_proxy even for a loopback address."""
 MEMORIES = ("system", "cuda")
+HOST = ("host", ":authority")
+"""What HTTP/1.1 and HTTP/2 call the name that a request is for, which stands in it once."""
+FRAMING = (
+    *("content-type", "content-length", "content-encoding", "inference-header-content-length"),
+    *("transfer-encoding", "connection", "te"),
+)
+"""Headers that say how a request is written, which is not the user's to say."""
 
 
 class Address(NamedTuple):
@@ -66,6 +81,7 @@ class Connection:
         certificate: file of the client's certificate, for a server that asks for one.
         key: file of its key.
         headers: names and values that go with every request: HTTP headers, or gRPC metadata (names in small letters).
+            `Host` or `:authority` is the name that requests are for, where that is not the address.
         compression: one of `COMPRESSIONS`, of requests, and of answers where the server does it; None leaves them.
         streams: gRPC: how many `ModelStreamInfer` streams carry the requests; 0 makes a call of each. A request of a
             decoupled model is over with its last response.
@@ -87,8 +103,12 @@ class Connection:
         # JSON knows only lists.
         object.__setattr__(self, "headers", tuple((name, value) for name, value in self.headers))
         for name, value in self.headers:
-            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not re.fullmatch(r"[ -~]*", value):
+            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+|:authority", name) or not re.fullmatch(r"[ -~]*", value):
                 raise UsageError(f"the header {name!r} cannot be sent", fix="use plain letters, no line breaks")
+            if name.lower() in FRAMING:
+                raise UsageError(f"the header {name} says how a request is written, as it is not", fix="leave it out")
+        if len([name for name, _ in self.headers if name.lower() in HOST]) > 1:
+            raise UsageError("two headers say which name the requests are for", fix="give Host, or :authority, once")
         for name, found, known in (
             ("compression", self.compression, COMPRESSIONS),
             ("shared memory", self.shared_memory, MEMORIES),
@@ -119,6 +139,20 @@ class Connection:
             raise UsageError("streams are a matter of gRPC", where=url, fix="give the server's gRPC address")
         if encrypted:
             self.tls()
+
+    @property
+    def host(self) -> str:
+        """The name that requests are for; empty where it is the address."""
+        return next((value for name, value in self.headers if name.lower() in HOST), "")
+
+    @property
+    def others(self) -> tuple[tuple[str, str], ...]:
+        """The headers without that name."""
+        return tuple((name, value) for name, value in self.headers if name.lower() not in HOST)
+
+    def channel(self) -> list[tuple[str, Any]]:
+        """Return the options of a gRPC channel."""
+        return [*CHANNEL, *([("grpc.default_authority", self.host)] if self.host else [])]
 
     def hidden(self) -> "Connection":
         """Return it with the headers' values left out, as it may be written down: one could be a secret."""

@@ -32,6 +32,11 @@ class Statistics:
             batches={size: count for size, count in batches.items() if count},
         )
 
+    @property
+    def possible(self) -> bool:
+        """Whether a difference can be one: a model that is loaded anew begins to count at 0 again."""
+        return all(getattr(self, one.name) >= 0 for one in fields(self) if one.name != "batches")
+
     def __sub__(self, other: "Statistics") -> "Statistics":
         return self._combine(other, -1)
 

@@ -24,7 +24,7 @@ from loadtest.answers import MOST_SAMPLES, Answers
 from loadtest.client import Client, connect
 from loadtest.commandline import version as lathe_version
 from loadtest.counts import Statistics
-from loadtest.errors import BadInput, LatheError, MachineError, ServerAbsent
+from loadtest.errors import BadInput, LatheError, MachineError, ServerAbsent, ServerFault
 from loadtest.loop import PATIENCE, TICK, Loop, Progress
 from loadtest.package import pack
 from loadtest.plan import Plan
@@ -151,7 +151,7 @@ def _measure(
         try:
             after = _settled(client, parts, ending.succeeded, before)
             if before is not None and after is not None:
-                end["server"] = asdict(after - before)
+                end["server"] = asdict(_between(before, after))
         except LatheError as error:
             end["server_error"] = error.what
         end["unknown"] = [*client.unknown, *readings.unknown()]
@@ -279,8 +279,8 @@ def _samples(inputs: Sequence[TensorSpec], payload: Arrays) -> int:
 
 
 def _settled(
-    client: Client, parts: Sequence[Part], expected: int = 0, since: Statistics | None = None
-) -> Statistics | None:
+    client: Client, parts: Sequence[Part], expected: int = 0, since: list[Statistics] | None = None
+) -> list[Statistics] | None:
     """Return the server's counts once they stand still: it counts a request a moment *after* it has answered it.
 
     None where the server does not say them.
@@ -290,15 +290,31 @@ def _settled(
     while last is not None and time.monotonic() < deadline:
         time.sleep(0.05)
         now = _counted(client, parts)
-        if now == last and now.success - (since.success if since else 0) >= expected:
+        if now == last and _successes(now) - _successes(since) >= expected:
             break
         last = now
     return last
 
 
-def _counted(client: Client, parts: Sequence[Part]) -> Statistics | None:
-    """Return the counts of all models that the traffic goes to, each taken once."""
+def _counted(client: Client, parts: Sequence[Part]) -> list[Statistics] | None:
+    """Return the counts of each model that the traffic goes to."""
     models = dict.fromkeys((part.model, part.version) for part in parts)
     found = [client.statistics(*model) for model in models]
     known = [one for one in found if one is not None]
-    return sum(known, Statistics()) if len(known) == len(found) else None
+    return known if len(known) == len(found) else None
+
+
+def _successes(counts: list[Statistics] | None) -> int:
+    return sum(one.success for one in counts or ())
+
+
+def _between(before: list[Statistics], after: list[Statistics]) -> Statistics:
+    """Return what all models counted between two looks.
+
+    Raises:
+        ServerFault: a model was loaded anew meanwhile, and has counted from 0 again.
+    """
+    found = [now - then for now, then in zip(after, before, strict=True)]
+    if not all(one.possible for one in found):
+        raise ServerFault("a model was loaded anew during the run, and its counts began at 0 again")
+    return sum(found, Statistics())

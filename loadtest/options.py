@@ -145,10 +145,10 @@ class Header(click.ParamType[tuple[str, str]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
         """Return name and value."""
-        name, colon, text = str(value).partition(":")
-        if not colon:
+        colon = str(value).find(":", 1)  # that of `:authority` is its first letter
+        if colon < 0:
             self.fail(f"{value!r} is not a header; write 'NAME: VALUE'", param, ctx)
-        return name.strip(), text.strip()
+        return str(value)[:colon].strip(), str(value)[colon + 1 :].strip()
 
 
 _CONNECTION = (

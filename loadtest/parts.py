@@ -132,7 +132,7 @@ def _known(
     """Return the signature that the server states, the inputs with what the lineage adds, and the tolerance."""
     stated, outputs = client.metadata(model, version)
     stated = stated or _assumed(client.url, options)
-    signature, tolerance = Signature(stated, outputs), options["tolerance"]
+    signature, tolerance = Signature(stated, outputs, client.optional(model, version)), options["tolerance"]
     if not options["repository"]:
         return signature, stated, tolerance
     version = client.served_version(model, version)

@@ -95,8 +95,8 @@ def from_lineage(repository: Path, model: str, version: str) -> tuple[list[Tenso
     """Return what `REPOSITORY/MODEL/VERSION/lineage.json` states.
 
     Returns:
-        The inputs with typical sizes and value ranges; and how much an output was seen to move with the batch that its
-        sample is in, None where that was not measured.
+        The inputs as requests carry them, with typical sizes and value ranges; and how much an output was seen to move
+        with the batch that its sample is in, None where that was not measured.
 
     Raises:
         BadInput: the file is missing or cannot be read.
@@ -105,7 +105,7 @@ def from_lineage(repository: Path, model: str, version: str) -> tuple[list[Tenso
     try:
         lineage = json.loads(path.read_text())
         deviation = lineage.get("deviation")
-        specs = [TensorSpec.from_document(document) for document in lineage["inputs"]]
+        specs = [TensorSpec.from_document(document).served for document in lineage["inputs"]]
         return specs, None if deviation is None else float(deviation)
     except FileNotFoundError:
         raise BadInput(

@@ -4,8 +4,8 @@ The export, the Triton config, warm-up requests and load payloads are all derive
 """
 
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,12 +50,19 @@ class Dim:
                 f"got {self.minimum}, {self.typical}, {self.maximum}"
             )
 
+    def takes(self, size: int) -> bool:
+        """Whether the dim may have this size; where nobody stated its sizes, it may be 0."""
+        return self.minimum <= size <= self.maximum or (size == 0 and self.maximum == UNBOUNDED)
+
 
 UNBOUNDED = 2**31 - 1
 """The `maximum` of a `Dim` whose sizes nobody stated, as of a -1 in a server's metadata."""
 
 BATCH = Dim("batch", 1, 8, 64)
 """The usual first dimension of a batched tensor. A `Dim` named `batch` that stands first is the batch axis."""
+
+UNBATCHED = "samples"
+"""What the batch axis is called where the server forms no batches."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +101,22 @@ class TensorSpec:
         """The dims of one sample: all but the batch axis."""
         return self.dims[1:] if self.batched else self.dims
 
+    @property
+    def served(self) -> "TensorSpec":
+        """The spec as requests and answers carry it: a sample that is a single number has one dim of size 1 there."""
+        return self if self.own else replace(self, dims=(*self.dims, 1))
+
+    @property
+    def unbatched(self) -> "TensorSpec":
+        """The spec for a server that forms no batches: its batch axis is a dim like others."""
+        if not self.batched or not isinstance(self.dims[0], Dim):
+            return self
+        return replace(self, dims=(replace(self.dims[0], name=UNBATCHED), *self.dims[1:]))
+
     def takes(self, shape: Sequence[int]) -> bool:
         """Whether one sample may have this shape."""
         return len(shape) == len(self.own) and all(
-            size == dim if isinstance(dim, int) else dim.minimum <= size <= dim.maximum
-            for dim, size in zip(self.own, shape, strict=True)
+            size == dim if isinstance(dim, int) else dim.takes(size) for dim, size in zip(self.own, shape, strict=True)
         )
 
     @property
@@ -149,6 +167,20 @@ class TensorSpec:
         return TensorSpec(document["name"], document["dtype"], dims, tuple(values) if values else None, examples)
 
 
+def to_served(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, Array]:
+    """Return arrays of the shapes that `specs` state as requests carry them (`TensorSpec.served`)."""
+    single = {spec.name for spec in specs if not spec.own}
+    return {name: array[..., None] if name in single else array for name, array in arrays.items()}
+
+
+def from_served(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, Array]:
+    """Return the arrays of an answer in the shapes that `specs` state, the reverse of `to_served`."""
+    single = {spec.name for spec in specs if not spec.own}
+    return {
+        name: array[..., 0] if name in single and array.shape[-1:] == (1,) else array for name, array in arrays.items()
+    }
+
+
 def stated_spec(tensor: Mapping[str, Any], max_batch: int) -> TensorSpec:
     """Return the spec of a tensor as a server's metadata state it.
 
@@ -173,6 +205,12 @@ def stated_spec(tensor: Mapping[str, Any], max_batch: int) -> TensorSpec:
         else:
             dims.append(size)
     return TensorSpec(name, NUMPY_DTYPES[dtype], tuple(dims))
+
+
+def reshaped(specs: Sequence[TensorSpec], tensors: Iterable[Mapping[str, Any]]) -> list[TensorSpec]:
+    """Return the specs of a model's own tensors, by those of requests and what a model's configuration says of them."""
+    single = {tensor["name"] for tensor in tensors if "reshape" in tensor and not tensor["reshape"].get("shape")}
+    return [replace(spec, dims=spec.dims[:-1]) if spec.name in single else spec for spec in specs]
 
 
 def in_bytes(array: Array) -> Array:

@@ -12,6 +12,8 @@ from loadtest.results import MISMATCH, Results
 
 LARGEST_LAG_MS = 1.0
 LARGEST_LAG_SHARE = 0.1
+LARGEST_LAG_GAP = 0.01
+"""Share of the mean time between two requests that one may leave late; where they are far apart, it is hardly off."""
 LARGEST_OWN_SHARE = 0.75
 """Share of a latency that the client's own lag at the same percentile may reach; beyond it, it measures the client.
 
@@ -72,7 +74,9 @@ def why_invalid(values: dict[str, Any], results: Results, asked: Collection[str]
 
 def largest_lag(values: dict[str, Any]) -> float:
     """Return the milliseconds that an open loop's requests may leave late."""
-    return float(np.fmax(LARGEST_LAG_MS, LARGEST_LAG_SHARE * values["latency_ms"]["p50"]))
+    own = np.fmax(LARGEST_LAG_MS, LARGEST_LAG_SHARE * values["latency_ms"]["p50"])
+    offered = values["rate"]["offered"]
+    return float(np.fmax(own, LARGEST_LAG_GAP * 1e3 / offered if offered else 0.0))
 
 
 def full_backlog(values: dict[str, Any]) -> str:

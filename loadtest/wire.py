@@ -144,7 +144,7 @@ def _http(
 ) -> bytes:
     """Return the request with this JSON; without `tensors` it is nothing but JSON."""
     header = json.dumps(body, separators=(",", ":")).encode()
-    content, fields = b"".join([header, *(tensors or ())]), [*connection.headers]
+    content, fields = b"".join([header, *(tensors or ())]), [*connection.others]
     if connection.compression:
         content = gzip.compress(content) if connection.compression == "gzip" else zlib.compress(content)
         fields += [("Content-Encoding", connection.compression), ("Accept-Encoding", connection.compression)]
@@ -153,8 +153,8 @@ def _http(
     kind = "application/json\r\n"
     if tensors is not None:
         kind = f"application/octet-stream\r\nInference-Header-Content-Length: {len(header)}\r\n"
-    start = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}{more}Content-Length: {len(content)}\r\n\r\n"
-    return start.encode() + content
+    start = f"POST {path} HTTP/1.1\r\nHost: {connection.host or host}\r\nContent-Type: {kind}{more}"
+    return f"{start}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 def _sequence(turn: Turn | None) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _set(folder: Path, signature: Signature) -> Request:
     """Return the sample whose tensors are a file each."""
     with readable(folder, "no folder", _FIX):
         files = {_tensor_name(entry): entry for entry in folder.iterdir() if not entry.name.startswith(".")}
-    values.names(str(folder), files, signature.inputs, signature.outputs)
+    values.names(str(folder), files, signature)
 
     def tensors(specs: Sequence[TensorSpec]) -> dict[str, Array]:
         return {spec.name: _tensor(files[spec.name], spec) for spec in specs if spec.name in files}

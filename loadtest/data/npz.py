@@ -50,7 +50,7 @@ def load(path: Path, signature: Signature) -> dict[str, Array]:
     with _opened(path, "no .npz file", fix) as file:
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise BadInput("holds one array without a name", where=str(path), fix=fix)
-        values.names(str(path), file.files, signature.inputs, signature.outputs)
+        values.names(str(path), file.files, signature)
         arrays = {name: file[name] for name in file.files}
     return arrays
 
@@ -90,6 +90,7 @@ def _opened(path: Path, what: str, fix: str) -> Iterator[Any]:
 
 
 def _samples(path: Path, spec: TensorSpec, array: Array) -> Array:
+    array = values.columns(spec, array, 1)
     if array.ndim == 0 or not spec.takes(array.shape[1:]):
         raise BadInput(
             f"has the shape {list(array.shape)}, the model takes {describe(spec)}",

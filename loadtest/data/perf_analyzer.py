@@ -66,7 +66,7 @@ def _streams(path: Path, key: str, found: Any) -> list[list[tuple[str, Mapping[s
 
 
 def _request(place: str, row: Mapping[str, Any], right: Mapping[str, Any], signature: Signature) -> Request:
-    values.names(place, row, signature.inputs)
+    values.names(place, row, signature, outputs=False)
     if extra := set(right) - {spec.name for spec in signature.outputs}:
         raise BadInput(
             f"its validation_data has {', '.join(sorted(extra))}, which is no output of the model",

@@ -79,10 +79,10 @@ def requests(path: Path, found: Sequence[Line], signature: Signature, batch: int
 def _request(where: str, document: dict[str, Any], signature: Signature) -> Request:
     inputs = _named(where, "inputs", document.get("inputs"))
     outputs = _named(where, "outputs", document.get("outputs", []))
-    values.names(where, inputs, signature.inputs)
-    values.names(where, {*inputs, *outputs}, signature.inputs, signature.outputs)
+    values.names(where, inputs, signature, outputs=False)
+    values.names(where, {*inputs, *outputs}, signature)
     return Request(
-        {spec.name: _tensor(where, spec, inputs[spec.name]) for spec in signature.inputs},
+        {spec.name: _tensor(where, spec, inputs[spec.name]) for spec in signature.inputs if spec.name in inputs},
         {spec.name: _tensor(where, spec, outputs[spec.name]) for spec in signature.outputs if spec.name in outputs},
     )
 

@@ -12,10 +12,11 @@ from loadtest.tensors import Arrays, TensorSpec
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model takes and gives."""
+    """What a model takes and gives, and the inputs that a request may leave out."""
 
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec] = ()
+    optional: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ def _stacked(where: str, first: int, samples: Sequence[Request], signature: Sign
             for spec in known
         }
 
+    kinds = [frozenset(sample.inputs) for sample in samples]
+    if len(set(kinds)) > 1:
+        raise BadInput(
+            f"samples {first} to {first + len(samples) - 1} leave out different inputs and cannot be one batch",
+            where=where,
+            fix="sort the samples by their inputs, or use --batch 1",
+        )
     try:
         return Request(
             stack([sample.inputs for sample in samples], signature.inputs),

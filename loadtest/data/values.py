@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from loadtest.data.request import Signature
 from loadtest.errors import BadInput
 from loadtest.payload import describe
 from loadtest.tensors import Array, TensorSpec
@@ -18,10 +19,11 @@ from loadtest.tensors import Array, TensorSpec
 _KINDS = {"b": "biu", "i": "iu", "u": "iu", "f": "iuf", "O": "O"}
 
 
-def names(where: str, found: Iterable[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = ()) -> None:
-    """Check that all inputs are there, and nothing but inputs and outputs."""
-    there, wanted = set(found), [spec.name for spec in inputs]
-    if not set(wanted) <= there <= {*wanted, *(spec.name for spec in outputs)}:
+def names(where: str, found: Iterable[str], signature: Signature, *, outputs: bool = True) -> None:
+    """Check that all inputs are there but the optional ones, and nothing else but outputs, where these may be."""
+    there, wanted = set(found), [spec.name for spec in signature.inputs]
+    more = {spec.name for spec in signature.outputs} if outputs else set()
+    if not set(wanted) - signature.optional <= there <= {*wanted, *more}:
         raise BadInput(
             f"has the arrays {', '.join(sorted(there)) or 'none'}; the model's inputs are {', '.join(wanted)}",
             where=where,
@@ -46,8 +48,20 @@ def typed(where: str, spec: TensorSpec, array: Array) -> Array:
     return array
 
 
+def columns(spec: TensorSpec, array: Array, rank: int) -> Array:
+    """Return an array whose samples are single numbers as the column that requests carry.
+
+    Args:
+        spec: of the tensor as requests carry it.
+        array: another one stays as it is.
+        rank: how many dims stand before those of a sample.
+    """
+    return array[..., None] if spec.own == (1,) and array.ndim == rank else array
+
+
 def sample(where: str, spec: TensorSpec, array: Array) -> Array:
     """Return an array of one sample, without the batch axis."""
+    array = columns(spec, array, 0)
     if not spec.takes(array.shape):
         raise BadInput(
             f"has the shape {list(array.shape)}, the model takes {describe(spec)}",
@@ -59,6 +73,7 @@ def sample(where: str, spec: TensorSpec, array: Array) -> Array:
 
 def whole(where: str, spec: TensorSpec, array: Array) -> Array:
     """Return an array of a whole request, with the batch axis where the model has one."""
+    array = columns(spec, array, int(spec.batched))
     if spec.batched:
         fits = array.ndim > 0 and 1 <= len(array) <= spec.largest_batch and spec.takes(array.shape[1:])
     else:
@@ -187,8 +202,8 @@ def _utf8(where: str, text: str) -> bytes:
 
 
 def _checked_shape(where: str, shape: Any) -> list[int]:
-    if not isinstance(shape, list) or not all(type(size) is int and 0 < size < 2**31 for size in shape):
-        raise BadInput(f"has the shape {shape!r:.60}", where=where, fix="write a list of sizes, each 1 or more")
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**31 for size in shape):
+        raise BadInput(f"has the shape {shape!r:.60}", where=where, fix="write a list of sizes, each 0 or more")
     if math.prod(shape) >= 2**62:
         raise BadInput(f"has the shape {shape}, which nothing can fill", where=where, fix="correct the shape")
     return shape

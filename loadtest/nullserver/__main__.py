@@ -8,15 +8,12 @@ import sys
 import grpc.aio
 
 from loadtest import eventloop
+from loadtest.connection import UNLIMITED
 from loadtest.nullserver import over_grpc, over_http
 from loadtest.nullserver.model import Model, Queue
 from loadtest.tensors import TensorSpec
 
-_OPTIONS = [
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-]
+_OPTIONS = [("grpc.so_reuseport", 0), *UNLIMITED]
 
 
 async def _serve(model: Model) -> None:

@@ -10,19 +10,16 @@ from urllib.parse import unquote
 
 from loadtest import wire
 from loadtest.answers import Answers
-from loadtest.client import GRPC_ERRORS, is_no_connection
 from loadtest.connection import PLAIN, Connection, address
 from loadtest.results import TIMEOUT, Flight
 from loadtest.senders import http2
 from loadtest.senders.sender import Encode, Finished, check, end, fail
+from loadtest.translation import GRPC_ERRORS, is_no_connection
 
 _CODES = {str(number): name for number, name in enumerate(GRPC_ERRORS)}  # they stand in the order of their numbers
 SERVICE = "/inference.GRPCInferenceService"
 _GREETING = 5.0
 _OPTIONS = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", round(1000 * _GREETING)),  # gRPC's name for how long connecting may take
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -187,7 +184,7 @@ class GrpcSender:
 def _headers(url: str, connection: Connection) -> list[tuple[str, str]]:
     _, place, encrypted = address(url)
     first = [(":method", "POST"), (":scheme", "https" if encrypted else "http"), (":path", f"{SERVICE}/ModelInfer")]
-    first += [(":authority", place), ("te", "trailers"), ("content-type", "application/grpc")]
+    first += [(":authority", connection.host or place), ("te", "trailers"), ("content-type", "application/grpc")]
     if connection.compression:
         first.append(("grpc-encoding", connection.compression))
     return [*first, ("grpc-accept-encoding", "identity,gzip,deflate"), *(metadata(connection) or ())]
@@ -219,7 +216,7 @@ def channel(url: str, connection: Connection) -> Any:
 
     _, place, encrypted = address(url)
     packing = {None: grpc.Compression.NoCompression, "gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
-    options = {"options": _OPTIONS, "compression": packing[connection.compression]}
+    options = {"options": [*connection.channel(), *_OPTIONS], "compression": packing[connection.compression]}
     if encrypted:
         return grpc.aio.secure_channel(place, connection.credentials(), **options)
     return grpc.aio.insecure_channel(place, **options)
@@ -227,7 +224,7 @@ def channel(url: str, connection: Connection) -> Any:
 
 def metadata(connection: Connection) -> tuple[tuple[str, str], ...] | None:
     """Return the headers as gRPC takes them: names in small letters."""
-    return tuple((name.lower(), value) for name, value in connection.headers) or None
+    return tuple((name.lower(), value) for name, value in connection.others) or None
 
 
 def explain(flight: Flight, code: str, details: str) -> None:

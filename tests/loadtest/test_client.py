@@ -1,15 +1,19 @@
+import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
-from loadtest import client as client_module
+from loadtest import nullserver, translation
 from loadtest.client import Statistics, connect
-from loadtest.connection import parse_url
+from loadtest.connection import Connection, parse_url
 from loadtest.errors import (
     BadInput,
     LatheError,
@@ -21,7 +25,7 @@ from loadtest.errors import (
     ServerNonsense,
     UsageError,
 )
-from loadtest.tensors import UNBOUNDED, Dim
+from loadtest.tensors import BATCH, UNBOUNDED, Dim, TensorSpec
 
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -148,12 +152,12 @@ def test_a_server_that_never_answers(stand_in, scheme: str) -> None:
 
 
 def test_every_grpc_status_has_an_error() -> None:
-    assert set(client_module.GRPC_ERRORS) == {code.name for code in grpc.StatusCode}
+    assert set(translation.GRPC_ERRORS) == {code.name for code in grpc.StatusCode}
 
 
 @pytest.mark.parametrize("code", [code.name for code in grpc.StatusCode])
 def test_every_grpc_status_ends_with_4_or_5(code: str) -> None:
-    error = client_module._from_status("grpc://h:1", f"StatusCode.{code}", "text")
+    error = translation._from_status("grpc://h:1", f"StatusCode.{code}", "text")
     assert isinstance(error, BadInput | MachineError)
     assert error.fix
 
@@ -167,6 +171,40 @@ def test_what_is_no_address(url: str) -> None:
 def test_addresses() -> None:
     assert parse_url("grpc://localhost:8001") == ("grpc", "localhost:8001")
     assert parse_url("http://[::1]:8000/") == ("http", "[::1]:8000")
+
+
+WIDE = 1_100_000
+"""More float32 values than 4 MiB hold, which is gRPC's own limit of a message."""
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(4, WIDE), (WIDE, 4), (WIDE, WIDE)], ids=["answer", "request", "both"])
+@pytest.mark.parametrize("streams", [0, 1])
+def test_messages_above_grpcs_own_limit(inputs: int, outputs: int, streams: int) -> None:
+    specs = [(TensorSpec(name, "float32", (BATCH, size)),) for name, size in (("x", inputs), ("y", outputs))]
+    with (
+        nullserver.running(inputs=specs[0], outputs=specs[1]) as server,
+        connect(server.grpc, connection=Connection(streams=streams)) as client,
+    ):
+        answer = client.infer(server.model, {"x": np.zeros((1, inputs), np.float32)})
+        assert answer["y"].shape == (1, outputs)
+
+
+def test_a_load_whose_answers_are_above_grpcs_own_limit(tmp_path: Path) -> None:
+    with nullserver.running(outputs=[TensorSpec("y", "float32", (BATCH, WIDE))]) as server:
+        command = [sys.executable, "-m", "loadtest", "run", server.model, "--url", server.grpc, "--requests", "4"]
+        more = [
+            "--warmup",
+            "0s",
+            "--tolerance",
+            "0",
+            "--allow-invalid",
+            "--json",
+            "--output",
+            str(tmp_path / "r.jsonl"),
+        ]
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["checked"] == 4
 
 
 def test_statistics_subtract() -> None:

@@ -48,6 +48,23 @@ def test_the_servers_count_is_ours(stand_in, scheme: str, load: dict[str, Any], 
 
 
 @SCHEMES
+def test_counts_that_begin_anew_are_none(stand_in, scheme: str, tmp_path: Path) -> None:
+    """As a promotion during the load has it: what the version before counted is gone with it."""
+    with stand_in(inferences=100_000) as server:
+
+        def reload(progress: loop.Progress) -> None:
+            if progress.done and server.inferences > 100_000:
+                server.inferences = 0
+
+        plan = Plan(server.url(scheme), 0.5, concurrency=1, warmup=0.0)
+        drive.run(plan, [Part("double", PAYLOADS)], tmp_path / "r.jsonl", reload)
+    document = summarize(tmp_path / "r.jsonl")
+    assert document["requests"]["done"] > 10
+    assert document["server"] is None
+    assert any("began at 0 again" in note for note in document["notes"])
+
+
+@SCHEMES
 def test_a_closed_loop_keeps_its_concurrency(stand_in, scheme: str, tmp_path: Path) -> None:
     with stand_in() as server:
         run(server, scheme, tmp_path, concurrency=4)

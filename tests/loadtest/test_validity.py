@@ -56,6 +56,14 @@ def judged(run: Results, *sentences: str) -> list[bool]:
     return [one["passed"] for one in summary.summary(run, sentences)["thresholds"]]
 
 
+@pytest.mark.parametrize(("rate", "allowed"), [(1.0, 10.0), (5.0, 2.0), (100.0, 1.0)])
+def test_how_late_a_request_may_leave_where_they_are_far_apart(rate: float, allowed: float) -> None:
+    at = np.arange(int(rate * 3)) / rate
+    for lag, late in ((0.9 * allowed, False), (1.2 * allowed, True)):
+        run = made(at, 5e-4, lag=lag / 1e3, rate=rate, duration=3.0, end={"end": 3.0})
+        assert summary.summary(run)["why"].startswith("requests left late") is late
+
+
 EVERY_10_MS = np.arange(3000) / 100
 
 
