@@ -178,7 +178,8 @@ def measured(quality: Quality, cost: Cost) -> dict[str, Any]:
 
 def largest_batch(workload: Workload, recipe: Recipe) -> int:
     """Return the most samples that the result will be sent at once."""
-    return model_config.max_batch_size(workload.inputs, recipe.target, recipe.serve)
+    formed = model_config.max_batch_size(workload.inputs, recipe.target, recipe.serve)
+    return formed or max(recipe.target.batch)  # without batches of the server, those that clients make
 
 
 def folder_name(number: int, name: str) -> str:

@@ -17,7 +17,7 @@ from loadtest import answers as answers_of
 from loadtest import drive, page, payload, summary
 from loadtest.client import Client, connect
 from loadtest.plan import Plan
-from loadtest.tensors import UNBOUNDED, Arrays, Dim, TensorSpec
+from loadtest.tensors import UNBOUNDED, Array, Arrays, Dim, TensorSpec, from_served, to_served
 from loadtest.traffic import Part
 from optimize import gate, sample
 from optimize.baseline import Progress, Trained, graph_of
@@ -90,8 +90,8 @@ def prove(
     model, inputs = workload.name, workload.inputs
     with staging.stage(repository, model, graph_of(made), inputs, specs, recipe.target, recipe.serve) as staged:
         with server.running(staged.path, log=folder / "server.log", cache=False) as endpoint:
-            served, parity, found = _compare(endpoint, made, trained, recipe, strict, progress)
-            loaded = _load(endpoint, workload, recipe, folder, parity["tolerance"], progress)
+            served, parity, found = _compare(endpoint, made, staged, trained, recipe, strict, progress)
+            loaded = _load(endpoint, staged, recipe, folder, parity["tolerance"], progress)
         gates = [*gates, *found, *gate.load(recipe.budget, loaded)]
         version = None
         if force or all(entry.passed for entry in gates):
@@ -124,7 +124,13 @@ def output_specs(workload: Workload, graph: Path, outputs: Arrays) -> list[Tenso
 
 
 def _compare(
-    endpoint: Endpoint, made: Bundle, trained: Trained, recipe: Recipe, strict: bool, progress: Progress
+    endpoint: Endpoint,
+    made: Bundle,
+    staged: staging.Staged,
+    trained: Trained,
+    recipe: Recipe,
+    strict: bool,
+    progress: Progress,
 ) -> tuple[Quality, dict[str, Any], list[Gate]]:
     """Judge the endpoint with the workload's metric, and both lanes of parity with the bundle."""
     workload = made.workload
@@ -140,9 +146,7 @@ def _compare(
         progress("comparing under the server's batching", 0.6)
         samples = list(_samples(workload))
         alone = [graph.predict(sample) for sample in samples]
-    batched = [
-        _differences(answer, want) for answer, want in zip(_ask(endpoint, workload, samples), alone, strict=True)
-    ]
+    batched = [_differences(answer, want) for answer, want in zip(_ask(endpoint, staged, samples), alone, strict=True)]
     deviation = made.lineage[-1].get("deviation", 0.0)
     tolerance = answers_of.tolerance(deviation)
     mixed = _summary("batched by the server", np.array(batched), tolerance)
@@ -166,10 +170,7 @@ def _compare(
 
 
 def _lane(name: str, answers: Arrays, wanted: Arrays, tolerance: float) -> dict[str, Any]:
-    rows = [
-        np.abs(answers[key].astype(np.float64) - wanted[key]).reshape(len(wanted[key]), -1).max(axis=1)
-        for key in wanted
-    ]
+    rows = [_apart(answers[key], wanted[key]).reshape(len(wanted[key]), -1).max(axis=1) for key in wanted]
     return _summary(name, np.max(rows, axis=0), tolerance)
 
 
@@ -185,7 +186,15 @@ def _summary(name: str, differences: Any, tolerance: float) -> dict[str, Any]:
 
 
 def _differences(answer: Arrays, wanted: Arrays) -> float:
-    return float(np.max([np.abs(answer[key].astype(np.float64) - wanted[key]).max() for key in wanted]))
+    return float(np.max([_apart(answer[key], wanted[key]).max() for key in wanted]))
+
+
+def _apart(array: Array, wanted: Array) -> Array:
+    """Return how far each value is from the wanted one; infinity is like the same infinity, NaN like nothing."""
+    if array.shape != wanted.shape:
+        return np.full(wanted.shape, np.nan)
+    with np.errstate(invalid="ignore"):
+        return np.where(array == wanted, 0.0, np.abs(array.astype(np.float64) - wanted))
 
 
 def _samples(workload: Workload) -> Iterator[Arrays]:
@@ -193,7 +202,7 @@ def _samples(workload: Workload) -> Iterator[Arrays]:
         yield from cut(batch.inputs, 1)
 
 
-def _ask(endpoint: Endpoint, workload: Workload, samples: list[Arrays]) -> list[Arrays]:
+def _ask(endpoint: Endpoint, staged: staging.Staged, samples: list[Arrays]) -> list[Arrays]:
     """Send every sample as a request of its own, many at a time, so that the server forms the batches."""
     mine = local()
     clients: list[Client] = []
@@ -202,8 +211,8 @@ def _ask(endpoint: Endpoint, workload: Workload, samples: list[Arrays]) -> list[
         if not hasattr(mine, "client"):
             mine.client = connect(endpoint.grpc)
             clients.append(mine.client)
-        answer: Arrays = mine.client.infer(workload.name, sample)
-        return answer
+        answer: Arrays = mine.client.infer(staged.model, to_served(staged.inputs, sample))
+        return from_served(staged.outputs, answer)
 
     try:
         with ThreadPoolExecutor(THREADS) as pool:
@@ -214,13 +223,13 @@ def _ask(endpoint: Endpoint, workload: Workload, samples: list[Arrays]) -> list[
 
 
 def _load(
-    endpoint: Endpoint, workload: Workload, recipe: Recipe, folder: Path, tolerance: float, progress: Progress
+    endpoint: Endpoint, staged: staging.Staged, recipe: Recipe, folder: Path, tolerance: float, progress: Progress
 ) -> dict[str, Any]:
     progress(f"load test, {recipe.load.duration:g} s", 0.0)
     plan = _plan(endpoint, recipe)
     results = folder / "load.jsonl"
-    payloads = payload.generate(workload.inputs, PAYLOADS, recipe.seed)
-    drive.run(plan, [Part(workload.name, payloads, tolerance=tolerance)], results)
+    payloads = payload.generate([spec.served for spec in staged.inputs], PAYLOADS, recipe.seed)
+    drive.run(plan, [Part(staged.model, payloads, tolerance=tolerance)], results)
     page.write(results, folder / "load.html")
     return summary.summarize(results)
 

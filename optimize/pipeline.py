@@ -16,7 +16,7 @@ from loadtest.tensors import TensorSpec
 from optimize import bundle as bundles
 from optimize import digest, explain, extra, gate, measure, resume, speed, splits
 from optimize import step as steps_of
-from optimize.advance import advance, every_step, folder_name, largest_batch, measured
+from optimize.advance import advance, every_step, folder_name, measured
 from optimize.baseline import TRAINED, Progress, Trained, cost, establish, graph_of, silent
 from optimize.bundle import Bundle
 from optimize.errors import BadRecipe, BadWorkload, BusyMachine, GateRefused
@@ -26,7 +26,7 @@ from optimize.gate import Gate
 from optimize.recipe import Recipe, ordered
 from optimize.speed import Timing
 from optimize.workload import Workload
-from serve import curve, scratch, settings
+from serve import curve, model_config, scratch, settings
 from serve.target import Target
 
 
@@ -200,7 +200,8 @@ def _check(recipe: Recipe, workload: Workload) -> None:
             fix="run it without --repository, then publish it with: serve add --settings",
         )
     outputs = [TensorSpec(name, "float32", ()) for name in workload.outputs]
-    settings.check(recipe.serve, workload.inputs, outputs, recipe.target, largest_batch(workload, recipe))
+    formed = model_config.max_batch_size(workload.inputs, recipe.target, recipe.serve)
+    settings.check(recipe.serve, workload.inputs, outputs, recipe.target, formed)
 
 
 def _timed(

@@ -12,7 +12,7 @@ from torch import nn
 
 from loadtest.client import connect
 from loadtest.errors import LatheError, UsageError
-from loadtest.tensors import Array, Arrays, Dim
+from loadtest.tensors import Array, Arrays, TensorSpec, from_served, to_served
 from optimize import extra
 from optimize.errors import BadGraph, BadModel
 from serve.target import Target
@@ -273,16 +273,17 @@ class EndpointPredictor:
 
     def predict(self, inputs: Arrays) -> dict[str, Array]:
         """Return what the server answers for one batch."""
+        specs, outputs = self._specs
+        largest = min((spec.largest_batch for spec in specs if spec.batched), default=None)
         answers = [
-            self._client.infer(self._model, piece, version=self._version) for piece in cut(inputs, self._largest)
+            self._client.infer(self._model, to_served(specs, piece), version=self._version)
+            for piece in cut(inputs, largest)
         ]
-        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+        return from_served(outputs, {name: np.concatenate([one[name] for one in answers]) for name in answers[0]})
 
     @cached_property
-    def _largest(self) -> int | None:
-        inputs, _ = self._client.metadata(self._model, self._version)
-        limits = [spec.dims[0].maximum for spec in inputs if spec.batched and isinstance(spec.dims[0], Dim)]
-        return min(limits, default=None)
+    def _specs(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        return self._client.metadata(self._model, self._version, own=True)
 
     def __enter__(self) -> Self:
         """Return itself."""

@@ -1,7 +1,8 @@
 """Dry load: a throw-away server loads a model and answers each batch that it is warmed up with."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from loadtest.client import Client, connect
 from loadtest.errors import LatheError
 from loadtest.tensors import Arrays, Dim, TensorSpec
-from serve import interface, repository, scratch, staging
+from serve import batching, interface, onnx_file, repository, scratch, staging
 from serve.errors import BadRepository, NotInstalled
 from serve.lint import Finding
 from serve.server import running
@@ -31,32 +32,58 @@ FIXES = {
 """What to do about what the server says, by words in it."""
 
 
-def staged(version: staging.Staged, more: Callable[[Client], None] = lambda _: None) -> None:
+def staged(
+    version: staging.Staged, more: Callable[[Client], None] = lambda _: None, *, nonfinite: bool = False
+) -> None:
     """Try a version that no server sees yet.
 
     Args:
         version: what `serve.staging.stage` gave, or the last part of a pipeline.
         more: asks the same server further questions, and raises where an answer is not right.
+        nonfinite: take NaN and infinity for answers.
 
     Raises:
         ServerFailed: the server does not load it, or does not answer.
-        BadRepository: an answer lacks an output, has another shape than the specs say, or is not finite.
+        BadRepository: an answer lacks an output, has another shape than the specs say, is not finite, or depends on
+            the batch that its sample is in.
     """
-    with running(version.path, grace=0) as endpoint, connect(endpoint.grpc) as client:
+    # A cache would answer what is asked twice.
+    with running(version.path, grace=0, cache=False) as endpoint, connect(endpoint.grpc) as client:
         more(client)
         inner = version.settings.inner()
         inputs, outputs = (
-            [spec for spec in specs if spec.name not in inner] for specs in (version.inputs, version.outputs)
+            [spec.served for spec in specs if spec.name not in inner] for specs in (version.inputs, version.outputs)
         )
-        _ask(client, version.config, inputs, outputs)
+        strange = _ask(client, version.model, version.config, inputs, outputs)
+        if strange and not nonfinite:
+            raise BadRepository(
+                f"the answers hold NaN or infinity in {strange}",
+                where=version.model,
+                fix="if the model is made so, say --allow-nonfinite; else look at its weights and its last step",
+            )
+        if output := _mixed(client, version.model, version.config, inputs, version.folder):
+            raise BadRepository(
+                f"the {output} of a sample depends on the batch that it is in",
+                where=version.model,
+                fix="say --batch-axis none if the first dim is no batch axis; else export the model in evaluation mode",
+            )
 
 
-def published(place: Path, model: str, log: Path | None = None) -> None:
-    """Try what `model`'s configuration serves in the repository `place`; `log` as in `running`; raises as `staged`."""
+def published(place: Path, model: str, log: Path | None = None) -> Iterator[Finding]:
+    """Try what `model`'s configuration serves in the repository `place`; `log` as in `running`; raises as `staged`.
+
+    Yields what is to be said of answers that a server gives.
+    """
     models = [*repository.calls(place, model), model]
-    with running(place, models=models, grace=0, log=log) as endpoint, connect(endpoint.grpc) as client:
+    with running(place, models=models, grace=0, log=log, cache=False) as endpoint, connect(endpoint.grpc) as client:
         found = interface.read(place, model, client=client)
-        _ask(client, found.config, found.inputs, found.outputs)
+        where = str(place / model)
+        if strange := _ask(client, model, found.config, found.inputs, found.outputs, found.optional):
+            what, fix = f"the answers hold NaN or infinity in {strange}", "look at its weights and its last step"
+            yield Finding(model, where, what, f"{fix}, unless the model is made so", "warning")
+        if output := _mixed(client, model, found.config, found.inputs, place / model / str(found.number)):
+            fix = "set max_batch_size to 0, and state the first dim of each tensor, -1, if it is no batch axis"
+            yield Finding(model, where, f"the {output} of a sample depends on the batch that it is in", fix)
 
 
 def findings(place: Path, model: str) -> list[Finding]:
@@ -68,7 +95,7 @@ def findings(place: Path, model: str) -> list[Finding]:
         if not _runs_here(place, model):
             return []
         with scratch.folder() as at:
-            published(place, model, at / "server.log")
+            return list(published(place, model, at / "server.log"))
     except NotInstalled:
         raise
     except LatheError as error:
@@ -76,7 +103,6 @@ def findings(place: Path, model: str) -> list[Finding]:
         return [
             Finding(model, str(place / model), what, fix or f"read what the server says: serve up {place} --log FILE")
         ]
-    return []
 
 
 def _runs_here(place: Path, model: str) -> bool:
@@ -96,17 +122,44 @@ def _plain(text: str) -> tuple[str, str]:
     return text, next((fix for pattern, fix in FIXES.items() if re.search(pattern, text)), "")
 
 
-def _ask(client: Client, config: ModelConfig, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+def _ask(
+    client: Client,
+    model: str,
+    config: ModelConfig,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    optional: Collection[str] = (),
+) -> str:
+    """Ask the model for each batch that it is warmed up with, and once without its optional inputs.
+
+    Returns:
+        The outputs that held NaN or infinity.
+    """
     alone = int(config.HasField("sequence_batching"))
     rng = np.random.default_rng(0)
     # The steps of a pipeline are not warmed up.
     ours = {1, config.max_batch_size} if config.backend in ("", "python") else {1}
-    sizes = {sample.batch_size for sample in config.model_warmup} or ours
-    for size in sorted(sizes):
+    sizes = sorted({sample.batch_size for sample in config.model_warmup} or ours)
+    required = [spec for spec in inputs if spec.name not in optional]
+    strange: dict[str, None] = {}
+    for size, specs in [*((size, inputs) for size in sizes), *([(sizes[0], required)] if optional else [])]:
         batch = size if config.max_batch_size else None
-        answer = client.infer(config.name, {spec.name: spec.generate(rng, batch) for spec in inputs}, sequence=alone)
+        answer = client.infer(model, {spec.name: spec.generate(rng, batch) for spec in specs}, sequence=alone)
         for spec in outputs:
-            _check_answer(config.name, spec, answer, batch)
+            _check_answer(model, spec, answer, batch)
+            if answer[spec.name].dtype.kind == "f" and not np.isfinite(answer[spec.name]).all():
+                strange[spec.name] = None
+    return ", ".join(strange)
+
+
+def _mixed(client: Client, model: str, config: ModelConfig, inputs: Sequence[TensorSpec], folder: Path) -> str:
+    """Return the output of a batched model whose rows depend on each other; its parts answer for a pipeline."""
+    if config.backend not in HERE or config.HasField("sequence_batching") or not all(spec.batched for spec in inputs):
+        return ""
+    largest = config.max_batch_size or min(spec.largest_batch for spec in inputs)
+    file = folder / (config.default_model_filename or repository.MODEL_FILE)
+    coarse = config.backend != "onnxruntime" or onnx_file.in_integers(file)
+    return batching.mixed(partial(client.infer, model), inputs, largest, coarse)
 
 
 def _check_answer(model: str, spec: TensorSpec, answer: Arrays, batch: int | None) -> None:
@@ -114,17 +167,12 @@ def _check_answer(model: str, spec: TensorSpec, answer: Arrays, batch: int | Non
     if spec.name not in answer:
         raise BadRepository("the server does not answer with it", where=where, fix="export the model again")
     array = answer[spec.name]
-    dims = spec.dims or (1,)
-    wanted = [batch if axis == 0 and batch else dim for axis, dim in enumerate(dims)]
-    if spec.batched and len(dims) == 1:
-        wanted.append(1)
+    wanted = [batch if axis == 0 and batch else dim for axis, dim in enumerate(spec.dims)]
     if len(wanted) != array.ndim or any(
         have != want for have, want in zip(array.shape, wanted, strict=True) if not isinstance(want, Dim)
     ):
         raise BadRepository(
             f"the served shape is {list(array.shape)}, the spec says {list(spec.shape(batch))}",
             where=where,
-            fix="correct the workload's specs",
+            fix="correct the workload's specs, or say --batch-axis none if the first dim is no batch axis",
         )
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise BadRepository("the served values are not finite", where=where, fix="look at the model's last step")

@@ -25,7 +25,6 @@ FILES = {
     "tensorrt": gpu.PLAN,
     "python": "model.py",
 }
-PLATFORMS = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
 THREADS = "intra_op_thread_count"
 VERSION = slice(24, 28)
 """Where a TensorRT engine states the version of TensorRT that built it, by its makers' word (NVIDIA/TensorRT #3073)."""
@@ -72,7 +71,7 @@ class Subject:
     @property
     def backend(self) -> str:
         """What runs it."""
-        return str(self.config.backend or PLATFORMS.get(self.config.platform, self.config.platform))
+        return str(self.config.backend or self.config.platform)
 
     def error(self, what: str, fix: str, where: Path | None = None) -> Finding:
         """Return an error in the configuration, or in another file."""
@@ -140,8 +139,10 @@ def _folder(home: Path) -> Iterator[Finding]:
         # Of a link to itself `Path.resolve` makes an error.
         there = Path(os.path.realpath(path))
         if path.is_symlink() and not there.is_relative_to(os.path.realpath(home.parent)):
-            fix = "put the file itself here: the server would serve whatever the link points at"
-            yield Finding(home.name, str(path), f"is a link out of the repository, to {path.readlink()}", fix)
+            fix = "put the file itself here, if others may change what the link points at"
+            yield Finding(
+                home.name, str(path), f"is a link out of the repository, to {path.readlink()}", fix, "warning"
+            )
     for path in sorted(home.iterdir()):
         if path.is_dir() and not repository.NUMBER.fullmatch(path.name) and not path.name.startswith("."):
             fix = "rename it to a number without zeros before it, or move it away"
@@ -199,16 +200,16 @@ def _graph(subject: Subject) -> Iterator[Finding]:
     """Compare the configuration with the ONNX file: names, types, dims and the batch axis."""
     if subject.backend not in ("onnxruntime", "openvino"):
         return
-    if not (subject.config.input and subject.config.output):
+    whole = bool(subject.config.input and subject.config.output)
+    stated = json_format.MessageToDict(subject.config, preserving_proto_field_name=True)
+    stated = {"max_batch_size": 0, "input": [], "output": [], **stated}
+    if not whole:
         yield subject.warning(
             "does not list inputs and outputs: the server completes it at each start, with batches of 4 at most",
             f"serve add {subject.home}/{max(subject.versions, default=1)}/{repository.MODEL_FILE} --name "
             f"{subject.model}, into another repository, writes a whole one",
         )
-        return
-    stated = json_format.MessageToDict(subject.config, preserving_proto_field_name=True)
-    stated = {"max_batch_size": 0, "input": [], "output": [], **stated}
-    if reason := graph.refusal(stated, "1"):
+    elif reason := graph.refusal(stated, "1"):
         yield subject.error(reason, "change the configuration, or serve it with NVIDIA's image")
         return
     for number in subject.versions:
@@ -216,6 +217,8 @@ def _graph(subject: Subject) -> Iterator[Finding]:
         if not path.is_file():
             continue
         try:
+            if not whole:
+                onnx_file.values(path)
             boundary = onnx_file.boundary(path)
             onnx_file.external(path)
         except LatheError as error:

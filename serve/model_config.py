@@ -37,7 +37,8 @@ def build(
 ) -> ModelConfig:
     """Return the configuration that serves `versions` of `model` on `target`.
 
-    Requests are batched by the server when the first dim of every input and output is the batch axis.
+    Requests are batched by the server when the first dim of every input and output is the batch axis, unless
+    `max_batch` is 0.
 
     Raises:
         BadInput: there are no inputs or outputs, only some are batched, one is a single number without a batch, or a
@@ -47,6 +48,8 @@ def build(
         raise BadInput("a served model needs at least one input and one output")
     batch = max_batch_size([*inputs, *outputs], target, settings)
     check(settings, inputs, outputs, target, batch)
+    if not batch:
+        inputs, outputs = ([spec.unbatched for spec in specs] for specs in (inputs, outputs))
     config = ModelConfig(name=model, backend=target.runtime, max_batch_size=batch)
     inner = settings.inner()
     config.input.extend(stated(ModelInput(), spec, batch > 0) for spec in inputs if spec.name not in inner)
@@ -136,7 +139,7 @@ def max_batch_size(specs: Sequence[TensorSpec], target: Target, settings: Settin
         BadInput: if only some of them are batched.
     """
     axes = [spec.dims[0] for spec in specs if spec.batched]
-    if not axes:
+    if not axes or settings.max_batch == 0:
         return 0
     lacking = [spec.name for spec in specs if not spec.batched]
     if lacking:
@@ -176,27 +179,22 @@ def parse(text: str, where: str = "config.pbtxt") -> ModelConfig:
         ) from None
 
 
-def _dims(spec: TensorSpec, batched: bool) -> list[int]:
-    return [-1 if isinstance(dim, Dim) else dim for dim in (spec.dims[1:] if batched else spec.dims)]
-
-
 def stated(tensor: ModelInput | ModelOutput, spec: TensorSpec, batched: bool) -> ModelInput | ModelOutput:
     """Return `tensor` with what a configuration says of `spec`.
 
     Raises:
         BadInput: it is a single number without a batch axis.
     """
-    dims = _dims(spec, batched)
     kind = TRITON_DTYPES[spec.dtype]
     tensor.name = spec.name
     tensor.data_type = f"TYPE_{'STRING' if kind == 'BYTES' else kind}"
-    if not dims and not batched:
+    if not spec.dims:
         raise BadInput(
-            f"the tensor {spec.name!r} is a single number, which Triton does not serve without a batch axis",
+            f"the tensor {spec.name!r} is a single number, which our server does not serve without a batch axis",
             fix="give it one dim of size 1, or the batch axis",
         )
-    tensor.dims.extend(dims or [1])
-    if not dims:
+    tensor.dims.extend(-1 if isinstance(dim, Dim) else dim for dim in spec.served.dims[batched:])
+    if batched and not spec.own:
         # Triton knows no sample without dims: it carries one element, which the model sees without an axis.
         tensor.reshape.SetInParent()
     return tensor
@@ -206,10 +204,9 @@ def _warm_up(config: ModelConfig, inputs: Sequence[TensorSpec], size: int) -> No
     """Add a warm-up request of `size` samples: the first real request must not pay for first-call work."""
     sample = config.model_warmup.add(name=f"batch-{size}", batch_size=size)
     for tensor, spec in zip(config.input, inputs, strict=True):
-        shape = spec.shape()[1:] if config.max_batch_size else spec.shape()
         entry = sample.inputs[spec.name]
         entry.data_type = tensor.data_type
-        entry.dims.extend(shape or (1,))
+        entry.dims.extend(spec.served.shape()[config.max_batch_size > 0 :])
         # Zero is a valid index, token and flag; random bytes of an integer input would be none of these. Those of a
         # float input hold NaN, and Triton 24.10 may crash when a model refuses its warm-up.
         if spec.dtype.startswith("float") and NONFINITE not in config.parameters:

@@ -24,7 +24,8 @@ KEEPING = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Qu
 def boundary(path: Path) -> tuple[dict[str, tuple[str, list[int] | None]], dict[str, tuple[str, list[int] | None]]]:
     """Return the inputs and the outputs of an ONNX file: Triton's data type, and dims with -1 for what may change.
 
-    The dims of a tensor that the file says nothing of are None.
+    Inputs that have a default in the graph are there too: a request may give them. The dims of a tensor that the file
+    says nothing of are None.
 
     Raises:
         BadRepository: it is not an ONNX file.
@@ -35,24 +36,70 @@ def boundary(path: Path) -> tuple[dict[str, tuple[str, list[int] | None]], dict[
         tensor = value.type.tensor_type
         kind = TensorProto.DataType.Name(tensor.elem_type)
         dims = [size(value, axis) or -1 for axis in range(len(tensor.shape.dim))]
-        return f"TYPE_{KINDS.get(kind, kind)}", dims if tensor.HasField("shape") else None
+        return other_kind(value) or f"TYPE_{KINDS.get(kind, kind)}", dims if tensor.HasField("shape") else None
 
-    inputs, outputs = values(path)
-    return {value.name: described(value) for value in inputs}, {value.name: described(value) for value in outputs}
+    graph = _graph(path)
+    inputs, outputs = ({value.name: described(value) for value in values} for values in (graph.input, graph.output))
+    return inputs, outputs
 
 
 def values(path: Path) -> "tuple[list[ValueInfoProto], list[ValueInfoProto]]":
-    """Return the inputs of an ONNX file without the weights, and the outputs.
+    """Return the inputs of an ONNX file without the weights, and the outputs; each is a tensor of a known rank.
+
+    What the file does not say of an output's dims is derived from its nodes.
 
     Raises:
-        BadRepository: it is not an ONNX file, or has none.
+        BadRepository: it is not an ONNX file, has none, or one is no tensor or of any rank.
     """
     graph = _graph(path)
     weights = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in weights]
-    if not inputs or not graph.output:
+    inputs, outputs = [value for value in graph.input if value.name not in weights], list(graph.output)
+    if not inputs or not outputs:
         raise BadRepository("has no inputs or no outputs", where=str(path), fix="export the model again")
-    return inputs, list(graph.output)
+    if any(not other_kind(value) and not _is_stated(value) for value in outputs):
+        outputs = _derived(path)
+    for value in (*inputs, *outputs):
+        _check_tensor(value, path)
+    return inputs, outputs
+
+
+def other_kind(value: "ValueInfoProto") -> str:
+    """Return what an input or output is that is no dense tensor, as in `a sequence of maps`; empty for a tensor."""
+    kind = value.type.WhichOneof("value")
+    if kind in ("tensor_type", None):
+        return ""
+    if kind == "sequence_type" and value.type.sequence_type.elem_type.HasField("map_type"):
+        return "a sequence of maps"
+    return f"a {kind.removesuffix('_type').replace('_', ' ')}"
+
+
+def _is_stated(value: "ValueInfoProto") -> bool:
+    """Whether the file says of which type a tensor is, and how many dims it has."""
+    return value.type.tensor_type.HasField("shape") and value.type.tensor_type.elem_type > 0
+
+
+def _derived(path: Path) -> "list[ValueInfoProto]":
+    """Return the outputs with what the shapes of the inputs and the operators say of theirs."""
+    from onnx import shape_inference
+
+    try:
+        return list(shape_inference.infer_shapes(_model(path)).graph.output)
+    except Exception:  # an operator that it does not know: what the file says is all there is
+        return list(_graph(path).output)
+
+
+def _check_tensor(value: "ValueInfoProto", path: Path) -> None:
+    if kind := other_kind(value):
+        way = "with options={'zipmap': False}, as skl2onnx has it" if "maps" in kind else "with tensors in its place"
+        raise BadRepository(
+            f"{value.name} is {kind}, and Triton carries tensors only", where=str(path), fix=f"export the model {way}"
+        )
+    if not _is_stated(value):
+        raise BadRepository(
+            f"nothing says of which type {value.name} is, or how many dims it has",
+            where=str(path),
+            fix=f"state its shape in the file, as with onnx.helper.make_tensor_value_info({value.name!r}, ...)",
+        )
 
 
 def maker(path: Path, output: str) -> str:
@@ -67,6 +114,15 @@ def maker(path: Path, output: str) -> str:
     while output in nodes and nodes[output].op_type in KEEPING:
         output = nodes[output].input[0]
     return str(nodes[output].op_type) if output in nodes else ""
+
+
+def in_integers(path: Path) -> bool:
+    """Whether an ONNX file computes in integers whose ranges it may take from what it is given.
+
+    Raises:
+        BadRepository: it is not an ONNX file.
+    """
+    return any("Quantize" in node.op_type or "Integer" in node.op_type for node in _graph(path).node)
 
 
 def size(value: "ValueInfoProto", axis: int) -> int:
@@ -104,18 +160,25 @@ def external(onnx: Path) -> list[str]:
 
     Empty if it is no ONNX file at all.
 
+    A link is followed as far as the model's own folder, or the folder that holds the file which the model's own name
+    is a link to, as in a cache of models.
+
     Raises:
-        BadRepository: one is not a file in the model's own folder, or is reached by a link.
+        BadRepository: one is no file there.
     """
     try:
         names = {location.value: None for location in _locations(_model(onnx))}
     except BadRepository:
         return []
+    folders = [Path(os.path.realpath(onnx.parent)), Path(os.path.realpath(onnx)).parent]
     for name in names:
-        path, folder = onnx.parent / name, Path(os.path.realpath(onnx.parent))
-        if Path(name).is_absolute() or not path.is_file() or Path(os.path.realpath(path)) != folder / name:
+        path = onnx.parent / name
+        there = Path(os.path.realpath(path))
+        if Path(name).is_absolute() or not path.is_file() or not any(map(there.is_relative_to, folders)):
             raise BadRepository(
-                f"its external data {name!r} is not a file beside it", where=str(onnx), fix="export it again"
+                f"its external data {name!r} is not a file beside it",
+                where=str(onnx),
+                fix="put the file there, or export the model again",
             )
     return list(names)
 

@@ -23,6 +23,10 @@ LINEAGE = "lineage.json"
 CONFIG = "config.pbtxt"
 MODEL_FILE = "model.onnx"
 NUMBER = re.compile(r"0|[1-9][0-9]*")
+PLATFORMS = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
+"""Triton's older names of backends."""
+FOUND = {MODEL_FILE: "onnxruntime", "model.xml": "openvino", "model.plan": "tensorrt", "model.py": "python"}
+"""The backend that Triton takes by the name of a file, the first in this order, where a configuration names none."""
 
 
 def models(repository: Path) -> list[str]:
@@ -56,18 +60,33 @@ def numbers(repository: Path, model: str) -> list[int]:
 
 
 def config(repository: Path, model: str) -> ModelConfig:
-    """Return the model's present configuration; of a model without one, what Triton will complete.
+    """Return the model's present configuration, with the name and the backend that Triton takes where it has none.
 
     Raises:
         BadRepository: if there is none, or it cannot be parsed.
     """
-    path = repository / model / CONFIG
-    if not path.exists() and _bare(repository / model):
-        return ModelConfig(name=model, backend="onnxruntime")
+    home = repository / model
+    path = home / CONFIG
     try:
-        return model_config.parse(path.read_text(), where=str(path))
+        bare = not path.exists() and _bare(home)
+        found = ModelConfig() if bare else model_config.parse(path.read_text(), where=str(path))
     except (OSError, UnicodeDecodeError):
         raise BadRepository("cannot be read", where=str(path), fix="publish the model again") from None
+    found.name = found.name or model
+    if not found.backend:
+        found.backend = _backend(found, home)
+    return found
+
+
+def _backend(config: ModelConfig, home: Path) -> str:
+    """Return the backend that Triton takes for a configuration that names none; empty if it takes none."""
+    if config.platform in PLATFORMS:
+        return PLATFORMS[config.platform]
+    if config.default_model_filename:
+        return FOUND.get(config.default_model_filename, "")
+    if config.platform:
+        return ""
+    return next((backend for file, backend in FOUND.items() if any(home.glob(f"[0-9]*/{file}"))), "")
 
 
 def live(repository: Path, model: str) -> list[int]:

@@ -17,7 +17,8 @@ SPARE = 1024
 """How many more per instance reach the backend, which refuses them."""
 SLOTS_KEY = "lathe.slots"
 """The parameter that tells our backends how many sequences an instance takes; others ignore it."""
-IDS = ("uint64", "int64", "uint32", "int32", "object")
+IDS = ("uint64", "int64", "uint32", "int32")
+"""The dtypes of an input that takes a sequence's id; text does not reach the model as it is in Triton 24.10."""
 
 
 def add(config: ModelConfig, sequence: Sequences, specs: Mapping[str, TensorSpec], instances: int) -> None:
@@ -44,8 +45,11 @@ def add(config: ModelConfig, sequence: Sequences, specs: Mapping[str, TensorSpec
     for kind, name in sequence.controls().items():
         control = made.control_input.add(name=name).control.add(kind=kind)
         dtype = specs[name].dtype
-        if dtype not in (IDS if kind.endswith("CORRID") else FLAGS):
-            raise BadInput(f"sequence: the input {name} has the dtype {dtype}", fix=f"use one of {', '.join(FLAGS)}")
+        known = IDS if kind.endswith("CORRID") else tuple(FLAGS)
+        if dtype not in known:
+            text = ", and Triton 24.10 does not hand on ids that are text as they are" if dtype == "object" else ""
+            what = f"sequence: the input {name} has the dtype {dtype}{text}"
+            raise BadInput(what, where="settings", fix=f"let it take one of {', '.join(known)}, or leave it out")
         if kind.endswith("CORRID"):
             control.data_type = _data_type(specs[name])
         else:

@@ -5,6 +5,7 @@ models, shared memory, logging and tracing need a secret made at each start. The
 line, because tritonserver reads it nowhere else: whoever may list this machine's processes may read it.
 """
 
+import math
 import os
 import re
 import secrets
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from loadtest.errors import MachineError
-from serve import control, options
+from serve import control, ending, options, processes, scratch
 from serve import repository as repositories
 from serve.errors import BadRepository, PortTaken, ServerFailed
 from serve.healing import watching
@@ -35,12 +36,13 @@ KINDS = ("http", "grpc", "metrics")
 SCHEMES = ("http", "grpc", "http")
 STARTS = 3
 """How often a server is started that loses a lock meanwhile."""
+UNSAFE = re.compile(r"[^\w@%+=:,./~-]")
+"""Letters of a path that a shell would not take as they are."""
+DEAD = 2.0
+"""Seconds for which a backend process must be dead before the server is given up: some end in order while it starts."""
 LOST_LOCK = "boost::interprocess::lock_exception"
 LOOK = 0.2
 """Seconds between two looks at whether the server still runs."""
-GAVE_UP = re.compile("failed to load '|Failed to initialize Python stub: |error: creating server")
-"""What the log of a server says that ends because it cannot start."""
-UNNAMED = "[request id: <id_unknown>] "
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,12 @@ def running(
         _check_servable(repository, name, place)
     ports = _ports(listen)
     _sweep_shared_memory()
-    with _log(log) as path, path.open("wb") as output:
+    with _plain(repository) as home, _log(log) as path, path.open("wb") as output:
         secret, region = secrets.token_hex(32), f"lathe-{os.getpid()}-{secrets.token_hex(8)}-"
         configs = {name: repositories.config(repository, name) for name in names}
         command = [
             str(place.tritonserver),
-            f"--model-repository={repository.resolve()}",
+            f"--model-repository={home}",
             f"--backend-directory={place.backends}",
             f"--backend-config=python,shm-region-prefix-name={region}",
             *(f"--{kind}-address={listen.address(kind)}" for kind in KINDS),
@@ -142,7 +144,32 @@ def running(
                 if isinstance(error, ServerFailed) or tritonserver.poll() is None:
                     raise
                 # The client's error says that the server is gone; the server said why.
-                raise _death(endpoint, tritonserver.returncode) from error
+                raise ending.error(endpoint.http, endpoint.log, tritonserver.returncode) from error
+
+
+@contextmanager
+def _plain(repository: Path) -> Iterator[Path]:
+    """Yield a path to the repository without letters that a shell treats in its own way.
+
+    Triton's Python backend starts its processes in a shell, waits for them, and never learns that they did not start.
+
+    Raises:
+        BadRepository: there is none, since the folder for temporary files has such letters too.
+    """
+    path = repository.resolve()
+    if not UNSAFE.search(str(path)):
+        yield path
+        return
+    with scratch.folder() as at:
+        link = at / "repository"
+        if found := UNSAFE.search(str(link)):
+            raise BadRepository(
+                f"its path and that of temporary files, {at.parent}, have letters such as {found[0]!r} in them",
+                where=str(repository),
+                fix="move it, or set TMPDIR to a folder of plain letters, as in TMPDIR=/tmp",
+            )
+        link.symlink_to(path)
+        yield link
 
 
 @contextmanager
@@ -201,13 +228,17 @@ def wait(endpoint: Endpoint) -> NoReturn:
     # A Ctrl-C that arrives just before a call that blocks is noticed only when the call ends; so no call lasts long.
     while not (end := os.waitid(os.P_PID, endpoint.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)):
         time.sleep(LOOK)
-    raise _death(endpoint, end.si_status if end.si_code == os.CLD_EXITED else -end.si_status)
+    code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+    raise ending.error(endpoint.http, endpoint.log, code)
 
 
 def _check_servable(repository: Path, model: str, place: Environment) -> None:
     config = repositories.config(repository, model)
     place.require(config.backend)
     where = str(repository / model)
+    if config.backend in processes.BACKENDS and not (model.isascii() and not UNSAFE.search(model)):
+        fix = "rename its folder, and set the same name in its config.pbtxt"
+        raise BadRepository("has a name with other letters than the server's processes take", where=where, fix=fix)
     if not (options.complete(config) or config.backend == "onnxruntime"):
         raise BadRepository("its config.pbtxt must list inputs and outputs", where=where, fix="complete it")
     there = {path.name for path in repository.iterdir()}
@@ -281,9 +312,17 @@ def _variables(place: Environment) -> dict[str, str]:
 def _await_ready(process: subprocess.Popen[bytes], endpoint: Endpoint, timeout: float) -> None:
     end = time.monotonic() + timeout
     waiting = ["", *endpoint.models]
+    dead: dict[int, float] = {}
     while waiting:
         if process.poll() is not None:
-            raise _death(endpoint, process.returncode, ready=False)
+            raise ending.error(endpoint.http, endpoint.log, process.returncode, ready=False)
+        dead = {pid: dead.get(pid, time.monotonic()) for pid in processes.scan(process.pid).dead}
+        if time.monotonic() - min(dead.values(), default=math.inf) > DEAD:
+            raise ServerFailed(
+                f"a backend process died while the server was starting{ending.last_words(endpoint.log)}",
+                where=str(endpoint.log),
+                fix="read this log",
+            )
         if control.is_ready(endpoint.http, waiting[0]):
             waiting.pop(0)
         elif time.monotonic() > end:
@@ -319,40 +358,3 @@ def _sweep_shared_memory() -> None:
             # A server outlives its command by the time that it takes to stop.
             if owner and not Path("/proc", owner[1]).exists() and time.time() - path.stat().st_mtime > 60:
                 path.unlink()
-
-
-def _death(endpoint: Endpoint, code: int, *, ready: bool = True) -> ServerFailed:
-    """Return the error for a server that ended by itself.
-
-    Args:
-        endpoint: the server.
-        code: its exit code, negative for a signal.
-        ready: whether it had been ready. If not, what its log says of a start that failed comes before how it ended.
-    """
-    log = endpoint.log.read_text(errors="replace")
-    killed = code < 0 and signal.Signals(-code).name
-    what = f"tritonserver was killed by {killed}" if killed else f"tritonserver ended by itself with exit code {code}"
-    # A server that gives up while starting may still crash on its way out.
-    if not ready and (not killed or GAVE_UP.search(log)):
-        what = _reason(log) or what
-    elif killed and (refused := re.search(r'"(a request failed: .*)"\s*\Z', log)):
-        # Triton 24.10 does not always survive a model that refuses its warm-up.
-        what += f" after {refused[1]}"
-    return ServerFailed(what, where=endpoint.http, fix=f"the server's log has more: {endpoint.log}")
-
-
-def _reason(log: str) -> str:
-    """Return Triton's own reason for ending as one line, without code locations; empty if its log has none."""
-    if failed := re.search(r'"failed to load \'([^\']+)\' version (\d+): (.*)"$', log, re.MULTILINE):
-        return f"model {failed[1]}, version {failed[2]}: {_plain(failed[3])}"
-    if failed := re.search(r"Failed to initialize Python stub: (.*)$", log, re.MULTILINE):
-        return _plain(failed[1])
-    lines = re.findall(r'^(?:E\d{4} .*?\] "|error: )(.*?)"?$', log, re.MULTILINE)
-    # On a machine without a GPU every start logs this one as an error.
-    lines = [line for line in lines if "CudaDriverHelper" not in line]
-    return _plain(lines[0]) if lines else ""
-
-
-def _plain(text: str) -> str:
-    text = text.split("\\n\\nAt:")[0].replace("\\n", " ").partition(" NOTE: ")[0].replace(UNNAMED, "")
-    return re.sub(r"^(?:Internal: |Invalid argument(?::| -) |TritonModelException: )+", "", text).strip()

@@ -66,7 +66,7 @@ def _field(text: str, default: Any, **limits: Any) -> Any:
 class Settings:
     """How a model is served; each field's description is what `serve add --help` says of it."""
 
-    max_batch: int | None = _field("largest batch that the server forms", None, ge=1, le=LARGEST_BATCH)
+    max_batch: int | None = _field("largest batch that the server forms; 0: none", None, ge=0, le=LARGEST_BATCH)
     # None, so that a 0 that was asked for stays on a GPU, where a measured curve fills in what was not (`serve.curve`).
     queue_delay_us: int | None = _field("how long a request waits for others to share its batch", None, ge=0, le=10**8)
     preferred: Sizes = _field("batch sizes that do not wait for more; for engines built so", ())
@@ -130,7 +130,7 @@ def check(
         inputs: the model's inputs.
         outputs: its outputs.
         target: what it is made for.
-        batch: the largest batch; 0 for a model without a batch axis.
+        batch: the largest batch; 0 where the server forms none.
 
     Raises:
         BadInput: naming the setting.
@@ -145,7 +145,8 @@ def check(
     wrong = {
         f"{', '.join(gpu_only)}: only a GPU has that": gpu_only and target.device != "cuda",
         f"{', '.join(accelerated)}: for the accelerator, which is not set": accelerated and not settings.accelerator,
-        f"{', '.join(batching)}: the model has no batch axis": batching and not batch,
+        f"{', '.join(batching)}: the server forms no batches of it": batching and not batch,
+        f"max_batch = {settings.max_batch}: the model has no batch axis": settings.max_batch and not batch,
         f"{', '.join(batching)}: not together with a sequence": batching and settings.sequence,
         f"preferred = {list(settings.preferred)}: above the largest batch, {batch}": (
             batch and max(settings.preferred, default=0) > batch

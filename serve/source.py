@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadtest.errors import UsageError
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from loadtest.tensors import BATCH, UNBATCHED, UNBOUNDED, Dim, TensorSpec
 from serve import onnx_file, repository
 from serve.errors import BadRepository
 from serve.target import Target
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from onnx import ValueInfoProto
 
 BUNDLE = "bundle.json"
+NO_AXIS = "none"
 WRITTEN = ("model", "number", "inputs", "outputs", "kept", "target", "serve", "config", "digests", "lived", "failed")
 """Keys of a lineage that belong to one version in one repository."""
 
@@ -43,29 +45,36 @@ class Source:
     lineage: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load(path: Path, dims: Mapping[str, Dim]) -> Source:
+def load(path: Path, dims: Mapping[str, Dim], axis: str = "") -> Source:
     """Return what `path` holds.
 
     Args:
         path: an ONNX file, the folder of a bundle, or that of a version with a lineage.
         dims: ranges of the dims that change size, by their names in the graph.
+        axis: the graph's name of the batch axis, or `NO_AXIS`. Without it, the first dim is the batch axis where that
+            of every input and output changes size.
 
     Raises:
         BadRepository: there is nothing of that kind, or its files changed after they were written.
-        UsageError: the range of a dim is not known, or one is given that would not be used.
+        UsageError: the range of a dim is not known, one is given that would not be used, or `axis` is not the first
+            dim of every input and output.
     """
     if (path / repository.LINEAGE).is_file():
+        if axis:
+            fix = "leave --batch-axis away, or add the model's file again"
+            raise UsageError("the batch axis of a version stays as it is", where=str(path), fix=fix)
         found = _from_version(path)
     elif (path / BUNDLE).is_file():
-        found = _from_bundle(path, dims)
+        found = _from_bundle(path, dims, axis)
     elif path.is_file():
-        inputs, outputs = _specs(path, dims)
+        inputs, outputs = _specs(path, dims, axis)
         found = Source(path, inputs, outputs, lineage=_origin(path, path))
     else:
         raise BadRepository(
             "is no model", where=str(path), fix="give an ONNX file, a bundle of optimize, or a version's folder"
         )
     used = {dim for spec in (*found.inputs, *found.outputs) for dim in spec.dims if isinstance(dim, Dim)}
+    used |= {replace(dim, name=BATCH.name) for dim in used if dim.name == UNBATCHED}
     if unused := sorted(set(dims.values()) - used, key=str):
         raise UsageError(
             f"--dim {unused[0].name} would have no effect",
@@ -93,7 +102,7 @@ def _from_version(path: Path) -> Source:
     return Source(onnx, inputs, outputs, model, target, lineage.get("serve", {}), {**own, **_origin(path, onnx)})
 
 
-def _from_bundle(path: Path, dims: Mapping[str, Dim]) -> Source:
+def _from_bundle(path: Path, dims: Mapping[str, Dim], axis: str) -> Source:
     try:
         described = json.loads((path / BUNDLE).read_text())
         known = [TensorSpec.from_document(document) for document in described["inputs"]]
@@ -106,7 +115,7 @@ def _from_bundle(path: Path, dims: Mapping[str, Dim]) -> Source:
     if repository.digest(onnx) != digests.get(onnx.name):
         raise BadRepository("was changed after it was written", where=str(onnx), fix="make the bundle again")
     ranges = {dim.name: dim for spec in known for dim in spec.dims if isinstance(dim, Dim)}
-    inputs, outputs = _specs(onnx, {**ranges, **dims})
+    inputs, outputs = _specs(onnx, {**ranges, **dims}, axis)
     values = {spec.name: spec.values for spec in known}
     inputs = tuple(replace(spec, values=values.get(spec.name)) for spec in inputs)
     return Source(onnx, inputs, outputs, name, lineage={"lineage": history, **_origin(path, onnx)})
@@ -116,26 +125,47 @@ def _origin(path: Path, onnx: Path) -> dict[str, Any]:
     return {"source": {"path": str(path.absolute()), "digest": repository.digest(onnx)}}
 
 
-def _specs(path: Path, dims: Mapping[str, Dim]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Return the specs of an ONNX file; where the first dim of every tensor changes size, that is the batch axis."""
+def _specs(path: Path, dims: Mapping[str, Dim], axis: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return the specs of an ONNX file; arguments as in `load`."""
     inputs, outputs = onnx_file.values(path)
     tensors = [*inputs, *outputs]
-    batched = all(value.type.tensor_type.shape.dim[:1] and not onnx_file.size(value, 0) for value in tensors)
-    made = [_spec(value, batched, dims, str(path)) for value in tensors]
-    return tuple(made[: len(inputs)]), tuple(made[len(inputs) :])
+    free = all(value.type.tensor_type.shape.dim[:1] and not onnx_file.size(value, 0) for value in tensors)
+    if axis not in ("", NO_AXIS) and not (free and axis in {_name(value, 0) for value in tensors}):
+        raise UsageError(
+            f"--batch-axis {axis}: it is not the first dim of every input and output, and Triton batches no other",
+            where=str(path),
+            fix=f"say --batch-axis {NO_AXIS}, or export the model with this dim first everywhere",
+        )
+    batch = dims.get("batch", BATCH) if free and axis != NO_AXIS else None
+    found = tuple(_spec(value, batch, dims, str(path)) for value in inputs)
+    return found, tuple(_spec(value, batch, {**_open(value), **dims}, str(path)) for value in outputs)
 
 
-def _spec(value: "ValueInfoProto", batched: bool, dims: Mapping[str, Dim], where: str) -> TensorSpec:
+def _name(value: "ValueInfoProto", axis: int) -> str:
+    """Return the name of a dim that changes size."""
+    return value.type.tensor_type.shape.dim[axis].dim_param or f"{value.name}_{axis}"
+
+
+def _open(value: "ValueInfoProto") -> dict[str, Dim]:
+    """Return the dims of an output: how large they can become need not be known."""
+    return {name: Dim(name, 1, 1, UNBOUNDED) for name in map(partial(_name, value), range(_rank(value)))}
+
+
+def _rank(value: "ValueInfoProto") -> int:
+    return len(value.type.tensor_type.shape.dim)
+
+
+def _spec(value: "ValueInfoProto", batch: Dim | None, dims: Mapping[str, Dim], where: str) -> TensorSpec:
+    """Return the spec of an input or output, whose first dim is `batch` where there is one."""
     from onnx import TensorProto, helper
 
-    tensor = value.type.tensor_type
     made: list[int | Dim] = []
-    for axis, dim in enumerate(tensor.shape.dim):
-        name = dim.dim_param or f"{value.name}_{axis}"
+    for axis in range(_rank(value)):
+        name = _name(value, axis)
         if size := onnx_file.size(value, axis):
             made.append(size)
-        elif batched and axis == 0:
-            made.append(dims.get("batch", BATCH))
+        elif batch and axis == 0:
+            made.append(batch)
         elif name in dims:
             made.append(dims[name])
         else:
@@ -144,5 +174,7 @@ def _spec(value: "ValueInfoProto", batched: bool, dims: Mapping[str, Dim], where
                 where=where,
                 fix=f"say --dim {name}=SMALLEST,TYPICAL,LARGEST",
             )
-    dtype = "object" if tensor.elem_type == TensorProto.STRING else helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    return TensorSpec(value.name, str(dtype), tuple(made))
+    kind = value.type.tensor_type.elem_type
+    dtype = "object" if kind == TensorProto.STRING else helper.tensor_dtype_to_np_dtype(kind)
+    spec = TensorSpec(value.name, str(dtype), tuple(made))
+    return spec if batch else spec.unbatched

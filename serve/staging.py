@@ -94,6 +94,8 @@ def stage(
     check(repository, model)
     number = numbering.upcoming(repository, model)
     config = model_config.build(model, inputs, outputs, target, [number], settings)
+    if not config.max_batch_size:
+        inputs, outputs = ([spec.unbatched for spec in specs] for specs in (inputs, outputs))
     with scratch.folder(repository.parent, f".{repository.name}.staged-") as at:
         staged = Staged(at, model, number, config, repository, tuple(inputs), tuple(outputs), target, settings)
         staged.folder.mkdir(parents=True)

@@ -48,6 +48,7 @@ SETTINGS = "\b\nSettings for --set KEY=VALUE, or for the [serve] table of --sett
 @click.option("--name", help="The model's name; needed where SOURCE is an ONNX file.")
 @repository_option
 @click.option("--dim", "dims", multiple=True, callback=_dim, help="NAME=SMALLEST,TYPICAL,LARGEST of a dim.")
+@click.option("--batch-axis", "axis", default="", metavar="NAME|none", help="The file's name of the first dim, if any.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where it will run.")
 @click.option("--runtime", type=click.Choice(["onnxruntime", "openvino"]), help="What will run it there.")
 @click.option("--cores", type=click.IntRange(1), help="CPU cores that the server may use.")
@@ -55,6 +56,7 @@ SETTINGS = "\b\nSettings for --set KEY=VALUE, or for the [serve] table of --sett
 @click.option("--settings", "file", type=PATH, help="TOML file with a [serve] table.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="One setting; see below.")
 @click.option("--check/--no-check", default=True, help="Load it in a throw-away server first.")
+@click.option("--allow-nonfinite", is_flag=True, help="Let its answers hold NaN and infinity.")
 @load_timeout_option
 @json_option
 def add(
@@ -62,9 +64,11 @@ def add(
     name: str | None,
     repository: Path,
     dims: dict[str, Dim],
+    axis: str,
     file: Path | None,
     pairs: tuple[str, ...],
     check: bool,
+    allow_nonfinite: bool,
     load_timeout: float,
     as_json: bool,
     **target: Any,
@@ -74,6 +78,9 @@ def add(
     SOURCE is an ONNX file, a bundle of `optimize`, or REPOSITORY/MODEL/NUMBER, which keeps its lineage. The first
     version of a model is live at once, also on a running `serve up`; a later one waits for `serve promote`.
 
+    Where the first dim of every input and output changes size, it is the batch axis: the throw-away server is asked
+    whether a sample is answered in a batch as it is alone. A first dim that is time wants `--batch-axis none`.
+
     \b
     Example:
       serve add model.onnx --name classifier --set queue_delay_us=200
@@ -82,7 +89,7 @@ def add(
     from serve import source as sources
     from serve.target import Target
 
-    found = sources.load(source, dims)
+    found = sources.load(source, dims, axis)
     model = name or found.name
     if not model:
         raise UsageError("the model needs a name", fix="say --name NAME")
@@ -99,7 +106,7 @@ def add(
     ):
         if check:
             report("loading it in a throw-away server", 0.0)
-            dryload.staged(staged)
+            dryload.staged(staged, nonfinite=allow_nonfinite)
         first = not (repository / model).exists()
         version = staging.publish(staged, dict(found.lineage))
     url = rollout.promote(repository, model, version.number, limit=load_timeout).url if first else None

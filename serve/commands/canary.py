@@ -86,8 +86,8 @@ def canary(
     for version in (old, new):
         rollout.known(repository, model, version)
     lineage = repositories.read_lineage(repository, model, old)
-    specs = [TensorSpec.from_document(spec) for spec in lineage["inputs"]]
-    outputs = [TensorSpec.from_document(spec) for spec in lineage["outputs"]]
+    specs = [TensorSpec.from_document(spec).served for spec in lineage["inputs"]]
+    outputs = [TensorSpec.from_document(spec).served for spec in lineage["outputs"]]
     if requests:
         sent = read.read(requests, Signature(specs, outputs), batch, model).payloads
     else:

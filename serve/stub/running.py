@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadtest.connection import UNLIMITED
 from serve.errors import PortTaken
 from serve.options import HOST
 from serve.stub import answers
@@ -105,8 +106,7 @@ def _grpc(stub: Stub, address: str) -> Iterator[None]:
     from serve.stub import over_grpc
 
     # Another program's port would otherwise be shared; the limits are tritonserver's.
-    limits = {"grpc.so_reuseport": 0, "grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1}
-    server = grpc.server(ThreadPoolExecutor(GRPC_THREADS), options=list(limits.items()))
+    server = grpc.server(ThreadPoolExecutor(GRPC_THREADS), options=[("grpc.so_reuseport", 0), *UNLIMITED])
     server.add_generic_rpc_handlers((over_grpc.handler(stub),))
     try:
         server.add_insecure_port(address)

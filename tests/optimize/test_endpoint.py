@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from optimize.evaluate import evaluate
 from optimize.export.onnx import export
 from optimize.gate import Gate
 from optimize.predict import OnnxPredictor, TorchPredictor
-from optimize.workload import Workload
+from optimize.workload import Batch, Workload
 from serve import model_config
 from serve.target import Target
 
@@ -66,7 +67,7 @@ def test_the_endpoint_is_judged_strictly_and_nan_is_no_answer(
     assert made.graph is not None
     graph = made.graph
 
-    def ask(_endpoint: object, _workload: Workload, samples: list[Arrays]) -> list[dict[str, Any]]:
+    def ask(_endpoint: object, _staged: object, samples: list[Arrays]) -> list[dict[str, Any]]:
         with OnnxPredictor(graph) as onnx:
             answers = [dict(onnx.predict(sample)) for sample in samples]
         if spoiled:
@@ -79,7 +80,8 @@ def test_the_endpoint_is_judged_strictly_and_nan_is_no_answer(
         trained = Trained(made, evaluate(torch_side, made.workload), cost(made))
     budget = recipe.parse({"budget": {"max_drop": 0.005}, "step": [{"use": "export.onnx"}]})
     server: Any = type("Endpoint", (), {"grpc": "grpc://127.0.0.1:1"})
-    _, parity, gates = endpoint._compare(server, made, trained, budget, strict, lambda _text, _fraction: None)
+    staged: Any = None  # the stand-in for asking needs none
+    _, parity, gates = endpoint._compare(server, made, staged, trained, budget, strict, lambda _text, _fraction: None)
     same, batched, quality = gates
     assert same.passed
     assert batched.passed is not spoiled
@@ -88,3 +90,64 @@ def test_the_endpoint_is_judged_strictly_and_nan_is_no_answer(
     assert quality.passed is not strict
     assert "the interval holds the limit: about 765 samples decide" in quality.advice
     assert isinstance(quality, Gate) and quality.name == "quality: accuracy at the endpoint"
+
+
+class Price(nn.Module):
+    """One number and one label for each sample, from a row and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = nn.Linear(8, 3)
+
+    def forward(self, row: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self.row(row) * count[:, None]
+        return found.sum(1), found.argmax(1)
+
+
+def price() -> nn.Module:
+    torch.manual_seed(0)
+    return Price()
+
+
+def priced(seed: int) -> Iterator[Batch]:
+    rng = np.random.default_rng(seed)
+    for _ in range(4):
+        row, count = rng.random((16, 8), dtype=np.float32), rng.integers(1, 5, 16)
+        yield Batch({"row": row, "count": count}, None)
+
+
+def same(outputs: Arrays, targets: Any, reference: Arrays) -> dict[str, Any]:
+    assert outputs["price"].shape == reference["price"].shape
+    return {"agreement": (outputs["label"] == reference["label"]) & np.isclose(outputs["price"], reference["price"])}
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_batch": 0}])
+def test_a_number_for_each_sample_is_served_proven_and_published(
+    settings: dict[str, int], tmp_path: Path, server_prefix: Path
+) -> None:
+    inputs = (TensorSpec("row", "float32", (BATCH, 8)), TensorSpec("count", "int64", (BATCH,), (1, 4)))
+    load = Workload(
+        *("price", price, inputs, ("price", "label")),
+        evaluation=lambda: priced(1),
+        calibration=lambda: priced(2),
+        scores=same,
+        bounded=True,
+    )
+    graph = export(load.build(), load.inputs, load.outputs, tmp_path / "model.onnx")
+    made = Bundle(load, load.build(), graph, ({"name": "export.onnx", "deviation": 1e-6},))
+    asked = {"budget": {"keep": 0.99}, "step": [{"use": "export.onnx"}], "load": {"duration": 0.3}, "serve": settings}
+    with TorchPredictor(made.module, load.outputs) as torch_side:
+        quality = evaluate(torch_side, load)
+    trained = Trained(made, quality, cost(made))
+    proof = endpoint.prove(
+        *(made, trained, quality, recipe.parse(asked), tmp_path, tmp_path / "repository", [], True, False),
+        lambda _text, _fraction: None,
+    )
+    # How fast the client was is not the matter here.
+    judged = [entry.document() for entry in proof.gates if not entry.name.startswith("load")]
+    assert len(judged) == 3
+    assert all(entry["passed"] for entry in judged), judged
+    assert proof.endpoint["parity"]["mismatched"] == 0
+    assert proof.load["checked"] == proof.load["requests"]["done"] > 0
+    assert proof.load["requests"]["mismatched"] == 0
+    assert proof.version

@@ -32,11 +32,13 @@ def test_dry_load(staged: staging.Staged, server_prefix: Path) -> None:
 
 def test_dry_load_refuses_what_is_not_finite(place: Path, tmp_path: Path, server_prefix: Path) -> None:
     onnx = save_tiny(tmp_path / "tiny.onnx", np.full((4, 3), np.inf, np.float32))
-    with (
-        staging.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged,
-        pytest.raises(BadRepository, match="output y: the served values are not finite"),
-    ):
-        dryload.staged(staged)
+    with staging.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
+        with pytest.raises(BadRepository, match="the answers hold NaN or infinity in y") as caught:
+            dryload.staged(staged)
+        assert "say --allow-nonfinite" in caught.value.fix
+        dryload.staged(staged, nonfinite=True)
+        (finding,) = dryload.findings(staged.path, TINY)
+        assert (finding.level, finding.what) == ("warning", "the answers hold NaN or infinity in y")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """External data: wherever a graph states them, they are taken along, under names that no server takes for a library."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from serve import lint, onnx_file, repository, rollout, staging
 from serve.errors import BadRepository
 from serve.server import running
 from serve.target import Target
-from tests.conftest import TINY_INPUTS, TINY_OUTPUTS, save_tiny
+from tests.conftest import TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
 from tests.serve.test_up import serve
 
 LIBRARY = "libtriton_onnxruntime.so"
@@ -124,19 +125,56 @@ def save_outside(folder: Path, location: str) -> Path:
     return folder / "graph.onnx"
 
 
-@pytest.mark.parametrize(
-    "location", ["../weight.bin", "{absolute}", "link.bin", "linked/weight.bin", "a/../weight.bin", ""]
-)
+@pytest.mark.parametrize("location", ["../weight.bin", "{absolute}", "out.bin", "linked/weight.bin", "a/../../x", ""])
 def test_data_elsewhere_are_refused(tmp_path: Path, location: str) -> None:
     here = tmp_path / "here"
     path = save_outside(here, location.format(absolute=here / "weight.bin"))
     (tmp_path / "weight.bin").write_bytes((here / "weight.bin").read_bytes())
     (here / "a").mkdir()
-    (here / "link.bin").symlink_to("weight.bin")
+    (here / "out.bin").symlink_to("../weight.bin")
     (here / "linked").symlink_to(tmp_path)
+    (tmp_path / "x").write_bytes(b"")
     with pytest.raises(BadRepository, match="is not a file beside it"):
         publish(tmp_path / "repository", path)
     assert not (tmp_path / "repository").exists()
+
+
+def in_a_cache(tmp_path: Path) -> Path:
+    """As a cache of models has it: every name is a link to a file that is called by its digest."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1" / "onnx"
+    snapshot.mkdir(parents=True)
+    save_outside(tmp_path / "made", "weight.bin").parent.rename(blobs)
+    for name in ("graph.onnx", "weight.bin"):
+        (blobs / name).rename(blobs / f"digest-of-{name}")
+        (snapshot / name).symlink_to(Path("../../../blobs") / f"digest-of-{name}")
+    return snapshot / "graph.onnx"
+
+
+def beside(tmp_path: Path) -> Path:
+    path = save_outside(tmp_path / "made", "link.bin")
+    (path.parent / "link.bin").symlink_to("weight.bin")
+    return path
+
+
+def through_a_linked_folder(tmp_path: Path) -> Path:
+    save_outside(tmp_path / "made", "weight.bin")
+    (tmp_path / "linked").symlink_to("made")
+    return tmp_path / "linked" / "graph.onnx"
+
+
+def up_and_down(tmp_path: Path) -> Path:
+    (tmp_path / "made" / "deep").mkdir(parents=True)
+    return save_outside(tmp_path / "made", "deep/../weight.bin")
+
+
+@pytest.mark.parametrize("place", [in_a_cache, beside, through_a_linked_folder, up_and_down])
+def test_data_behind_links_in_the_models_own_folders(place: Callable[[Path], Path], tmp_path: Path) -> None:
+    publish(tmp_path / "repository", place(tmp_path))
+    published = tmp_path / "repository" / "m" / "1"
+    assert names(published) == ["lineage.json", "model.onnx", "model.onnx.data"]
+    assert not any(path.is_symlink() for path in published.iterdir())
+    weight = onnx.load(published / "model.onnx").graph.initializer[0]
+    np.testing.assert_array_equal(numpy_helper.to_array(weight), TINY_WEIGHT)
 
 
 def test_a_library_among_the_data_is_not_run(tmp_path: Path, server_prefix: Path) -> None:

@@ -113,7 +113,7 @@ def test_files(place: Path, tmp_path: Path) -> None:
     (version / "model.onnx").unlink()
     (version / "model.onnx").symlink_to(tmp_path / "kept.onnx")
     level, what = found(place)[0]
-    assert (level, what) == ("error", f"is a link out of the repository, to {tmp_path / 'kept.onnx'}")
+    assert (level, what) == ("warning", f"is a link out of the repository, to {tmp_path / 'kept.onnx'}")
 
 
 def test_a_half_copied_version_that_does_not_serve_is_a_warning(place: Path) -> None:
@@ -187,11 +187,17 @@ def test_an_engine_of_another_tensorrt(place: Path) -> None:
     assert found(place, model="engine") == [("warning", "is a TensorRT engine, which only NVIDIA's image serves")]
 
 
+def test_a_model_whose_backend_nothing_says(place: Path) -> None:
+    replace(place, 'backend: "onnxruntime"', "")
+    assert found(place) == []  # by the name of its file
+    (place / TINY / "1" / "model.onnx").rename(place / TINY / "1" / "weights.bin")
+    assert [(level, "states no backend" in what) for level, what in found(place)] == [("warning", True)]
+
+
 @pytest.mark.parametrize(
     ("backend", "says"),
     [
         ("onnxrt", "asks for the backend onnxrt, which our server does not have"),
-        ("", "states no backend"),
         ("python", "is Python of others"),
     ],
 )

@@ -65,6 +65,22 @@ def test_a_setting_that_does_not_fit_is_refused(asked: dict[str, Any], says: str
         build(asked)
 
 
+@pytest.mark.parametrize(("dtype", "taken"), [("object", False), ("float32", False), ("uint64", True), ("int32", True)])
+def test_which_ids_of_sequences_reach_a_model(dtype: str, taken: bool) -> None:
+    tensors = (TensorSpec("who", dtype, (BATCH, 1)), X, Y)
+    made = settings.read({"sequence": {"id": "who"}}, "test")
+
+    def build_with_ids() -> Any:
+        return model_config.build("m", tensors[:2], tensors[2:], Target(cores=4), [1], made)
+
+    if taken:
+        assert build_with_ids().sequence_batching.control_input[0].name == "who"
+        return
+    with pytest.raises(BadInput, match=f"the input who has the dtype {dtype}") as caught:
+        build_with_ids()
+    assert "let it take one of uint64, int64, uint32, int32" in caught.value.fix
+
+
 def test_a_gpu_takes_an_accelerator_and_graphs_only_with_it() -> None:
     cuda = Target(device="cuda", cores=4)
     assert build({"accelerator": "tensorrt", "cuda_graphs": True}, cuda)
@@ -73,7 +89,7 @@ def test_a_gpu_takes_an_accelerator_and_graphs_only_with_it() -> None:
 
 
 def test_batching_needs_a_batch_axis() -> None:
-    with pytest.raises(BadInput, match="queue_delay_us: the model has no batch axis"):
+    with pytest.raises(BadInput, match="queue_delay_us: the server forms no batches of it"):
         build({"queue_delay_us": 5}, tensors=UNBATCHED)
 
 
