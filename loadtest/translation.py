@@ -15,7 +15,10 @@ from loadtest.errors import (
 
 IS_IT_UP = "check that the server runs and that the URL has its address, scheme and port; `serve up` prints them"
 WHICH_AUTHORITY = "give the authority that signed the server's certificate, and a client certificate if it asks for one"
-WHICH_PORT = "check that the URL names the server's own {scheme} port; the HTTP and the gRPC port differ"
+WHICH_PORT = (
+    "check that the URL names the server's own {scheme} port; the HTTP and the gRPC port differ, and a gateway may "
+    "want the server's name, as in --header 'Host: NAME'"
+)
 
 # What each gRPC status (and the HTTP status that Triton sends for it) says about who is at fault.
 GRPC_ERRORS: dict[str, type[LatheError]] = {

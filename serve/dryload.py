@@ -26,6 +26,7 @@ FIXES = {
     r"is not supported|are not supported": "change the configuration, or serve it with NVIDIA's image",
     r"unexpected shape for input": "correct the dims of the input in config.pbtxt, or those in its model_warmup",
     r"warmup|warm-up|killed by SIG.* after a request failed": "correct what model_warmup sends, or leave it out",
+    r"allows maximum batch size": "lower its max_batch_size to the least of the models that it calls",
     r"memory|bad_alloc": "use a smaller max_batch_size, or a machine with more memory",
     r"the model refused the request": "the graph does not run for every batch; export it again with a free batch axis",
 }

@@ -73,6 +73,24 @@ def test_shapes_of_a_warm_up_are_told_with_the_fix(staged: staging.Staged, serve
     assert finding.fix == "correct the dims of the input in config.pbtxt, or those in its model_warmup"
 
 
+def test_a_pipeline_of_larger_batches_than_its_model_takes(staged: staging.Staged, server_prefix: Path) -> None:
+    home = staged.path / "whole"
+    (home / "1").mkdir(parents=True)
+    tensors = "\n".join(
+        f'{kind} {{ name: "{name}" data_type: TYPE_FP32 dims: [{size}] }}'
+        for kind, name, size in (("input", "x", 4), ("output", "y", 3))
+    )
+    maps = 'input_map { key: "x" value: "x" } output_map { key: "y" value: "y" }'
+    step = f'ensemble_scheduling {{ step [{{ model_name: "{TINY}" model_version: -1 {maps} }}] }}'
+
+    def found(largest: int) -> list[str]:
+        (home / "config.pbtxt").write_text(f'platform: "ensemble" max_batch_size: {largest} {tensors} {step}')
+        return [finding.fix for finding in dryload.findings(staged.path, "whole")]
+
+    assert found(64) == ["lower its max_batch_size to the least of the models that it calls"]
+    assert found(32) == []  # it has no name of its own, and that of its folder is asked
+
+
 def test_dry_load_refuses_a_corrupt_model(staged: staging.Staged, server_prefix: Path) -> None:
     (staged.folder / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ServerFailed, match="cannot be loaded"):
