@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from optimize.prune.group import Group
     from optimize.prune.ranking import Ranked
     from optimize.step import Context
 
@@ -75,9 +74,9 @@ def needs(config: Channels) -> tuple[str, ...]:
 def apply(config: Channels, module: "nn.Module", context: "Context") -> "nn.Module":
     """Remove `config.ratio` of the channels, or of the cost, of `module`, in place, and return it.
 
-    Whether a group of channels may go is tried on a copy: two of its units are set to zero, then removed, and the
+    Whether a group of channels may go is tried on a copy: some of its units are set to zero, then removed, and the
     model's outputs must stay what they were. What is visible from outside, or written into the model's code, is thereby
-    found and left alone.
+    found and left alone. The units that are chosen in the end are tried in the same way before they go.
 
     Raises:
         NoEffect: no layer is left that may be pruned, a glob matches none, or the cost cannot be brought down so far.
@@ -85,11 +84,12 @@ def apply(config: Channels, module: "nn.Module", context: "Context") -> "nn.Modu
         BadGraph: the latency is asked for and the model cannot be exported.
     """
     from optimize import train
+    from optimize.prune import trial
 
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     inputs = _example(context)
     free = _free(config, module, inputs, context)
-    sizes = {group.name: group.units for group in _groups(module, inputs)}
+    sizes = {group.name: group.units for group in trial.groups(module, inputs)}
     original = copy.deepcopy(module)
     for number in range(1, config.cuts + 1):
         ranked = _rank(config, module, inputs, {name: sizes[name] for name in free}, context)
@@ -119,43 +119,19 @@ def _freeze(module: "nn.Module", frozen: list[str]) -> None:
         parameter.requires_grad_(name not in frozen and parameter.is_floating_point())
 
 
-def _groups(module: "nn.Module", inputs: "Inputs") -> "list[Group]":
-    """Return the groups of recurrent layers and those of the dependency graph."""
-    from torch import nn
-
-    from optimize.prune import dependency, recurrent
-
-    module.eval().requires_grad_(True)
-    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.RNNBase)]
-    found = [group for name in layers if (group := recurrent.group(module, name, inputs))]
-    return [*found, *dependency.groups(module, inputs)]
-
-
-def _remove(module: "nn.Module", chosen: Mapping[str, list[int]], inputs: "Inputs") -> None:
-    """Remove the chosen units of each group, in place."""
-    from optimize.prune import dependency, recurrent
-
-    module.eval().requires_grad_(True)
-    for name, units in chosen.items():
-        # Found anew each time: a cut moves the channels that another layer is known to read by their place.
-        if group := recurrent.group(module, name, inputs):
-            group.remove(units)
-    for group in dependency.groups(module, inputs):
-        if group.name in chosen:
-            group.remove(chosen[group.name])
-
-
 def _free(config: Channels, module: "nn.Module", inputs: "Inputs", context: "Context") -> list[str]:
     """Return the names of the groups that may be cut, and say which layers are left alone."""
-    names = matches(module)
+    from optimize.prune import trial
+
+    names, outputs = matches(module), context.workload.outputs
     for pattern in config.exclude:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise NoEffect(
                 f"exclude: no layer matches {pattern!r}", fix=f"the layers are: {', '.join(names) or 'none'}"
             )
     excluded = [name for name in names if any(fnmatchcase(name, pattern) for pattern in config.exclude)]
-    candidates = [group for group in _groups(module, inputs) if not {*excluded} & {*group.layers}]
-    free = [group for group in candidates if _exact(module, group.name, inputs, context)]
+    candidates = [group for group in trial.groups(module, inputs) if not {*excluded} & {*group.layers}]
+    free = [group for group in candidates if trial.exact(module, {group.name: trial.some(group)}, inputs, outputs)]
     taken = {layer for group in free for layer in group.layers}
     alone = [name for name in names if name not in taken and name not in excluded]
     if not free:
@@ -173,52 +149,14 @@ def _free(config: Channels, module: "nn.Module", inputs: "Inputs", context: "Con
     return sorted((group.name for group in free), key=names.index)
 
 
-def _exact(module: "nn.Module", name: str, inputs: "Inputs", context: "Context") -> bool:
-    """Try on a copy whether removing two units of a group is the same as setting them to zero."""
-    import torch
-    from torch import nn
-
-    from optimize.predict import forward
-
-    trial = copy.deepcopy(module)
-    group = next(group for group in _groups(trial, inputs) if group.name == name)
-    units = sorted({0, group.units - 1})
-    if group.units <= len(units) or group.size % group.parts:
-        return False
-    for layer in trial.modules():
-        # These compute a mean over the channels, zero or not, so that the two would differ.
-        if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
-            layer.forward = lambda input: input  # type: ignore[method-assign]
-    try:
-        with torch.inference_mode():
-            group.zero(units)
-            wanted = forward(trial, inputs, context.workload.outputs)
-        _remove(trial, {name: units}, inputs)
-        with torch.inference_mode():
-            got = forward(trial, inputs, context.workload.outputs)
-    except Exception:
-        # Whatever stands in the way (a fixed reshape, an operator that the graph cannot follow), the group stays whole.
-        return False
-    return all(_same(got[output], wanted[output]) for output in wanted)
-
-
-def _same(got: "torch.Tensor", wanted: "torch.Tensor") -> bool:
-    import torch
-
-    if got.shape != wanted.shape or not wanted.is_floating_point() or not wanted.numel():
-        return got.shape == wanted.shape
-    scale = wanted.nan_to_num().abs().max().item()
-    return torch.allclose(got, wanted, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
-
-
 def _rank(
     config: Channels, module: "nn.Module", inputs: "Inputs", sizes: Mapping[str, int], context: "Context"
 ) -> "dict[str, Ranked]":
-    from optimize.prune import importance
+    from optimize.prune import importance, trial
     from optimize.prune.ranking import Ranked
 
     salient = importance.saliency(config.score, module, context)
-    groups = {group.name: group for group in _groups(module, inputs)}
+    groups = {group.name: group for group in trial.groups(module, inputs)}
     ranked = {}
     for name, size in sizes.items():
         scores = importance.rank(groups[name], config.score, salient)
@@ -242,10 +180,14 @@ def _cut(
     inputs: "Inputs",
     context: "Context",
 ) -> None:
-    from optimize.prune import cost, ranking
+    from optimize.prune import cost, ranking, trial
+
+    def say(text: str) -> None:
+        context.progress(f"prune.channels: {text}", ratio)
 
     def cut(subject: "nn.Module", share: float) -> "nn.Module":
-        _remove(subject, ranking.choose(ranked, share, config.scope, config.round_to), inputs)
+        chosen = ranking.choose(ranked, share, config.scope, config.round_to)
+        trial.remove(subject, trial.sound(subject, chosen, inputs, context.workload.outputs, say), inputs)
         return subject
 
     share = ratio

@@ -3,7 +3,8 @@
 Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023 (arXiv 2301.12900).
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch_pruning
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
+from torch_pruning.dependency import index_mapping
 
 from optimize.errors import BadModel
 from optimize.prune import recurrent
@@ -47,9 +49,13 @@ def groups(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[Group]
 def _graph(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
     pruners = {type(layer): recurrent.InputPruner() for layer in module.modules() if isinstance(layer, nn.RNNBase)}
     try:
-        with torch.enable_grad(), recurrent.opaque(module):
-            return torch_pruning.DependencyGraph().build_dependency(
-                module, dict(inputs), output_transform=_output_sum, customized_pruners=pruners, verbose=False
+        with torch.enable_grad(), recurrent.opaque(module), _results(module) as results:
+            return _Graph().build_dependency(
+                module,
+                dict(inputs),
+                output_transform=lambda returned: _ends(returned, results),
+                customized_pruners=pruners,
+                verbose=False,
             )
     except Exception as error:
         message = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -89,6 +95,50 @@ def _cut(graph: Any, root: nn.Module, channels: list[int]) -> None:
     graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, channels).prune()
 
 
-def _output_sum(returned: Any) -> torch.Tensor:
-    """Give the dependency graph one scalar to trace back from, whatever the model returns."""
-    return sum(leaf.float().sum() for leaf in tree_leaves(returned) if isinstance(leaf, torch.Tensor))  # type: ignore[return-value]
+class _Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]  # the base class comes untyped
+    def build_dependency(self, *args: Any, **named: Any) -> Any:
+        with _parts_of_unknown_size():
+            return super().build_dependency(*args, **named)
+
+    def get_pruning_group(self, *args: Any, **named: Any) -> Any:
+        with _parts_of_unknown_size():
+            return super().get_pruning_group(*args, **named)
+
+
+@contextlib.contextmanager
+def _parts_of_unknown_size() -> Iterator[None]:
+    """Leave a concatenation alone whose parts' sizes are not known: torch-pruning means to, and adds them up before."""
+    update = index_mapping.update_concat_index_mapping
+
+    def guarded(graph: Any, node: Any) -> None:
+        with contextlib.suppress(TypeError):
+            update(graph, node)
+
+    index_mapping.update_concat_index_mapping = guarded
+    try:
+        yield
+    finally:
+        index_mapping.update_concat_index_mapping = update
+
+
+@contextlib.contextmanager
+def _results(module: nn.Module) -> Iterator[list[Any]]:
+    """Collect what the layers of a module return."""
+    found: list[Any] = []
+    layers = [layer for layer in module.modules() if isinstance(layer, (*ROOTS, nn.RNNBase))]
+    hooks = [layer.register_forward_hook(lambda _layer, _args, returned: found.append(returned)) for layer in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _ends(returned: Any, results: list[Any]) -> list[torch.Tensor]:
+    """Return where the graph is traced back from: the sum of the outputs, or every layer where those are labels."""
+    outputs, layers = ([leaf for leaf in tree_leaves(values) if _is_traced(leaf)] for values in (returned, results))
+    return [sum(leaf.float().sum() for leaf in outputs)] if outputs else layers
+
+
+def _is_traced(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.requires_grad
