@@ -2,8 +2,9 @@
 
 Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531): the Kullback–Leibler
 divergence between both models' softmax at temperature T, times T² so that its gradient keeps its size as T grows,
-mixed with the workload's own loss on the labels where a weight for it is given. One logit stands for two classes: there
-the divergence is that of two Bernoulli distributions, whose probability is the sigmoid of the logit over T.
+mixed with the workload's own loss on the labels where a weight for it is given. One logit stands for two classes, and
+so does each of several that exclude nothing (multi-label): there the divergence is that of two Bernoulli distributions,
+whose probability is the sigmoid of the logit over T.
 """
 
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,7 +37,13 @@ class Logits:
     class_axis: int = Field(
         default=0,
         description="Axis of the logits that holds the classes, such as 1 or -1. 0 is the last one of [n, classes] and "
-        "[n, tokens, classes], and 1 of maps: [n, classes, height, width] and [n, classes, depth, height, width].",
+        "[n, tokens, classes], and 1 of maps: [n, classes, height, width] and [n, classes, depth, height, width], and "
+        "of [n, classes, length] where the targets are [n, length].",
+    )
+    form: Literal["auto", "softmax", "sigmoid"] = Field(
+        default="auto",
+        description="softmax for classes that exclude each other, sigmoid for labels that do not; auto is sigmoid for "
+        "one class, and where the targets are a 0 or 1 for each class and not one 1 in all.",
     )
     student: str = Field(default="", description="The workload's student to train; the model as it comes unless named.")
     precision: Literal["float32", "bfloat16"] = Field(
@@ -60,6 +67,8 @@ def loss(
     temperature: float,
     class_axis: int = 0,
     where: "torch.Tensor | None" = None,
+    *,
+    independent: bool = False,
 ) -> "torch.Tensor":
     """Return the distillation loss, a scalar: the mean over samples and positions.
 
@@ -69,6 +78,7 @@ def loss(
         temperature: above 0.
         class_axis: as in `Logits`.
         where: bool [n, length], which positions of logits [n, length, classes] are tokens; the others do not count.
+        independent: the classes do not exclude each other; the divergence is the sum of theirs.
     """
     from torch.nn import functional
 
@@ -81,12 +91,12 @@ def loss(
         padding.kept(logits.movedim(axis, -1), where).reshape(-1, logits.shape[axis]) / temperature
         for logits in (student, teacher)
     )
-    if mine.shape[1] == 1:
+    if independent or mine.shape[1] == 1:
         # The other class has the logit 0: softmax over both is the sigmoid.
-        mine, theirs = (functional.pad(logits, (0, 1)) for logits in (mine, theirs))
+        mine, theirs = (functional.pad(logits[..., None], (0, 1)) for logits in (mine, theirs))
     divergence = functional.kl_div(
-        functional.log_softmax(mine, dim=1),
-        functional.log_softmax(theirs, dim=1),
+        functional.log_softmax(mine, dim=-1),
+        functional.log_softmax(theirs, dim=-1),
         reduction="batchmean",
         log_target=True,
     )
@@ -108,12 +118,17 @@ def apply(config: Logits, module: "nn.Module", context: "Context") -> "nn.Module
     output = teacher.output_of(context, config.logits, "distill.logits")
     student = teacher.student(config.student, module, context, "distill.logits")
     trained = teacher.Teacher(context, config.precision)
-    _check_axis(config.class_axis, trained(next(train.tensors(workload))[0])[output], output, workload.name)
+    inputs, targets = next(train.tensors(workload))
+    first = trained(inputs)[output]
+    _check(config, first, output, workload.name)
+    axis = config.class_axis or _axis(first, targets)
+    independent = config.form == "sigmoid" or (config.form == "auto" and _are_independent(first, targets, axis))
 
     def objective(student: "nn.Module", inputs: train.Tensors, targets: Any) -> "torch.Tensor":
         outputs = teacher.outputs(student, inputs, workload.outputs, config.precision)
         logits, wanted = outputs[output], trained(inputs)[output]
-        value = loss(logits, wanted, config.temperature, config.class_axis, padding.tokens(workload, inputs))
+        where = padding.tokens(workload, inputs)
+        value = loss(logits, wanted, config.temperature, axis, where, independent=independent)
         value = (1 - config.label_weight) * value
         if config.label_weight:
             value = value + config.label_weight * train.label_loss(workload, outputs, targets)
@@ -124,10 +139,34 @@ def apply(config: Logits, module: "nn.Module", context: "Context") -> "nn.Module
     )
 
 
-def _check_axis(axis: int, logits: "torch.Tensor", output: str, where: str) -> None:
+def _axis(logits: "torch.Tensor", targets: Any) -> int:
+    """Return 1 for [n, classes, length] with targets [n, length]; 0, which says nothing, for any other logits."""
+    shape = tuple(getattr(targets, "shape", ()))
+    n, first, last = (*logits.shape, 0, 0)[:3]
+    return 1 if logits.dim() == 3 and shape == (n, last) and first != last else 0
+
+
+def _are_independent(logits: "torch.Tensor", targets: Any, axis: int) -> bool:
+    """Say whether the targets are a 0 or 1 for each class, and in some sample none or several are 1."""
+    import torch
+
+    if not isinstance(targets, torch.Tensor) or targets.shape != logits.shape or logits.dim() < 2:
+        return False
+    sums = targets.float().sum(axis or (1 if logits.dim() > 3 else -1))
+    return bool(((targets == 0) | (targets == 1)).all()) and bool((sums != 1).any())
+
+
+def _check(config: Logits, logits: "torch.Tensor", output: str, where: str) -> None:
+    axis = config.class_axis
     if axis and not -logits.dim() < axis < logits.dim():
         raise BadModel(
             f"distill.logits: output {output!r} has the shape {tuple(logits.shape)}, so no class axis {axis}",
             where=where,
             fix=f"set class_axis to one of 1 to {logits.dim() - 1}, or leave it out",
+        )
+    if config.form == "softmax" and logits.dim() > 1 and logits.shape[axis or (1 if logits.dim() > 3 else -1)] == 1:
+        raise BadModel(
+            f"distill.logits: output {output!r} has one class, of which a softmax is always 1",
+            where=where,
+            fix='set form = "sigmoid", or class_axis to the axis that holds the classes',
         )
