@@ -19,6 +19,7 @@ from optimize.export.onnx import export
 from optimize.export.verify import deviation
 from optimize.measure import Cost
 from optimize.predict import TorchPredictor, open_graph
+from optimize.quantize import left
 from optimize.recipe import Recipe
 from optimize.workload import Workload
 from serve import model_config, scratch
@@ -68,6 +69,10 @@ def advance(
         subject = graph_of(source) if method.stage == "graph" else source.module
         with follower.joined(step, source, recipe, checkpoint):
             made = steps_of.apply(step, subject, context)
+        if steps_of.quantizes(step):
+            later = recipe.steps[recipe.steps.index(step) + 1 :]
+            if said := left.told(method, step, subject, made, last=not any(map(steps_of.quantizes, later))):
+                progress(said, 1.0)
         module = made if method.stage == "torch" else source.module
         if method.stage == "torch":
             graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH, real=workload.first())

@@ -106,7 +106,10 @@ def quality(budget: Budget, trained: Score, result: Score, difference: Differenc
 
 
 def _quality_advice(value_passes: bool) -> str:
-    advice = "prune less, distill longer, or exclude layers from quantization; a larger max_drop accepts the loss"
+    advice = (
+        "prune less, distill longer, exclude layers from quantization, or let quantize.mixed find them (it leaves "
+        "nodes without weights float too); a larger max_drop accepts the loss"
+    )
     return f"{advice}; without --strict the value is judged, which passes" if value_passes else advice
 
 

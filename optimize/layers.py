@@ -242,7 +242,8 @@ def _weights(model: "onnx_ir.Model") -> "list[tuple[onnx_ir.Node, int]]":
         value = node.inputs[0 if node.op_type == "Gather" else 1]
         while value is not None and value.producer() is not None and not value.is_initializer():
             producer = value.producer()
-            value = producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else None
+            stored = producer is not None and producer.op_type in ("DequantizeLinear", "Transpose")
+            value = producer.inputs[0] if producer is not None and stored else None
         if value is not None and value.const_value is not None:
             found.append((node, int(value.const_value.size)))
     return found

@@ -145,7 +145,7 @@ def gains(path: Path, names: Sequence[str], inputs: Sequence[TensorSpec]) -> dic
         names: of nodes with a constant weight.
         inputs: their typical sizes count, for one sample.
     """
-    nodes = {str(node.name): node for node in graph.load(path).graph if node.name in names}
+    nodes = {str(node.name): node for node in graph.quantizable(path).graph if node.name in names}
     sizes = {name: sum(weight.size for weight in _weights(node)) for name, node in nodes.items()}
     results = {name: str(node.outputs[0].name) for name, node in nodes.items()}
     rng = np.random.default_rng(0)

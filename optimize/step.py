@@ -120,6 +120,12 @@ METHODS: Mapping[type, Method] = {
 NAMES: Mapping[str, type] = {method.name: config for config, method in METHODS.items()}
 
 
+def quantizes(step: object) -> bool:
+    """Say whether a step stores weights in fewer bits."""
+    method = METHODS[type(step)]
+    return method.name.startswith("quantize.") and "smaller" in method.promises
+
+
 def check_needs(step: object, workload: Workload) -> None:
     """Say before anything starts that the workload lacks what `step` needs.
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from loadtest.errors import LatheError
 from loadtest.tensors import Array, Dim, TensorSpec
 from optimize.errors import BadGraph, NoEffect
+from optimize.export import share
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -58,6 +59,15 @@ def load(path: Path) -> "onnx_ir.Model":
         ) from error
 
 
+def quantizable(path: Path) -> "onnx_ir.Model":
+    """Return the graph in `path` as a quantizer needs it: every form of a shared weight written out.
+
+    Raises:
+        BadGraph: as `load`.
+    """
+    return share.own(load(path))
+
+
 def save(model: "onnx_ir.Model", path: Path) -> Path:
     """Write the graph to `path`, its weights in `<name>.data` beside it only where one file cannot hold them."""
     import onnx_ir
@@ -80,17 +90,19 @@ def clean(model: "onnx_ir.Model") -> None:
     import onnx_ir.passes.common as passes
     from onnxscript import optimizer
 
-    # Limits lifted: an LSTM's weights reach it through Slice and Concat, and no quantizer looks through those.
-    optimizer.fold_constants(model, input_size_limit=10**9, output_size_limit=10**9)
-    for step in (
+    tidy = (
         passes.IdentityEliminationPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.DeduplicateInitializersPass(size_limit=10**9),
         passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedOpsetsPass(),
-        passes.ClearMetadataAndDocStringPass(),
-    ):
+    )
+    for tidying in tidy:
+        tidying(model)
+    # Limits lifted: an LSTM's weights reach it through Slice and Concat, and no quantizer looks through those.
+    optimizer.fold_constants(model, input_size_limit=10**9, output_size_limit=10**9, should_fold=share.folds(model))
+    for step in (*tidy, passes.RemoveUnusedOpsetsPass(), passes.ClearMetadataAndDocStringPass()):
         step(model)
+    share.join(model)
     model.producer_name = model.producer_version = None
 
 
@@ -224,21 +236,26 @@ def operators(model: "onnx_ir.Model") -> set[str]:
 
 
 def activation_products(model: "onnx_ir.Model") -> list[str]:
-    """Return the names of the products of two activations, as an attention's."""
+    """Return the names of the products of two activations, as an attention's, and of those that no quantizer takes."""
     weighted = names_of(model, ("MatMul", "Gemm"))
     nodes = (node for node in model.graph if node.name and node.op_type in ("MatMul", "Gemm"))
     return [str(node.name) for node in nodes if node.name not in weighted]
 
 
 def names_of(model: "onnx_ir.Model", kinds: Sequence[str]) -> list[str]:
-    """Return the names of the nodes of these types with a constant float weight; a Gather's is an embedding table."""
+    """Return the names of the nodes of these types with a constant float weight that a quantizer takes.
+
+    That of a MatMul or Gemm has two axes; a Gather's is an embedding table.
+    """
     found = []
     for node in model.graph:
         weight = node.inputs[0 if node.op_type == "Gather" else 1] if node.op_type in kinds else None
         array = weight.const_value if weight is not None and weight.is_initializer() else None
         if array is None or not array.dtype.is_floating_point() or (node.name or "").endswith(FLOAT):
             continue
-        looks_rows_up = len(array.shape) == 2 and node.attributes.get_int("axis", 0) == 0
+        if node.op_type in ("MatMul", "Gemm", "Gather") and len(array.shape) != 2:
+            continue
+        looks_rows_up = node.attributes.get_int("axis", 0) == 0
         if node.op_type != "Gather" or (looks_rows_up and array.size >= SMALLEST_TABLE):
             found.append(str(node.name))
     return found

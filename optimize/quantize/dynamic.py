@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from optimize import cpu
 from optimize.export import graph
-from optimize.quantize import table
+from optimize.quantize import left, table
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -32,11 +32,12 @@ class Dynamic:
         "needs it.",
     )
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
+    partial: bool = left.PARTIAL
 
 
 def matches(subject: Path) -> list[str]:
     """List the nodes with weights that can be quantized."""
-    return graph.names_of(graph.load(subject), WEIGHTED)
+    return graph.names_of(graph.quantizable(subject), WEIGHTED)
 
 
 def apply(config: Dynamic, subject: Path, context: "Context") -> Path:
@@ -44,21 +45,22 @@ def apply(config: Dynamic, subject: Path, context: "Context") -> Path:
     from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model = graph.load(subject)
+    model = graph.quantizable(subject)
     graph.refuse_quantized(model, subject, WEIGHTED)
     names = graph.excluded(model, config.exclude)
     graph.refuse_idle(model, WEIGHTED, names)
     own_weights(model)
-    table.round_tables(model, names)
+    reduced = cpu.reduced_range(config.reduce_range, context.target.device)
+    table.round_tables(model, names, reduced=reduced)
     graph.save(model, subject)
     quantize = functools.partial(
         quantize_dynamic,
         # The quantizer makes MatMul and Add of a Gemm, under new names.
         op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
         per_channel=config.per_channel,
-        reduce_range=cpu.reduced_range(config.reduce_range, context.target.device),
+        reduce_range=reduced,
         weight_type=QuantType.QInt8,
-        nodes_to_exclude=[*names, *(f"{name}_MatMul" for name in names)],
+        nodes_to_exclude=[*names, *(f"{name}_MatMul" for name in names), *graph.activation_products(model)],
         extra_options={"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT},
     )
     return graph.rewrite(subject, quantize)

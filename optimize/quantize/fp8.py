@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from loadtest.tensors import Array
 from optimize import padding
 from optimize.export import graph
-from optimize.quantize import calibrate, ranges
+from optimize.quantize import calibrate, left, ranges
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -37,6 +37,7 @@ class Fp8:
 
     samples: int = Field(default=256, ge=calibrate.FEWEST, description="Calibration samples at most.")
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
+    partial: bool = left.PARTIAL
 
 
 def needs(config: Fp8) -> tuple[str, ...]:
@@ -46,12 +47,12 @@ def needs(config: Fp8) -> tuple[str, ...]:
 
 def matches(subject: Path) -> list[str]:
     """List the nodes with weights that can be quantized."""
-    return graph.names_of(graph.load(subject), WEIGHTED)
+    return graph.names_of(graph.quantizable(subject), WEIGHTED)
 
 
 def apply(config: Fp8, subject: Path, context: "Context") -> Path:
     """Quantize the graph in place of its file."""
-    model = graph.load(subject)
+    model = graph.quantizable(subject)
     graph.refuse_quantized(model, subject)
     names = graph.excluded(model, config.exclude)
     graph.refuse_idle(model, WEIGHTED, names)

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from optimize import sample
 from optimize.errors import BadRecipe, NoEffect
 from optimize.export import graph
-from optimize.quantize import ranges
+from optimize.quantize import left, ranges
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -44,6 +44,7 @@ class Half:
         "Needs calibration.",
     )
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
+    partial: bool = left.PARTIAL
 
 
 def needs(config: Half) -> tuple[str, ...]:

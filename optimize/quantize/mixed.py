@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from optimize.errors import BadRecipe, NoEffect
+from optimize.errors import BadGraph, BadRecipe, NoEffect
 from optimize.export import graph
+from optimize.quantize import left
 from serve import scratch
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Mixed:
         description="Samples that the search judges on; 0 for as many as the evaluation set has, 2,048 at most.",
     )
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
+    partial: bool = left.PARTIAL
 
 
 def needs(config: Mixed) -> tuple[str, ...]:
@@ -62,7 +64,7 @@ def needs(config: Mixed) -> tuple[str, ...]:
 
 def matches(subject: Path) -> list[str]:
     """List the nodes with weights that can be quantized."""
-    return graph.names_of(graph.load(subject), WEIGHTED)
+    return graph.names_of(graph.quantizable(subject), WEIGHTED)
 
 
 def apply(config: Mixed, subject: Path, context: "Context") -> Path:
@@ -87,32 +89,11 @@ def apply(config: Mixed, subject: Path, context: "Context") -> Path:
             where=context.workload.name,
             fix="allow a larger max_drop, or train the model longer after what was done to it",
         )
-    files: dict[int, Path] = {}
-    ranking: list[str] = []
-
-    def holds(floats: int) -> bool:
-        exclude = (*config.exclude, *(glob.escape(name) for name in ranking[:floats]))
-        folder = context.scratch / f"{floats}-float"
-        folder.mkdir()
-        files[floats] = sensitivity.treat(_int8(config, exclude), subject, folder, judging)
-        what = f"all but {floats} of {len(ranking)} layers in INT8" if floats else "every layer in INT8"
-        return judge.keeps(judge.quality(files[floats]), what)
-
-    if holds(0):
-        return files[0]
-    ranking += _ranking(config, subject, against, judging)
-    # The loss falls as layers leave INT8, so the fewest are found by halving.
-    floats = 1 + bisect.bisect_left(range(1, len(ranking)), True, key=holds)
-    if floats >= len(ranking):
-        raise NoEffect(
-            f"{NAME}: no assignment with a layer in INT8 keeps the budget",
-            where=context.workload.name,
-            fix="allow a larger max_drop, use quantize.weight_only, or train with quantize.qat",
-        )
-    path, left = files[floats], ranking[:floats]
-    if config.weight_only:
-        path, left = _packed(path, left, judge, context)
-    context.progress(f"{NAME}: stays float: {', '.join(left) or 'none'}", 1.0)
+    search = _Search(config, subject, judge, against)
+    path, floats = search.fewest(_unweighted(config, subject))
+    if config.weight_only and floats:
+        path, floats = _packed(path, floats, judge, context)
+    context.progress(f"{NAME}: stays float: {', '.join(floats) or 'none'}", 1.0)
     return path
 
 
@@ -140,6 +121,56 @@ class _Judge:
         state = "kept" if judged.passed else "not kept"
         self.context.progress(f"{NAME}: {what}: {score.metric} {score.value:.4f}, wanted {judged.limit}: {state}", 0.9)
         return judged.passed
+
+
+class _Search:
+    """Looks for the fewest layers that have to leave INT8."""
+
+    def __init__(self, config: Mixed, subject: Path, judge: _Judge, against: "Untreated") -> None:
+        self._config, self._subject, self._judge, self._against = config, subject, judge, against
+        self._files: dict[tuple[str, ...], Path] = {}
+
+    def fewest(self, unweighted: list[str]) -> tuple[Path, list[str]]:
+        """Return the file, and the layers that it leaves float.
+
+        What has no weights leaves INT8 only where no layer with weights can stay in it otherwise.
+        """
+        if self._holds(()):
+            return self._files[()], []
+        ranking = _ranking(self._config, self._subject, self._against, self._judge.context)
+        for others in ([], unweighted) if unweighted else ([],):
+            # The loss falls as layers leave INT8, so the fewest are found by halving.
+            tried = [(*others, *ranking[:count]) for count in range(0 if others else 1, len(ranking))]
+            place = bisect.bisect_left(tried, True, key=self._holds)
+            if place < len(tried):
+                return self._files[tried[place]], list(tried[place])
+        raise NoEffect(
+            f"{NAME}: no assignment with a layer in INT8 keeps the budget",
+            where=self._judge.context.workload.name,
+            fix="allow a larger max_drop, use quantize.weight_only, or train with quantize.qat",
+        )
+
+    def _holds(self, floats: tuple[str, ...]) -> bool:
+        from optimize import sensitivity
+
+        exclude = (*self._config.exclude, *(glob.escape(name) for name in floats))
+        folder = self._judge.context.scratch / f"{len(self._files)}-float"
+        folder.mkdir()
+        try:
+            path = sensitivity.treat(_int8(self._config, exclude), self._subject, folder, self._judge.context)
+        except BadGraph as failure:
+            self._judge.context.progress(f"{NAME}: {failure.what}", 0.9)
+            return False
+        self._files[floats] = path
+        what = f"all but {len(floats)} nodes in INT8" if floats else "every layer in INT8"
+        return self._judge.keeps(self._judge.quality(path), what)
+
+
+def _unweighted(config: Mixed, subject: Path) -> list[str]:
+    """Return the nodes without weights, which INT8 with ranges of calibration data takes too."""
+    layers = matches(subject)
+    names = (str(node.name) for node in graph.load(subject).graph if node.name)
+    return [name for name in names if name not in layers] if config.ranges == "static" else []
 
 
 def _budget(config: Mixed, context: "Context") -> "Budget":
@@ -180,13 +211,17 @@ def _packed(path: Path, floats: Sequence[str], judge: _Judge, context: "Context"
 
 
 def _ranking(config: Mixed, subject: Path, against: "Untreated", context: "Context") -> list[str]:
-    """Return the layers by what each loses alone in INT8 for what there is to gain there, the worst first."""
+    """Return the layers by what each loses alone in INT8 for what there is to gain there, the worst first.
+
+    Those that cannot be quantized come before all others.
+    """
     from optimize import sensitivity
 
-    excluded = graph.excluded(graph.load(subject), config.exclude)
+    excluded = graph.excluded(graph.quantizable(subject), config.exclude)
     names = [name for name in matches(subject) if name not in excluded]
     gain = sensitivity.gains(subject, names, context.workload.inputs)
     effects = []
+    refused = list[str]()
     for number, name in enumerate(names, 1):
         with scratch.folder() as folder:
             alone = _int8(config, sensitivity.others(subject, [name]))
@@ -194,6 +229,9 @@ def _ranking(config: Mixed, subject: Path, against: "Untreated", context: "Conte
                 path = sensitivity.treat(alone, subject, folder, context)
             except NoEffect:
                 continue  # it stays float anyway
+            except BadGraph:
+                refused.append(name)
+                continue
             effect = sensitivity.effect(name, NAME, path, against, context)
         effects.append(effect)
         context.progress(
@@ -206,4 +244,4 @@ def _ranking(config: Mixed, subject: Path, against: "Untreated", context: "Conte
         # Where a metric of whole samples sees no loss, the change of the outputs decides.
         return max(effect.loss, 0.0) / gain[effect.name], effect.error / gain[effect.name]
 
-    return [effect.name for effect in sorted(effects, key=price, reverse=True)]
+    return [*refused, *(effect.name for effect in sorted(effects, key=price, reverse=True))]

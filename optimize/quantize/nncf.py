@@ -4,6 +4,7 @@ Kozlov et al., "Neural Network Compression Framework for fast model inference" (
 "SmoothQuant" (arXiv 2211.10438). The result is a Q/DQ graph, which OpenVINO and ONNX Runtime both take.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,8 +13,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize import extra
+from optimize.errors import BadGraph
 from optimize.export import graph
-from optimize.quantize import calibrate
+from optimize.quantize import calibrate, joins, left
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -48,6 +50,7 @@ class Nncf:
     )
     samples: int = Field(default=256, ge=calibrate.FEWEST, description="Calibration samples at most.")
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
+    partial: bool = left.PARTIAL
 
 
 def needs(config: Nncf) -> tuple[str, ...]:
@@ -62,12 +65,12 @@ def needs(config: Nncf) -> tuple[str, ...]:
 
 def matches(subject: Path) -> list[str]:
     """List the nodes with weights that can be quantized."""
-    return graph.names_of(graph.load(subject), WEIGHTED)
+    return graph.names_of(graph.quantizable(subject), WEIGHTED)
 
 
 def apply(config: Nncf, subject: Path, context: "Context") -> Path:
     """Quantize the graph in place of its file."""
-    model = graph.load(subject)
+    model = graph.quantizable(subject)
     graph.refuse_quantized(model, subject)
     names = graph.excluded(model, config.exclude)
     graph.refuse_idle(model, WEIGHTED, names)
@@ -80,8 +83,10 @@ def apply(config: Nncf, subject: Path, context: "Context") -> Path:
     if correction == "auto":
         correction = "accurate" if operators & CONVOLUTIONS else "fast"
     batches = list(calibrate.samples(context.workload, config.samples))
+    graph.save(model, subject)
+    names += joins.apart(subject, model, batches, names, context.progress)
 
-    def quantize(source: str, destination: str) -> None:
+    def quantize(source: str, destination: str, correction: str) -> None:
         import nncf
         import onnx
 
@@ -97,7 +102,14 @@ def apply(config: Nncf, subject: Path, context: "Context") -> Path:
         )
         onnx.save(made, destination)
 
-    return graph.rewrite(subject, quantize, unsign)
+    try:
+        return graph.rewrite(subject, partial(quantize, correction=correction), unsign)
+    except BadGraph as failure:
+        if correction != "accurate":
+            raise
+        # It loses a layer where two read one value, as in a residual block or a loop.
+        context.progress(f"quantize.nncf: {failure.what} with the accurate bias correction; it takes the fast one", 0.5)
+        return graph.rewrite(subject, partial(quantize, correction="fast"), unsign)
 
 
 def unsign(model: "onnx_ir.Model") -> None:

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from loadtest.tensors import Array
 from optimize.errors import BadGraph, NoEffect
 from optimize.export import graph
-from optimize.quantize import captured
+from optimize.quantize import captured, left
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +48,7 @@ class Qat:
     activations: Literal["uint8", "int8"] = Field(
         default="uint8", description="What activations become: uint8 for a CPU, int8 around zero for TensorRT."
     )
+    partial: bool = left.PARTIAL
 
 
 def needs(config: Qat) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def needs(config: Smooth) -> tuple[str, ...]:
 
 def matches(subject: Path) -> list[str]:
     """List the dense layers."""
-    return [str(node.name) for nodes in _layers(graph.load(subject), []).values() for node in nodes]
+    return [str(node.name) for nodes in _layers(graph.quantizable(subject), []).values() for node in nodes]
 
 
 def apply(config: Smooth, subject: Path, context: "Context") -> Path:
@@ -68,7 +68,7 @@ def apply(config: Smooth, subject: Path, context: "Context") -> Path:
     Raises:
         NoEffect: no activation before a dense layer has outliers.
     """
-    model = graph.load(subject)
+    model = graph.quantizable(subject)
     kept = graph.excluded(model, config.exclude)
     batches = calibrate.samples(context.workload, config.samples)
     mask = partial(padding.mask, context.workload)

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from optimize import cpu
 from optimize.export import graph, pooling
-from optimize.quantize import calibrate, table
+from optimize.quantize import calibrate, joins, left, table
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -62,6 +62,7 @@ class Static:
         "needs it.",
     )
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
+    partial: bool = left.PARTIAL
 
 
 def needs(config: Static) -> tuple[str, ...]:
@@ -71,33 +72,37 @@ def needs(config: Static) -> tuple[str, ...]:
 
 def matches(subject: Path) -> list[str]:
     """List the nodes with weights that can be quantized."""
-    return graph.names_of(graph.load(subject), WEIGHTED)
+    model = graph.quantizable(subject)
+    grouped = grouped_transposes(model)
+    return [name for name in graph.names_of(model, WEIGHTED) if name not in grouped]
 
 
 def apply(config: Static, subject: Path, context: "Context") -> Path:
     """Quantize the graph in place of its file."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    model = graph.load(subject)
+    model = graph.quantizable(subject)
     graph.refuse_quantized(model, subject, WEIGHTED)
     present = graph.operators(model) - {"Gather"}
     kinds = WEIGHTED if present & set(SENSITIVE) else (*WEIGHTED, *BETWEEN)
-    names = [*graph.excluded(model, config.exclude), *narrow_convolutions(model)]
+    names = [*graph.excluded(model, config.exclude), *narrow_convolutions(model), *grouped_transposes(model)]
     graph.refuse_idle(model, WEIGHTED, names)
     tables = graph.names_of(model, ("Gather",))
-    table.round_tables(model, names)
+    reduced = cpu.reduced_range(config.reduce_range, context.target.device)
+    table.round_tables(model, names, reduced=reduced)
     names += [*pooling.pool_first(model, names), *tables, *graph.activation_products(model), *biases(model)]
     symmetric = config.activations == "int8" or (config.activations == "auto" and context.target.device == "cuda")
     graph.save(model, subject)
     type_inputs(subject)
     batches = list(calibrate.samples(context.workload, config.samples))
+    names += joins.apart(subject, model, batches, names, context.progress)
     quantize = functools.partial(
         quantize_static,
         calibration_data_reader=calibrate.reader(batches),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=[kind for kind in kinds if kind in present],
         per_channel=config.per_channel,
-        reduce_range=cpu.reduced_range(config.reduce_range, context.target.device),
+        reduce_range=reduced,
         activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         nodes_to_exclude=names,
@@ -136,6 +141,15 @@ def narrow_convolutions(model: "onnx_ir.Model") -> list[str]:
     return found
 
 
+def grouped_transposes(model: "onnx_ir.Model") -> list[str]:
+    """Return the transposed convolutions in groups, for which the quantizer has no scale for each channel."""
+    return [
+        str(node.name)
+        for node in model.graph
+        if node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) > 1
+    ]
+
+
 def type_inputs(path: Path) -> None:
     """Write into the file that what a layer with float weights reads is float.
 
@@ -143,7 +157,7 @@ def type_inputs(path: Path) -> None:
     """
     import onnx
 
-    names = set(graph.names_of(graph.load(path), WEIGHTED[:-1]))
+    names = set(graph.names_of(graph.quantizable(path), WEIGHTED[:-1]))
     model = onnx.load(path, load_external_data=False)
     read = {node.input[0] for node in model.graph.node if node.name in names}
     for name in sorted(read - {value.name for value in model.graph.input}):

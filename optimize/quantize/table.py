@@ -5,33 +5,49 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optimize.export import graph
+from optimize.export import graph, share
 
 if TYPE_CHECKING:
     import onnx_ir
 
 SMALLEST = 1e-8
 """Stands for the magnitude of a row of zeros."""
+MOST, REDUCED = 127, 64
+"""The largest number in INT8, and the one that ONNX Runtime's quantizer leaves to weights of 7 bits."""
 
 
-def round_tables(model: "onnx_ir.Model", kept: Sequence[str]) -> None:
+def round_tables(model: "onnx_ir.Model", kept: Sequence[str], *, reduced: bool = False) -> None:
     """Round every embedding table but those of the nodes `kept`, in place.
 
     ONNX Runtime's own quantizer has one scale for a whole table, which costs a sentence encoder more than its products.
+
+    Args:
+        model: its graph is changed.
+        kept: names of nodes.
+        reduced: products have weights of 7 bits; a table that is such a weight too gets as many, so that both are one.
     """
     names = set(graph.names_of(model, ("Gather",))) - set(kept)
+    tied = _tied(model) if reduced else set()
     for node in [node for node in model.graph if node.name in names]:
-        round_rows(model, node)
+        round_rows(model, node, REDUCED if node.inputs[0] in tied else MOST)
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
 
 
-def round_rows(model: "onnx_ir.Model", node: "onnx_ir.Node") -> None:
+def _tied(model: "onnx_ir.Model") -> "set[onnx_ir.Value]":
+    """Return the weights that a product reads too, as they are, transposed or in a copy."""
+    read = {
+        table for table in model.graph.initializers.values() if {user.op_type for user, _ in table.uses()} > {"Gather"}
+    }
+    return read | {table for table, _, _ in share.twins(model)}
+
+
+def round_rows(model: "onnx_ir.Model", node: "onnx_ir.Node", most: int = MOST) -> None:
     """Let the Gather `node` look rows of INT8 numbers up instead of floats, and the scale of each row beside them."""
     import onnx_ir
 
     table = graph.constant(node.inputs[0])
-    scale = np.maximum(np.abs(table).max(axis=1, keepdims=True), SMALLEST).astype(np.float32) / 127
+    scale = np.maximum(np.abs(table).max(axis=1, keepdims=True), SMALLEST).astype(np.float32) / most
     arrays = {"rows": np.rint(table / scale).astype(np.int8), "scales": scale}
     values = {key: onnx_ir.Value(name=f"{node.name}_{key}", const_value=onnx_ir.tensor(arrays[key])) for key in arrays}
     for value in values.values():

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from optimize.errors import BadGraph, BadRecipe, NoEffect
 from optimize.export import graph
-from optimize.quantize import table
+from optimize.quantize import left, table
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -44,11 +44,12 @@ class WeightOnly:
         "the product, which is faster and less exact.",
     )
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
+    partial: bool = left.PARTIAL
 
 
 def matches(subject: Path) -> list[str]:
     """List the nodes with weights that can be quantized."""
-    model = graph.load(subject)
+    model = graph.quantizable(subject)
     return graph.names_of(model, (*PRODUCTS, *TABLES))
 
 
@@ -64,7 +65,7 @@ def apply(config: WeightOnly, subject: Path, context: "Context") -> Path:
             f"quantize.weight_only writes operators of ONNX Runtime, the target's runtime is {context.target.runtime}",
             fix='leave it out, or set runtime = "onnxruntime"',
         )
-    model = graph.load(subject)
+    model = graph.quantizable(subject)
     kept = set(graph.excluded(model, config.exclude))
     found = {"weights": graph.names_of(model, PRODUCTS), "tables": graph.names_of(model, TABLES)}
     chosen = {

@@ -94,7 +94,7 @@ def test_only_the_layer_with_the_outlier_stays_float(search: Search, made: Workl
     path, said = search(Mixed(max_drop=0.1))
     assert [sorted(shape) for shape in float_weights(path)] == [[10, WIDTH]]
     assert accuracy(path, made) >= 0.9
-    assert said[-1] == "quantize.mixed: stays float: last/Gemm"
+    assert "quantize.mixed: stays float: last/Gemm" in said
     assert any("every layer in INT8: accuracy" in line and "not kept" in line for line in said)
     assert any("last/Gemm alone in INT8 loses +0." in line for line in said)
 
@@ -105,7 +105,7 @@ def test_the_others_may_have_8_bit_weights(search: Search, made: Workload) -> No
     assert float_weights(path) == [(10, WIDTH // 32)], "only the scales of the blocks"
     assert path.stat().st_size < floats.stat().st_size - 2.5 * WIDTH * 10
     assert accuracy(path, made) >= 0.8
-    assert said[-1] == "quantize.mixed: stays float: none"
+    assert "quantize.mixed: stays float: none" in said
     assert any("last/Gemm with 8-bit weights: accuracy" in line for line in said)
 
 
@@ -120,7 +120,7 @@ def test_ranges_may_come_from_each_batch(search: Search, made: Workload) -> None
 def test_excluded_layers_are_no_candidates(search: Search) -> None:
     path, said = search(Mixed(max_drop=0.02, exclude=("first/*", "last/*")))
     assert len(float_weights(path)) == 2
-    assert "every layer in INT8" in said[-1] and said[-1].endswith(": kept")
+    assert any("every layer in INT8" in line and line.endswith(": kept") for line in said)
 
 
 class Doubled(Outlier):

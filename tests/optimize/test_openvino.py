@@ -368,3 +368,48 @@ def test_a_bundle_is_judged_in_the_runtime_that_it_was_made_for(
     assert len(opened) == 1
     assert optimize("compare", f"{SMALL}:workload", tmp_path / "openvino", "--json").code == 0
     assert len(opened) == 2
+
+
+class Looped(nn.Module):
+    """Runs one convolution several times, as a refinement does; once it is a residual block."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.into, self.again, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+        self.times = times
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.into(x).relu()
+        for _ in range(self.times):
+            x = self.again(x).relu() + x
+        return self.out(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("times", "config"),
+    [(0, nncf.Nncf()), (1, nncf.Nncf()), (2, nncf.Nncf(preset="mixed")), (3, nncf.Nncf(bias_correction="accurate"))],
+    ids=["plain", "residual", "twice, mixed", "three times, as asked"],
+)
+def test_biases_are_corrected_the_fast_way_where_the_accurate_one_fails(
+    times: int, config: nncf.Nncf, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    spec = TensorSpec("x", "float32", (BATCH, 3, 8, 8), (-1, 1))
+
+    def images(seed: int = 0) -> Iterator[Batch]:
+        yield Batch({"x": spec.generate(np.random.default_rng(seed), 16)})
+
+    made = Workload(
+        *("looped", Looped(times).eval(), (spec,), ("y",), images, lambda outputs, targets, reference: {}),
+        calibration=lambda: images(1),
+    )
+    said: list[str] = []
+    source = export(made.build(), made.inputs, made.outputs, tmp_path / "float.onnx")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    path = step.apply(config, source, replace(context(made, scratch), progress=lambda text, _: said.append(text)))
+    with OnnxPredictor(path) as predictor:
+        got = predictor.predict(made.first())["y"]
+    wanted = TorchPredictor(made.build(), made.outputs).predict(made.first())["y"]
+    assert np.abs(got - wanted).max() < 0.1 * np.ptp(wanted)
+    assert any("it takes the fast one" in line for line in said) == (times > 0)

@@ -31,7 +31,7 @@ class Divided(nn.Module):
 
     def __init__(self, way: str) -> None:
         super().__init__()
-        read = {"split": 24, "gated": WIDE // 2, "maxout": WIDE // 4, "pixels": WIDE // 4}.get(way, WIDE)
+        read = {"split": 24, "maxout": WIDE // 4, "pixels": WIDE // 4}.get(way, WIDE)
         self.wide, self.inner = nn.Conv2d(3, WIDE, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
         self.narrow, self.out, self.way = nn.Conv2d(read, 12, 1), nn.Linear(12, 5), way
         with torch.no_grad():
@@ -40,13 +40,11 @@ class Divided(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.wide(x)
         n, c, h, w = x.shape
-        one, other = x.chunk(2, 1) if self.way in ("split", "half", "gated", "label") else (x, x)
+        one, other = x.chunk(2, 1) if self.way in ("split", "half", "label") else (x, x)
         if self.way == "split":
             x = torch.cat([one, other, self.inner(other).relu()], 1)
         elif self.way in ("half", "label"):
             x = torch.cat([one.relu(), other], 1)
-        elif self.way == "gated":
-            x = one * other.sigmoid()
         elif self.way == "shuffle":
             x = x.view(n, 2, -1, h, w).transpose(1, 2).reshape(n, c, h, w)
         elif self.way == "maxout":
@@ -81,7 +79,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], TensorSpec, bool]] = {
     "split": (lambda: Divided("split"), IMAGE, False),
     "half": (lambda: Divided("half"), IMAGE, False),
     "label": (lambda: Divided("label"), IMAGE, False),
-    "gated": (lambda: Divided("gated"), IMAGE, True),
     "shuffle": (lambda: Divided("shuffle"), IMAGE, False),
     "maxout": (lambda: Divided("maxout"), IMAGE, False),
     "pixels": (lambda: Divided("pixels"), IMAGE, False),
