@@ -84,7 +84,10 @@ def judged(name: str, code: int, run: dict[str, Any] | None, last: str) -> Row:
 
 
 def table(rows: list[Row]) -> Table:
-    """Return one line for each row; ratios are against the trained model's own FP32 ONNX, larger is better."""
+    """Return one line for each row; ratios are against the trained model's own FP32 ONNX, larger is better.
+
+    Ratios of speed have their 95 % intervals.
+    """
     made = Table(title="zoo", title_justify="left")
     for title in TITLES:
         made.add_column(title, justify="left" if title in ("model", "metric", "verdict") else "right", no_wrap=True)
@@ -96,13 +99,14 @@ def table(rows: list[Row]) -> Table:
 def figures(run: dict[str, Any]) -> list[str]:
     """Return the cells between the name and the verdict."""
     trained, result, ratios = run["trained"]["quality"], run["result"]["quality"], run["ratios"]
-    served = run["endpoint"]
+    served, faster = run["endpoint"], ratios["throughput"]
+    spread = {batch: "[{:.2f}, {:.2f}]".format(*ends) for batch, ends in ratios["interval"].items()}
     return [
         trained["metric"],
         f"{trained['value']:.4f}",
         f"{result['value']:.4f} [{result['low']:.4f}, {result['high']:.4f}]",
         f"{ratios['size']:.2f}×",
-        *(f"{ratios['throughput'][batch]:.2f}×" if batch in ratios["throughput"] else "" for batch in ("1", "32")),
+        *(f"{faster[batch]:.2f}× {spread[batch]}" if batch in faster else "" for batch in ("1", "32")),
         f"{served['parity']['mismatched']} of {served['parity']['requests']}" if served else "not served",
     ]
 
@@ -129,7 +133,7 @@ def main(names: tuple[str, ...], examples: Path, output: Path) -> None:
         click.echo(f"{name}: {rows[-1].verdict}", err=True)
         runs = [entry.run for entry in rows if entry.run is not None]
         (output / "zoo.json").write_text(json.dumps(runs, indent=2))
-    console = Console(width=140, highlight=False)
+    console = Console(width=160, highlight=False)
     console.print(table(rows))
     for entry in rows:
         for warning in entry.run["warnings"] if entry.run else ():
