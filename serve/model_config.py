@@ -41,8 +41,8 @@ def build(
     `max_batch` is 0.
 
     Raises:
-        BadInput: there are no inputs or outputs, only some are batched, one is a single number without a batch, or a
-            setting does not fit the model or the target.
+        BadInput: there are no inputs or outputs, only some are batched, or a setting does not fit the model or the
+            target.
     """
     if not inputs or not outputs:
         raise BadInput("a served model needs at least one input and one output")
@@ -180,19 +180,10 @@ def parse(text: str, where: str = "config.pbtxt") -> ModelConfig:
 
 
 def stated(tensor: ModelInput | ModelOutput, spec: TensorSpec, batched: bool) -> ModelInput | ModelOutput:
-    """Return `tensor` with what a configuration says of `spec`.
-
-    Raises:
-        BadInput: it is a single number without a batch axis.
-    """
+    """Return `tensor` with what a configuration says of `spec`."""
     kind = TRITON_DTYPES[spec.dtype]
     tensor.name = spec.name
     tensor.data_type = f"TYPE_{'STRING' if kind == 'BYTES' else kind}"
-    if not spec.dims:
-        raise BadInput(
-            f"the tensor {spec.name!r} is a single number, which our server does not serve without a batch axis",
-            fix="give it one dim of size 1, or the batch axis",
-        )
     tensor.dims.extend(-1 if isinstance(dim, Dim) else dim for dim in spec.served.dims[batched:])
     if batched and not spec.own:
         # Triton knows no sample without dims: it carries one element, which the model sees without an axis.

@@ -40,6 +40,6 @@ def complete(
         for name, (dtype, dims) in found.items():
             own = dims[1:] if batched else dims
             add({"name": name, "data_type": dtype, "dims": own or [1]})
-            if not own:
+            if batched and not own:
                 # Its own call takes no reshape; what `as_dict` returns is the configuration itself.
                 config[kind][-1]["reshape"] = {"shape": []}

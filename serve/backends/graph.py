@@ -44,7 +44,8 @@ def mismatch(config: dict[str, Any], kind: str, tensors: Mapping[str, tuple[str,
             return f"the {kind} {name} is {stated['data_type']} in config.pbtxt and {dtype} in the model"
         dims = stated["reshape"].get("shape", []) if "reshape" in stated else stated["dims"]
         dims = [-1] * (config["max_batch_size"] > 0) + [int(dim) for dim in dims]
-        if shape is None:
+        if shape is None or (dims == [1] and not shape):
+            # Triton knows no tensor without dims: outside of a batch, a single number has one of size 1 there.
             continue
         if len(dims) != len(shape) or any(has not in (-1, dim) for dim, has in zip(dims, shape, strict=True)):
             return f"the {kind} {name} has the shape {dims} by config.pbtxt and {shape} in the model (-1: any)"

@@ -54,6 +54,7 @@ class Instance:
         if reason:
             raise pb.TritonModelException(reason)
         self.batching = config["max_batch_size"] > 0
+        self.single = [name for name, (_, shape) in graph[0].items() if shape is not None and not len(shape)]
         self.finite_only = NONFINITE in config.get("parameters", {})
         self.slots = int(config.get("parameters", {}).get(SLOTS, {"string_value": 0})["string_value"])
         controls, self.states = remembered(config)
@@ -135,6 +136,8 @@ class Instance:
     def _feed(self, request):
         tensors = {name: pb.get_input_tensor_by_name(request, name) for name in self.inputs}
         feed = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+        for name in feed.keys() & self.single:
+            feed[name] = feed[name].reshape(())
         if self.finite_only:
             for name, array in feed.items():
                 if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -174,4 +177,4 @@ class Instance:
             del self.memory[next(iter(self.memory))]
 
     def _response(self, arrays):
-        return pb.InferenceResponse([pb.Tensor(name, array) for name, array in arrays.items()])
+        return pb.InferenceResponse([pb.Tensor(name, np.atleast_1d(array)) for name, array in arrays.items()])

@@ -70,9 +70,11 @@ def test_one_number_per_sample_is_carried_as_one_element() -> None:
     assert model_config.parse(model_config.text(config)) == config
 
 
-def test_single_number_of_an_unbatched_model_is_refused() -> None:
-    with pytest.raises(BadInput, match="'total' is a single number"):
-        build([TensorSpec("x", "float32", (4,))], [TensorSpec("total", "float32", ())])
+def test_a_single_number_of_an_unbatched_model_has_one_dim() -> None:
+    config = build([TensorSpec("x", "float32", ())], [TensorSpec("total", "float32", ())])
+    assert (list(config.input[0].dims), list(config.output[0].dims)) == ([1], [1])
+    # Triton takes no empty reshape without a batch.
+    assert not config.output[0].HasField("reshape")
 
 
 def test_half_batched_model_is_refused_by_name() -> None:
