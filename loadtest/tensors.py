@@ -181,6 +181,11 @@ def from_served(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, Array]
     }
 
 
+def fewest(inputs: Sequence[TensorSpec]) -> int:
+    """Return the fewest samples that a model with these inputs takes in one call."""
+    return max((spec.shape(size="minimum")[0] for spec in inputs if spec.batched), default=1)
+
+
 def stated_spec(tensor: Mapping[str, Any], max_batch: int) -> TensorSpec:
     """Return the spec of a tensor as a server's metadata state it.
 

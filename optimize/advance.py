@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from loadtest import payload
+from loadtest.tensors import fewest
 from optimize import bundle as bundles
 from optimize import digest, follower, sample, splits
 from optimize import step as steps_of
@@ -123,7 +124,8 @@ def _deviation(graph: Path, workload: Workload, recipe: Recipe) -> dict[str, Any
     real = [batch.inputs for batch in sample.rows(workload, "evaluation", SAMPLES)]
     generated = payload.generate(workload.inputs, 2, recipe.seed, batch=largest)
     found = max(
-        deviation(graph, inputs, largest, seed=recipe.seed, target=recipe.target) for inputs in (real, generated)
+        deviation(graph, inputs, largest, seed=recipe.seed, target=recipe.target, few=fewest(workload.inputs))
+        for inputs in (real, generated)
     )
     return {"deviation": found, "deviation_batch": largest}
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules import transformer
 
 
 class Attention(nn.Module):
@@ -110,6 +111,20 @@ def without_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def without_mask_check() -> Iterator[None]:
+    """Keep torch's encoders from looking whether a mask is causal, a branch on values that no exporter can follow.
+
+    All that it decides is whether a faster product may be taken; the mask is applied either way.
+    """
+    look = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = look
 
 
 def is_plain(source: nn.MultiheadAttention) -> bool:

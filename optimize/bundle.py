@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from loadtest import files
 from loadtest.commandline import document
+from loadtest.tensors import fewest
+from optimize import state
 from optimize.digest import Key
 from optimize.errors import BadBundle
 from optimize.predict import TorchPredictor
@@ -75,7 +77,8 @@ def save(bundle: Bundle, folder: Path, key: Key | None = None) -> Bundle:
         key: kept with it, by which a run knows its own steps again; the bundle's own unless given.
 
     Raises:
-        BadBundle: `folder` is a file or holds something else than a bundle.
+        BadBundle: `folder` is a file or holds something else than a bundle, or the module keeps state that is no tensor
+            and not what the user's code builds.
     """
     folder = folder.absolute()
     bundle = replace(bundle, key=key or bundle.key)
@@ -142,7 +145,7 @@ def load(folder: Path, workload: Workload | None = None) -> Bundle:
     original = workload.build(student_of(description["lineage"]))
     module = rebuild(original, description["structure"], str(folder))
     try:
-        load_model(module, str(folder / WEIGHTS))
+        state.load(module, load_file(folder / WEIGHTS))
         _load_buffers(module, description["structure"], folder)
     except (KeyError, RuntimeError, SafetensorError) as error:
         raise BadBundle(
@@ -210,7 +213,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 def _answers(module: nn.Module, workload: Workload) -> dict[str, list[float]]:
     """Return the first numbers that the model makes of generated inputs, by output: float outputs only."""
     rng = np.random.default_rng(0)
-    inputs = {spec.name: spec.generate(rng, batch=2) for spec in workload.inputs}
+    inputs = {spec.name: spec.generate(rng, max(2, fewest(workload.inputs))) for spec in workload.inputs}
     with TorchPredictor(module, workload.outputs) as predictor:
         outputs = predictor.predict(inputs)
     return {name: array.ravel()[:KEPT].tolist() for name, array in outputs.items() if array.dtype.kind == "f"}
@@ -236,14 +239,22 @@ def _check_answers(now: Mapping[str, list[float]], then: Mapping[str, list[float
 
 
 def _save_weights(module: nn.Module, original: nn.Module, folder: Path) -> None:
+    before = state.extras(original)
+    for name, value in state.extras(module).items():
+        if before.get(name) != value:
+            raise BadBundle(
+                f"a step has changed the extra state {name!r}, which is no tensor",
+                where=type(module).__name__,
+                fix="let get_extra_state return a tensor; a bundle holds nothing else",
+            )
     built = unsaved(original)
     buffers = {
-        name: buffer.clone()
+        name: buffer.clone(memory_format=torch.contiguous_format)
         for name, buffer in unsaved(module).items()
         if name not in built or not torch.equal(built[name], buffer)
     }
     try:
-        save_model(module, str(folder / WEIGHTS))
+        save_file(state.tensors(module), folder / WEIGHTS)
         if buffers:
             save_file(buffers, folder / BUFFERS)
     except SafetensorError as error:

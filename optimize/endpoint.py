@@ -17,11 +17,12 @@ from loadtest import answers as answers_of
 from loadtest import drive, page, payload, summary
 from loadtest.client import Client, connect
 from loadtest.plan import Plan
-from loadtest.tensors import UNBOUNDED, Array, Arrays, Dim, TensorSpec, from_served, to_served
+from loadtest.tensors import UNBOUNDED, Array, Arrays, Dim, TensorSpec, fewest, from_served, to_served
 from loadtest.traffic import Part
 from optimize import gate, sample
 from optimize.baseline import Progress, Trained, graph_of
 from optimize.bundle import Bundle
+from optimize.errors import BadWorkload
 from optimize.evaluate import Quality, collect, compare, judge
 from optimize.gate import Gate
 from optimize.predict import EndpointPredictor, OnnxPredictor, cut, open_graph
@@ -48,9 +49,16 @@ def check(repository: Path, workload: Workload, target: Target) -> None:
     """Say before anything starts that nothing could be published.
 
     Raises:
+        BadWorkload: the model takes no single samples, and a server sends what comes.
         BadRepository: the repository is a file, cannot be written, or the model's name is not usable.
         NotInstalled: the server's environment, or the target's runtime in it, is missing.
     """
+    if (few := fewest(workload.inputs)) > 1:
+        raise BadWorkload(
+            f"its inputs are declared from a batch of {few}, and a server gives a model single samples too",
+            where=workload.source or workload.name,
+            fix="declare the batch from 1, as loadtest.tensors.BATCH does, or run it without --repository",
+        )
     staging.check(repository, workload.name)
     install.environment().require(target.runtime)
 

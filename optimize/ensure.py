@@ -1,13 +1,13 @@
 """Ensure: what every step owes after it ran, and the private copy that it gets to work on."""
 
-import copy as copying
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loadtest.tensors import Array
+from loadtest.tensors import Array, fewest
+from optimize import copies
 from optimize.errors import BadGraph, BadModel
 from optimize.predict import GraphPredictor, TorchPredictor, open_graph
 from optimize.workload import Workload
@@ -17,7 +17,7 @@ from serve.target import Target
 def copy(subject: Any, scratch: Path) -> Any:
     """Return a deep copy of a module, or a copy in `scratch` of an ONNX file and of the weights beside it."""
     if not isinstance(subject, Path):
-        return copying.deepcopy(subject)
+        return copies.copied(subject)
     for file in sorted(subject.parent.glob(f"{subject.name}*")):
         shutil.copyfile(file, scratch / file.name)
     return scratch / subject.name
@@ -26,19 +26,19 @@ def copy(subject: Any, scratch: Path) -> Any:
 def still_works(subject: Any, workload: Workload, name: str, target: Target) -> None:
     """Run the first evaluation batch, whole and its first sample alone, through what the step `name` returned.
 
-    A graph runs in the target's runtime.
+    A graph runs in the target's runtime. Where the workload declares no single samples, the fewest stand for one.
 
     Raises:
         BadModel: the module does not run, or its outputs are not those that the workload's own model has.
         BadGraph: the same of an ONNX file.
     """
-    batch = workload.first()
+    batch, few = workload.first(), fewest(workload.inputs)
     refused = BadGraph if isinstance(subject, Path) else BadModel
     reference = TorchPredictor(workload.build(), workload.outputs).predict(batch)
     try:
         with _predictor(subject, workload, target) as predictor:
             together = predictor.predict(batch)
-            alone = predictor.predict({key: array[:1] for key, array in batch.items()})
+            alone = predictor.predict({key: array[:few] for key, array in batch.items()})
     except (BadGraph, BadModel) as error:
         raise type(error)(
             f"after {name}: {error.what}", where=workload.name, fix=f"{_way_out(name)}; or {error.fix}"
@@ -50,7 +50,7 @@ def still_works(subject: Any, workload: Workload, name: str, target: Target) -> 
             fix=_way_out(name),
         )
     for output, wanted in reference.items():
-        for got, right in ((together[output], wanted), (alone[output], wanted[:1])):
+        for got, right in ((together[output], wanted), (alone[output], wanted[:few])):
             if fault := _fault(got, right):
                 raise refused(f"after {name}, output {output!r} {fault}", where=workload.name, fix=_way_out(name))
 

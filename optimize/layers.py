@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from loadtest.tensors import Arrays, TensorSpec
+from loadtest.tensors import Arrays, TensorSpec, fewest
 from optimize import macs, measure
 from optimize.bundle import Bundle
 from optimize.errors import BadGraph
 from optimize.export import graph
 from optimize.export.onnx import export
+from optimize.predict import answering
 from optimize.step import METHODS
 from serve import scratch
 
@@ -66,7 +67,7 @@ class Inspection:
 
     layers: tuple[Layer, ...]
     parameters: int
-    macs: int
+    macs: int | None
     milliseconds: float
     warnings: tuple[str, ...]
 
@@ -76,13 +77,15 @@ class Inspection:
 
 
 def inspect(bundle: Bundle, batch: int = 1) -> Inspection:
-    """Return what the layers of a bundle's model cost at this batch size.
+    """Return what the layers of a bundle's model cost at this batch size, or the least that the workload declares.
 
     Raises:
         BadModel, BadGraph: the model cannot be run or exported.
     """
     module, inputs = bundle.module.eval(), bundle.workload.inputs
-    counted = macs.by_module(module, inputs)
+    batch = max(batch, fewest(inputs))
+    known = macs.by_module(module, inputs)
+    counted = known or {}
     shapes = output_shapes(module, inputs, batch)
     with scratch.folder() as folder:
         named = bundle.graph if bundle.graph and _is_export(bundle.graph) else None
@@ -108,10 +111,11 @@ def inspect(bundle: Bundle, batch: int = 1) -> Inspection:
         )
         for name, layer in module.named_modules()
     ]
+    notes = (*warnings(module, shapes), *([macs.UNKNOWN] if known is None else []))
     other = Layer("other", "", 0, 0.0, 0, times.get(None, 0.0) / total, None, ())
     kept = [row for row in rows if row.parameters or row.macs or row.latency]
     return Inspection(
-        (*kept, other), measure.parameters(module), sum(counted.values()), total, warnings(module, shapes)
+        (*kept, other), measure.parameters(module), None if known is None else sum(known.values()), total, notes
     )
 
 
@@ -131,7 +135,7 @@ def output_shapes(module: nn.Module, inputs: Sequence[TensorSpec], batch: int) -
 
     hooks = [layer.register_forward_hook(note(name)) for name, layer in module.named_modules()]
     try:
-        with torch.inference_mode():
+        with answering():
             module(**_example(inputs, batch))
     finally:
         for hook in hooks:

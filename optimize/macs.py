@@ -13,30 +13,43 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from loadtest.tensors import TensorSpec
-from optimize.attention import without_fast_path
+from loadtest.tensors import TensorSpec, fewest
+from optimize.predict import answering
+
+UNKNOWN = "the MACs are not known: torch's counter cannot follow this model"
 
 
-def total(module: nn.Module, inputs: Sequence[TensorSpec]) -> int:
-    """Return the MACs for one sample of typical size."""
-    return sum(by_module(module, inputs).values())
+def total(module: nn.Module, inputs: Sequence[TensorSpec]) -> int | None:
+    """Return the MACs for one sample of typical size; None where torch cannot count them."""
+    counted = by_module(module, inputs)
+    return None if counted is None else sum(counted.values())
 
 
-def by_module(module: nn.Module, inputs: Sequence[TensorSpec]) -> dict[str, int]:
-    """Return the MACs of each module that has some, without those of the modules in it; the model itself is ''."""
+def by_module(module: nn.Module, inputs: Sequence[TensorSpec]) -> dict[str, int] | None:
+    """Return the MACs of each module that has some, without those of the modules in it; the model itself is ''.
+
+    They are those of one sample, from a call with the fewest samples that are declared. None where torch cannot count.
+    """
     rng = np.random.default_rng(0)
-    arrays = {spec.name: torch.from_numpy(spec.generate(rng, batch=1)) for spec in inputs}
+    few = fewest(inputs)
+    arrays = {spec.name: torch.from_numpy(spec.generate(rng, batch=few)) for spec in inputs}
     # Operators of the CPU that torch's counter does not know. GRU and RNN are unrolled into matrix products.
     known: Any = {
         torch.ops.aten.mkldnn_rnn_layer: _recurrent,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     }
     counter = FlopCounterMode(display=False, custom_mapping=known)
-    with torch.inference_mode(), without_fast_path(), counter:
-        module.eval()(**arrays)
+    try:
+        with answering(), counter:
+            module.eval()(**arrays)
+    except Exception:  # the module runs without the counter, or it would have no export
+        return None
+    finally:
+        # A torch.cond that ran under the counter is never compiled again, and then fails.
+        torch.compiler.reset()
     root = type(module).__name__
     totals = {
-        name.removeprefix(root).removeprefix("."): sum(counts.values()) // 2
+        name.removeprefix(root).removeprefix("."): sum(counts.values()) // 2 // few
         for name, counts in counter.get_flop_counts().items()
         if name.partition(".")[0] == root
     }

@@ -31,14 +31,14 @@ class Cost:
     Args:
         bytes: of the ONNX file, with the weights beside it.
         parameters: of the torch module; quantization leaves their number as it is.
-        macs: multiply-accumulate operations for one sample of typical size.
+        macs: multiply-accumulate operations for one sample of typical size; None where they cannot be counted.
         latency_ms: milliseconds for one call, by batch size.
         throughput: samples a second, by batch size.
     """
 
     bytes: int
     parameters: int
-    macs: int
+    macs: int | None
     latency_ms: Mapping[int, float]
     throughput: Mapping[int, float]
 

@@ -12,9 +12,9 @@ from typing import Any
 from loadtest import files
 from loadtest.commandline import document
 from loadtest.errors import UsageError
-from loadtest.tensors import TensorSpec
+from loadtest.tensors import TensorSpec, fewest
 from optimize import bundle as bundles
-from optimize import digest, explain, extra, gate, measure, resume, speed, splits
+from optimize import digest, explain, extra, gate, macs, measure, resume, speed, splits
 from optimize import step as steps_of
 from optimize.advance import advance, every_step, folder_name, measured
 from optimize.baseline import TRAINED, Progress, Trained, cost, establish, graph_of, silent
@@ -23,6 +23,7 @@ from optimize.errors import BadRecipe, BadWorkload, BusyMachine, GateRefused
 from optimize.evaluate import Quality, compare
 from optimize.export.onnx import Onnx
 from optimize.gate import Gate
+from optimize.measure import Cost
 from optimize.recipe import Recipe, ordered
 from optimize.speed import Timing
 from optimize.workload import Workload
@@ -62,7 +63,7 @@ def run(
         BusyMachine: the same, where the machine alone was too busy for a gate to judge.
         BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.errors`.
     """
-    recipe = replace(recipe, steps=ordered(recipe.steps))
+    recipe = replace(recipe, steps=ordered(recipe.steps), target=_declared(recipe.target, workload))
     _check(recipe, workload)
     folder = output or Path("build/runs") / workload.name
     if repository is not None:
@@ -112,7 +113,7 @@ def _run(
         result=measured(quality, timing.cost(cost(last), final)),
         endpoint=None,
         ratios=timing.ratios(final),
-        warnings=explain.warnings(timing.stages(), timing.speeds.control()),
+        warnings=[*explain.warnings(timing.stages(), timing.speeds.control()), *_uncounted(trained.cost)],
         load=None,
         bundle=str(last.folder),
         version=None,
@@ -157,6 +158,7 @@ def apply_one(
     ordered((*before, step), str(source.folder))
     bundles.check(output.absolute())
     workload = source.workload
+    target = _declared(target, workload)
     recipe = Recipe((step,), seed, target=target)
     extra.require(target.runtime)
     steps_of.check_needs(step, workload)
@@ -176,8 +178,19 @@ def apply_one(
         timing = speed.time(files, labels, workload.inputs, target, patience=0.0)
         element |= measured(quality, timing.cost(cost(made), timing.result))
         element["ratios"] = timing.ratios(timing.result)
-        element["warnings"] = explain.warnings(timing.stages()[-2:], timing.speeds.control())
+        slowed = explain.warnings(timing.stages()[-2:], timing.speeds.control())
+        element["warnings"] = [*slowed, *_uncounted(trained.cost)]
     return element
+
+
+def _declared(target: Target, workload: Workload) -> Target:
+    """Return the target with its batch sizes at least as large as the smallest that the workload declares."""
+    few = fewest(workload.inputs)
+    return replace(target, batch=tuple(dict.fromkeys(max(batch, few) for batch in target.batch)))
+
+
+def _uncounted(found: Cost) -> list[str]:
+    return [macs.UNKNOWN] if found.macs is None else []
 
 
 def _check(recipe: Recipe, workload: Workload) -> None:

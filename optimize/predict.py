@@ -1,6 +1,7 @@
 """Predictors: named arrays in, named arrays out, from a torch module, an ONNX file or a Triton endpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -12,8 +13,9 @@ from torch import nn
 
 from loadtest.client import connect
 from loadtest.errors import LatheError, UsageError
-from loadtest.tensors import Array, Arrays, TensorSpec, from_served, to_served
+from loadtest.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, from_served, to_served
 from optimize import extra
+from optimize.attention import without_fast_path
 from optimize.errors import BadGraph, BadModel
 from serve.target import Target
 
@@ -39,6 +41,16 @@ class Predictor(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exception: object) -> None: ...
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Run a module for its answers alone: without gradients, and without torch's fused paths, which an export lacks.
+
+    Not in inference mode: a tensor that the module keeps of a call must serve a training and an export later.
+    """
+    with torch.no_grad(), without_fast_path():
+        yield
 
 
 def forward(module: nn.Module, inputs: Mapping[str, torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -80,6 +92,16 @@ def _named(returned: Any, names: Sequence[str], where: str) -> dict[str, torch.T
             where=where,
             fix=fix,
         )
+    for name, tensor in zip(names, returned, strict=True):
+        if tensor.layout != torch.strided or str(tensor.dtype).removeprefix("torch.") not in TRITON_DTYPES:
+            kind = "sparse" if tensor.layout != torch.strided else str(tensor.dtype).removeprefix("torch.")
+            raise BadModel(
+                f"output {name!r} is {kind}, which no server sends",
+                where=where,
+                fix="end forward with .to_dense()"
+                if kind == "sparse"
+                else "end forward with .float() or torch.view_as_real",
+            )
     return dict(zip(names, returned, strict=True))
 
 
@@ -98,9 +120,9 @@ class TorchPredictor:
     def predict(self, inputs: Arrays) -> dict[str, Array]:
         """Return the module's outputs for one batch."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
-        with torch.inference_mode():
+        with answering():
             outputs = forward(self._module, tensors, self._outputs)
-        return {name: tensor.numpy() for name, tensor in outputs.items()}
+        return {name: tensor.detach().resolve_neg().numpy() for name, tensor in outputs.items()}
 
     def __enter__(self) -> Self:
         """Return itself."""

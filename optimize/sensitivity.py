@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadtest.tensors import TensorSpec
+from loadtest.tensors import TensorSpec, fewest
 from optimize import splits
 from optimize.errors import BadBundle, BadGraph, BadModel, BadRecipe, NoEffect
 from optimize.export import graph, inner
@@ -149,7 +149,7 @@ def gains(path: Path, names: Sequence[str], inputs: Sequence[TensorSpec]) -> dic
     sizes = {name: sum(weight.size for weight in _weights(node)) for name, node in nodes.items()}
     results = {name: str(node.outputs[0].name) for name, node in nodes.items()}
     rng = np.random.default_rng(0)
-    sample = {spec.name: spec.generate(rng, batch=1) for spec in inputs}
+    sample = {spec.name: spec.generate(rng, batch=fewest(inputs)) for spec in inputs}
     values = next(inner.values(path, list(results.values()), [sample]))
     work = {name: sizes[name] * _uses(node, values[results[name]].shape) for name, node in nodes.items()}
     return {name: work[name] / max(sum(work.values()), 1) + sizes[name] / max(sum(sizes.values()), 1) for name in nodes}

@@ -172,11 +172,16 @@ def apply(step: object, subject: Subject, context: Context) -> Subject:
         NoEffect: the method changed nothing.
         BadModel, BadGraph: the result does not run, or lost its outputs' names, shapes or finiteness.
     """
-    from optimize import ensure
+    from optimize import copies, ensure, state
 
     method = METHODS[type(step)]
     check_needs(step, context.workload)
+    if method.name.startswith("quantize."):
+        state.refuse_double(context.trained, method.name)
     private = ensure.copy(subject, context.scratch)
+    if method.name.startswith("prune."):
+        # What a cut takes from a weight, its computation would put back.
+        private = copies.folded(private)
     before = fingerprint(private)
     result = method.apply(step, private, context)
     if method.stage != "export" and fingerprint(result) == before:
@@ -189,16 +194,12 @@ def apply(step: object, subject: Subject, context: Context) -> Subject:
 
 
 def fingerprint(subject: Subject) -> str:
-    """Return a digest of a module's parameters and buffers, or of an ONNX file's bytes."""
-    import torch
+    """Return a digest of a module's state, or of an ONNX file's bytes."""
+    if not isinstance(subject, Path):
+        from optimize import state
 
+        return state.fingerprint(subject)
     data = hashlib.sha256()
-    if isinstance(subject, Path):
-        for file in sorted(subject.parent.glob(f"{subject.name}*")):
-            data.update(file.read_bytes())
-        return data.hexdigest()
-    for name, tensor in sorted(subject.state_dict().items()):
-        data.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        # Their bytes, since numpy has no bfloat16.
-        data.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for file in sorted(subject.parent.glob(f"{subject.name}*")):
+        data.update(file.read_bytes())
     return data.hexdigest()

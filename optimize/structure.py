@@ -3,13 +3,13 @@
 A bundle keeps this record beside the weights, so that a pruned model is rebuilt without pickling anything.
 """
 
-import copy
 from typing import Any
 
 import torch
 from torch import nn
 
 from optimize.attention import Attention, substitute
+from optimize.copies import computes, copied, folded
 from optimize.errors import BadBundle
 
 
@@ -35,10 +35,14 @@ def structure(module: nn.Module, original: nn.Module) -> dict[str, dict[str, Any
 
     For each submodule with a difference: `skipped`, whether a removed layer returned a tuple; or `tensors`, the shape
     of each parameter or buffer that has another one, and `attributes`, the whole numbers and tuples of them (such as
-    `out_channels`) that have another value; with `substituted` where an `Attention` stands in for torch's own.
+    `out_channels`) that have another value; with `substituted` where an `Attention` stands in for torch's own. Under
+    the model's own name, '', `folded` says that its computed weights have become plain ones.
     """
     record: dict[str, dict[str, Any]] = {}
-    original = copy.deepcopy(original)
+    original = copied(original)
+    plain = computes(original) and not computes(module)
+    if plain:
+        original = folded(original)
     for name, layer in module.named_modules():
         other = original.get_submodule(name)
         if isinstance(layer, Skip) and not isinstance(other, Skip):
@@ -59,15 +63,21 @@ def structure(module: nn.Module, original: nn.Module) -> dict[str, dict[str, Any
             record[name] = {"tensors": tensors, "attributes": attributes}
             if substituted:
                 record[name]["substituted"] = True
+    if plain:
+        record[""] = {"tensors": {}, "attributes": {}, **record.get("", {}), "folded": True}
     return record
 
 
 def rebuild(module: nn.Module, record: dict[str, dict[str, Any]], where: str) -> nn.Module:
-    """Give a fresh model the structure of `record`, in place; the values of resized tensors are NaN, or 0.
+    """Return a fresh model with the structure of `record`, itself unless it is folded.
+
+    The values of resized tensors are NaN, or 0.
 
     Raises:
         BadBundle: the model has no such submodule or tensor.
     """
+    if "folded" in record.get("", {}):
+        module = folded(module)
     # A tensor that several layers share stays shared.
     fresh: dict[int, torch.Tensor] = {}
     for name, change in record.items():

@@ -1,6 +1,5 @@
 """Workload: what the user brings, and how it is loaded from the user's file."""
 
-import copy
 import importlib
 import importlib.util
 import re
@@ -148,10 +147,13 @@ class Workload:
         """Return the trained model, or the named student, in evaluation mode: a copy that may be changed.
 
         Raises:
-            BadWorkload: no such student, the user's code raised or returned something else than a module, or one with
-                parameters of 16 bits.
+            BadWorkload: no such student, the user's code raised or returned something else than a module, or one whose
+                state no step can hold, such as parameters of 16 bits.
+            BadModel: the module cannot be copied.
         """
         from torch import nn
+
+        from optimize import copies, state
 
         if student and student not in self.students:
             raise BadWorkload(
@@ -168,24 +170,13 @@ class Workload:
                 where=self.name,
                 fix="give the trained module, or a function that returns it",
             )
-        _check_dtypes(model, what, self.source or self.name)
+        model = copies.unwrapped(model)
+        state.check(model, what.removesuffix("()"), self.source or self.name)
         # The user's function may return one and the same module at every call.
-        return copy.deepcopy(model).eval()
-
-
-def _check_dtypes(model: "nn.Module", what: str, where: str) -> None:
-    """Refuse parameters of 16 bits, which training loses small steps in and most of ONNX Runtime on a CPU lacks."""
-    import torch
-
-    for name, parameter in model.named_parameters():
-        if parameter.dtype in (torch.bfloat16, torch.float16):
-            raise BadWorkload(
-                f"{what.removesuffix('()')} has parameters in {str(parameter.dtype).removeprefix('torch.')}, "
-                f"such as {name}; it is treated in float32",
-                where=where,
-                fix="return model.float(), which keeps every number, and let forward cast to nothing shorter; "
-                "quantize.half stores 16 bits at the end",
-            )
+        copy = copies.copied(model)
+        state.separate(copy)
+        guarded(copy.eval, "eval()", self.source)
+        return copy
 
 
 def load(source: str) -> Workload:

@@ -44,7 +44,7 @@ def _print(found: "Inspection") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from optimize.report.table import WIDE
+    from optimize.report.table import WIDE, number
 
     console = Console(highlight=False)
     wide = console.width >= WIDE
@@ -67,7 +67,8 @@ def _print(found: "Inspection") -> None:
         )
     console.print(table)
     console.print(
-        f"{found.parameters:,} parameters, {found.macs:,} MACs a sample, {found.milliseconds:.2f} ms in its operators"
+        f"{found.parameters:,} parameters, {number(found.macs)} MACs a sample, "
+        f"{found.milliseconds:.2f} ms in its operators"
     )
     could = Counter(method for layer in found.layers for method in layer.methods)
     console.print("could be changed: " + (", ".join(f"{name} {n} layers" for name, n in could.items()) or "nothing"))

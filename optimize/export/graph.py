@@ -8,7 +8,9 @@ import fnmatch
 import io
 import itertools
 import logging
+import os
 import string
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -338,11 +340,16 @@ def rewrite(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the progress lines, warnings and logs of exporters and quantizers; their result is checked itself."""
+    """Silence the progress lines, warnings and logs of exporters and quantizers; their result is checked itself.
+
+    What is not Python writes to the descriptors: torch prints whole graphs when it gives up.
+    """
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with (
+            _closed(1),
+            _closed(2),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
@@ -351,3 +358,18 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _closed(number: int) -> Iterator[None]:
+    """Let what is written to a descriptor of this process go nowhere."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = os.dup(number)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), number)
+        yield
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)

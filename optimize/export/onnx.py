@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from optimize.step import Context
 
 
+OTHERWISE = "keep data-dependent Python (int(), .item(), if on a tensor) out of forward"
+CAUSES = {
+    "ONNX has no operator": "write it in operators that ONNX has, or compute it outside of the model",
+    "pack_padded|PackedSequence|PackPadded": "run the layer over the padded batch, without pack_padded_sequence, and "
+    "take each sample's last step: y.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, y.shape[2]))[:, 0]",
+}
+"""Ways out by what an exporter says."""
 IR_VERSION = 10
 """What ONNX Runtime 1.18 and newer reads, as tritonserver has carried since release 24.05; opset 20 goes with it."""
 
@@ -84,15 +91,18 @@ def export(
         BadGraph: no exporter can follow the module, its forward branches on values, or an axis stays frozen; names the
             line or the axis.
     """
+    from optimize.copies import folded
     from optimize.export import verify
 
     module = module.eval()
     shapes = verify.output_dims(module, inputs, outputs)
+    verify.warm(module, inputs, outputs)
+    plain = folded(module)
     temporary = destination.with_name(f".{destination.name}")
     failures: list[BadGraph] = []
     for exporter in (_dynamo, _strict_dynamo, _legacy):
         try:
-            model = _captured(exporter, module, inputs, outputs, opset)
+            model = _captured(exporter, plain, inputs, outputs, opset)
             graph.name_nodes(model.graph)
             graph.clean(model)
             pooling.relu_first(model)
@@ -113,8 +123,20 @@ def export(
                 ) from failure
             continue
         return graph.move(temporary, destination)
-    # A frozen axis found by running a graph says more than an exporter that gave up.
-    raise next((failure for failure in failures if "frozen" in failure.what), failures[0])
+    raise _telling(failures)
+
+
+def _telling(failures: Sequence[BadGraph]) -> BadGraph:
+    """Return the failure that names the cause: dynamo's own, unless it stopped at a size or another one knows more.
+
+    A frozen axis found by running a graph says more than an exporter that gave up; but what the tracer has frozen is
+    the cause only where dynamo could not keep the same size free.
+    """
+    first, *others = failures
+    known = (failure for failure in failures if failure.fix in CAUSES.values())
+    at_sizes = any(word in first.what for word in ("frozen", "specialized", "Constraint", "Could not guard"))
+    frozen = (failure for failure in (others if at_sizes else others[:1]) if "frozen" in failure.what)
+    return next(known, next(frozen, first))
 
 
 def _captured(
@@ -125,16 +147,16 @@ def _captured(
     opset: int,
 ) -> "onnx_ir.Model":
     """Run one exporter in silence; whatever it raises becomes one BadGraph."""
+    from optimize.attention import without_fast_path, without_mask_check
+
     try:
-        with graph.quiet():
+        with graph.quiet(), without_fast_path(), without_mask_check():
             model = exporter(wrapped(module, inputs, outputs), inputs, len(outputs), opset)
     # The module itself was tried at these sizes before, so whatever is raised here is the exporter's.
     except Exception as error:
-        raise BadGraph(
-            f"cannot be exported: {reason(error)}",
-            where=type(module).__name__,
-            fix="keep data-dependent Python (int(), .item(), if on a tensor) out of forward",
-        ) from error
+        whole = f"{reason(error)} {_innermost(error)}"
+        cause = next((fix for word, fix in CAUSES.items() if re.search(word, whole)), OTHERWISE)
+        raise BadGraph(f"cannot be exported: {reason(error)}", where=type(module).__name__, fix=cause) from error
     if (found := model.graph.opset_imports.get("")) != opset:
         raise BadGraph(f"the exporter wrote opset {found} where {opset} was asked for", fix="ask for another opset")
     return model
@@ -143,6 +165,10 @@ def _captured(
 def reason(error: BaseException) -> str:
     """Return the line of the innermost cause that says what went wrong; exporters wrap theirs in pages."""
     error = _innermost(error)
+    if operator := re.search(r"(?:No ONNX function found for .*?op='|Exporting the operator ')([\w.:]+)'", str(error)):
+        return f"ONNX has no operator for {operator[1]}"
+    if "pack_padded_sequence" in str(error):
+        return "torch.export does not follow pack_padded_sequence"
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "specialized" in line or "Could not" in line]
     return f"{type(error).__name__}: {(telling or lines or [''])[0]}"

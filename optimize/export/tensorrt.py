@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from loadtest.errors import MachineError
+from loadtest.tensors import fewest
 from optimize.bundle import Bundle, replacing
 from optimize.errors import BadBundle, BadGraph
 from optimize.export import tensorrt_rules
@@ -176,7 +177,9 @@ def _config(bundle: Bundle, graph: Path) -> Any:
     workload = bundle.workload
     rng = np.random.default_rng(0)
     with OnnxPredictor(graph) as predictor:
-        answers = predictor.predict({spec.name: spec.generate(rng, batch=2) for spec in workload.inputs})
+        answers = predictor.predict(
+            {spec.name: spec.generate(rng, batch=max(2, fewest(workload.inputs))) for spec in workload.inputs}
+        )
     outputs = output_specs(workload, graph, answers)
     largest = min(spec.shape(size="maximum")[0] for spec in workload.inputs)
     target = Target(device="cuda", batch=(1, min(largest, LARGEST_BATCH)))

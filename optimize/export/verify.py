@@ -15,12 +15,18 @@ from serve.target import Target
 if TYPE_CHECKING:
     from torch import nn
 
+    from optimize.predict import TorchPredictor
+
 TOLERANCE = 1e-3
 """Largest difference between graph and module, as a share of the output's largest value (at least 1)."""
 
 LARGEST_BATCH, MOST_VALUES = 64, 2**22
 """The largest batch, and the most values of one input, that are tried."""
 
+NO_NAN = (
+    "declare the range of values that the inputs really have; where a row may be masked whole, leave one place of it "
+    "unmasked, or a softmax sees nothing but -inf"
+)
 Fault = Callable[[Mapping[str, int]], str]
 
 
@@ -85,7 +91,8 @@ def extremes(inputs: Sequence[TensorSpec]) -> Iterator[tuple[str, dict[str, Arra
         for spec in inputs:
             if spec.dtype != "object":
                 arrays[spec.name] = np.full_like(arrays[spec.name], (spec.values or (0, 1))[end])
-        yield f"the {what} values", arrays
+        values = ", ".join(f"{spec.name} {(spec.values or (0, 1))[end]:g}" for spec in inputs if spec.dtype != "object")
+        yield f"the {what} values{f' ({values})' if values else ''}", arrays
 
 
 def generate(inputs: Sequence[TensorSpec], sizes: Mapping[str, int], seed: int = 0) -> dict[str, Array]:
@@ -104,13 +111,14 @@ def output_dims(
     """Return the dims of every output: an int where it is fixed, the name of the dim that it follows where not.
 
     Raises:
-        BadModel: the module does not run at a declared size, or an output's first axis does not follow the batch.
+        BadModel: the module does not run at a declared size, answers the same inputs otherwise at a second call, or an
+            output's first axis does not follow the batch.
     """
     from optimize.predict import TorchPredictor
 
     predictor = TorchPredictor(module, outputs)
     tried = sizes_to_try(inputs)
-    answers = [predictor.predict(generate(inputs, sizes)) for sizes in tried]
+    answers = [_asked_twice(predictor, generate(inputs, sizes), type(module).__name__) for sizes in tried]
     dims: dict[str, tuple[int | str, ...]] = {}
     for name in outputs:
         shapes = [answer[name].shape for answer in answers]
@@ -131,6 +139,32 @@ def output_dims(
             _dim(axis_sizes, tried, f"{name}_{axis}") for axis, axis_sizes in enumerate(zip(*shapes, strict=True))
         )
     return dims
+
+
+def _asked_twice(predictor: "TorchPredictor", arrays: Arrays, where: str) -> Arrays:
+    """Return the answer to these inputs, if it is the same at a second call."""
+    import torch
+
+    answer = predictor.predict(arrays)
+    found = _difference(predictor.predict(arrays), answer, values=True)
+    if not found:
+        return answer
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first = predictor.predict(arrays)
+        torch.manual_seed(0)
+        second = predictor.predict(arrays)
+    if not _difference(second, first, values=True):
+        raise BadModel(
+            f"answers by chance: asked twice, {found}",
+            where=where,
+            fix="draw no random numbers in evaluation: functional.dropout(x, p, self.training), the mean, not a sample",
+        )
+    raise BadModel(
+        f"changes its answers from call to call: asked twice, {found}",
+        where=where,
+        fix="let forward answer from its inputs alone: make what it keeps of the calls before an input and an output",
+    )
 
 
 def _dim(sizes: tuple[int, ...], tried: Sequence[Mapping[str, int]], otherwise: str) -> int | str:
@@ -196,24 +230,36 @@ def check(
 
         for sizes in (*sizes_to_try(inputs), *largest_sizes(inputs)):
             if found := fault(sizes):
-                raise BadGraph(
-                    _diagnosis(found, sizes, inputs, fault),
-                    where=type(module).__name__,
-                    fix="take sizes from the inputs (x.shape[0], or -1 in reshape), as tensors and not through int()",
-                )
+                what, fix = _diagnosis(found, sizes, inputs, fault)
+                raise BadGraph(what, where=type(module).__name__, fix=fix)
         for what, arrays in (*extremes(inputs), *([("the workload's own data", real)] if real else [])):
             if found := differs(arrays):
                 raise BadGraph(
                     f"the exported graph differs from the module on {what}: {found}",
                     where=type(module).__name__,
-                    fix="keep branches on values out of forward (torch.where instead of if)",
+                    fix=NO_NAN
+                    if "NaN" in found
+                    else "keep branches on values out of forward (torch.where instead of if)",
                 )
 
 
-def _diagnosis(found: str, sizes: Mapping[str, int], inputs: Sequence[TensorSpec], fault: Fault) -> str:
-    """Say which axis the export has frozen, if changing one dim alone brings the fault about and another not."""
+def warm(module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
+    """Run the module at its largest sizes, so that a table which it keeps and lets grow has its whole size.
+
+    Raises:
+        BadModel: it does not run at them.
+    """
+    from optimize.predict import TorchPredictor
+
+    for sizes in largest_sizes(inputs):
+        TorchPredictor(module, outputs).predict(generate(inputs, sizes))
+
+
+def _diagnosis(found: str, sizes: Mapping[str, int], inputs: Sequence[TensorSpec], fault: Fault) -> tuple[str, str]:
+    """Return what is wrong and the way out: an axis that is frozen, if only changing one dim brings the fault about."""
     tried = sizes_to_try(inputs)
-    for name in dims_of(inputs):
+    # Where a NaN comes and goes, that is by the values and not by the sizes.
+    for name in () if "NaN" in found else dims_of(inputs):
         variants = [{**sizes, name: other[name]} for other in tried]
         faults = [bool(fault(variant)) for variant in variants]
         if any(faults) and not all(faults):
@@ -225,10 +271,12 @@ def _diagnosis(found: str, sizes: Mapping[str, int], inputs: Sequence[TensorSpec
                 if isinstance(dim, Dim) and dim.name == name
             )
             return (
-                f"the export has frozen the dim {name!r} of {axes}: it works at {good}, not at {sizes[name]}: {found}"
+                f"the export has frozen the dim {name!r} of {axes}: it works at {good}, not at {sizes[name]}: {found}",
+                "take sizes from the inputs (x.shape[0], or -1 in reshape), as tensors and not through int()",
             )
     at = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    return f"the exported graph differs from the module at {at}: {found}"
+    fix = NO_NAN if "NaN" in found else "ask for another opset, or write what that output comes from in other operators"
+    return f"the exported graph differs from the module at {at}: {found}", fix
 
 
 def _difference(got: Arrays, wanted: Arrays, values: bool) -> str:
@@ -245,7 +293,8 @@ def _difference(got: Arrays, wanted: Arrays, values: bool) -> str:
             continue
         apart = ~(np.isfinite(left) & np.isfinite(right))
         if not np.array_equal(left[apart], right[apart], equal_nan=True):
-            return f"output {name!r} is NaN or infinite in other places than the module's"
+            which = "the module's is not" if (apart & np.isfinite(right)).any() else "the module's is something else"
+            return f"output {name!r} is NaN or infinite where {which}"
         largest = float(np.abs(left[~apart] - right[~apart]).max(initial=0.0))
         scale = max(1.0, float(np.abs(right[~apart]).max(initial=0.0)))
         if not largest <= TOLERANCE * scale:
@@ -260,6 +309,7 @@ def deviation(
     compositions: int = 20,
     seed: int = 0,
     target: Target | None = None,
+    few: int = 1,
 ) -> float:
     """Return how much a sample's output depends on its batch mates.
 
@@ -273,6 +323,7 @@ def deviation(
         compositions: how many random batches to draw, of 2 samples to the most.
         seed: seeds the draw.
         target: says which runtime answers; ONNX Runtime by default.
+        few: the fewest samples of one batch; where these are several, a sample alone has the first others beside it.
 
     Returns:
         The largest absolute difference between a sample's output in a drawn batch and its output alone.
@@ -290,11 +341,12 @@ def deviation(
     alone: dict[int, dict[str, Array]] = {}
     with open_graph(path, target or Target()) as predictor:
         for _ in range(compositions):
-            chosen = _draw(rng, samples, largest)
+            chosen = _draw(rng, samples, few, largest)
             together = predictor.predict(_stacked([samples[index] for index in chosen]))
             for row, index in enumerate(chosen):
                 if index not in alone:
-                    alone[index] = predictor.predict(samples[index])
+                    others = [mate for mate in _mates(samples, index) if mate != index]
+                    alone[index] = predictor.predict(_stacked([samples[mate] for mate in (index, *others[: few - 1])]))
                 for name, answer in alone[index].items():
                     distance = _distance(together[name][row], answer[0])
                     if not math.isfinite(distance):
@@ -307,13 +359,17 @@ def deviation(
     return worst
 
 
-def _draw(rng: np.random.Generator, samples: Sequence[Arrays], largest: int) -> list[int]:
+def _draw(rng: np.random.Generator, samples: Sequence[Arrays], few: int, largest: int) -> list[int]:
     """Return one random batch, as indices of samples that can be stacked."""
-    first = int(rng.integers(len(samples)))
-    shapes = {name: array.shape for name, array in samples[first].items()}
-    mates = [i for i, other in enumerate(samples) if {name: array.shape for name, array in other.items()} == shapes]
-    size = int(rng.integers(2, largest + 1)) if largest > 1 else 1
+    mates = _mates(samples, int(rng.integers(len(samples))))
+    size = int(rng.integers(max(2, few), max(largest, few) + 1)) if largest > 1 else 1
     return [int(index) for index in rng.choice(mates, min(size, len(mates)), replace=False)]
+
+
+def _mates(samples: Sequence[Arrays], index: int) -> list[int]:
+    """Return the indices of the samples that can be stacked with one, itself included."""
+    shapes = {name: array.shape for name, array in samples[index].items()}
+    return [i for i, other in enumerate(samples) if {name: array.shape for name, array in other.items()} == shapes]
 
 
 def _distance(left: Array, right: Array) -> float:

@@ -6,7 +6,6 @@ Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023 (arXiv 2301.1
 `optimize/prune/importance.py`.
 """
 
-import copy
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from optimize.copies import copied
 from optimize.errors import NoEffect
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def apply(config: Channels, module: "nn.Module", context: "Context") -> "nn.Modu
     inputs = _example(context)
     free = _free(config, module, inputs, context)
     sizes = {group.name: group.units for group in trial.groups(module, inputs)}
-    original = copy.deepcopy(module)
+    original = copied(module)
     for number in range(1, config.cuts + 1):
         ranked = _rank(config, module, inputs, {name: sizes[name] for name in free}, context)
         _cut(config, module, original, ranked, config.ratio * number / config.cuts, inputs, context)
@@ -192,5 +192,5 @@ def _cut(
 
     share = ratio
     if config.of != "channels":
-        share = cost.share(config.of, ratio, original, lambda share: cut(copy.deepcopy(module), share), context)
+        share = cost.share(config.of, ratio, original, lambda share: cut(copied(module), share), context)
     cut(module, share)

@@ -70,7 +70,10 @@ def share(
 
 def _counted(kind: Kind, original: nn.Module, context: "Context") -> Callable[[nn.Module], float]:
     def count(module: nn.Module) -> int:
-        return macs.total(module, context.workload.inputs) if kind == "macs" else measure.parameters(module)
+        found = macs.total(module, context.workload.inputs) if kind == "macs" else measure.parameters(module)
+        if found is None:
+            raise NoEffect(macs.UNKNOWN, where=context.workload.name, fix='say of = "parameters" or of = "latency"')
+        return found
 
     whole = count(original)
     return lambda module: 1 - count(module) / max(whole, 1)

@@ -124,7 +124,7 @@ def _activation(module: nn.Module, context: "Context") -> Saliency:
         if isinstance(layer, _ConvNd | nn.Linear | nn.RNNBase)
     ]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             for inputs, where in padding.calibration(context.workload):  # noqa: B007  # read in `note`
                 forward(module, inputs, context.workload.outputs)
     finally:

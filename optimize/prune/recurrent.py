@@ -155,7 +155,7 @@ def _arrivals(
         if isinstance(reader, (*READERS, _BatchNorm))
     ]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             returned = module(**inputs)
     except Exception:
         return None

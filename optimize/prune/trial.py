@@ -4,7 +4,6 @@ What the model's code makes of its channels (halves, heads, a fixed reshape) sta
 were set to zero have a known effect, so that a removal with another one shows.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from optimize.copies import copied
 from optimize.predict import forward
 from optimize.prune import dependency, recurrent
 from optimize.prune.group import Group
@@ -22,7 +22,7 @@ LABELS = 0.001
 
 def groups(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[Group]:
     """Return the groups of recurrent layers and those of the dependency graph."""
-    module.eval().requires_grad_(True)
+    _watched(module)
     layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.RNNBase)]
     found = [group for name in layers if (group := recurrent.group(module, name, inputs))]
     return [*found, *dependency.groups(module, inputs)]
@@ -30,7 +30,7 @@ def groups(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[Group]:
 
 def remove(module: nn.Module, chosen: Mapping[str, Sequence[int]], inputs: Mapping[str, Tensor]) -> None:
     """Remove the chosen units of each group, in place."""
-    module.eval().requires_grad_(True)
+    _watched(module)
     for name, units in chosen.items():
         # Found anew each time: a cut moves the channels that another layer is known to read by their place.
         if group := recurrent.group(module, name, inputs):
@@ -38,6 +38,12 @@ def remove(module: nn.Module, chosen: Mapping[str, Sequence[int]], inputs: Mappi
     for group in dependency.groups(module, inputs):
         if group.name in chosen:
             group.remove(chosen[group.name])
+
+
+def _watched(module: nn.Module) -> None:
+    """Let torch follow a module's parameters, in place, but for whole numbers, which have no gradient."""
+    for parameter in module.eval().parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
 
 
 def some(group: Group) -> list[int]:
@@ -52,7 +58,7 @@ def exact(
 
     What the layers compute is compared as well: labels stay the same through many a wrong cut.
     """
-    trial = copy.deepcopy(module)
+    trial = copied(module)
     found = [group for group in groups(trial, inputs) if group.name in chosen]
     if any(group.units <= len(chosen[group.name]) or group.size % group.parts for group in found):
         return False
@@ -105,7 +111,7 @@ def _results(
 
     hooks = [layer.register_forward_hook(note) for layer in module.modules() if not list(layer.children())]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             return forward(module, inputs, tuple(outputs)), seen
     finally:
         for hook in hooks:

@@ -4,7 +4,6 @@ What belongs to a unit is guessed from the modules (which linear layers, in whic
 running the model: without a unit, it must compute what it computes with the unit's output weights at zero.
 """
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from optimize.copies import copied
 from optimize.errors import BadModel
 from optimize.prune import observe
 
@@ -102,7 +102,7 @@ def proven(
     for units in readings:
         if units.count < 2 or _shared(module, units):
             continue
-        silent, without = copy.deepcopy(module), copy.deepcopy(module)
+        silent, without = copied(module), copied(module)
         with torch.no_grad():
             _linear(silent, units.reader).weight[:, units.slices[-1].rows[0]] = 0
         wanted = _output_of(silent, units.reader, inputs, names)

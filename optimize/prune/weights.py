@@ -5,13 +5,13 @@ within each output (Sun et al., arXiv 2306.11695); `sparsegpt`, which also chang
 Alistarh, arXiv 2301.00774). The inputs are those of the model as it comes, not of the layers pruned before.
 """
 
-import copy
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from optimize.copies import copied
 from optimize.errors import NoEffect
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def matches(module: "nn.Module") -> list[str]:
     """Return the names of the layers whose weights could become zero, as they are called when it is done."""
     from optimize.attention import substitute_all
 
-    return _layers(substitute_all(copy.deepcopy(module)))
+    return _layers(substitute_all(copied(module)))
 
 
 def apply(config: Weights, module: "nn.Module", context: "Context") -> "nn.Module":

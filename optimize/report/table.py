@@ -20,6 +20,11 @@ def _console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
+def number(value: int | None) -> str:
+    """Return 12,345, or a dash for what is not known."""
+    return "-" if value is None else f"{value:,}"
+
+
 def metric(document: dict[str, Any]) -> str:
     """Return a score's name, with a word where less of it is better."""
     return f"{document['metric']}{'' if document.get('higher_is_better', True) else ', less is better'}"
@@ -58,7 +63,7 @@ def step(document: dict[str, Any], bundle: str) -> None:
     console = _console()
     console.print(f"{document['name']}: {score(document['quality'])}, trained {score(document['trained'])}")
     cost = document["cost"]
-    console.print(f"{cost['bytes']:,} bytes, {cost['parameters']:,} parameters, {cost['macs']:,} MACs a sample")
+    console.print(f"{cost['bytes']:,} bytes, {cost['parameters']:,} parameters, {number(cost['macs'])} MACs a sample")
     _ratios(console, document["ratios"])
     _warnings(console, document["warnings"])
     console.print(f"bundle: {bundle}", soft_wrap=True)
@@ -121,7 +126,7 @@ def _journey(console: Console, document: dict[str, Any]) -> None:
     rows = [("trained", document["trained"]), *((element["name"], element) for element in document["steps"])]
     for name, entry in rows:
         cost = entry["cost"]
-        counts = [f"{cost[key]:,}" for key in ("bytes", *(("parameters", "macs") if wide else ()))]
+        counts = [number(cost[key]) for key in ("bytes", *(("parameters", "macs") if wide else ()))]
         times = [f"{cost['latency_ms'][batch]:.3g}" for batch in batches]
         table.add_row(name, _interval(entry["quality"], wide), *counts, *times)
     if document["endpoint"]:

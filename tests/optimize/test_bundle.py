@@ -91,7 +91,7 @@ def test_an_interrupted_save_leaves_the_old_bundle(
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundles, "save_model", fail)
+    monkeypatch.setattr(bundles, "save_file", fail)
     with pytest.raises(KeyboardInterrupt):
         bundles.save(pruned, folder)
     assert json.loads((folder / bundles.DESCRIPTION).read_text()) == before
