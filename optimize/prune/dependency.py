@@ -27,7 +27,7 @@ def groups(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[Group]
     """Return the groups of a model's convolutions, dense layers and embeddings.
 
     A group is left out where one of its layers shares its weights with another layer, or is an attention with heads of
-    its own, whose channels cannot be taken one by one.
+    its own, whose channels cannot be taken one by one; and where torch-pruning loses track of its channels.
 
     Args:
         module: in evaluation mode; every parameter requires a gradient, by which the graph is traced.
@@ -36,12 +36,21 @@ def groups(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[Group]
     Raises:
         BadModel: the model cannot be traced.
     """
+    cells = [name for name, layer in module.named_modules() if isinstance(layer, nn.RNNCellBase)]
+    if cells:
+        # Unrolled over the steps, their gates have no end of dependencies.
+        raise BadModel(
+            f"prune.channels cannot follow its dependencies: {', '.join(cells)} runs step by step",
+            where=type(module).__name__,
+            fix="let an nn.LSTM, nn.GRU or nn.RNN run over the whole sequence, or leave prune.channels out",
+        )
     graph = _graph(module, inputs)
     names = {layer: name for name, layer in module.named_modules()}
     found = []
     for items in graph.get_all_groups(root_module_types=ROOTS):
         layers = [item.dep.target.module for item in items]
-        if not tied(module, layers) and not any(isinstance(layer, nn.MultiheadAttention) for layer in layers):
+        followed = layers and all(root is not None for item in items for root in item.root_idxs)
+        if followed and not tied(module, layers) and not any(isinstance(x, nn.MultiheadAttention) for x in layers):
             found.append(_group(graph, items, names))
     return found
 
@@ -96,13 +105,16 @@ def _cut(graph: Any, root: nn.Module, channels: list[int]) -> None:
 
 
 class _Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]  # the base class comes untyped
+    """A graph in which a group that it cannot follow is empty, and not the end of all others."""
+
     def build_dependency(self, *args: Any, **named: Any) -> Any:
         with _parts_of_unknown_size():
             return super().build_dependency(*args, **named)
 
     def get_pruning_group(self, *args: Any, **named: Any) -> Any:
-        with _parts_of_unknown_size():
+        with _parts_of_unknown_size(), contextlib.suppress(Exception):
             return super().get_pruning_group(*args, **named)
+        return []
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 
 from loadtest.tensors import BATCH, TensorSpec
 from optimize import step
-from optimize.errors import NoEffect
+from optimize.errors import BadModel, NoEffect
 from optimize.predict import TorchPredictor
 from optimize.prune.channels import Channels
 from optimize.prune.trial import exact, sound
@@ -56,10 +56,11 @@ class Divided(nn.Module):
 
 
 class Heads(nn.Module):
-    """Attention that takes the width of its heads with -1."""
+    """Attention that takes the width of its heads with -1, and may turn the halves of each against each other."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, turned: bool = False) -> None:
         super().__init__()
+        self.turned = turned
         self.q, self.k, self.v, self.out = *(nn.Linear(12, WIDE) for _ in range(3)), nn.Linear(WIDE, 5)
         self.count = count
         with torch.no_grad():
@@ -69,6 +70,8 @@ class Heads(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, length, _ = x.shape
         q, k, v = (one(x).view(n, length, self.count, -1).transpose(1, 2) for one in (self.q, self.k, self.v))
+        if self.turned:
+            q, k = (torch.cat([-x.chunk(2, -1)[1], x.chunk(2, -1)[0]], -1) for x in (q, k))
         mixed = (q @ k.transpose(-2, -1) / 3).softmax(-1) @ v
         return self.out(mixed.transpose(1, 2).flatten(2).mean(1))
 
@@ -84,6 +87,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], TensorSpec, bool]] = {
     "pixels": (lambda: Divided("pixels"), IMAGE, False),
     "one head": (lambda: Heads(1), SEQUENCE, True),
     "two heads": (lambda: Heads(2), SEQUENCE, False),
+    "turned heads": (lambda: Heads(2, turned=True), SEQUENCE, False),
     "four heads": (lambda: Heads(4), SEQUENCE, False),
 }
 
@@ -121,7 +125,7 @@ def measure(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["split", "two heads", "maxout"])
+@pytest.mark.parametrize("name", ["split", "two heads", "turned heads", "maxout"])
 def test_a_group_that_cannot_be_cut_does_not_end_the_step(name: str, tmp_path: Path) -> None:
     build, spec, _ = MODELS[name]
     said: list[str] = []
@@ -138,9 +142,64 @@ def test_a_group_that_cannot_be_cut_does_not_end_the_step(name: str, tmp_path: P
     pruned = prune(Longer().eval(), spec, tmp_path, said)
     assert isinstance(pruned.one, nn.Linear)
     assert pruned.one.out_features == 24
-    divided = "first.v" if name == "two heads" else "first.wide"
+    divided = "first.v" if "heads" in name else "first.wide"
     assert any("left alone" in line and divided in line for line in said)
     assert pruned.get_submodule(divided).weight.shape[0] == WIDE
+
+
+class Stepped(nn.Module):
+    """A recurrent layer, called by its user step by step or once for all steps."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.into, self.layer, self.out = nn.Linear(12, 8), kind(8, 16), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.into(x).transpose(0, 1)
+        if isinstance(self.layer, nn.RNNBase):
+            return self.out(self.layer(x)[0][-1])
+        state = None
+        for row in x:
+            state = self.layer(row, state)
+        return self.out(state[0] if isinstance(state, tuple) else state)
+
+
+@pytest.mark.parametrize(
+    ("cell", "layer"), [(nn.LSTMCell, nn.LSTM), (nn.GRUCell, nn.GRU), (nn.RNNCell, nn.RNN)], ids=["lstm", "gru", "rnn"]
+)
+def test_a_cell_is_refused_and_the_layer_that_the_fix_names_is_cut(
+    cell: type[nn.Module], layer: type[nn.Module], tmp_path: Path
+) -> None:
+    with pytest.raises(BadModel, match="layer runs step by step") as refused:
+        prune(Stepped(cell).eval(), SEQUENCE, tmp_path, [])
+    assert f"nn.{layer.__name__}" in refused.value.fix
+    assert prune(Stepped(layer).eval(), SEQUENCE, tmp_path, []).get_submodule("layer").hidden_size == 12
+
+
+class Grouped(nn.Module):
+    """Attention whose queries share keys, before one of torch's own: neither can be followed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.attention = nn.Linear(12, 16), nn.Linear(12, 16), nn.MultiheadAttention(16, 2)
+        self.one, self.out = nn.Linear(16, 32), nn.Linear(32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, length, _ = x.shape
+        q = self.q(x).view(n, length, 4, 4).transpose(1, 2)
+        k, v = self.kv(x).view(n, length, 2, 2, 4).permute(2, 0, 3, 1, 4)
+        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        x = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        x = x.transpose(1, 2).reshape(n, length, WIDE).transpose(0, 1)
+        return self.out(self.one(self.attention(x, x, x)[0].mean(0)).relu())
+
+
+def test_what_the_graph_loses_track_of_is_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    said: list[str] = []
+    pruned = prune(Grouped().eval(), SEQUENCE, tmp_path, said)
+    assert pruned.get_submodule("one").out_features == 24
+    assert any("left alone" in line and "q, kv" in line for line in said)
 
 
 def test_the_chosen_units_are_tried_themselves() -> None:
