@@ -9,7 +9,7 @@ SOURCES := optimize serve loadtest tests examples benchmarks
 REPOSITORY := build/model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help machine server demo test kills coverage check bench bench-compress bench-serve bench-loadtest bench-gpu bench-ruler zoo refresh-model-repository clean
+.PHONY: help machine server demo test kills modules coverage check bench bench-compress bench-serve bench-loadtest bench-gpu bench-ruler zoo refresh-model-repository clean
 
 help: machine  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 34
@@ -49,6 +49,9 @@ test: server  ## every test, the real server included
 
 kills: server  ## kill `optimize run` and `serve promote` at 50 random moments each; the next command must put it right
 	KILLS=50 $(BIN)/pytest tests/optimize/test_kills.py tests/serve/test_kill.py
+
+modules: server  ## export, save and load 300 modules that hypothesis builds: each answers right or is refused in one line
+	MODULES=300 $(BIN)/pytest tests/optimize/test_any_module.py
 
 coverage: server  ## how often the 95 % interval of `loadtest capacity` holds the truth, 40 simulated searches a case
 	COVERAGE=40 $(BIN)/pytest tests/loadtest/test_capacity.py -s -k nine_of_ten

@@ -102,7 +102,8 @@ def export(
     failures: list[BadGraph] = []
     for exporter in (_dynamo, _strict_dynamo, _legacy):
         try:
-            model = _captured(exporter, plain, inputs, outputs, opset)
+            subject = _traceable(plain) if exporter is _legacy else plain
+            model = _captured(exporter, subject, inputs, outputs, opset)
             graph.name_nodes(model.graph)
             graph.clean(model)
             pooling.relu_first(model)
@@ -124,6 +125,18 @@ def export(
             continue
         return graph.move(temporary, destination)
     raise _telling(failures)
+
+
+def _traceable(module: "nn.Module") -> "nn.Module":
+    """Return a module without torch's own attention, whose sizes the tracer freezes."""
+    from torch import nn
+
+    from optimize.attention import substitute_all
+    from optimize.copies import copied
+
+    if not any(isinstance(layer, nn.MultiheadAttention) for layer in module.modules()):
+        return module
+    return substitute_all(copied(module))
 
 
 def _telling(failures: Sequence[BadGraph]) -> BadGraph:

@@ -264,9 +264,27 @@ class Decoding(Padded):
         return y
 
 
+class Hybrid(Padded):
+    """Beside a recurrent layer, which only torch's tracer follows at any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        y: torch.Tensor = self.encoder(self.gru(self.words(tokens))[0])
+        return y
+
+
 @pytest.mark.parametrize(
     ("model", "inputs"),
-    [(Padded, (TOKENS, KEEP)), (Causal, (TOKENS,)), (Hinted, (TOKENS, KEEP)), (Decoding, (TOKENS,))],
+    [
+        (Hybrid, (TOKENS,)),
+        (Padded, (TOKENS, KEEP)),
+        (Causal, (TOKENS,)),
+        (Hinted, (TOKENS, KEEP)),
+        (Decoding, (TOKENS,)),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_torch_s_own_encoders_are_exported_with_their_masks(
