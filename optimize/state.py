@@ -32,6 +32,12 @@ def check(model: nn.Module, what: str, where: str) -> None:
                 where=where,
                 fix=FLOAT_MODEL,
             )
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise BadWorkload(
+                f"{what} is TorchScript{f' at {name}' if name else ''}, which torch.export does not follow",
+                where=where,
+                fix="build it from its Python class, which takes the weights: load_state_dict(script.state_dict())",
+            )
     named = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in named:
         if fault := _fault(tensor, isinstance(tensor, nn.Parameter)):

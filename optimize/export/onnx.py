@@ -27,8 +27,12 @@ CAUSES = {
     "ONNX has no operator": "write it in operators that ONNX has, or compute it outside of the model",
     "pack_padded|PackedSequence|PackPadded": "run the layer over the padded batch, without pack_padded_sequence, and "
     "take each sample's last step: y.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, y.shape[2]))[:, 0]",
+    "fake tensor in the exported program": "compute it with torch's operators alone: no torch.autograd.grad, numpy or "
+    "other libraries in forward",
+    "Could not find an implementation": "let forward compute in float32: no autocast, .bfloat16() or .half() in it, "
+    "and .float() where another dtype comes in",
 }
-"""Ways out by what an exporter says."""
+"""Ways out by what an exporter, or ONNX Runtime of what it wrote, says."""
 IR_VERSION = 10
 """What ONNX Runtime 1.18 and newer reads, as tritonserver has carried since release 24.05; opset 20 goes with it."""
 
@@ -113,7 +117,7 @@ def export(
             graph.save(model, temporary)
             verify.check(temporary, module, inputs, outputs, values=values, real=real)
         except BadGraph as failure:
-            failures.append(failure)
+            failures.append(_with_way_out(failure))
             temporary.unlink(missing_ok=True)
             if exporter is _strict_dynamo and "data-dependent" in failure.what.lower():
                 # The tracer would write down the branch that its examples take, as if there were no other.
@@ -125,6 +129,12 @@ def export(
             continue
         return graph.move(temporary, destination)
     raise _telling(failures)
+
+
+def _with_way_out(failure: BadGraph) -> BadGraph:
+    """Return a failure with the way out that its words call for: ONNX Runtime's own knows nothing of the module."""
+    fix = next((fix for word, fix in CAUSES.items() if re.search(word, failure.what)), failure.fix)
+    return failure if fix == failure.fix else BadGraph(failure.what, where=failure.where, fix=fix)
 
 
 def _traceable(module: "nn.Module") -> "nn.Module":

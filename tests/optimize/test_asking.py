@@ -341,6 +341,32 @@ class Zeta(Net):
         return torch.special.zeta(super().forward(x).abs() + 2, torch.ones(1))  # type: ignore[no-any-return]
 
 
+class Mixed(Net):
+    """Computes in 16 bits where torch thinks that enough."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x).float()
+
+
+class Sloping(Net):
+    """Answers with a gradient, as models of energies do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(super().forward(x).square().sum(), x)[0]
+
+
+class Derived(Net):
+    """The same by the chain rule."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.one(x)
+        slope: torch.Tensor = 2 * self.two(h.relu()) @ self.two.weight * (h > 0) @ self.one.weight
+        return slope
+
+
 class Packed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -369,6 +395,8 @@ STEPS = (
     [
         (Solving, (ROW,), "ONNX has no operator for aten._linalg_solve_ex", "in operators that ONNX has", Written),
         (Zeta, (ROW,), "ONNX has no operator for prims.zeta", "in operators that ONNX has", Net),
+        (Mixed, (ROW,), "Could not find an implementation for Gemm", "let forward compute in float32", Net),
+        (Sloping, (ROW,), "cannot be exported", "no torch.autograd.grad", Derived),
         (Packed, STEPS, "torch.export does not follow pack_padded_sequence", "without pack_padded_sequence", Unpacked),
     ],
 )

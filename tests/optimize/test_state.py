@@ -179,6 +179,18 @@ def quantized_by_torch() -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(Net(), {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call, no-any-return]
 
 
+def from_state(script: nn.Module) -> nn.Module:
+    net = Net()
+    net.load_state_dict(script.state_dict())
+    return net
+
+
+def around(trace: Any) -> nn.Module:
+    net = Net()
+    net.two = trace(net.two, torch.rand(2, 16))
+    return net
+
+
 def lazy(called: bool) -> nn.Module:
     net = Net()
     net.two = nn.LazyLinear(4)  # type: ignore[assignment]
@@ -196,6 +208,13 @@ REFUSED = {
     "float16": (lambda: Casting().half(), "parameters in float16", "model.float()", lambda: Casting().half().float()),
     "sparse": (lambda: Links(dense=False), "a sparse tensor, such as links", ".to_dense()", lambda: Links(dense=True)),
     "quantized": (quantized_by_torch, "is quantized already: one", "the float model", Net),
+    "TorchScript": (
+        lambda: torch.jit.script(Net()),  # type: ignore[no-untyped-call]
+        "is TorchScript",
+        "load_state_dict",
+        lambda: from_state(torch.jit.script(Net())),  # type: ignore[no-untyped-call]
+    ),
+    "TorchScript in it": (lambda: around(torch.jit.trace), "is TorchScript at two", "its Python class", Net),
     "lazy": (
         lambda: lazy(False),
         "without a shape, such as two.weight",
