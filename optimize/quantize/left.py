@@ -28,10 +28,10 @@ SCALES = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits", "GatherBlockQuant
 
 
 def floats(path: Path) -> dict[str, int]:
-    """Return the bytes of float32 weights by the name of the node that reads them, inside branches and loops too."""
+    """Return the bytes of float32 and float64 weights by the name of the node that reads them, in branches too."""
     found: dict[str, int] = {}
     for node, tensor in _weights(path):
-        if node.op_type not in SCALES and str(tensor.dtype) == "FLOAT":
+        if node.op_type not in SCALES and str(tensor.dtype) in ("FLOAT", "DOUBLE"):
             # The quantizers make MatMul and Add of a Gemm.
             name = (node.name or node.op_type).removesuffix("_MatMul")
             found[name] = found.get(name, 0) + tensor.nbytes

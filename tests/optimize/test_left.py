@@ -156,6 +156,7 @@ def test_what_another_step_takes_later_is_not_held_against_the_first(tmp_path: P
     assert distance(second, made) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("each_step_faster")
 def test_the_command_refuses_and_goes_on_as_its_fix_says(
     optimize: Optimize, user_file: Callable[..., str], tmp_path: Path
