@@ -95,7 +95,7 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "slice": lambda tensor: tensor[1],
     "expanded": lambda tensor: tensor[0, :1].expand(WIDTH),
     "strided": lambda tensor: tensor.t()[:WIDTH, 0],
-    "parameter": lambda tensor: nn.Parameter(tensor[2]),
+    "parameter": lambda tensor: nn.Parameter(tensor[2], tensor.is_floating_point()),
     "reversed": lambda tensor: tensor[0].flip(0),
 }
 KINDS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool)
@@ -131,8 +131,6 @@ def modules(draw: st.DrawFn) -> Callable[[], nn.Module]:
         for layer in weighted[:1]:
             AROUND[around](layer)
         scale = VIEWS[view](torch.arange(1, 4 * WIDTH + 1).reshape(4, WIDTH).remainder(3).to(kind))
-        if isinstance(scale, nn.Parameter) and not kind.is_floating_point:
-            scale = scale.detach()
         return Stack(layers * (2 if shared else 1), scale, ENDS[end]).to(dtype)
 
     build.__qualname__ = f"{names} {around} {view} {kind} {end} {dtype} shared {shared}"
