@@ -1,12 +1,12 @@
 """State: a module's parameters and buffers, each a whole tensor of its own, as they are checked, saved and loaded."""
 
+import dataclasses
 import hashlib
-import io
-import pickle
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -17,6 +17,7 @@ from optimize.errors import BadModel, BadWorkload
 FLOAT_MODEL = "bring the float model, as it was before it was quantized; the quantize steps make INT8 of it"
 EAGER = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 """Where torch keeps the layers of its own quantization."""
+PLAIN = (str, bytes, bytearray, int, float, complex, torch.dtype, torch.device, type(None))
 
 
 def check(model: nn.Module, what: str, where: str) -> None:
@@ -149,23 +150,25 @@ def fingerprint(module: nn.Module) -> str:
     return data.hexdigest()
 
 
-class _Bytes(pickle.Pickler):
-    """Writes tensors as their numbers: what torch makes of them differs from time to time."""
-
-    def persistent_id(self, thing: object) -> Any:
-        """Return what stands for a tensor, and None for all else."""
-        if not isinstance(thing, torch.Tensor):
-            return None
-        return str(thing.dtype), tuple(thing.shape), _plain(thing).flatten().tolist()
-
-
 def _bytes(value: object) -> bytes:
-    stream = io.BytesIO()
-    try:
-        _Bytes(stream).dump(value)
-    except Exception:  # it holds a lock, for instance
-        return type(value).__qualname__.encode()
-    return stream.getvalue()
+    return repr(_told(value)).encode()
+
+
+def _told(value: Any) -> Any:
+    """Return what tells a value from others: numbers as they are, what holds others by these, the rest by its type."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), _plain(value).flatten().tolist()
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, value.ravel().tolist()
+    if isinstance(value, Mapping):
+        return sorted((repr(_told(key)), _told(inner)) for key, inner in value.items())
+    if isinstance(value, set | frozenset):
+        return sorted(repr(_told(inner)) for inner in value)
+    if isinstance(value, list | tuple):
+        return [_told(inner) for inner in value]
+    if dataclasses.is_dataclass(value):
+        return type(value).__qualname__, _told(vars(value))
+    return value if isinstance(value, PLAIN) else type(value).__qualname__
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
