@@ -110,17 +110,20 @@ def judged(ratios: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
 
 
 @click.command()
+@click.argument("names", nargs=-1, type=click.Choice(["digits_cnn", "gru", "encoder"]))
 @click.option("--runs", default=10, show_default=True, help="Measurements of each network; each gives 3 intervals.")
 @click.option("--loops", default="0,2", show_default=True, help="Busy programs beside them; several with commas.")
-def main(runs: int, loops: str) -> None:
-    """Measure three networks against themselves and print what the ruler says of them."""
+def main(names: tuple[str, ...], runs: int, loops: str) -> None:
+    """Measure the networks NAMES, or all three, against themselves and print what the ruler says of them."""
     OUTPUT.mkdir(parents=True, exist_ok=True)
     table = Table(title="the same file under three names", title_justify="left")
     for title in ("network", "busy loops", "batch", "intervals that hold 1", "mean ratio", "spread", ""):
         table.add_column(title, justify="left" if title in ("network", "") else "right")
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name, (path, inputs) in networks(Path(scratch)).items():
+        made = networks(Path(scratch))
+        for name in names or made:
+            path, inputs = made[name]
             for count in map(int, loops.split(",")):
                 with busy(count):
                     found = [measured(path, inputs, Path(scratch)) for _ in range(runs)]
