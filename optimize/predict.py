@@ -93,16 +93,23 @@ def _named(returned: Any, names: Sequence[str], where: str) -> dict[str, torch.T
             fix=fix,
         )
     for name, tensor in zip(names, returned, strict=True):
-        if tensor.layout != torch.strided or str(tensor.dtype).removeprefix("torch.") not in TRITON_DTYPES:
-            kind = "sparse" if tensor.layout != torch.strided else str(tensor.dtype).removeprefix("torch.")
-            raise BadModel(
-                f"output {name!r} is {kind}, which no server sends",
-                where=where,
-                fix="end forward with .to_dense()"
-                if kind == "sparse"
-                else "end forward with .float() or torch.view_as_real",
-            )
+        _check_sendable(name, tensor, where)
     return dict(zip(names, returned, strict=True))
+
+
+def _check_sendable(name: str, tensor: torch.Tensor, where: str) -> None:
+    if tensor.layout != torch.strided:
+        raise BadModel(
+            f"output {name!r} is sparse, which no server sends", where=where, fix="end forward with .to_dense()"
+        )
+    # The 16 bits of a training in mixed precision are not the model's own.
+    known = torch.is_autocast_enabled(tensor.device.type) or str(tensor.dtype).removeprefix("torch.") in TRITON_DTYPES
+    if not known:
+        raise BadModel(
+            f"output {name!r} is {str(tensor.dtype).removeprefix('torch.')}, which no server sends",
+            where=where,
+            fix="end forward with .float() or torch.view_as_real",
+        )
 
 
 def _last_line(error: Exception) -> str:
