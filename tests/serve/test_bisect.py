@@ -45,7 +45,7 @@ def instance(backend: types.SimpleNamespace, whole: bool = False) -> object:
 
     class Doubling(backend.instance.Instance):
         batching, finite_only, states, inputs, outputs = True, True, {}, ["x", "more"], ["y"]
-        slots = 0
+        slots, single = 0, ()
         public_text = staticmethod(str)
         runs = 0
 

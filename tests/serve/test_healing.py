@@ -213,10 +213,11 @@ def test_the_probe_outlives_its_own_exceptions(
 
         return call
 
-    monkeypatch.setattr(processes, "scan", faulty("scan", processes.scan))
-    monkeypatch.setattr(probe, "question", faulty("question", probe.question))
     publish(place)
     with running(place, probe=True, grace=0) as endpoint:
+        # The start itself looks at the processes too.
+        monkeypatch.setattr(processes, "scan", faulty("scan", processes.scan))
+        monkeypatch.setattr(probe, "question", faulty("question", probe.question))
         assert eventually(lambda: max(faults.values()) < 0)
         for name in faults:
             assert 1 <= caplog.text.count(f"the probe failed and goes on: KeyError({name!r})") <= 2  # not at each look
