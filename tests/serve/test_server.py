@@ -226,7 +226,6 @@ def test_verified_before_it_is_loaded(place: Path, publish_tiny, server_prefix: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "must list inputs and outputs"),
         ("nonsense", "not a Triton"),
         ("version_policy{specific{versions:9}}", "no version"),
     ],
@@ -239,6 +238,14 @@ def test_configuration_that_cannot_be_served(place: Path, publish_tiny, server_p
     config.write_text(text + "\n" + kept)
     with pytest.raises(BadRepository, match=message), running(place):
         pass
+
+
+def test_an_empty_configuration_is_completed_from_the_file(place: Path, publish_tiny) -> None:
+    (publish_tiny(place).path / "lineage.json").unlink()
+    (place / TINY / "config.pbtxt").write_text("")
+    with running(place) as endpoint, connect(endpoint.grpc) as client:
+        assert [spec.name for spec in client.metadata(TINY)[0]] == ["x"]
+        assert client.infer(TINY, ONE)["y"].tolist() == [[8.0, 8.0, 8.0]]
 
 
 def test_absent_environment_is_named(model_repository: Path, tmp_path: Path) -> None:
