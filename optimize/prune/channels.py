@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from optimize.copies import copied
 from optimize.errors import NoEffect
 
 if TYPE_CHECKING:
@@ -84,6 +83,7 @@ def apply(config: Channels, module: "nn.Module", context: "Context") -> "nn.Modu
         BadGraph: the latency is asked for and the model cannot be exported.
     """
     from optimize import train
+    from optimize.copies import copied
     from optimize.prune import trial
 
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
@@ -180,6 +180,7 @@ def _cut(
     inputs: "Inputs",
     context: "Context",
 ) -> None:
+    from optimize.copies import copied
     from optimize.prune import cost, ranking, trial
 
     def say(text: str) -> None:

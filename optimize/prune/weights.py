@@ -11,7 +11,6 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
-from optimize.copies import copied
 from optimize.errors import NoEffect
 
 if TYPE_CHECKING:
@@ -60,6 +59,7 @@ def needs(config: Weights) -> tuple[str, ...]:
 def matches(module: "nn.Module") -> list[str]:
     """Return the names of the layers whose weights could become zero, as they are called when it is done."""
     from optimize.attention import substitute_all
+    from optimize.copies import copied
 
     return _layers(substitute_all(copied(module)))
 
