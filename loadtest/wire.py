@@ -33,8 +33,8 @@ _CONTENTS = {
 
 NO_OUTPUTS = "an answer without outputs"
 _WIDTHS = {triton: np.dtype(numpy).itemsize for triton, numpy in NUMPY_DTYPES.items() if triton != "BYTES"}
-_LEAST = {"BYTES": 4}
-"""The fewest bytes of a value where they are not always as many: a string stands behind its length."""
+_STRING_LENGTH = 4
+"""Bytes that say how long the string behind them is."""
 
 
 class Place(NamedTuple):
@@ -177,14 +177,19 @@ def http_missing(header: bytes, raw: bytes, elsewhere: bool = False) -> str:
     outputs = parsed(header).get("outputs")
     if not outputs:
         return NO_OUTPUTS
-    described = 0
-    for output in () if elsewhere else outputs:
-        size = output.get("parameters", {}).get("binary_data_size")
-        held = _leaves(output.get("data", [])) if size is None else None
-        if text := _unfilled(output["name"], output["datatype"], output["shape"], held, size):
+    if elsewhere:
+        return "" if not raw else f"{len(raw)} bytes of outputs that were asked for in shared memory"
+    sizes = [output.get("parameters", {}).get("binary_data_size") for output in outputs]
+    if (described := sum(size or 0 for size in sizes)) != len(raw):
+        return f"{len(raw)} bytes of outputs, {described} are described"
+    at = 0
+    for output, size in zip(outputs, sizes, strict=True):
+        part = None if size is None else raw[at : at + size]
+        held = _leaves(output.get("data", [])) if part is None else 0
+        if text := _unfilled(output["name"], output["datatype"], output["shape"], held, part):
             return text
-        described += size or 0
-    return "" if described == len(raw) else f"{len(raw)} bytes of outputs, {described} are described"
+        at += size or 0
+    return ""
 
 
 def grpc_missing(responses: Sequence[Any], elsewhere: bool = False) -> str:
@@ -199,9 +204,9 @@ def grpc_missing(responses: Sequence[Any], elsewhere: bool = False) -> str:
         if raw and len(raw) != len(named):
             return f"the bytes of {len(raw)} outputs, {len(named)} are described"
         for number, output in enumerate(named):
-            size = len(raw[number]) if raw else None
-            held = None if raw else max((len(values) for _, values in output.contents.ListFields()), default=0)
-            if text := _unfilled(output.name, output.datatype, output.shape, held, size):
+            part = raw[number] if raw else None
+            held = 0 if raw else max((len(values) for _, values in output.contents.ListFields()), default=0)
+            if text := _unfilled(output.name, output.datatype, output.shape, held, part):
                 return text
     return ""
 
@@ -213,14 +218,27 @@ def _leaves(data: Any) -> int:
     return sum(map(_leaves, data)) if data and isinstance(data[0], list) else len(data)
 
 
-def _unfilled(name: str, datatype: str, shape: Sequence[int], held: int | None, size: int | None) -> str:
-    """Return why so many values, or so many bytes of them, are not a tensor of this shape; empty if they are."""
+def _unfilled(name: str, datatype: str, shape: Sequence[int], held: int, raw: bytes | None) -> str:
+    """Return why values are not a tensor of this shape: `held` of them, or those in the bytes; empty if they are."""
     described = math.prod(shape)
-    if size is None:
+    if raw is None:
         return "" if held == described else f"the output {name!r} has {held:,} values, {described:,} are described"
-    width = _WIDTHS.get(datatype)
-    whole = size == described * width if width else size >= described * _LEAST.get(datatype, 1)
-    return "" if whole else f"the output {name!r} has {size:,} bytes, too few or too many for {described:,} values"
+    if datatype == "BYTES":
+        whole = _strings(raw) == described
+    elif datatype in _WIDTHS:
+        whole = len(raw) == described * _WIDTHS[datatype]
+    else:  # a type that this client cannot read; a value takes a byte at least
+        whole = len(raw) >= described
+    return "" if whole else f"the output {name!r} has {len(raw):,} bytes, too few or too many for {described:,} values"
+
+
+def _strings(raw: bytes) -> int:
+    """Return how many strings the bytes hold, each behind its length; -1 where the lengths do not add up."""
+    count = at = 0
+    while at < len(raw):
+        at += _STRING_LENGTH + int.from_bytes(raw[at : at + _STRING_LENGTH], "little")
+        count += 1
+    return count if at == len(raw) else -1
 
 
 def http_outputs(header: bytes, raw: bytes) -> dict[str, Array]:

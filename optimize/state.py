@@ -1,9 +1,9 @@
 """State: a module's parameters and buffers, each a whole tensor of its own, as they are checked, saved and loaded."""
 
-import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from optimize.errors import BadModel, BadWorkload
 FLOAT_MODEL = "bring the float model, as it was before it was quantized; the quantize steps make INT8 of it"
 EAGER = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 """Where torch keeps the layers of its own quantization."""
-PLAIN = (str, bytes, bytearray, int, float, complex, torch.dtype, torch.device, type(None))
+PLAIN = (str, bytes, bytearray, int, float, complex, type, torch.dtype, torch.device, type(None))
 
 
 def check(model: nn.Module, what: str, where: str) -> None:
@@ -154,21 +154,32 @@ def _bytes(value: object) -> bytes:
     return repr(_told(value)).encode()
 
 
-def _told(value: Any) -> Any:
-    """Return what tells a value from others: numbers as they are, what holds others by these, the rest by its type."""
+def _told(value: Any, above: tuple[int, ...] = ()) -> Any:
+    """Return what tells a value from others: numbers and texts as they are, all else by its type and what it holds.
+
+    `above` are the values that this one is in. Of what Python cannot take apart, such as a lock, the type is all.
+    """
+    if isinstance(value, PLAIN):
+        return value
+    kind = type(value).__qualname__
+    if id(value) in above:
+        return kind
+    inner = partial(_told, above=(*above, id(value)))
     if isinstance(value, torch.Tensor):
         return str(value.dtype), tuple(value.shape), _plain(value).flatten().tolist()
-    if isinstance(value, np.ndarray):
-        return str(value.dtype), value.shape, value.ravel().tolist()
+    if isinstance(value, np.ndarray | np.generic):
+        return str(value.dtype), value.shape, inner(value.tolist())
     if isinstance(value, Mapping):
-        return sorted((repr(_told(key)), _told(inner)) for key, inner in value.items())
+        return kind, sorted((repr(inner(key)), repr(inner(held))) for key, held in value.items())
     if isinstance(value, set | frozenset):
-        return sorted(repr(_told(inner)) for inner in value)
+        return kind, sorted(repr(inner(held)) for held in value)
     if isinstance(value, list | tuple):
-        return [_told(inner) for inner in value]
-    if dataclasses.is_dataclass(value):
-        return type(value).__qualname__, _told(vars(value))
-    return value if isinstance(value, PLAIN) else type(value).__qualname__
+        return kind, [inner(held) for held in value]
+    try:
+        _, *parts = value.__reduce_ex__(2)
+    except (TypeError, ValueError):
+        return kind
+    return kind, [inner(list(part) if isinstance(part, Iterator) else part) for part in parts]
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,6 @@ models, shared memory, logging and tracing need a secret made at each start. The
 line, because tritonserver reads it nowhere else: whoever may list this machine's processes may read it.
 """
 
-import math
 import os
 import re
 import secrets
@@ -38,8 +37,9 @@ STARTS = 3
 """How often a server is started that loses a lock meanwhile."""
 UNSAFE = re.compile(r"[^\w@%+=:,./~-]")
 """Letters of a path that a shell would not take as they are."""
-DEAD = 2.0
-"""Seconds for which a backend process must be dead before the server is given up: some end in order while it starts."""
+DEAD = 40
+"""Looks, two seconds or more, for which a backend process must be dead before the server is given up: some end in order
+while it starts. Looks and not seconds, since a machine that holds the server up holds them up as well."""
 LOST_LOCK = "boost::interprocess::lock_exception"
 LOOK = 0.2
 """Seconds between two looks at whether the server still runs."""
@@ -312,23 +312,23 @@ def _variables(place: Environment) -> dict[str, str]:
 def _await_ready(process: subprocess.Popen[bytes], endpoint: Endpoint, timeout: float) -> None:
     end = time.monotonic() + timeout
     waiting = ["", *endpoint.models]
-    dead: dict[int, float] = {}
+    dead: dict[int, int] = {}
     while waiting:
         if process.poll() is not None:
             raise ending.error(endpoint.http, endpoint.log, process.returncode, ready=False)
-        dead = {pid: dead.get(pid, time.monotonic()) for pid in processes.scan(process.pid).dead}
-        if time.monotonic() - min(dead.values(), default=math.inf) > DEAD:
-            raise ServerFailed(
-                f"a backend process died while the server was starting{ending.last_words(endpoint.log)}",
-                where=str(endpoint.log),
-                fix="read this log",
-            )
         if control.is_ready(endpoint.http, waiting[0]):
             waiting.pop(0)
         elif time.monotonic() > end:
             what = f"the model {waiting[0]} is" if waiting[0] else "the server is"
             raise ServerFailed(f"{what} not ready after {timeout:.0f} s", where=str(endpoint.log), fix="read this log")
         else:
+            dead = {pid: dead.get(pid, 0) + 1 for pid in processes.scan(process.pid).dead}
+            if max(dead.values(), default=0) > DEAD:
+                raise ServerFailed(
+                    f"a backend process died while the server was starting{ending.last_words(endpoint.log)}",
+                    where=str(endpoint.log),
+                    fix="read this log",
+                )
             time.sleep(0.05)
 
 

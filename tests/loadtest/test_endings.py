@@ -74,6 +74,7 @@ def over_grpc(**answer: Any) -> Any:
 
 
 FLOATS = {"name": "y", "datatype": "FP32", "shape": [2, 3]}
+BRAIN = FLOATS | {"datatype": "BF16"}
 
 
 def in_json(output: dict[str, Any]) -> Any:
@@ -104,6 +105,10 @@ HALF = json.dumps({"outputs": [OUTPUT | {"parameters": {"binary_data_size": 5}}]
         ("grpc", over_grpc(outputs=[FLOATS], raw_output_contents=[b""]), "'y' has 0 bytes, too few"),
         ("grpc", over_grpc(outputs=[FLOATS], raw_output_contents=[bytes(23)]), "'y' has 23 bytes, too few"),
         ("grpc", over_grpc(outputs=[OUTPUT], raw_output_contents=[b"\1\0\0"]), "'y' has 3 bytes, too few"),
+        ("grpc", over_grpc(outputs=[OUTPUT], raw_output_contents=[LIE]), "'y' has 5 bytes, too few"),
+        ("grpc", over_grpc(outputs=[OUTPUT], raw_output_contents=[bytes(8)]), "'y' has 8 bytes, too few or too many"),
+        ("http", http_peer(strings(LIE)), "'y' has 5 bytes, too few"),
+        ("grpc", over_grpc(outputs=[BRAIN], raw_output_contents=[bytes(5)]), "'y' has 5 bytes, too few"),
     ],
 )
 def test_half_an_answer_is_none_though_nobody_checks_its_values(scheme: str, talk: Any, said: str) -> None:
@@ -122,7 +127,7 @@ def test_half_an_answer_is_none_though_nobody_checks_its_values(scheme: str, tal
         ("grpc", over_grpc(outputs=[FLOATS | {"contents": {"fp32_contents": [0.0] * 6}}])),
         ("grpc", over_grpc(outputs=[FLOATS | {"shape": [0, 3]}])),
         ("grpc", over_grpc(outputs=[FLOATS], raw_output_contents=[bytes(24)])),
-        ("grpc", over_grpc(outputs=[FLOATS | {"datatype": "BF16"}], raw_output_contents=[bytes(12)])),
+        ("grpc", over_grpc(outputs=[BRAIN], raw_output_contents=[bytes(12)])),
     ],
 )
 def test_every_value_that_is_described_is_there(scheme: str, talk: Any) -> None:

@@ -1,6 +1,9 @@
 """State that is not made of plain, whole float32 tensors: it is kept, or refused with a way out that works."""
 
+import threading
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +136,35 @@ def test_extra_state_comes_from_the_code_and_tensors_from_the_bundle(recipe: Any
     assert type(loaded.recipe) is type(recipe)
 
 
-def test_extra_state_that_a_step_changed_is_refused_and_a_tensor_mends_it(tmp_path: Path) -> None:
-    workload = brought(lambda: Extra({"amax": 1.0}))
+@dataclass(slots=True)
+class Scaling:
+    amax: float
+    seen: Any = None
+
+
+class Histogram:
+    def __init__(self, amax: float) -> None:
+        self.amax, self.lock, self.itself = amax, threading.Lock(), self
+
+
+KINDS: list[Callable[[float], Any]] = [
+    lambda amax: {"amax": amax},
+    Scaling,
+    Histogram,
+    lambda amax: deque([Scaling(1.0, {amax, "e4m3"})]),
+    lambda amax: [np.float32(amax)],
+    lambda amax: np.array([Histogram(amax)], object),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["dict", "slots", "object", "in a deque", "numpy", "array of objects"])
+def test_extra_state_that_a_step_changed_is_refused_and_a_tensor_mends_it(
+    kind: Callable[[float], Any], tmp_path: Path
+) -> None:
+    assert state.extras(Extra(kind(1.0))) == state.extras(Extra(kind(1.0)))
+    workload = brought(lambda: Extra(kind(1.0)))
     module: Any = workload.build()
-    module.recipe = {"amax": 2.0}
+    module.recipe = kind(2.0)
     with pytest.raises(BadBundle, match="changed the extra state '_extra_state'") as raised:
         bundles.save(Bundle(workload, module), tmp_path / "bundle")
     assert "return a tensor" in raised.value.fix
