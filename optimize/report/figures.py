@@ -10,7 +10,7 @@ from typing import Any
 from plotly import graph_objects
 from plotly.subplots import make_subplots
 
-from loadtest.report import number
+from loadtest.report import latencies, number
 from optimize.gate import DEFAULT_KEEP
 from optimize.report import table
 
@@ -71,12 +71,13 @@ def latency(document: dict[str, Any]) -> str:
 
 
 def load(report: dict[str, Any]) -> str:
-    """Return the chart of the load test's percentiles: latency from the planned time, service from the sending."""
-    figure = graph_objects.Figure()
-    for name, key, colour, dash in (("latency", "latency_ms", RESULT, "solid"), ("service", "service_ms", STEP, "dot")):
+    """Return the chart of the load test's percentiles: service, and latency, of a closed loop the corrected one."""
+    figure, rows = graph_objects.Figure(), dict(latencies(report))
+    lines = (("corrected" if "corrected" in rows else "latency", RESULT, "solid"), ("service", STEP, "dot"))
+    for name, colour, dash in lines:
         figure.add_scatter(
             x=list(PERCENTILES.values()),
-            y=[report[key][percentile] for percentile in PERCENTILES],
+            y=[rows[name][percentile] for percentile in PERCENTILES],
             name=name,
             mode="lines+markers",
             line={"color": colour, "width": 2, "dash": dash},

@@ -65,6 +65,7 @@ def render(document: dict[str, Any], folder: Path) -> str:
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             percentiles=figures.PERCENTILES,
             load_lines=[report.headline(load), report.plan_line(load)] if load else [],
+            load_latencies=report.latencies(load) if load else [],
             load_facts=report.facts(load) if load else [],
             load_page=LOAD_PAGE if (folder / LOAD_PAGE).is_file() else "",
             figures={

@@ -103,7 +103,7 @@ def load_report() -> dict[str, Any]:
         "rate": {"offered": 2494.0, "achieved": 2493.4, "samples": 2493.4},
         "latency_ms": points,
         "service_ms": {name: value - 0.02 for name, value in points.items()},
-        "corrected_ms": None,
+        "corrected_ms": {name: value + 0.34 for name, value in points.items()},
         "longest_gap": {"seconds": 0.04, "at": 1.5},
         "responses": None,
         "lag_ms": {"p99": 0.03, "max": 0.2},
@@ -289,7 +289,7 @@ def endpoint_texts(document: dict[str, Any]) -> Iterator[str]:
         figures = f"{entry['max_abs_diff']:.2g} {entry['tolerance']:.2g}"
         yield f"{entry['lane']} {entry['requests']} {entry['mismatched']} {figures}"
     load = document["load"]
-    for key in ("latency_ms", "service_ms"):
+    for key in ("latency_ms", "service_ms", "corrected_ms"):
         yield " ".join(f"{value:#.3g}" for value in load[key].values())
     yield f"{load['requests']['done']:,} of {load['requests']['planned']:,} requests answered"
     yield f"{load['rate']['achieved']:,.1f} requests/s"
@@ -364,6 +364,15 @@ def test_a_refusal_says_at_once_what_to_do(tmp_path: Path) -> None:
     assert "3 of 4 gates passed" in text
     measured = text.index(document["gates"][0]["measured"])
     assert measured < text.index("prune less, or distill longer") < text.index("smaller")
+
+
+def test_a_closed_loop_claims_no_planned_times(tmp_path: Path) -> None:
+    closed, load = published(), load_report()
+    load |= {"corrected_ms": None, "plan": load["plan"] | {"concurrency": None, "rate": 9.0}}
+    texts = [read(one, tmp_path).text for one in (closed, closed | {"load": load})]
+    assert ["corrected is" in text for text in texts] == [True, False]
+    assert ["a closed loop has no planned times" in text for text in texts] == [True, False]
+    assert "from the planned time" not in texts[0]
 
 
 def test_an_invalid_load_test_says_so_and_bears_missing_figures(tmp_path: Path) -> None:
