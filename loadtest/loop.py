@@ -225,8 +225,8 @@ class Loop:
         self.sender.send(flight)
 
     def _finished(self, flight: Flight) -> None:
-        if self._heartbeat and self.sending:
-            self._heartbeat.note()
+        if self._heartbeat and self.sending and flight.sent is not None and flight.done is not None:
+            self._heartbeat.note(flight.done - flight.sent)
         if flight.n not in self._flying:
             return  # given up meanwhile
         self._watch(flight)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from optimize.splits import Sets
     from optimize.workload import Workload
 
-BY_CPU = ("quantize.static", "quantize.dynamic", "quantize.mixed", "quantize.qat")
+BY_CPU = ("quantize.static", "quantize.dynamic", "quantize.mixed", "quantize.nncf", "quantize.qat")
 """Steps that give 8-bit numbers the range that this machine's CPU needs, unless their config says it."""
 OURS = ("optimize", "serve", "loadtest")
 _SEEN: dict[str, tuple[ModuleType, str]] = {}

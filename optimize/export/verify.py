@@ -27,6 +27,11 @@ NO_NAN = (
     "declare the range of values that the inputs really have; where a row may be masked whole, leave one place of it "
     "unmasked, or a softmax sees nothing but -inf"
 )
+FREE = "take sizes from the inputs (x.shape[0], or -1 in reshape), as tensors and not through int()"
+UNROLLED = (
+    "; a loop in Python over one is written down for the example: call the layer once for the whole sequence "
+    "(nn.LSTM, not nn.LSTMCell step by step), or declare one size"
+)
 Fault = Callable[[Mapping[str, int]], str]
 
 
@@ -272,7 +277,7 @@ def _diagnosis(found: str, sizes: Mapping[str, int], inputs: Sequence[TensorSpec
             )
             return (
                 f"the export has frozen the dim {name!r} of {axes}: it works at {good}, not at {sizes[name]}: {found}",
-                "take sizes from the inputs (x.shape[0], or -1 in reshape), as tensors and not through int()",
+                FREE if name == "batch" else f"{FREE}{UNROLLED}",
             )
     at = ", ".join(f"{name} {size}" for name, size in sizes.items())
     fix = NO_NAN if "NaN" in found else "ask for another opset, or write what that output comes from in other operators"

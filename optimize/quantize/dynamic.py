@@ -51,7 +51,7 @@ def apply(config: Dynamic, subject: Path, context: "Context") -> Path:
     graph.refuse_idle(model, WEIGHTED, names)
     own_weights(model)
     reduced = cpu.reduced_range(config.reduce_range, context.target.device)
-    table.round_tables(model, names, reduced=reduced)
+    table.round_tables(model, names, most=table.REDUCED if reduced else table.MOST)
     graph.save(model, subject)
     quantize = functools.partial(
         quantize_dynamic,

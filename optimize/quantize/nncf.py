@@ -12,10 +12,10 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from optimize import extra
+from optimize import cpu, extra
 from optimize.errors import BadGraph
 from optimize.export import graph
-from optimize.quantize import calibrate, joins, left
+from optimize.quantize import calibrate, joins, left, table
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 """Operators that carry the weights."""
+HALVED = 63.5
+"""What the largest weight is in a scale of 7 bits; NNCF rounds it to 64."""
 TRANSFORMER = {"Softmax", "LayerNormalization", "SkipLayerNormalization", "Attention", "MultiHeadAttention"}
 """Operators that mark a transformer."""
 CONVOLUTIONS = {"Conv", "ConvTranspose"}
@@ -47,6 +49,11 @@ class Nncf:
         default="auto",
         description="How biases make up for the rounding of weights. fast takes an image for one flat colour; auto is "
         "accurate where there are convolutions, else fast.",
+    )
+    reduce_range: bool | None = Field(
+        default=None,
+        description="Weights of 7 bits, for CPUs without VNNI, whose 8-bit products overflow; unless said, as this CPU "
+        "needs it.",
     )
     samples: int = Field(default=256, ge=calibrate.FEWEST, description="Calibration samples at most.")
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
@@ -83,6 +90,9 @@ def apply(config: Nncf, subject: Path, context: "Context") -> Path:
     if correction == "auto":
         correction = "accurate" if operators & CONVOLUTIONS else "fast"
     batches = list(calibrate.samples(context.workload, config.samples))
+    # It has one scale for a whole table, and so would write one that a product reads too a second time.
+    reduced = cpu.reduced_range(config.reduce_range, context.target.device)
+    table.round_tables(model, [*names, *table.single(model)], most=HALVED if reduced else table.MOST)
     graph.save(model, subject)
     names += joins.apart(subject, model, batches, names, context.progress)
 
@@ -98,7 +108,9 @@ def apply(config: Nncf, subject: Path, context: "Context") -> Path:
             fast_bias_correction=correction == "fast",
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
             ignored_scope=nncf.IgnoredScope(names=names),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=correction == "none"),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=nncf.OverflowFix.ENABLE if reduced else None, disable_bias_correction=correction == "none"
+            ),
         )
         onnx.save(made, destination)
 

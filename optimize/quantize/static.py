@@ -89,7 +89,7 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
     graph.refuse_idle(model, WEIGHTED, names)
     tables = graph.names_of(model, ("Gather",))
     reduced = cpu.reduced_range(config.reduce_range, context.target.device)
-    table.round_tables(model, names, reduced=reduced)
+    table.round_tables(model, names, most=table.REDUCED if reduced else table.MOST)
     names += [*pooling.pool_first(model, names), *tables, *graph.activation_products(model), *biases(model)]
     symmetric = config.activations == "int8" or (config.activations == "auto" and context.target.device == "cuda")
     graph.save(model, subject)

@@ -16,7 +16,14 @@ MOST, REDUCED = 127, 64
 """The largest number in INT8, and the one that ONNX Runtime's quantizer leaves to weights of 7 bits."""
 
 
-def round_tables(model: "onnx_ir.Model", kept: Sequence[str], *, reduced: bool = False) -> None:
+def single(model: "onnx_ir.Model") -> list[str]:
+    """Return the names of the Gathers whose table nothing else reads, in this form or another."""
+    tied = _tied(model)
+    names = set(graph.names_of(model, ("Gather",)))
+    return [str(node.name) for node in model.graph if node.name in names and node.inputs[0] not in tied]
+
+
+def round_tables(model: "onnx_ir.Model", kept: Sequence[str], *, most: float = MOST) -> None:
     """Round every embedding table but those of the nodes `kept`, in place.
 
     ONNX Runtime's own quantizer has one scale for a whole table, which costs a sentence encoder more than its products.
@@ -24,12 +31,13 @@ def round_tables(model: "onnx_ir.Model", kept: Sequence[str], *, reduced: bool =
     Args:
         model: its graph is changed.
         kept: names of nodes.
-        reduced: products have weights of 7 bits; a table that is such a weight too gets as many, so that both are one.
+        most: the largest number that products have in their weights; a table that is such a weight too gets the same
+            numbers, so that both are one.
     """
     names = set(graph.names_of(model, ("Gather",))) - set(kept)
-    tied = _tied(model) if reduced else set()
+    tied = _tied(model) if most != MOST else set()
     for node in [node for node in model.graph if node.name in names]:
-        round_rows(model, node, REDUCED if node.inputs[0] in tied else MOST)
+        round_rows(model, node, most if node.inputs[0] in tied else MOST)
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
 
@@ -42,7 +50,7 @@ def _tied(model: "onnx_ir.Model") -> "set[onnx_ir.Value]":
     return read | {table for table, _, _ in share.twins(model)}
 
 
-def round_rows(model: "onnx_ir.Model", node: "onnx_ir.Node", most: int = MOST) -> None:
+def round_rows(model: "onnx_ir.Model", node: "onnx_ir.Node", most: float = MOST) -> None:
     """Let the Gather `node` look rows of INT8 numbers up instead of floats, and the scale of each row beside them."""
     import onnx_ir
 

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize.errors import BadGraph, BadRecipe, NoEffect
-from optimize.export import graph
+from optimize.export import graph, share
 from optimize.quantize import left, table
 
 if TYPE_CHECKING:
@@ -79,14 +79,62 @@ def apply(config: WeightOnly, subject: Path, context: "Context") -> Path:
             "quantize.weight_only: no weight is left to quantize",
             fix=f"it could match: {', '.join([*found['weights'], *found['tables']]) or 'nothing in this model'}",
         )
-    for node in [node for node in model.graph if node.name in chosen]:
-        if node.op_type == "Gemm":
-            _split_gemm(model, node)
-        elif node.op_type == "Gather" and chosen[str(node.name)] == "int8":
-            table.round_rows(model, node)
+    for node in [node for node in model.graph if node.name in chosen and node.op_type == "Gemm"]:
+        _split_gemm(model, node)
+    ties = _ties(model, chosen, int(config.block_size))
+    for node in [node for node in model.graph if node.name in chosen and node.op_type == "Gather"]:
+        if node.name in ties or chosen[str(node.name)] == "int8":
             del chosen[str(node.name)]
+            if node.name not in ties:
+                table.round_rows(model, node)
     graph.save(model, subject)
-    return graph.rewrite(subject, lambda source, destination: _pack(config, chosen, Path(source), Path(destination)))
+    return graph.rewrite(
+        subject,
+        lambda source, destination: _pack(config, chosen, Path(source), Path(destination)),
+        lambda packed: _look_up(packed, ties),
+    )
+
+
+def _ties(model: "onnx_ir.Model", chosen: Mapping[str, str], block_size: int) -> dict[str, str]:
+    """Return for each table the product whose weight is the same numbers and gets as many bits."""
+    found: dict[str, str] = {}
+    tables = {weight: source for source, weight, turned in share.twins(model) if turned}
+    for node in model.graph:
+        source = tables.get(node.inputs[1]) if node.op_type == "MatMul" and node.name in chosen else None
+        if source is None or source.const_value is None or source.const_value.shape.numpy()[1] % block_size:
+            continue
+        for user, _ in source.uses():
+            if user.op_type == "Gather" and chosen.get(str(user.name)) == chosen[str(node.name)]:
+                found.setdefault(str(user.name), str(node.name))
+    return found
+
+
+def _look_up(model: "onnx_ir.Model", ties: Mapping[str, str]) -> None:
+    """Let each table in `ties` be looked up in the packed weight of its product, in place."""
+    import numpy as np
+    import onnx_ir
+
+    packed = {str(node.name).rpartition("_Q")[0]: node for node in model.graph if node.op_type == "MatMulNBits"}
+    for node in [node for node in model.graph if node.name in ties]:
+        product = packed[ties[str(node.name)]]
+        rows = product.attributes.get_int("N", 0)
+        shape = onnx_ir.Value(name=f"{node.name}_rows", const_value=onnx_ir.tensor(np.array([rows, -1])))
+        model.graph.register_initializer(shape)
+        flat = [onnx_ir.node("Reshape", [value, shape]) for value in product.inputs[1:]]
+        data, *scales = (one.outputs[0] for one in flat)
+        row = onnx_ir.node(
+            "GatherBlockQuantized",
+            [data, node.inputs[1], *scales],
+            domain="com.microsoft",
+            attributes={
+                "gather_axis": 0,
+                "quantize_axis": 1,
+                "block_size": product.attributes.get_int("block_size", 0),
+                "bits": product.attributes.get_int("bits", 0),
+            },
+            name=node.name,
+        )
+        onnx_ir.convenience.replace_nodes_and_values(model.graph, node, [node], [*flat, row], node.outputs, row.outputs)
 
 
 def _split_gemm(model: "onnx_ir.Model", node: "onnx_ir.Node") -> None:

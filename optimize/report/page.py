@@ -88,7 +88,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     found.filters.update(
-        number=report.number, score="{:.4f}".format, change=_change, whole="{:,}".format, metric=table.metric
+        number=report.number, score="{:.4f}".format, change=_change, whole=table.number, metric=table.metric
     )
     found.filters.update(interval=ratios.interval, control=ratios.control, times=ratios.times)
     return found

@@ -99,10 +99,12 @@ def lineage(description: dict[str, Any]) -> None:
     )
     if not description["lineage"]:
         console.print("the trained model, untouched")
-    for number, entry in enumerate(description["lineage"], 1):
+    for place, entry in enumerate(description["lineage"], 1):
         config = ", ".join(f"{key} = {value}" for key, value in entry["config"].items())
-        console.print(f"{number}. {entry['name']} ({config}), seed {entry['seed']}", soft_wrap=True)
-        console.print(f"   {score(entry['quality'])}; {entry['cost']['bytes']:,} bytes, {entry['cost']['macs']:,} MACs")
+        console.print(f"{place}. {entry['name']} ({config}), seed {entry['seed']}", soft_wrap=True)
+        console.print(
+            f"   {score(entry['quality'])}; {entry['cost']['bytes']:,} bytes, {number(entry['cost']['macs'])} MACs"
+        )
 
 
 def gates(console: Console, entries: list[dict[str, Any]]) -> None:

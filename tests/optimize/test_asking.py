@@ -102,6 +102,10 @@ def test_no_smaller_batch_than_declared_is_ever_run(tmp_path: Path) -> None:
     assert "from 1" in raised.value.fix
 
 
+def test_a_batch_declared_from_1_as_the_way_out_says_may_be_served(tmp_path: Path, server_prefix: Path) -> None:
+    endpoint.check(tmp_path / "repository", brought(Net, [ROW]), Target())
+
+
 class Dropping(Net):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.two(functional.dropout(self.one(x).relu(), 0.3, self.training if self.mended else True))

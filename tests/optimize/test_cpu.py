@@ -2,9 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
 
+from loadtest.tensors import BATCH, TensorSpec
 from optimize import cpu
+from optimize.quantize.dynamic import Dynamic
+from optimize.quantize.nncf import Nncf
+from optimize.quantize.static import Static
+from tests.optimize.test_quantize import Quantize, distance, quantize, workload
+
+__all__ = ["quantize"]
 
 
 def test_the_features_of_the_cpu_are_read_from_its_flags(tmp_path: Path) -> None:
@@ -32,3 +44,19 @@ def test_seven_bits_where_products_overflow(
     assert cpu.reduced_range(None, device) == reduced
     assert cpu.reduced_range(True, device)
     assert not cpu.reduced_range(False, device)
+
+
+@pytest.mark.parametrize("method", [Dynamic, Static, Nncf])
+def test_no_weight_has_more_than_seven_bits(method: type, quantize: Quantize, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = workload(
+        nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval(),
+        TensorSpec("input", "float32", (BATCH, 64), (0, 1)),
+    )
+    for reduced in (True, False):
+        path = quantize(method(reduce_range=reduced), tmp_path / f"{reduced}.onnx", made)
+        weights = [numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
+        largest = max(np.abs(weight.astype(np.int16)).max() for weight in weights if weight.dtype == np.int8)
+        assert (largest <= 64) == reduced
+        if reduced:
+            assert distance(path, made) < 0.1

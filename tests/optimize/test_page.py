@@ -321,6 +321,17 @@ def test_every_figure_of_the_document_is_on_the_page(shape: Callable[[], dict[st
     assert not shown.open, "tags left open"
 
 
+def test_what_could_not_be_counted_is_a_dash_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = published()
+    for entry in (document["trained"], *document["steps"], document["result"]):
+        entry["cost"]["macs"] = None
+    assert "None" not in read(document, tmp_path).text
+    table.run({**document, "places": {}})
+    workload = {"source": "user.py:workload"}
+    table.lineage({"workload": workload, "lathe": "0.1.0", "lineage": document["steps"]})
+    assert "- MACs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_page_needs_no_network(shape: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
     shown = read(shape(), tmp_path)

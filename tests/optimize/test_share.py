@@ -16,6 +16,7 @@ from optimize.export import graph
 from optimize.export.onnx import export
 from optimize.quantize.dynamic import Dynamic
 from optimize.quantize.half import Half
+from optimize.quantize.nncf import Nncf
 from optimize.quantize.static import Static
 from optimize.quantize.weight_only import WeightOnly
 from tests.optimize.test_quantize import Quantize, distance, kernels, quantize, workload
@@ -85,8 +86,13 @@ def test_a_tied_weight_stands_in_the_file_once(name: str, quantize: Quantize, tm
 
 @pytest.mark.parametrize(
     ("config", "each"),
-    [(Dynamic(reduce_range=True), 1), (Static(), 1), (Half(), 2), (WeightOnly(weights="float"), 5)],
-    ids=["7 bits", "static", "half", "table only"],
+    [
+        *[(Dynamic(reduce_range=True), 1), (Static(), 1), (Half(), 2), (WeightOnly(weights="float"), 5)],
+        # A scale for each block of 32 numbers.
+        *[(WeightOnly(), 1.13), (WeightOnly(symmetric=False), 1.17)],
+        *[(WeightOnly(weights="int4", tables="int4"), 0.65), (Nncf(), 1)],
+    ],
+    ids=["7 bits", "static", "half", "table only", "blocks", "blocks with zero points", "4 bits", "nncf"],
 )
 def test_it_stays_one_whatever_it_is_stored_in(config: object, each: int, quantize: Quantize, tmp_path: Path) -> None:
     torch.manual_seed(0)
