@@ -300,10 +300,15 @@ def refuse_idle(model: "onnx_ir.Model", kinds: Sequence[str], kept: Sequence[str
         NoEffect: listing what could have been quantized.
     """
     names = names_of(model, kinds)
+    if not names:
+        raise NoEffect(
+            f"has no weight that this method takes: it takes those of {', '.join(kinds)}",
+            fix="use quantize.static, which takes convolutions too, or quantize.half, which takes every weight",
+        )
     if not set(names) - set(kept):
         raise NoEffect(
             "no weight is left to quantize: each is excluded, or faster in float",
-            fix=f"exclude less, or leave the step out; it could match: {', '.join(names) or 'nothing in this model'}",
+            fix=f"exclude less, or leave the step out; it could match: {', '.join(names)}",
         )
 
 

@@ -4,6 +4,7 @@ Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023 (arXiv 2301.1
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -21,6 +22,8 @@ from optimize.prune.group import Group, Member, tied
 
 ROOTS = (_ConvNd, nn.Linear, nn.Embedding)
 """Layers whose channels start a group."""
+MOST_VISITS = 16
+"""So often at most a group comes to one node, with other channels each time; usual ones do so once or twice."""
 
 
 def groups(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[Group]:
@@ -112,9 +115,28 @@ class _Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]  # the base c
             return super().build_dependency(*args, **named)
 
     def get_pruning_group(self, *args: Any, **named: Any) -> Any:
-        with _parts_of_unknown_size(), contextlib.suppress(Exception):
+        with _parts_of_unknown_size(), _ending(), contextlib.suppress(Exception):
             return super().get_pruning_group(*args, **named)
         return []
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    """Give a group up that comes to one node again and again: channels that change places come round for ever."""
+    add = torch_pruning.dependency.group.Group.add_dep
+    visits = Counter[tuple[int, Any]]()
+
+    def counted(group: Any, dep: Any, idxs: Any) -> None:
+        visits[id(dep.target), dep.handler] += 1
+        if visits[id(dep.target), dep.handler] > MOST_VISITS:
+            raise OverflowError("its channels change places")
+        add(group, dep, idxs)
+
+    torch_pruning.dependency.group.Group.add_dep = counted
+    try:
+        yield
+    finally:
+        torch_pruning.dependency.group.Group.add_dep = add
 
 
 @contextlib.contextmanager

@@ -100,7 +100,8 @@ def _ties(model: "onnx_ir.Model", chosen: Mapping[str, str], block_size: int) ->
     found: dict[str, str] = {}
     tables = {weight: source for source, weight, turned in share.twins(model) if turned}
     for node in model.graph:
-        source = tables.get(node.inputs[1]) if node.op_type == "MatMul" and node.name in chosen else None
+        weight = node.inputs[1] if node.op_type == "MatMul" and node.name in chosen else None
+        source = tables.get(weight) if weight is not None else None
         if source is None or source.const_value is None or source.const_value.shape.numpy()[1] % block_size:
             continue
         for user, _ in source.uses():

@@ -211,7 +211,9 @@ def test_which_steps_ask_what_the_cpu_can_do(
         keys.append(digest.step(config, source, Recipe(()), sets).digest)
     assert (keys[0] != keys[1]) is depends
     asking = {METHODS[kind].name for kind in METHODS if "reduce_range" in kind.__dataclass_fields__}
-    assert asking == {"quantize.static", "quantize.dynamic", "quantize.nncf"}, "another one has to stand here and in BY_CPU"
+    assert asking == {"quantize.static", "quantize.dynamic", "quantize.nncf"}, (
+        "another one has to stand here and in BY_CPU"
+    )
 
 
 def test_code_leaves_out_what_is_not_the_users(place: Path) -> None:
