@@ -25,10 +25,10 @@ def tensorrt(bundle: Path, output: Path, build: bool, as_json: bool) -> None:
       optimize tensorrt build/runs/digits_cnn/4-quantize.static --output build/tensorrt
     """
     from optimize import bundle as bundles
-    from optimize.export import tensorrt as export
+    from optimize.tensorrt import plan
 
     try:
-        written = export.write(bundles.load(bundle), output, build=build)
+        written = plan.write(bundles.load(bundle), output, build=build)
     except LatheError as error:
         for finding in error.partial.get("findings", ()) if not as_json else ():
             click.echo(f"{finding['level']}: {finding['node']}: {finding['what']}", err=True)

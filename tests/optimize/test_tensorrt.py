@@ -20,7 +20,7 @@ from loadtest.tensors import BATCH, Dim, TensorSpec
 from optimize import bundle as bundles
 from optimize.bundle import Bundle
 from optimize.errors import BadBundle, BadGraph
-from optimize.export import tensorrt, tensorrt_rules
+from optimize.tensorrt import plan, rules
 from optimize.export.onnx import export
 from optimize.workload import Workload
 from serve import gpu, model_config
@@ -135,8 +135,8 @@ SLOWER = {"weight only": (weight_only, "placement", "product"), "float": (all_fl
 
 
 def test_a_symmetric_graph_breaks_no_rule(tmp_path: Path) -> None:
-    assert tensorrt_rules.check(save(symmetric(), tmp_path)) == []
-    assert tensorrt_rules.precision(tmp_path / "model.onnx") == "INT8"
+    assert rules.check(save(symmetric(), tmp_path)) == []
+    assert rules.precision(tmp_path / "model.onnx") == "INT8"
 
 
 def test_fp8_that_states_its_type_in_an_attribute_breaks_no_rule(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_fp8_that_states_its_type_in_an_attribute_breaks_no_rule(tmp_path: Path)
     parts["nodes"]["dequantize"] = helper.make_node("DequantizeLinear", ["q", "scale"], ["d"], "dequantize")
     parts["nodes"]["dense"] = helper.make_node("DequantizeLinear", ["p", "scale"], ["w"], "dense")
     parts["nodes"]["product"] = parts["nodes"].pop("product")
-    assert tensorrt_rules.check(save(parts, tmp_path)) == []
+    assert rules.check(save(parts, tmp_path)) == []
 
 
 @pytest.mark.parametrize("name", [*BROKEN, *SLOWER])
@@ -158,7 +158,7 @@ def test_each_rule_finds_the_node_that_breaks_it(name: str, tmp_path: Path) -> N
     break_it, rule, node = {**BROKEN, **SLOWER}[name]
     parts = symmetric()
     break_it(parts)
-    findings = tensorrt_rules.check(save(parts, tmp_path))
+    findings = rules.check(save(parts, tmp_path))
     found = [finding for finding in findings if finding.rule == rule]
     assert found, findings
     assert found[0].node == node
@@ -182,8 +182,8 @@ def test_the_output_channels_of_each_operator(kind: str, axis: int, attributes: 
             "DequantizeLinear", ["weight", "scales", "zeros"], ["w"], "dense", axis=chosen
         )
         parts["nodes"]["product"] = helper.make_node(kind, ["d", "w"], ["y"], "product", **attributes)
-        rules = [finding.rule for finding in tensorrt_rules.check(save(parts, tmp_path))]
-        assert rules == ([] if chosen == axis else ["channel axis"])
+        found = [finding.rule for finding in rules.check(save(parts, tmp_path))]
+        assert found == ([] if chosen == axis else ["channel axis"])
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def exported(small: Workload, tmp_path_factory: pytest.TempPathFactory) -> Bundl
 
 
 def test_what_is_written_says_the_sizes_of_the_tensorspecs(exported: Bundle, tmp_path: Path) -> None:
-    written = tensorrt.write(exported, tmp_path / "trt", build=False)
+    written = plan.write(exported, tmp_path / "trt", build=False)
     assert set(written.files) == {
         "build.py",
         "build.sh",
@@ -218,17 +218,17 @@ def test_what_is_written_says_the_sizes_of_the_tensorspecs(exported: Bundle, tmp
 
 
 def test_both_configs_are_triton_configs(exported: Bundle, tmp_path: Path) -> None:
-    tensorrt.write(exported, tmp_path / "trt", build=False)
-    plan, graph = (
+    plan.write(exported, tmp_path / "trt", build=False)
+    engine, graph = (
         model_config.parse((tmp_path / "trt" / kind / "small" / "config.pbtxt").read_text())
         for kind in ("plan", "onnx")
     )
-    for config in (plan, graph):
+    for config in (engine, graph):
         assert config.name == "small"
         assert config.max_batch_size == 64  # what the profile reaches
         assert [list(tensor.dims) for tensor in config.input] == [[1, 8, 8]]
         assert config.instance_group[0].kind == config.instance_group[0].KIND_GPU
-    assert (plan.backend, plan.default_model_filename, dict(plan.parameters)) == ("tensorrt", "model.plan", {})
+    assert (engine.backend, engine.default_model_filename, dict(engine.parameters)) == ("tensorrt", "model.plan", {})
     assert graph.backend == "onnxruntime"
     accelerator = graph.optimization.execution_accelerators.gpu_execution_accelerator[0]
     assert accelerator.name == "tensorrt"
@@ -249,7 +249,7 @@ def quantized(small: Workload, folder: Path) -> Bundle:
 
 
 def test_the_accelerator_is_told_of_int8(small: Workload, tmp_path: Path) -> None:
-    written = tensorrt.write(quantized(small, tmp_path), tmp_path / "trt", build=False)
+    written = plan.write(quantized(small, tmp_path), tmp_path / "trt", build=False)
     assert written.findings == ()
     config = model_config.parse((tmp_path / "trt" / "onnx" / "small" / "config.pbtxt").read_text())
     accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator[0]
@@ -300,7 +300,7 @@ def test_the_polygraphy_script_asks_for_what_the_tensorspecs_say(
     exported: Bundle, tmp_path: Path, polygraphy: Path
 ) -> None:
     folder = tmp_path / "trt"
-    tensorrt.write(exported, folder, build=False)
+    plan.write(exported, folder, build=False)
     subprocess.run([sys.executable, folder / "build.py"], check=True)
     assert json.loads((folder / "plan" / "small" / "1" / "model.plan").read_bytes()) == {
         "profiles": [{"image": [[1, 1, 8, 8], [8, 1, 8, 8], [64, 1, 8, 8]]}],
@@ -314,13 +314,13 @@ def test_the_polygraphy_script_asks_for_what_the_tensorspecs_say(
 def test_where_tensorrt_is_there_the_script_is_run(
     exported: Bundle, tmp_path: Path, polygraphy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt, "missing", lambda: "")
-    written = tensorrt.write(exported, tmp_path / "trt")
+    monkeypatch.setattr(plan, "missing", lambda: "")
+    written = plan.write(exported, tmp_path / "trt")
     assert written.built
     assert "plan/small/1/model.plan" in written.files
     polygraphy.write_text('raise SystemExit("no kernel fits")')
     with pytest.raises(MachineError, match="no kernel fits"):
-        tensorrt.write(exported, tmp_path / "other")
+        plan.write(exported, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -338,8 +338,8 @@ def test_a_graph_that_tensorrt_cannot_take_is_refused_with_every_finding(small: 
     uint8(parts)
     bundle = replace(quantized(small, tmp_path), graph=save(parts, tmp_path))
     with pytest.raises(BadGraph, match="quantizes to uint8") as raised:
-        tensorrt.write(bundle, tmp_path / "trt")
-    assert raised.value.fix == tensorrt_rules.SYMMETRIC
+        plan.write(bundle, tmp_path / "trt")
+    assert raised.value.fix == rules.SYMMETRIC
     assert {finding["node"] for finding in raised.value.partial["findings"]} == {"quantize", "dequantize"}
     assert not (tmp_path / "trt").exists()
 
@@ -348,9 +348,9 @@ def test_a_bundle_without_onnx_and_a_folder_of_the_users_are_refused(
     small: Workload, exported: Bundle, tmp_path: Path
 ) -> None:
     with pytest.raises(BadBundle, match="no ONNX file"):
-        tensorrt.write(Bundle(small, small.build()), tmp_path / "trt")
+        plan.write(Bundle(small, small.build()), tmp_path / "trt")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(BadBundle, match="something else"):
-        tensorrt.write(exported, tmp_path / "mine")
+        plan.write(exported, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").is_file()

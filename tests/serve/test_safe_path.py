@@ -24,7 +24,7 @@ STARTERS = {
     "loadtest/interpreter.py",
     "serve/install.py",  # with PYTHONSAFEPATH
     "serve/server.py",  # isolated, from the folder of the server's environment
-    "optimize/export/tensorrt.py",  # a script of ours by its path
+    "optimize/tensorrt/plan.py",  # a script of ours by its path
 }
 
 

@@ -21,8 +21,8 @@ from loadtest.errors import MachineError
 from loadtest.tensors import fewest
 from optimize.bundle import Bundle, replacing
 from optimize.errors import BadBundle, BadGraph
-from optimize.export import tensorrt_rules
-from optimize.export.tensorrt_rules import Finding
+from optimize.tensorrt import rules
+from optimize.tensorrt.rules import Finding
 from serve import gpu, model_config, settings
 from serve.target import LARGEST_BATCH, Target
 
@@ -84,7 +84,7 @@ class Written:
         return {
             "folder": str(self.folder),
             "files": list(self.files),
-            "findings": tensorrt_rules.document(list(self.findings)),
+            "findings": rules.document(list(self.findings)),
             "built": self.built,
             "reason": self.reason,
         }
@@ -109,7 +109,7 @@ def write(bundle: Bundle, folder: Path, *, build: bool = True) -> Written:
         raise BadBundle("there is no ONNX file in it", where=str(bundle.folder or ""), fix="run optimize export first")
     if folder.exists() and any(folder.iterdir()) and not (folder / SCRIPTS[0]).is_file():
         raise BadBundle("holds something else", where=str(folder), fix="name another --output")
-    findings = tensorrt_rules.check(bundle.graph)
+    findings = rules.check(bundle.graph)
     _refuse(findings, bundle.graph)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _refuse(findings: Sequence[Finding], graph: Path) -> None:
         return
     first, more = errors[0], f" ({len(errors) - 1} more findings)" if len(errors) > 1 else ""
     refusal = BadGraph(f"TensorRT cannot take it: {first.node}: {first.what}{more}", where=str(graph), fix=first.fix)
-    refusal.partial = {"findings": tensorrt_rules.document(list(findings))}
+    refusal.partial = {"findings": rules.document(list(findings))}
     raise refusal
 
 
@@ -183,7 +183,7 @@ def _config(bundle: Bundle, graph: Path) -> Any:
     outputs = output_specs(workload, graph, answers)
     largest = min(spec.shape(size="maximum")[0] for spec in workload.inputs)
     target = Target(device="cuda", batch=(1, min(largest, LARGEST_BATCH)))
-    lowest = tensorrt_rules.precision(graph)
+    lowest = rules.precision(graph)
     # A graph with FP8 states it itself, in its Q/DQ pairs.
     asked = {"accelerator": "tensorrt", "precision": "FP32" if lowest == "FP8" else lowest}
     return model_config.build(workload.name, workload.inputs, outputs, target, [1], settings.read(asked, workload.name))
