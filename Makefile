@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt | machine
 	@$(PYTHON) -c 'import sys; sys.exit(sys.platform != "linux")' || { echo "lathe is tested on Linux only"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(BIN)/pip install -c constraints.txt --index-url $(TORCH_INDEX) torch)
-	$(BIN)/pip install -c constraints.txt -e '.[all,examples,dev]'
+	$(BIN)/pip install -c constraints.txt -e '.[all,tensorrt,examples,dev]'
 	@touch $@
 
 server: $(READY)

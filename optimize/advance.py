@@ -109,7 +109,9 @@ def _judged(
     with TorchPredictor(made.module, workload.outputs) if in_torch else open_graph(graph, recipe.target) as predictor:
         quality = evaluate(predictor, workload, trained.reference, largest_batch(workload, recipe))
     overlap = {"overlap": dict(sets.overlap)} if sets.overlap else {}
-    return quality, {"trained": trained.quality.document()["quality"], **quality.document(), **overlap}
+    # A CPU computes what the graph says, in the precision that it has for it.
+    emulated = {"emulated": True} if recipe.target.device == "cuda" and not in_torch else {}
+    return quality, {"trained": trained.quality.document()["quality"], **quality.document(), **emulated, **overlap}
 
 
 def _deviation(graph: Path, workload: Workload, recipe: Recipe) -> dict[str, Any]:

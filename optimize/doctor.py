@@ -27,6 +27,7 @@ OPTIONAL = {
     "openvino": "pip install 'lathe[openvino]'",
     "nncf": "pip install 'lathe[openvino]'",
     "transformers": "pip install 'lathe[huggingface]'",
+    "tensorrt-rtx-cu13": "pip install 'lathe[tensorrt]', which compiles on any machine",
     "tensorrt": "pip install tensorrt, on a machine with an NVIDIA GPU",
     "polygraphy": "pip install polygraphy, on a machine with an NVIDIA GPU",
 }

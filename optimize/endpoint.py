@@ -37,10 +37,13 @@ REQUESTS, THREADS, PAYLOADS = 256, 16, 16
 
 @dataclass(frozen=True)
 class Proof:
-    """What the endpoint showed: its quality and parity, the load test, all gates, and the version when published."""
+    """What the endpoint showed: its quality and parity, the load test, all gates, and the version when published.
 
-    endpoint: dict[str, Any]
-    load: dict[str, Any]
+    Where nothing was served, the first two are None.
+    """
+
+    endpoint: dict[str, Any] | None
+    load: dict[str, Any] | None
     gates: list[Gate]
     version: dict[str, Any] | None
 
@@ -60,7 +63,7 @@ def check(repository: Path, workload: Workload, target: Target) -> None:
             fix="declare the batch from 1, as loadtest.tensors.BATCH does, or run it without --repository",
         )
     staging.check(repository, workload.name)
-    install.environment().require(target.runtime)
+    install.environment().require(model_config.backend(target))
 
 
 def prove(
@@ -104,8 +107,31 @@ def prove(
         version = None
         if force or all(entry.passed for entry in gates):
             progress("publishing", 0.9)
-            version = _publish(staged, made, gates, parity)
+            told = {"parity": parity, "deviation": parity["deviation"], "tolerance": parity["tolerance"]}
+            version = _publish(staged, made, gates, told)
     return Proof({**served.document(), "parity": parity}, loaded, gates, version)
+
+
+def unproven(made: Bundle, quality: Quality, recipe: Recipe, repository: Path, gates: list[Gate], why: str) -> Proof:
+    """Publish `made` from a machine that can neither serve nor time it; its lineage says so for ever.
+
+    Args:
+        made: as for `prove`, and so are `quality`, `recipe`, `repository` and `gates`.
+        quality: judged on the CPU.
+        recipe: gives the target and how it is served.
+        repository: where it is published.
+        gates: what was judged.
+        why: what was not measured.
+    """
+    workload = made.workload
+    specs = output_specs(workload, graph_of(made), quality.outputs)
+    deviation = made.lineage[-1].get("deviation", 0.0)
+    unknown = {"deviation": deviation, "tolerance": answers_of.tolerance(deviation), "unmeasured": why}
+    with staging.stage(
+        repository, workload.name, graph_of(made), workload.inputs, specs, recipe.target, recipe.serve
+    ) as staged:
+        version = _publish(staged, made, gates, unknown)
+    return Proof(None, None, gates, {**version, "unmeasured": why})
 
 
 def output_specs(workload: Workload, graph: Path, outputs: Arrays) -> list[TensorSpec]:
@@ -255,18 +281,16 @@ def _plan(endpoint: Endpoint, recipe: Recipe) -> Plan:
     )
 
 
-def _publish(staged: staging.Staged, made: Bundle, gates: list[Gate], parity: dict[str, Any]) -> dict[str, Any]:
+def _publish(staged: staging.Staged, made: Bundle, gates: list[Gate], told: dict[str, Any]) -> dict[str, Any]:
     forced = not all(entry.passed for entry in gates)
     lineage = {
         "workload": made.workload.source,
         "lineage": list(made.lineage),
         "gates": [entry.document() for entry in gates],
-        "parity": parity,
-        "deviation": parity["deviation"],
-        "tolerance": parity["tolerance"],
+        **told,
         "forced": forced,
     }
     version = staging.publish(staged, lineage)
     promoted = rollout.promote(staged.repository, version.model, version.number)
-    told = {"model": version.model, "number": version.number, "digest": version.digest, "forced": forced}
-    return {**told, "url": promoted.url}
+    published = {"model": version.model, "number": version.number, "digest": version.digest, "forced": forced}
+    return {**published, "url": promoted.url}

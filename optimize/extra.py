@@ -4,8 +4,19 @@ import importlib.util
 
 from optimize.errors import MissingExtra
 
-PACKAGES = {"openvino": ("openvino", "nncf")}
+PACKAGES = {
+    "openvino": ("openvino", "nncf"),
+    "tensorrt": ("tensorrt_rtx",),
+    "tensorrt-rtx": ("tensorrt_rtx", "onnxruntime_ep_nv_tensorrt_rtx"),
+}
+RUNTIMES = {"openvino": "openvino", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt"}
+"""The extra that a target's runtime needs."""
 """What each of lathe's optional extras brings, by its name in pyproject.toml."""
+
+
+def line(extra: str) -> str:
+    """Return the line that installs an extra."""
+    return f"pip install 'lathe[{extra}]'"
 
 
 def require(extra: str) -> None:
@@ -16,4 +27,14 @@ def require(extra: str) -> None:
     """
     for package in PACKAGES.get(extra, ()):
         if importlib.util.find_spec(package) is None:
-            raise MissingExtra(f"the package {package} is not installed", fix=f"pip install 'lathe[{extra}]'")
+            raise MissingExtra(f"the package {package} is not installed", fix=line(extra))
+
+
+def require_runtime(runtime: str) -> None:
+    """Say at once that the extra which a target's runtime needs is not installed.
+
+    Raises:
+        MissingExtra: with the line that installs it.
+    """
+    if runtime in RUNTIMES:
+        require(RUNTIMES[runtime])

@@ -5,13 +5,14 @@ and the proof page. A bundle appears whole or not at all, so whatever is there m
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loadtest import files
 from loadtest.commandline import document
-from loadtest.errors import UsageError
+from loadtest.errors import MachineError, UsageError
 from loadtest.tensors import TensorSpec, fewest
 from optimize import bundle as bundles
 from optimize import digest, explain, extra, gate, macs, measure, resume, speed, splits
@@ -19,7 +20,7 @@ from optimize import step as steps_of
 from optimize.advance import advance, every_step, folder_name, measured
 from optimize.baseline import TRAINED, Progress, Trained, cost, establish, graph_of, silent
 from optimize.bundle import Bundle
-from optimize.errors import BadRecipe, BadWorkload, BusyMachine, GateRefused
+from optimize.errors import BadGraph, BadRecipe, BadWorkload, BusyMachine, GateRefused
 from optimize.evaluate import Quality, compare
 from optimize.export.onnx import Onnx
 from optimize.gate import Gate
@@ -28,7 +29,7 @@ from optimize.recipe import Recipe, ordered
 from optimize.speed import Timing
 from optimize.workload import Workload
 from serve import curve, model_config, scratch, settings
-from serve.target import Target
+from serve.target import TENSORRT, Target
 
 
 def run(
@@ -40,6 +41,7 @@ def run(
     force: bool = False,
     strict: bool = False,
     allow_overlap: bool = False,
+    allow_unmeasured: bool = False,
     patience: float = speed.PATIENCE,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -55,6 +57,8 @@ def run(
         force: publish although a gate said no; the lineage says so for ever.
         strict: judge the worse end of the paired interval, not the value.
         allow_overlap: go on though evaluation samples stand in another set; lineage and page say so.
+        allow_unmeasured: publish what is made for a GPU from a machine that has none, so that neither its speed nor its
+            endpoint was measured; lineage and page say so.
         patience: seconds that speed may be measured for longer than usual, until its promise is decided.
         progress: called with a text and the fraction of the current step.
 
@@ -70,6 +74,9 @@ def run(
         from optimize import endpoint
 
         endpoint.check(repository, workload, recipe.target)
+        if (lacking := speed.lacking(recipe.target)) and not allow_unmeasured:
+            fix = "run it on a machine that has one, leave --repository out, or say --allow-unmeasured"
+            raise MachineError(f"nothing is published whose speed is {lacking}", where="--repository", fix=fix)
         if folder.resolve().is_relative_to(repository.resolve()):
             raise UsageError("the run's folder lies in the repository", where=str(folder), fix="name another --output")
     resume.check(folder)
@@ -113,19 +120,23 @@ def _run(
         result=measured(quality, timing.cost(cost(last), final)),
         endpoint=None,
         ratios=timing.ratios(final),
-        warnings=[*explain.warnings(timing.stages(), timing.speeds.control()), *_uncounted(trained.cost)],
+        warnings=_warnings(timing, timing.stages(), trained.cost),
         load=None,
         bundle=str(last.folder),
         version=None,
         environment=page.environment(recipe.target.device),
     )
     gates = _gates(recipe, trained, last, quality, timing, strict)
-    if recipe.target.device == "cuda":
+    gates += compiled(recipe.target, graph_of(last), workload.inputs, folder / "compiler.log")
+    if recipe.target.device == "cuda" and not timing.unmeasured:
         recipe = replace(recipe, serve=curve.fill(recipe.serve, timing.speeds.latency_ms(final)))
     if repository is not None and (force or all(entry.passed for entry in gates)):
         from optimize import endpoint
 
-        proof = endpoint.prove(last, trained, quality, recipe, folder, repository, gates, force, strict, progress)
+        if timing.unmeasured:
+            proof = endpoint.unproven(last, quality, recipe, repository, gates, timing.unmeasured)
+        else:
+            proof = endpoint.prove(last, trained, quality, recipe, folder, repository, gates, force, strict, progress)
         gates = proof.gates
         result |= {"endpoint": proof.endpoint, "load": proof.load, "version": proof.version}
     result["places"] = _places(result)
@@ -160,7 +171,7 @@ def apply_one(
     workload = source.workload
     target = _declared(target, workload)
     recipe = Recipe((step,), seed, target=target)
-    extra.require(target.runtime)
+    extra.require_runtime(target.runtime)
     steps_of.check_needs(step, workload)
     sets = splits.read(workload, progress, allow_overlap=allow_overlap)
     with scratch.folder() as place:
@@ -178,8 +189,10 @@ def apply_one(
         timing = speed.time(files, labels, workload.inputs, target, patience=0.0)
         element |= measured(quality, timing.cost(cost(made), timing.result))
         element["ratios"] = timing.ratios(timing.result)
-        slowed = explain.warnings(timing.stages()[-2:], timing.speeds.control())
-        element["warnings"] = [*slowed, *_uncounted(trained.cost)]
+        element["warnings"] = _warnings(timing, timing.stages()[-2:], trained.cost)
+        gates = compiled(target, graph_of(made), workload.inputs, output.with_name(f"{output.name}.log"))
+        element["gates"] = [entry.document() for entry in gates]
+    _stop(gates, output, element)
     return element
 
 
@@ -189,8 +202,26 @@ def _declared(target: Target, workload: Workload) -> Target:
     return replace(target, batch=tuple(dict.fromkeys(max(batch, few) for batch in target.batch)))
 
 
-def _uncounted(found: Cost) -> list[str]:
-    return [macs.UNKNOWN] if found.macs is None else []
+def _warnings(timing: Timing, stages: list[explain.Stage], counted: Cost) -> list[str]:
+    found = explain.warnings(stages, timing.speeds.control())
+    unmeasured = [f"speed is {timing.unmeasured}"] if timing.unmeasured else []
+    return [*found, *unmeasured, *([macs.UNKNOWN] if counted.macs is None else [])]
+
+
+def compiled(target: Target, graph: Path, inputs: Sequence[TensorSpec], log: Path) -> list[Gate]:
+    """Judge, for a runtime that compiles the graph, whether NVIDIA's compiler takes it."""
+    if target.runtime not in TENSORRT:
+        return []
+    from optimize.tensorrt import compiler, rules
+
+    limit = "TensorRT's compiler takes it"
+    with scratch.folder() as place:
+        try:
+            rules.refuse(rules.check(graph), graph)
+            found = compiler.compile(graph, inputs, place / "model.engine", log)
+        except BadGraph as failure:
+            return [Gate("compiles", False, failure.what, limit, failure.fix)]
+    return [Gate("compiles", True, found.told(), limit)]
 
 
 def _check(recipe: Recipe, workload: Workload) -> None:
@@ -202,7 +233,7 @@ def _check(recipe: Recipe, workload: Workload) -> None:
             where=workload.name,
             fix='use optimize.workload.load("path/to/file.py:function")',
         )
-    extra.require(recipe.target.runtime)
+    extra.require_runtime(recipe.target.runtime)
     for step in recipe.steps:
         steps_of.check_needs(step, workload)
     gate.check_budget(recipe.budget, workload)
@@ -257,7 +288,8 @@ def _gates(
     if "smaller" in promises:
         gates.append(gate.smaller(timing.ratios(timing.result)["size"], stages))
     if "faster" in promises:
-        gates += [gate.faster(batch, timing.result, timing.speeds, stages) for batch in recipe.target.batch]
+        batches = () if timing.unmeasured else recipe.target.batch
+        gates += [gate.faster(batch, timing.result, timing.speeds, stages) for batch in batches]
     return gates
 
 

@@ -149,6 +149,8 @@ class OnnxPredictor:
         integers: run Q/DQ layers in INT8; else as the file says it, in float between them, which no CPU overflows.
     """
 
+    gpu = "CUDAExecutionProvider"
+
     def __init__(self, path: Path, device: str = "cpu", cores: int = 0, integers: bool = True) -> None:
         import onnxruntime
 
@@ -159,16 +161,16 @@ class OnnxPredictor:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         # Only what is fatal: every failure is raised as well, and an export that is tried in vain should not chatter.
         options.log_severity_level = 4
-        wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+        wanted = {"cpu": "CPUExecutionProvider", "cuda": self.gpu}[device]
         try:
             try:
-                self.session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+                self.session = self._opened(path, options, wanted)
             except Exception as error:
                 if "float8" not in str(error):
                     raise
                 # It takes a product of FP8 for one of INT8, and then refuses what it made of it.
                 options.add_session_config_entry("session.disable_quant_qdq", "1")
-                self.session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+                self.session = self._opened(path, options, wanted)
         except Exception as error:
             message = (str(error).strip().splitlines() or [""])[0]
             raise BadGraph(f"ONNX Runtime cannot load it: {message}", where=str(path), fix="export it again") from error
@@ -177,6 +179,11 @@ class OnnxPredictor:
                 f"ONNX Runtime has no {wanted} here", where=str(path), fix='use device = "cpu", or a GPU machine'
             )
         self._outputs = [output.name for output in self.session.get_outputs()]
+
+    def _opened(self, path: Path, options: Any, provider: str) -> Any:
+        import onnxruntime
+
+        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
 
     def predict(self, inputs: Arrays) -> dict[str, Array]:
         """Return the graph's outputs for one batch."""
@@ -268,8 +275,49 @@ class OpenVinoPredictor:
         del self._request, self._compiled
 
 
+class TensorRtPredictor(OnnxPredictor):
+    """An ONNX file in ONNX Runtime with TensorRT on a GPU, which was not run; on a CPU the same graph is emulated."""
+
+    gpu = "TensorrtExecutionProvider"
+
+
+class RtxPredictor(OnnxPredictor):
+    """An ONNX file in ONNX Runtime with the plug-in of TensorRT for RTX on a GPU, which was not run; a CPU emulates it.
+
+    Raises:
+        MissingExtra: the plug-in is not installed.
+    """
+
+    gpu = "NvTensorRTRTXExecutionProvider"
+
+    def _opened(self, path: Path, options: Any, provider: str) -> Any:
+        if provider != self.gpu:
+            return super()._opened(path, options, provider)
+        import onnxruntime
+
+        _register_rtx(provider)
+        devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == provider]
+        options.add_provider_for_devices(devices, {})
+        return onnxruntime.InferenceSession(str(path), options)
+
+
+@cache
+def _register_rtx(name: str) -> None:
+    """Make the plug-in known to ONNX Runtime, once in a process."""
+    extra.require("tensorrt-rtx")
+    import onnxruntime
+    import onnxruntime_ep_nv_tensorrt_rtx as plugin
+
+    onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
+
+
 GraphPredictor = OnnxPredictor | OpenVinoPredictor
-RUNTIMES: dict[str, type[GraphPredictor]] = {"onnxruntime": OnnxPredictor, "openvino": OpenVinoPredictor}
+RUNTIMES: dict[str, type[GraphPredictor]] = {
+    "onnxruntime": OnnxPredictor,
+    "openvino": OpenVinoPredictor,
+    "tensorrt": TensorRtPredictor,
+    "tensorrt-rtx": RtxPredictor,
+}
 """What runs an ONNX file, by `Target.runtime`."""
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.tensors import TensorSpec
-from optimize import measure
+from optimize import doctor, measure
 from optimize.baseline import TRAINED
 from optimize.explain import Stage
 from optimize.measure import Cost
-from optimize.ruler import Speeds
+from optimize.ruler import CONTROL, Speeds
 from serve.target import Target
 
 PATIENCE = 100.0
@@ -25,12 +25,14 @@ class Timing:
     Args:
         files: ONNX files in their order, the trained model's under `TRAINED` first. A file may stand there twice.
         labels: what a person calls each.
-        speeds: all of them, by the names of `files`.
+        speeds: all of them, by the names of `files`; of no batch size where they were not measured.
+        unmeasured: why they were not; empty where they were.
     """
 
     files: Mapping[str, Path]
     labels: Sequence[str]
     speeds: Speeds
+    unmeasured: str = ""
 
     @property
     def result(self) -> str:
@@ -51,7 +53,7 @@ class Timing:
         return replace(counted, latency_ms=self.speeds.latency_ms(name), throughput=self.speeds.throughput(name))
 
     def ratios(self, name: str) -> dict[str, Any]:
-        """Return `{size, latency{}, throughput{}, interval{}, verdict{}, before{}, control{}, rounds}`.
+        """Return `{size, latency{}, throughput{}, interval{}, verdict{}, before{}, control{}, rounds, unmeasured}`.
 
         Larger is better. All but `before` are against the trained FP32 ONNX in ONNX Runtime, whatever runtime the
         target names for the result; `before` is against the step before, and `control` is the trained model against
@@ -69,13 +71,22 @@ class Timing:
             "before": {str(batch): ratio.document() for batch, ratio in before.items()},
             "control": {str(batch): ratio.document() for batch, ratio in self.speeds.control().items()},
             "rounds": self.speeds.rounds,
+            "unmeasured": self.unmeasured,
         }
+
+
+def lacking(target: Target) -> str:
+    """Return why speed cannot be measured here; empty where it can."""
+    why = doctor.lacks_gpu() if target.device == "cuda" else ""
+    return f"not measured: {why} here" if why else ""
 
 
 def time(
     files: Mapping[str, Path], labels: Sequence[str], inputs: Sequence[TensorSpec], target: Target, patience: float
 ) -> Timing:
     """Time all files in the same rounds, until it is decided whether the last one is slower than the first.
+
+    A target on a GPU is not measured where there is none.
 
     Args:
         files: as for `Timing`.
@@ -88,6 +99,9 @@ def time(
         BadGraph: the runtime cannot load or run one of the files.
     """
     names = list(files)
+    if unmeasured := lacking(target):
+        nothing: dict[str, dict[int, list[float]]] = {name: {} for name in (*names, CONTROL)}
+        return Timing(files, labels, Speeds(nothing, TRAINED, 0.0), unmeasured)
     pairs = [*((name, before) for before, name in itertools.pairwise(names)), (names[-1], TRAINED)]
     speeds = measure.speed(files, inputs, target, baseline=TRAINED, pairs=pairs, decide=names[-1:], patience=patience)
     return Timing(files, labels, speeds)

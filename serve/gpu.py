@@ -12,6 +12,8 @@ from loadtest.tensors import Dim, TensorSpec
 from serve.settings import Settings
 
 PLAN = "model.plan"
+RTX = "tensorrt-rtx"
+"""The accelerator that only our own backend knows: ONNX Runtime's plug-in for RTX GPUs."""
 SIZES = {"min": "minimum", "opt": "typical", "max": "maximum"}
 """TensorRT's names of the sizes in a profile, and ours."""
 
@@ -24,17 +26,28 @@ def add(config: ModelConfig, inputs: Sequence[TensorSpec], settings: Settings) -
     if not settings.accelerator:
         return
     accelerator = optimization.execution_accelerators.gpu_execution_accelerator.add(name=settings.accelerator)
-    if settings.precision != "FP32":
-        accelerator.parameters["precision_mode"] = settings.precision
-    if settings.cuda_graphs:
-        accelerator.parameters["trt_cuda_graph_enable"] = "1"
-    folder = f"/tmp/tensorrt-{config.name}"  # noqa: S108 a path in the server's container
-    for cache in ("engine", "timing"):
-        accelerator.parameters[f"trt_{cache}_cache_enable"] = "1"
-        accelerator.parameters[f"trt_{cache}_cache_path"] = folder
+    rtx = settings.accelerator == RTX
+    for key, value in (_for_rtx if rtx else _for_tensorrt)(config.name, settings).items():
+        accelerator.parameters[key] = value
     shapes = profile(inputs)
     for size in SIZES if shapes else ():
-        accelerator.parameters[f"trt_profile_{size}_shapes"] = joined_shapes(shapes, size)
+        accelerator.parameters[f"{'nv' if rtx else 'trt'}_profile_{size}_shapes"] = joined_shapes(shapes, size)
+
+
+def _for_tensorrt(model: str, settings: Settings) -> dict[str, str]:
+    folder = f"/tmp/tensorrt-{model}"  # noqa: S108 a path in the server's container
+    stated: dict[str, str] = {} if settings.precision == "FP32" else {"precision_mode": settings.precision}
+    if settings.cuda_graphs:
+        stated["trt_cuda_graph_enable"] = "1"
+    for cache in ("engine", "timing"):
+        stated |= {f"trt_{cache}_cache_enable": "1", f"trt_{cache}_cache_path": folder}
+    return stated
+
+
+def _for_rtx(model: str, settings: Settings) -> dict[str, str]:
+    """Its engines are strongly typed: the graph says what computes in what."""
+    stated = {"nv_runtime_cache_path": f"/tmp/tensorrt-rtx-{model}"}  # noqa: S108 a path on the server's machine
+    return stated | ({"enable_cuda_graph": "1"} if settings.cuda_graphs else {})
 
 
 def engine(config: ModelConfig, *, cuda_graphs: bool = False) -> ModelConfig:

@@ -4,6 +4,8 @@ Nothing in it is ours: Triton's own ONNX Runtime and OpenVINO backends read the 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, cast
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import (
@@ -18,7 +20,7 @@ from loadtest.tensors import TRITON_DTYPES, Dim, TensorSpec
 from serve import cache, gpu, sequences
 from serve.errors import BadRepository
 from serve.settings import Settings, check
-from serve.target import Target
+from serve.target import TENSORRT, Target
 
 LEAST_MAX_BATCH = 32
 """Throughput still rises up to batches of about 32 on a CPU, also when nobody measures at that size."""
@@ -47,10 +49,12 @@ def build(
     if not inputs or not outputs:
         raise BadInput("a served model needs at least one input and one output")
     batch = max_batch_size([*inputs, *outputs], target, settings)
+    if target.runtime in TENSORRT and settings.accelerator is None:
+        settings = replace(settings, accelerator=cast(Literal["tensorrt", "tensorrt-rtx"], target.runtime))
     check(settings, inputs, outputs, target, batch)
     if not batch:
         inputs, outputs = ([spec.unbatched for spec in specs] for specs in (inputs, outputs))
-    config = ModelConfig(name=model, backend=target.runtime, max_batch_size=batch)
+    config = ModelConfig(name=model, backend=backend(target), max_batch_size=batch)
     inner = settings.inner()
     config.input.extend(stated(ModelInput(), spec, batch > 0) for spec in inputs if spec.name not in inner)
     config.output.extend(stated(ModelOutput(), spec, batch > 0) for spec in outputs if spec.name not in inner)
@@ -77,7 +81,7 @@ def build(
 
 def _add_parameters(config: ModelConfig, inputs: Sequence[TensorSpec], target: Target, settings: Settings) -> None:
     threads = settings.threads or max(1, target.cores // settings.instances)
-    for key, value in PARAMETERS[target.runtime](threads, inputs, config.max_batch_size).items():
+    for key, value in PARAMETERS[backend(target)](threads, inputs, config.max_batch_size).items():
         config.parameters[key].string_value = value
     if settings.nonfinite == "refuse":
         config.parameters[NONFINITE].string_value = "refuse"
@@ -130,6 +134,11 @@ def _for_openvino(threads: int, inputs: Sequence[TensorSpec], batch: int) -> dic
 
 
 PARAMETERS = {"onnxruntime": _for_onnxruntime, "openvino": _for_openvino}
+
+
+def backend(target: Target) -> str:
+    """Return the backend that serves a target's runtime: ONNX Runtime hands the graph to TensorRT."""
+    return target.runtime if target.runtime in PARAMETERS else "onnxruntime"
 
 
 def max_batch_size(specs: Sequence[TensorSpec], target: Target, settings: Settings = DEFAULT) -> int:

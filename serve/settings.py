@@ -73,7 +73,9 @@ class Settings:
     instances: int = _field("copies of the model, per GPU where there are some", 1, ge=1, le=256)
     threads: int | None = _field("CPU threads of an instance; default: its share of the cores", None, ge=1)
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = _field("which GPUs; default: all", ())
-    accelerator: Literal["tensorrt"] | None = _field("what ONNX Runtime hands the graph to on a GPU", None)
+    accelerator: Literal["tensorrt", "tensorrt-rtx"] | None = _field(
+        "what ONNX Runtime hands the graph to on a GPU", None
+    )
     precision: Literal["FP32", "FP16", "BF16", "INT8"] = _field("what the accelerator may compute in", "FP32")
     cuda_graphs: bool = _field("let the accelerator replay recorded kernels", False)
     pinned: bool = _field("copy to and from a GPU through pinned memory", True)

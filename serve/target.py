@@ -7,6 +7,8 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+TENSORRT = ("tensorrt", "tensorrt-rtx")
+"""Runtimes that compile the graph."""
 LARGEST_BATCH, MOST_CORES = 65536, 1024
 """Beyond these a number is a slip of the hand."""
 
@@ -17,13 +19,14 @@ class Target:
 
     Args:
         device: `cpu` or `cuda`.
-        runtime: `onnxruntime`, or on a CPU `openvino`, which computes float32 in bfloat16 where the CPU can.
+        runtime: `onnxruntime`, or on a CPU `openvino`, which computes float32 in bfloat16 where the CPU can. On a GPU
+            `tensorrt`, which Triton's backends bring, or `tensorrt-rtx`, NVIDIA's plug-in of ONNX Runtime for RTX GPUs.
         cores: CPU cores that the server may use; the default is what this process may use.
         batch: the batch sizes that matter; costs are measured at these, and the largest bounds the server's batches.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
-    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    runtime: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
     cores: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=MOST_CORES)
     batch: tuple[Annotated[int, Field(ge=1, le=LARGEST_BATCH)], ...] = Field(default=(1, 32), min_length=1)
 
@@ -32,6 +35,8 @@ class Target:
     def _fits_device(cls, runtime: str, values: ValidationInfo) -> str:
         if runtime == "openvino" and values.data.get("device") == "cuda":
             raise PydanticCustomError("runtime", 'openvino runs on a CPU: say device = "cpu", or another runtime')
+        if runtime in TENSORRT and values.data.get("device") != "cuda":
+            raise PydanticCustomError("runtime", f'{runtime} runs on a GPU: say device = "cuda", or another runtime')
         return runtime
 
     def document(self) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def _common(names: list[str], default: str) -> list[Callable[[Any], Any]]:
         ),
         click.option(
             "--runtime",
-            type=click.Choice(["onnxruntime", "openvino"]),
+            type=click.Choice(["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]),
             default="onnxruntime",
             show_default=True,
             help="What will run it there.",

@@ -24,6 +24,11 @@ from optimize.commands.overlap import overlap_option
     show_default=True,
     help="Seconds to measure speed for longer than usual, until the promise is decided.",
 )
+@click.option(
+    "--allow-unmeasured",
+    is_flag=True,
+    help="Publish what is made for a GPU though there is none here to measure it; the lineage says so for ever.",
+)
 @json_option
 def run(
     source: str,
@@ -34,6 +39,7 @@ def run(
     strict: bool,
     allow_overlap: bool,
     patience: float,
+    allow_unmeasured: bool,
     as_json: bool,
 ) -> None:
     """Run a recipe on SOURCE, a workload such as path/to/file.py:function.
@@ -62,6 +68,7 @@ def run(
                 force=force,
                 strict=strict,
                 allow_overlap=allow_overlap,
+                allow_unmeasured=allow_unmeasured,
                 patience=patience,
                 progress=progress,
             )

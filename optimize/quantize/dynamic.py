@@ -8,8 +8,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize import cpu
+from optimize.errors import BadRecipe
 from optimize.export import graph
 from optimize.quantize import left, table
+from serve.target import TENSORRT
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -41,10 +43,19 @@ def matches(subject: Path) -> list[str]:
 
 
 def apply(config: Dynamic, subject: Path, context: "Context") -> Path:
-    """Quantize the graph in place of its file."""
+    """Quantize the graph in place of its file.
+
+    Raises:
+        BadRecipe: the target's runtime has no such operators.
+    """
     from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    if context.target.runtime in TENSORRT:
+        raise BadRecipe(
+            "quantize.dynamic writes integer operators, which TensorRT has not",
+            fix="use quantize.static or quantize.fp8",
+        )
     model = graph.quantizable(subject)
     graph.refuse_quantized(model, subject, WEIGHTED)
     names = graph.excluded(model, config.exclude)

@@ -70,7 +70,7 @@ def render(document: dict[str, Any], folder: Path) -> str:
             load_page=LOAD_PAGE if (folder / LOAD_PAGE).is_file() else "",
             figures={
                 "journey": figures.journey(document),
-                "latency": figures.latency(document),
+                "latency": figures.latency(document) if document["trained"]["cost"]["latency_ms"] else "",
                 "load": figures.load(load) if load else "",
             },
             plotly=get_plotlyjs(),
@@ -100,6 +100,12 @@ def verdict(document: dict[str, Any]) -> dict[str, str]:
     refused = [gate["name"] for gate in gates if not gate["passed"]]
     quoted = ", ".join(f"“{name}”" for name in refused)
     named = f"the {'gate' if len(refused) == 1 else 'gates'} {quoted}"
+    if version and version.get("unmeasured"):
+        title = f"UNMEASURED: {version['model']} version {version['number']} is published without its endpoint's proof"
+        text = (
+            f"Its speed and its endpoint were {version['unmeasured']}. Quality was judged on a CPU, on the same graph."
+        )
+        return {"state": "forced", "title": title, "text": text}
     if version and version["forced"]:
         title = f"FORCED: {version['model']} version {version['number']} is published against a refusal"
         return {"state": "forced", "title": title, "text": f"Refused by {named}; its lineage says forced for ever."}
@@ -178,7 +184,7 @@ def environment(device: str = "cpu") -> dict[str, str]:
     if device == "cuda":
         import torch
 
-        found["GPU"] = torch.cuda.get_device_name(0)
+        found["GPU"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
     found["Python"] = platform.python_version()
     for package in PACKAGES:
         try:

@@ -10,7 +10,12 @@ from rich.table import Table
 
 from optimize.report import ratios as words
 
-RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+RUNTIMES = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT for RTX",
+}
 WIDE = 100
 """Columns of a terminal from which on every figure has room."""
 
@@ -148,6 +153,8 @@ def _ratios(console: Console, ratios: dict[str, Any]) -> None:
         speeds.append(f"{words.times(ratio)} the throughput at batch {batch} {interval}{undecided}")
     line = ", ".join([f"{ratios['size']:.2f}× smaller", *speeds])
     console.print(f"against the trained model's FP32 ONNX in ONNX Runtime: {line}", soft_wrap=True)
+    if ratios["unmeasured"]:
+        return
     controls = "; ".join(f"batch {batch} {words.control(ratio)}" for batch, ratio in ratios["control"].items())
     console.print(
         f"A/A control, the trained model against itself in {ratios['rounds']} rounds: {controls}", soft_wrap=True

@@ -1,1 +1,1 @@
-"""TensorRT: the rules of its parser, its compiler where it is installed, and what builds and serves a bundle with it."""
+"""TensorRT: its rules, its compiler where that is installed, and what builds and serves a bundle with it."""

@@ -19,14 +19,18 @@ import numpy as np
 
 from loadtest.errors import MachineError
 from loadtest.tensors import fewest
+from optimize import extra
 from optimize.bundle import Bundle, replacing
-from optimize.errors import BadBundle, BadGraph
-from optimize.tensorrt import rules
+from optimize.errors import BadBundle
+from optimize.tensorrt import compiler, rules
+from optimize.tensorrt.capability import USUAL
+from optimize.tensorrt.compiler import Compiled
 from optimize.tensorrt.rules import Finding
 from serve import gpu, model_config, settings
 from serve.target import LARGEST_BATCH, Target
 
-SCRIPTS = ("build.py", "build.sh")
+OURS = {"build.py", "build.sh", "timing.cache", "plan", "onnx", "rtx"}
+"""What stands in a folder that this wrote, and that build.sh has run in."""
 
 BUILD_PY = '''"""Builds the engine of {name} with Polygraphy, on the machine and in the image that will serve it."""
 
@@ -71,6 +75,9 @@ class Written:
         findings: what is left of the rules' findings: warnings.
         built: whether the engine is there as well.
         reason: why it is not; empty where it is.
+        compiled: what NVIDIA's compiler made of the graph; None where it was not asked.
+        unasked: why it was not; empty where it was.
+        taken: of a partial graph, how many nodes TensorRT takes, of how many, and in how many parts.
     """
 
     folder: Path
@@ -78,6 +85,9 @@ class Written:
     findings: tuple[Finding, ...]
     built: bool
     reason: str
+    compiled: Compiled | None
+    unasked: str
+    taken: tuple[int, int, int] | None
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -87,39 +97,68 @@ class Written:
             "findings": rules.document(list(self.findings)),
             "built": self.built,
             "reason": self.reason,
+            "compiled": self.compiled and self.compiled.document(),
+            "unasked": self.unasked,
+            "taken": self.taken,
         }
 
 
-def write(bundle: Bundle, folder: Path, *, build: bool = True) -> Written:
+def write(
+    bundle: Bundle,
+    folder: Path,
+    *,
+    build: bool = True,
+    capabilities: Sequence[str] = USUAL,
+    partial: bool = False,
+) -> Written:
     """Write the repositories `plan/` and `onnx/` and both build scripts to `folder`, whole or not at all.
 
-    The engine is built too where this machine has TensorRT, Polygraphy and a GPU.
+    The graph is compiled by TensorRT for RTX where that is installed, its engine written to `rtx/` and what it says to
+    a log beside the folder. Triton's engine is built too where this machine has TensorRT, Polygraphy and a GPU.
 
     Args:
         bundle: has an ONNX file.
         folder: must not exist, or hold what this function wrote, or nothing.
-        build: build the engine where that is possible.
+        build: build Triton's engine where that is possible.
+        capabilities: what to compile for, of `CAPABILITIES`; nothing is not to compile.
+        partial: write `onnx/` alone, for a graph of which ONNX Runtime computes the operators that TensorRT lacks.
 
     Raises:
         BadBundle: the bundle has no ONNX file, or `folder` holds something else.
-        BadGraph: the graph breaks a rule of TensorRT; `partial` holds all findings.
-        MachineError: the build was tried and failed.
+        BadGraph: the graph breaks a rule of TensorRT, or the compiler refuses it; `partial` holds all findings.
+        MachineError: the build or the compiler was tried and failed.
     """
     if bundle.graph is None:
         raise BadBundle("there is no ONNX file in it", where=str(bundle.folder or ""), fix="run optimize export first")
-    if folder.exists() and any(folder.iterdir()) and not (folder / SCRIPTS[0]).is_file():
+    if folder.exists() and not {path.name for path in folder.iterdir()} <= OURS:
         raise BadBundle("holds something else", where=str(folder), fix="name another --output")
     findings = rules.check(bundle.graph)
-    _refuse(findings, bundle.graph)
+    rules.refuse(findings, bundle.graph, partial=partial)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    reason = missing() if build else "it was not asked for"
+    reason = "it was not asked for" if partial or not build else missing()
+    unasked, compiled, taken = _unasked(capabilities), None, None
     with replacing(folder) as temporary:
-        _write(bundle, bundle.graph, temporary)
+        log = folder.with_name(f"{folder.name}.log")
+        if partial and not unasked:
+            taken = compiler.taken(bundle.graph, log)
+        elif not unasked:
+            engine = temporary / "rtx" / f"{bundle.workload.name}.engine"
+            engine.parent.mkdir()
+            compiled = compiler.compile(bundle.graph, bundle.workload.inputs, engine, log, capabilities)
+        _write_onnx(bundle, bundle.graph, temporary)
+        if not partial:
+            _write_plan(bundle, bundle.graph, temporary)
         if not reason:
             _build(temporary)
         files = tuple(sorted(str(file.relative_to(temporary)) for file in temporary.rglob("*") if file.is_file()))
-    return Written(folder, files, tuple(findings), not reason, reason)
+    return Written(folder, files, tuple(findings), not reason, reason, compiled, unasked, taken)
+
+
+def _unasked(capabilities: Sequence[str]) -> str:
+    if not capabilities:
+        return "it was not asked for"
+    return "" if compiler.there() else f"the compiler is not installed: {extra.line('tensorrt')}"
 
 
 def missing() -> str:
@@ -132,24 +171,18 @@ def missing() -> str:
     return "" if torch.cuda.is_available() else "there is no GPU"
 
 
-def _refuse(findings: Sequence[Finding], graph: Path) -> None:
-    errors = [finding for finding in findings if finding.level == "error"]
-    if not errors:
-        return
-    first, more = errors[0], f" ({len(errors) - 1} more findings)" if len(errors) > 1 else ""
-    refusal = BadGraph(f"TensorRT cannot take it: {first.node}: {first.what}{more}", where=str(graph), fix=first.fix)
-    refusal.partial = {"findings": rules.document(list(findings))}
-    raise refusal
-
-
-def _write(bundle: Bundle, graph: Path, folder: Path) -> None:
-    workload = bundle.workload
-    name, inputs = workload.name, workload.inputs
-    plan, onnx = folder / "plan" / name, folder / "onnx" / name
-    for place in (plan / "1", onnx / "1"):
-        place.mkdir(parents=True)
+def _write_onnx(bundle: Bundle, graph: Path, folder: Path) -> None:
+    place = folder / "onnx" / bundle.workload.name
+    (place / "1").mkdir(parents=True)
     for file in graph.parent.glob(f"{graph.name}*"):
-        shutil.copyfile(file, onnx / "1" / file.name)
+        shutil.copyfile(file, place / "1" / file.name)
+    (place / "config.pbtxt").write_text(model_config.text(_config(bundle, graph)))
+
+
+def _write_plan(bundle: Bundle, graph: Path, folder: Path) -> None:
+    name, inputs = bundle.workload.name, bundle.workload.inputs
+    place = folder / "plan" / name
+    (place / "1").mkdir(parents=True)
     shapes = gpu.profile(inputs)
     paths = {"onnx": f"onnx/{name}/1/{graph.name}", "plan": f"plan/{name}/1/{gpu.PLAN}"}
     lines = (f"    {tensor!r}: {tuple(sizes.values())!r}," for tensor, sizes in shapes.items())
@@ -159,9 +192,8 @@ def _write(bundle: Bundle, graph: Path, folder: Path) -> None:
     script = folder / "build.sh"
     script.write_text(BUILD_SH.format(name=name, options=" \\\n  ".join(shlex.quote(option) for option in options)))
     script.chmod(0o755)
-    config = _config(bundle, graph)
-    (plan / "config.pbtxt").write_text(model_config.text(gpu.engine(config)))
-    (onnx / "config.pbtxt").write_text(model_config.text(config))
+    config = model_config.parse((folder / "onnx" / name / "config.pbtxt").read_text())
+    (place / "config.pbtxt").write_text(model_config.text(gpu.engine(config)))
 
 
 def _shape_options(shapes: dict[str, dict[str, tuple[int, ...]]]) -> list[str]:

@@ -4,7 +4,7 @@ The rules are those of the parser, and of NVIDIA's "Working with Quantized Types
 10 and 11. That every other operator is known to TensorRT is not checked; the build says so where one is not.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from loadtest.tensors import Array
+from optimize.errors import BadGraph
 from optimize.export import graph
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ INTEGER = (
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 CARRIERS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 """Operators that may lie between a quantized value and where it is used."""
+OPERATORS = "operators"
+"""The rule about operators that TensorRT lacks, which ONNX Runtime can compute beside it."""
 SYMMETRIC = 'quantize the float export with quantize.static and activations = "int8"'
 
 
@@ -72,7 +75,8 @@ def check(path: Path) -> list[Finding]:
     return [finding for rule in rules for finding in rule(model)]
 
 
-def _name(node: "onnx_ir.Node") -> str:
+def name_of(node: "onnx_ir.Node") -> str:
+    """Return what a finding calls a node."""
     # The files that quantizers leave have nodes without names.
     return node.name or f"{node.op_type} that gives {node.outputs[0].name}"
 
@@ -102,9 +106,9 @@ def _operators(model: "onnx_ir.Model") -> Iterator[Finding]:
         if node.domain not in ("", "ai.onnx"):
             what = f"{node.domain}.{node.op_type} is an operator of ONNX Runtime"
             fix = "build from a bundle before the step that put it in (fusion, weight-only or dynamic quantization)"
-            yield Finding("error", "operators", _name(node), what, fix)
+            yield Finding("error", OPERATORS, name_of(node), what, fix)
         elif node.op_type in INTEGER:
-            yield Finding("error", "operators", _name(node), f"TensorRT has no {node.op_type}", SYMMETRIC)
+            yield Finding("error", OPERATORS, name_of(node), f"TensorRT has no {node.op_type}", SYMMETRIC)
 
 
 def _pairs(model: "onnx_ir.Model") -> "Iterator[onnx_ir.Node]":
@@ -121,13 +125,13 @@ def _zero_points(model: "onnx_ir.Model") -> Iterator[Finding]:
         zero, kind = _constant(node, 2), _kind(node)
         if kind == "int32":
             what = "an int32 bias is quantized; TensorRT adds it in float"
-            yield Finding("error", "bias", _name(node), what, SYMMETRIC)
+            yield Finding("error", "bias", name_of(node), what, SYMMETRIC)
         elif kind.startswith(("uint", "int16")):
             what = f"quantizes to {kind}, TensorRT would read int8 in its place"
-            yield Finding("error", "signed", _name(node), what, SYMMETRIC)
+            yield Finding("error", "signed", name_of(node), what, SYMMETRIC)
         elif zero is not None and np.any(zero.astype(np.float32)):
             what = "has a zero point that is not 0; TensorRT quantizes symmetrically"
-            yield Finding("error", "symmetric", _name(node), what, SYMMETRIC)
+            yield Finding("error", "symmetric", name_of(node), what, SYMMETRIC)
 
 
 def _kind(node: "onnx_ir.Node") -> str:
@@ -145,10 +149,10 @@ def _scales(model: "onnx_ir.Model") -> Iterator[Finding]:
         scale = _constant(node, 1)
         if scale is not None and not (scale.astype(np.float32) > 0).all():
             fix = "calibrate on samples that differ: a constant activation has no range"
-            yield Finding("error", "scales", _name(node), "has a scale that is not above 0", fix)
+            yield Finding("error", "scales", name_of(node), "has a scale that is not above 0", fix)
         if scale is not None and scale.size > 1 and node.op_type == "QuantizeLinear" and _constant(node, 0) is None:
             what = f"has {scale.size} scales for an activation; TensorRT takes one for the tensor"
-            yield Finding("error", "per tensor", _name(node), what, SYMMETRIC)
+            yield Finding("error", "per tensor", name_of(node), what, SYMMETRIC)
 
 
 def _axes(model: "onnx_ir.Model") -> Iterator[Finding]:
@@ -163,9 +167,9 @@ def _axes(model: "onnx_ir.Model") -> Iterator[Finding]:
         wanted = _output_axis(node, data.ndim)
         if axis != wanted:
             what = (
-                f"the weight of {_name(node)} has its scales along axis {axis}, its output channels are axis {wanted}"
+                f"the weight of {name_of(node)} has its scales along axis {axis}, its output channels are axis {wanted}"
             )
-            yield Finding("error", "channel axis", _name(source), what, SYMMETRIC)
+            yield Finding("error", "channel axis", name_of(source), what, SYMMETRIC)
 
 
 def _output_axis(node: "onnx_ir.Node", rank: int) -> int:
@@ -183,8 +187,8 @@ def _placement(model: "onnx_ir.Model") -> Iterator[Finding]:
         if sides[0] != sides[1]:
             which = "weight" if sides[1] else "activation"
             what = f"only its {which} is quantized, so that it is computed in float"
-            fix = f"quantize both sides with quantize.static, or leave {_name(node)} float with exclude"
-            yield Finding("warning", "placement", _name(node), what, fix)
+            fix = f"quantize both sides with quantize.static, or leave {name_of(node)} float with exclude"
+            yield Finding("warning", "placement", name_of(node), what, fix)
 
 
 def _dequantized(value: "onnx_ir.Value | None") -> bool:
@@ -200,7 +204,11 @@ def precision(path: Path) -> str:
 
 
 def _precision(model: "onnx_ir.Model") -> str:
+    import onnx_ir
+
     kinds = {value.dtype.name for value in model.graph.initializers.values() if value.dtype is not None}
+    stated = [node.attributes.get_int("output_dtype", 0) for node in model.graph if node.op_type == "QuantizeLinear"]
+    kinds |= {onnx_ir.DataType(kind).name for kind in stated if kind}
     if any(node.op_type == "DequantizeLinear" for node in model.graph):
         return "FP8" if any(kind.startswith("FLOAT8") for kind in kinds) else "INT8"
     return {"FLOAT16": "FP16", "BFLOAT16": "BF16"}.get(next(iter(kinds & {"FLOAT16", "BFLOAT16"}), ""), "FP32")
@@ -210,6 +218,28 @@ def _float(model: "onnx_ir.Model") -> Iterator[Finding]:
     if _precision(model) == "FP32":
         what = "is float32 throughout, and a strongly typed engine computes in the types of the graph"
         yield Finding("warning", "precision", "model", what, "quantize it first; quantize.half makes float16")
+
+
+def refuse(findings: Sequence[Finding], graph: Path, *, partial: bool = False) -> None:
+    """Refuse a graph with errors among its findings.
+
+    Args:
+        findings: of `check`.
+        graph: the file.
+        partial: pass operators that TensorRT lacks, which ONNX Runtime is to compute.
+
+    Raises:
+        BadGraph: naming the first; its `partial` holds all findings.
+    """
+    errors = [finding for finding in findings if finding.level == "error"]
+    if partial:
+        errors = [finding for finding in errors if finding.rule != OPERATORS]
+    if not errors:
+        return
+    first, more = errors[0], f" ({len(errors) - 1} more findings)" if len(errors) > 1 else ""
+    refusal = BadGraph(f"TensorRT cannot take it: {first.node}: {first.what}{more}", where=str(graph), fix=first.fix)
+    refusal.partial = {"findings": document(list(findings))}
+    raise refusal
 
 
 def document(findings: list[Finding]) -> list[dict[str, Any]]:

@@ -50,7 +50,11 @@ SETTINGS = "\b\nSettings for --set KEY=VALUE, or for the [serve] table of --sett
 @click.option("--dim", "dims", multiple=True, callback=_dim, help="NAME=SMALLEST,TYPICAL,LARGEST of a dim.")
 @click.option("--batch-axis", "axis", default="", metavar="NAME|none", help="The file's name of the first dim, if any.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where it will run.")
-@click.option("--runtime", type=click.Choice(["onnxruntime", "openvino"]), help="What will run it there.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]),
+    help="What will run it there.",
+)
 @click.option("--cores", type=click.IntRange(1), help="CPU cores that the server may use.")
 @click.option("--batch", callback=_batch, help="Batch sizes that matter, as in 1,32.")
 @click.option("--settings", "file", type=PATH, help="TOML file with a [serve] table.")

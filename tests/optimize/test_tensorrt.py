@@ -20,8 +20,8 @@ from loadtest.tensors import BATCH, Dim, TensorSpec
 from optimize import bundle as bundles
 from optimize.bundle import Bundle
 from optimize.errors import BadBundle, BadGraph
-from optimize.tensorrt import plan, rules
 from optimize.export.onnx import export
+from optimize.tensorrt import plan, rules
 from optimize.workload import Workload
 from serve import gpu, model_config
 from tests.optimize.conftest import Optimize
@@ -194,7 +194,7 @@ def exported(small: Workload, tmp_path_factory: pytest.TempPathFactory) -> Bundl
 
 
 def test_what_is_written_says_the_sizes_of_the_tensorspecs(exported: Bundle, tmp_path: Path) -> None:
-    written = plan.write(exported, tmp_path / "trt", build=False)
+    written = plan.write(exported, tmp_path / "trt", build=False, capabilities=())
     assert set(written.files) == {
         "build.py",
         "build.sh",

@@ -21,6 +21,7 @@ Of what the native backend documents (its README, and Triton's model configurati
     completing a config.pbtxt without inputs and outputs            tested here
     KIND_GPU, the accelerators cuda and tensorrt, and their options written as documented, not run: no GPU was at hand.
                                                                     A session that lacks a provider is refused.
+    the accelerator tensorrt-rtx, ONNX Runtime's plug-in            of ours alone; registered here, not run on a GPU
     IO binding on a GPU, output_pinned_memory                       written as documented, not run; the same function is
                                                                     tested on the CPU. Strings go without it.
     input_pinned_memory                                             has no effect: Triton hands over plain memory
@@ -66,6 +67,7 @@ _DTYPES = {
     "tensor(string)": "TYPE_STRING",
     "tensor(bfloat16)": "TYPE_BF16",
 }
+RTX = "tensorrt-rtx"
 _SWITCHES = {"enable_mem_arena": "enable_cpu_mem_arena", "enable_mem_pattern": "enable_mem_pattern"}
 SHRINKAGE = "memory.enable_memory_arena_shrinkage"
 _THREADS = {"intra_op_thread_count": "intra_op_num_threads", "inter_op_thread_count": "inter_op_num_threads"}
@@ -100,8 +102,10 @@ def providers(config, processor, device):
         accelerators = (config.get("optimization") or {}).get("execution_accelerators") or {}
         asked = accelerators.get("gpu_execution_accelerator") or []
         options = {entry["name"]: dict(entry.get("parameters") or {}) for entry in asked}
-        if unknown := set(options) - {"tensorrt", "cuda"}:
+        if unknown := set(options) - {"tensorrt", RTX, "cuda"}:
             raise ValueError(f"the accelerator {', '.join(unknown)} is not known")
+        if RTX in options:
+            return [(RTX, options[RTX]), "CPUExecutionProvider"]
         if "tensorrt" in options:
             found.append(("TensorrtExecutionProvider", _tensorrt(options["tensorrt"], device)))
         found.append(("CUDAExecutionProvider", {**_cuda(config), **options.get("cuda", {}), "device_id": device}))
@@ -145,10 +149,26 @@ def _session_options(config):
     return options
 
 
+def _add_rtx(options, asked, device):
+    """Register NVIDIA's plug-in with ONNX Runtime and let a session run on its device of this number."""
+    import onnxruntime_ep_nv_tensorrt_rtx as plugin
+
+    name = plugin.get_ep_name()
+    ort.register_execution_provider_library(name, plugin.get_library_path())
+    found = [each for each in ort.get_ep_devices() if each.ep_name == name]
+    if device >= len(found):
+        raise pb.TritonModelException(f"KIND_GPU asked for, but onnxruntime's {name} finds no GPU {device} here")
+    options.add_provider_for_devices([found[device]], asked)
+
+
 def _session(path, config, processor, device):
     """Load the model; a GPU instance must really have the providers that it was asked to have."""
     wanted = providers(config, processor, device)
-    session = ort.InferenceSession(path, _session_options(config), providers=wanted)
+    options = _session_options(config)
+    if wanted[0][0] == RTX:
+        _add_rtx(options, wanted[0][1], device)
+        return ort.InferenceSession(path, options)
+    session = ort.InferenceSession(path, options, providers=wanted)
     # Asked for a provider that does not start, onnxruntime quietly takes the next one.
     for name, _ in wanted[:-1]:
         if name not in session.get_providers():
