@@ -302,7 +302,7 @@ def refuse_idle(model: "onnx_ir.Model", kinds: Sequence[str], kept: Sequence[str
     names = names_of(model, kinds)
     if not names:
         raise NoEffect(
-            f"has no weight that this method takes: it takes those of {', '.join(kinds)}",
+            f"the model has no weight that this method takes, which are those of {', '.join(kinds)}",
             fix="use quantize.static, which takes convolutions too, or quantize.half, which takes every weight",
         )
     if not set(names) - set(kept):
