@@ -61,6 +61,7 @@ def told(size: float, one: float, many: float, before: dict[str, Any]) -> dict[s
         "before": before,
         "control": {"1": ratio(1.01, 0.98, 1.02), "32": ratio(0.99, 0.93, 1.05, "undecided")},
         "rounds": 15,
+        "unmeasured": "",
     }
 
 
