@@ -126,10 +126,11 @@ def _zero_points(model: "onnx_ir.Model") -> Iterator[Finding]:
         if kind == "int32":
             what = "an int32 bias is quantized; TensorRT adds it in float"
             yield Finding("error", "bias", name_of(node), what, SYMMETRIC)
-        elif kind.startswith(("uint", "int16")):
+            continue
+        if kind.startswith(("uint", "int16")):
             what = f"quantizes to {kind}, TensorRT would read int8 in its place"
             yield Finding("error", "signed", name_of(node), what, SYMMETRIC)
-        elif zero is not None and np.any(zero.astype(np.float32)):
+        if zero is not None and np.any(zero.astype(np.float32)):
             what = "has a zero point that is not 0; TensorRT quantizes symmetrically"
             yield Finding("error", "symmetric", name_of(node), what, SYMMETRIC)
 
