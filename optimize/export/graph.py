@@ -303,7 +303,7 @@ def refuse_idle(model: "onnx_ir.Model", kinds: Sequence[str], kept: Sequence[str
     if not names:
         raise NoEffect(
             f"the model has no weight that this method takes, which are those of {', '.join(kinds)}",
-            fix="leave the step out, or use another: quantize.static takes convolutions too, quantize.half every weight",
+            fix="leave it out, or use another: quantize.static takes convolutions too, quantize.half every weight",
         )
     if not set(names) - set(kept):
         raise NoEffect(
