@@ -38,13 +38,14 @@ class Heartbeat:
 
     Where an answer is taken in before a beat that was due earlier, the loop did something else since then, or its
     process was not given the processor, and the answer may have waited as long. What is shorter than the time between
-    two beats is not seen: they follow each other in a fiftieth of the latest latencies, for a thousand beats a second
+    two beats is not seen: they follow each other in a fiftieth of the latencies, at once of a shorter one and slowly of
+    longer ones, so that slow requests do not hide what quick ones beside them wait for. A thousand beats a second would
     take a twentieth of a core, which on a small machine is the server's.
     """
 
     FASTEST, SLOWEST = 0.001, 0.02
     """Seconds between two beats."""
-    _SHARE, _MEMORY, _BIN = 0.02, 0.1, 0.05
+    _SHARE, _SLOWLY, _BIN = 0.02, 0.01, 0.05
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop, self._late = loop, Counter[int]()
@@ -59,7 +60,7 @@ class Heartbeat:
     def note(self, latency: float) -> None:
         """Count how late an answer is taken in now, that took so many seconds in all."""
         every = min(max(latency * self._SHARE, self.FASTEST), self.SLOWEST)
-        self._every += (every - self._every) * self._MEMORY
+        self._every = min(every, self._every + (every - self._every) * self._SLOWLY)
         late = max(self._loop.time() - self._due, 1e-6)
         self._late[ceil(log(late) / self._BIN)] += 1
 

@@ -153,12 +153,18 @@ def providers() -> tuple[list[str], str]:
 
 def lacks_gpu() -> str:
     """Return why nothing can run on a GPU here, or an empty text: a session is asked, which falls back in silence."""
-    import torch  # a CUDA build of it brings the libraries that onnxruntime looks for
+    import torch  # noqa: F401  a CUDA build of it brings the libraries that onnxruntime looks for
 
     if "CUDAExecutionProvider" in providers()[0]:
         return ""
-    there = torch.cuda.is_available() or any(check.ok for check in gpu())
-    return "a GPU, but onnxruntime's CUDA provider does not start" if there else "no GPU"
+    return "a GPU, but onnxruntime's CUDA provider does not start" if has_gpu() else "no GPU"
+
+
+def has_gpu() -> bool:
+    """Say whether torch or the driver knows a GPU here, whatever can be done with it."""
+    import torch
+
+    return torch.cuda.is_available() or any(check.ok for check in gpu())
 
 
 def _cpu() -> list[Check]:

@@ -9,9 +9,9 @@ PACKAGES = {
     "tensorrt": ("tensorrt_rtx",),
     "tensorrt-rtx": ("tensorrt_rtx", "onnxruntime_ep_nv_tensorrt_rtx"),
 }
+"""What each of lathe's optional extras brings, by its name in pyproject.toml."""
 RUNTIMES = {"openvino": "openvino", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt"}
 """The extra that a target's runtime needs."""
-"""What each of lathe's optional extras brings, by its name in pyproject.toml."""
 
 
 def line(extra: str) -> str:

@@ -130,6 +130,8 @@ def _run(
     gates += compiled(recipe.target, graph_of(last), workload.inputs, folder / "compiler.log")
     if recipe.target.device == "cuda" and not timing.unmeasured:
         recipe = replace(recipe, serve=curve.fill(recipe.serve, timing.speeds.latency_ms(final)))
+    if recipe.target.runtime == "tensorrt" and recipe.serve.precision == "FP32":
+        recipe = replace(recipe, serve=settings.read(recipe.serve.document() | _precision(last), "[serve]"))
     if repository is not None and (force or all(entry.passed for entry in gates)):
         from optimize import endpoint
 
@@ -190,7 +192,7 @@ def apply_one(
         element |= measured(quality, timing.cost(cost(made), timing.result))
         element["ratios"] = timing.ratios(timing.result)
         element["warnings"] = _warnings(timing, timing.stages()[-2:], trained.cost)
-        gates = compiled(target, graph_of(made), workload.inputs, output.with_name(f"{output.name}.log"))
+        gates = compiled(target, graph_of(made), workload.inputs, output.with_name(f"{output.name}.compiler.log"))
         element["gates"] = [entry.document() for entry in gates]
     _stop(gates, output, element)
     return element
@@ -206,6 +208,13 @@ def _warnings(timing: Timing, stages: list[explain.Stage], counted: Cost) -> lis
     found = explain.warnings(stages, timing.speeds.control())
     unmeasured = [f"speed is {timing.unmeasured}"] if timing.unmeasured else []
     return [*found, *unmeasured, *([macs.UNKNOWN] if counted.macs is None else [])]
+
+
+def _precision(made: Bundle) -> dict[str, str]:
+    """Return the setting without which TensorRT computes a narrower graph in FP32, and the accelerator it is for."""
+    from optimize.tensorrt import rules
+
+    return {"accelerator": "tensorrt", "precision": rules.allowed(graph_of(made))}
 
 
 def compiled(target: Target, graph: Path, inputs: Sequence[TensorSpec], log: Path) -> list[Gate]:

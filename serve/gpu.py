@@ -27,7 +27,7 @@ def add(config: ModelConfig, inputs: Sequence[TensorSpec], settings: Settings) -
         return
     accelerator = optimization.execution_accelerators.gpu_execution_accelerator.add(name=settings.accelerator)
     rtx = settings.accelerator == RTX
-    for key, value in (_for_rtx if rtx else _for_tensorrt)(config.name, settings).items():
+    for key, value in (_for_rtx(settings) if rtx else _for_tensorrt(config.name, settings)).items():
         accelerator.parameters[key] = value
     shapes = profile(inputs)
     for size in SIZES if shapes else ():
@@ -44,10 +44,9 @@ def _for_tensorrt(model: str, settings: Settings) -> dict[str, str]:
     return stated
 
 
-def _for_rtx(model: str, settings: Settings) -> dict[str, str]:
+def _for_rtx(settings: Settings) -> dict[str, str]:
     """Its engines are strongly typed: the graph says what computes in what."""
-    stated = {"nv_runtime_cache_path": f"/tmp/tensorrt-rtx-{model}"}  # noqa: S108 a path on the server's machine
-    return stated | ({"enable_cuda_graph": "1"} if settings.cuda_graphs else {})
+    return {"enable_cuda_graph": "1"} if settings.cuda_graphs else {}
 
 
 def engine(config: ModelConfig, *, cuda_graphs: bool = False) -> ModelConfig:

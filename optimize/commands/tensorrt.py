@@ -50,7 +50,7 @@ def tensorrt(
 
     NVIDIA's own parser and builder are asked, those of TensorRT for RTX, which need no GPU (pip install
     'lathe[tensorrt]'); without them, rules of ours are checked. Their engine goes to rtx/: it runs on RTX GPUs in
-    TensorRT-RTX, not in Triton. Everything that they say goes to OUTPUT.log.
+    TensorRT-RTX, not in Triton. Everything that they say goes to OUTPUT.compiler.log.
 
     Into the folder go build.sh (trtexec), build.py (Polygraphy) and two Triton repositories: plan/ for the engine and
     onnx/ for ONNX Runtime with the TensorRT accelerator. Triton's engine runs only on the GPU model and TensorRT

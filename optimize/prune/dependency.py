@@ -22,7 +22,7 @@ from optimize.prune.group import Group, Member, tied
 
 ROOTS = (_ConvNd, nn.Linear, nn.Embedding)
 """Layers whose channels start a group."""
-MOST_VISITS = 16
+MOST_VISITS = 64
 """So often at most a group comes to one node, with other channels each time; usual ones do so once or twice."""
 
 

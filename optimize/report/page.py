@@ -100,15 +100,18 @@ def verdict(document: dict[str, Any]) -> dict[str, str]:
     refused = [gate["name"] for gate in gates if not gate["passed"]]
     quoted = ", ".join(f"“{name}”" for name in refused)
     named = f"the {'gate' if len(refused) == 1 else 'gates'} {quoted}"
-    if version and version.get("unmeasured"):
-        title = f"UNMEASURED: {version['model']} version {version['number']} is published without its endpoint's proof"
-        text = (
-            f"Its speed and its endpoint were {version['unmeasured']}. Quality was judged on a CPU, on the same graph."
-        )
-        return {"state": "forced", "title": title, "text": text}
+    unmeasured = (version or {}).get("unmeasured", "")
+    untold = f" Its speed and its endpoint were {unmeasured}; quality was judged on a CPU." if unmeasured else ""
     if version and version["forced"]:
         title = f"FORCED: {version['model']} version {version['number']} is published against a refusal"
-        return {"state": "forced", "title": title, "text": f"Refused by {named}; its lineage says forced for ever."}
+        return {
+            "state": "forced",
+            "title": title,
+            "text": f"Refused by {named}; its lineage says forced for ever.{untold}",
+        }
+    if version and unmeasured:
+        title = f"UNMEASURED: {version['model']} version {version['number']} is published without its endpoint's proof"
+        return {"state": "forced", "title": title, "text": untold.strip()}
     if version:
         title = f"Published as {version['model']} version {version['number']}"
         text = (

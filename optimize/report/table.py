@@ -44,7 +44,8 @@ def run(document: dict[str, Any]) -> None:
     """Print the proof of an `optimize run`: each model, the ratios, the gates, the endpoint and what was published."""
     console = _console()
     runtime = RUNTIMES[document["recipe"]["target"]["runtime"]]
-    console.print(f"{document['workload']}: from the trained model to the endpoint, in {runtime}")
+    where = f"for {runtime}, judged on a CPU" if document["ratios"]["unmeasured"] else f"in {runtime}"
+    console.print(f"{document['workload']}: from the trained model to the endpoint, {where}")
     _journey(console, document)
     places = [f"{place} {found['value']:.4f}" for place, found in document["places"].items() if found]
     console.print(f"{metric(document['trained']['quality'])}, in {len(places)} places: {', '.join(places)}")
@@ -56,6 +57,7 @@ def run(document: dict[str, Any]) -> None:
     if document["version"]:
         version = document["version"]
         forced = " (forced)" if version.get("forced") else ""
+        forced += " (speed and endpoint not measured)" if version.get("unmeasured") else ""
         loaded = f", loaded at {version['url']}" if version.get("url") else ""
         console.print(f"published: {version['model']} version {version['number']}{forced}{loaded}", soft_wrap=True)
     console.print(f"bundle: {document['bundle']}", soft_wrap=True)

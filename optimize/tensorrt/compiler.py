@@ -30,6 +30,8 @@ from serve import gpu, scratch
 if TYPE_CHECKING:
     import onnx_ir
 
+LOG = ".compiler.log"
+"""What the name of a log beside a folder ends with."""
 PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT")
 """Layers that the time goes to."""
 CARRIERS = ("SHUFFLE", "IDENTITY")

@@ -6,6 +6,7 @@ layer computes in the type that the graph states.
 """
 
 import importlib.util
+import json
 import shlex
 import shutil
 import subprocess
@@ -29,8 +30,8 @@ from optimize.tensorrt.rules import Finding
 from serve import gpu, model_config, settings
 from serve.target import LARGEST_BATCH, Target
 
-OURS = {"build.py", "build.sh", "timing.cache", "plan", "onnx", "rtx"}
-"""What stands in a folder that this wrote, and that build.sh has run in."""
+FINDINGS = "findings.json"
+"""What the rules found; with `build.py`, which older folders have alone, the mark of a folder that this wrote."""
 
 BUILD_PY = '''"""Builds the engine of {name} with Polygraphy, on the machine and in the image that will serve it."""
 
@@ -130,7 +131,8 @@ def write(
     """
     if bundle.graph is None:
         raise BadBundle("there is no ONNX file in it", where=str(bundle.folder or ""), fix="run optimize export first")
-    if folder.exists() and not {path.name for path in folder.iterdir()} <= OURS:
+    ours = any((folder / mark).is_file() for mark in (FINDINGS, "build.py"))
+    if folder.exists() and any(folder.iterdir()) and not ours:
         raise BadBundle("holds something else", where=str(folder), fix="name another --output")
     findings = rules.check(bundle.graph)
     rules.refuse(findings, bundle.graph, partial=partial)
@@ -139,13 +141,14 @@ def write(
     reason = "it was not asked for" if partial or not build else missing()
     unasked, compiled, taken = _unasked(capabilities), None, None
     with replacing(folder) as temporary:
-        log = folder.with_name(f"{folder.name}.log")
+        log = folder.with_name(f"{folder.name}{compiler.LOG}")
         if partial and not unasked:
             taken = compiler.taken(bundle.graph, log)
         elif not unasked:
             engine = temporary / "rtx" / f"{bundle.workload.name}.engine"
             engine.parent.mkdir()
             compiled = compiler.compile(bundle.graph, bundle.workload.inputs, engine, log, capabilities)
+        (temporary / FINDINGS).write_text(json.dumps(rules.document(findings), indent=2))
         _write_onnx(bundle, bundle.graph, temporary)
         if not partial:
             _write_plan(bundle, bundle.graph, temporary)
@@ -215,9 +218,7 @@ def _config(bundle: Bundle, graph: Path) -> Any:
     outputs = output_specs(workload, graph, answers)
     largest = min(spec.shape(size="maximum")[0] for spec in workload.inputs)
     target = Target(device="cuda", batch=(1, min(largest, LARGEST_BATCH)))
-    lowest = rules.precision(graph)
-    # A graph with FP8 states it itself, in its Q/DQ pairs.
-    asked = {"accelerator": "tensorrt", "precision": "FP32" if lowest == "FP8" else lowest}
+    asked = {"accelerator": "tensorrt", "precision": rules.allowed(graph)}
     return model_config.build(workload.name, workload.inputs, outputs, target, [1], settings.read(asked, workload.name))
 
 

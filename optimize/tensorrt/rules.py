@@ -204,6 +204,12 @@ def precision(path: Path) -> str:
     return _precision(graph.load(path))
 
 
+def allowed(path: Path) -> str:
+    """Return the precision that ONNX Runtime must let TensorRT use for the graph, as Triton's `precision_mode`."""
+    lowest = precision(path)
+    return "FP32" if lowest == "FP8" else lowest  # FP8 stands in the graph's Q/DQ pairs and nowhere else
+
+
 def _precision(model: "onnx_ir.Model") -> str:
     import onnx_ir
 

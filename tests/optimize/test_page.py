@@ -322,6 +322,22 @@ def test_every_figure_of_the_document_is_on_the_page(shape: Callable[[], dict[st
     assert not shown.open, "tags left open"
 
 
+def test_what_was_forced_and_not_measured_says_both() -> None:
+    document = refused()
+    document["version"] = {
+        "model": "m",
+        "number": 1,
+        "digest": "d",
+        "forced": True,
+        "unmeasured": "not measured: no GPU",
+    }
+    found = page.verdict(document)
+    assert found["title"].startswith("FORCED")
+    assert "Refused by" in found["text"] and "not measured: no GPU" in found["text"]
+    document["version"]["forced"] = False
+    assert page.verdict(document)["title"].startswith("UNMEASURED")
+
+
 def test_what_could_not_be_counted_is_a_dash_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = published()
     for entry in (document["trained"], *document["steps"], document["result"]):

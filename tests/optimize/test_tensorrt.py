@@ -198,6 +198,7 @@ def test_what_is_written_says_the_sizes_of_the_tensorspecs(exported: Bundle, tmp
     assert set(written.files) == {
         "build.py",
         "build.sh",
+        "findings.json",
         "onnx/small/1/model.onnx",
         "onnx/small/config.pbtxt",
         "plan/small/config.pbtxt",

@@ -23,7 +23,7 @@ STATIC = [{"use": "quantize.static"}]
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "lacks_gpu", lambda: "no GPU")
+    monkeypatch.setattr(doctor, "has_gpu", lambda: False)
 
 
 def written(folder: Path, runtime: str = "tensorrt", steps: object = STATIC) -> Path:
@@ -63,7 +63,7 @@ def test_a_method_ends_with_a_bundle_that_compiles(
     assert gate["name"] == "compiles"
     assert f"in {precision}" in gate["measured"]
     assert bundles.load(tmp_path / "out").graph
-    assert (tmp_path / "out.log").is_file()
+    assert (tmp_path / "out.compiler.log").is_file()
 
 
 def test_a_person_is_told_so_too(optimize: Optimize, tmp_path: Path) -> None:
@@ -96,7 +96,10 @@ def test_a_run_proves_what_it_can_and_says_what_it_cannot(optimize: Optimize, tm
     assert told["environment"]["GPU"] == "none"
     page = Path(told["report"]).read_text()
     assert "not measured: no GPU here" in page
-    assert "in TensorRT" in optimize("run", SOURCE, "--recipe", written(tmp_path), "--output", tmp_path / "run").out
+    assert (
+        "for TensorRT, judged on a CPU"
+        in optimize("run", SOURCE, "--recipe", written(tmp_path), "--output", tmp_path / "run").out
+    )
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
@@ -117,4 +120,14 @@ def test_publishing_it_asks_for_a_word_that_the_lineage_keeps(
     config = model_config.parse((home / "config.pbtxt").read_text())
     accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator[0]
     assert (config.backend, accelerator.name) == ("onnxruntime", runtime)
+    assert accelerator.parameters["precision_mode"] == ("INT8" if runtime == "tensorrt" else "")
     assert "UNMEASURED" in Path(told["report"]).read_text()
+
+
+def test_a_gpu_that_does_not_work_is_no_machine_without_one(
+    optimize: Optimize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "has_gpu", lambda: True)
+    ended = optimize("quantize", SOURCE, "--method", "static", *WHERE, "--output", tmp_path / "out")
+    assert ended.code == 4
+    assert "ONNX Runtime has no" in ended.err

@@ -21,7 +21,7 @@ Of what the native backend documents (its README, and Triton's model configurati
     completing a config.pbtxt without inputs and outputs            tested here
     KIND_GPU, the accelerators cuda and tensorrt, and their options written as documented, not run: no GPU was at hand.
                                                                     A session that lacks a provider is refused.
-    the accelerator tensorrt-rtx, ONNX Runtime's plug-in            of ours alone; registered here, not run on a GPU
+    the accelerator tensorrt-rtx, ONNX Runtime's plug-in            of ours alone; written as documented, not run
     IO binding on a GPU, output_pinned_memory                       written as documented, not run; the same function is
                                                                     tested on the CPU. Strings go without it.
     input_pinned_memory                                             has no effect: Triton hands over plain memory
