@@ -61,9 +61,9 @@ def test_slow_requests_do_not_hide_what_quick_ones_beside_them_wait_for() -> Non
         clock.sleep(0.03)
         quick = number % 20 == 0
         if quick:
-            clock.stand_still(0.008)
+            clock.stand_still(0.004)
         heart.note(0.01 if quick else 2.0)
-    assert (heart.milliseconds()["p99"] or 0.0) > 4
+    assert (heart.milliseconds()["p99"] or 0.0) > 1
 
 
 def test_answers_between_two_beats_are_not_late_and_none_says_nothing() -> None:
