@@ -22,9 +22,20 @@ MOST_SAMPLES = 10
 _LONGEST = 100
 
 
-def tolerance(deviation: float) -> float:
+Tolerance = float | Mapping[str, float]
+"""The largest absolute difference that is allowed: of every output, or by output, for their scales may differ."""
+
+
+def tolerance(deviation: Tolerance) -> Tolerance:
     """Return what to allow a model whose outputs were seen to move by `deviation` with their batch mates."""
+    if isinstance(deviation, Mapping):
+        return {output: EXACT + MARGIN * moved for output, moved in deviation.items()}
     return EXACT + MARGIN * deviation
+
+
+def allowed(tolerance: Tolerance, output: str) -> float:
+    """Return what is allowed of one output; of one that was never seen to move, rounding."""
+    return tolerance.get(output, EXACT) if isinstance(tolerance, Mapping) else tolerance
 
 
 class Answers:
@@ -40,7 +51,7 @@ class Answers:
             furthest off, what was `expected` there and what was `got`; without an index where the form was wrong.
     """
 
-    def __init__(self, references: Mapping[int, tuple[Arrays, float]]) -> None:
+    def __init__(self, references: Mapping[int, tuple[Arrays, Tolerance]]) -> None:
         self.references = references
         self._seen: dict[int, bytes] = {}
         self.reset()
@@ -71,7 +82,7 @@ class Answers:
             self._keep(n, payload, "", {"index": None, "expected": ", ".join(reference), "got": repr(error)[:_LONGEST]})
             return f"the outputs cannot be read: {error!r}"
         for name, array in reference.items():
-            if difference := _difference(outputs.get(name), array, tolerance):
+            if difference := _difference(outputs.get(name), array, allowed(tolerance, name)):
                 text, place = difference
                 self._keep(n, payload, name, place)
                 return f"output {name} {text}"

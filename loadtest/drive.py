@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import eventloop, traffic, workers
-from loadtest.answers import MOST_SAMPLES, Answers
+from loadtest.answers import MOST_SAMPLES, Answers, Tolerance
 from loadtest.client import Client, connect
 from loadtest.commandline import version as lathe_version
 from loadtest.counts import Statistics
@@ -224,7 +224,7 @@ def _answers(client: Client, plan: Plan, parts: Sequence[Part]) -> Answers | Non
     Every part's first payload is sent in any case: one that the server refuses is the user's mistake, and one clear
     line is better than a run full of errors.
     """
-    right: dict[int, tuple[Arrays, float]] = {}
+    right: dict[int, tuple[Arrays, Tolerance]] = {}
     in_order = traffic.in_sequences(parts, plan.sequence)
     for first, part in zip(traffic.firsts(parts), parts, strict=True):
 

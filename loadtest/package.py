@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.answers import Answers
+from loadtest.answers import Answers, Tolerance
 from loadtest.plan import Plan
 from loadtest.tensors import Array, Arrays, TensorSpec
 from loadtest.traffic import Fresh, Part
 
-References = Mapping[int, tuple[Arrays, float]]
+References = Mapping[int, tuple[Arrays, Tolerance]]
 
 
 def pack(plan: Plan, parts: Sequence[Part], references: References) -> bytes:

@@ -119,7 +119,7 @@ def _alternatives(
     return [(dict(own), weight / whole) for own, weight in shares.items()]
 
 
-def _carrying(model: str, version: str, data: Data, tolerance: float | None) -> Part:
+def _carrying(model: str, version: str, data: Data, tolerance: answers.Tolerance | None) -> Part:
     expected = data.expected
     if expected and tolerance is None:
         tolerance = answers.EXACT
@@ -128,7 +128,7 @@ def _carrying(model: str, version: str, data: Data, tolerance: float | None) -> 
 
 def _known(
     client: Client, model: str, version: str, options: dict[str, Any]
-) -> tuple[Signature, Sequence[TensorSpec], float | None]:
+) -> tuple[Signature, Sequence[TensorSpec], answers.Tolerance | None]:
     """Return the signature that the server states, the inputs with what the lineage adds, and the tolerance."""
     stated, outputs = client.metadata(model, version)
     stated = stated or _assumed(client.url, options)

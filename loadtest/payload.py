@@ -106,7 +106,7 @@ def from_lineage(repository: Path, model: str, version: str) -> tuple[list[Tenso
         lineage = json.loads(path.read_text())
         deviation = lineage.get("deviation")
         specs = [TensorSpec.from_document(document).served for document in lineage["inputs"]]
-        return specs, None if deviation is None else float(deviation)
+        return specs, deviation
     except FileNotFoundError:
         raise BadInput(
             "there is no such file", where=str(path), fix="leave --repository away to use the server's own metadata"

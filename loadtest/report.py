@@ -133,7 +133,8 @@ def _facts_table(values: dict[str, Any]) -> Table:
 def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the figures that stand beside the latencies, each as a name and a text."""
     rate, server = values["rate"], values["server"]
-    tolerances = [part["tolerance"] for part in values["parts"] if part["tolerance"] is not None]
+    stated = [part["tolerance"] for part in values["parts"] if part["tolerance"] is not None]
+    tolerances = [one for each in stated for one in (each.values() if isinstance(each, dict) else [each])]
     rows = [("throughput", f"{rate['achieved']:,.1f} requests/s, {rate['samples']:,.1f} samples/s")]
     if values["corrected_ms"]:
         rows.append(("latency is", "from the sending: a closed loop has no planned times"))

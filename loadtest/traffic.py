@@ -7,6 +7,7 @@ from itertools import accumulate, count
 
 import numpy as np
 
+from loadtest.answers import Tolerance
 from loadtest.errors import BadInput, UsageError
 from loadtest.results import Script, Turn
 from loadtest.tensors import Array, Arrays, TensorSpec
@@ -39,8 +40,8 @@ class Part:
         payloads: the inputs of one request each; they are cycled through.
         version: of the model; empty lets the server choose.
         weight: how much of the traffic it gets, relative to the other parts.
-        tolerance: the largest absolute difference between an output under load and the right one; None leaves the
-            outputs unchecked.
+        tolerance: the largest absolute difference between an output under load and the right one, one for all or by
+            output; None leaves the outputs unchecked.
         expected: the right outputs, by payload; one without any is not checked. Empty takes what the idle server
             answers before the run.
         fresh: values for each request instead of the payloads', which then only probe the server; their outputs are
@@ -54,7 +55,7 @@ class Part:
     payloads: Sequence[Arrays]
     version: str = ""
     weight: float = 1.0
-    tolerance: float | None = None
+    tolerance: Tolerance | None = None
     expected: Sequence[Arrays] = field(default=())
     fresh: Fresh | None = None
     streams: Sequence[int] = ()

@@ -115,7 +115,7 @@ def _judged(
 
 
 def _deviation(graph: Path, workload: Workload, recipe: Recipe) -> dict[str, Any]:
-    """Return how much an output depends on its batch mates, for evaluation samples and for generated ones.
+    """Return how much each output depends on its batch mates, for evaluation samples and for generated ones.
 
     It goes into the lineage, with the largest batch, which serving settings may change. What batches the evaluation
     set comes in does not matter: the server makes its own.
@@ -125,11 +125,12 @@ def _deviation(graph: Path, workload: Workload, recipe: Recipe) -> dict[str, Any
     largest = largest_batch(workload, recipe)
     real = [batch.inputs for batch in sample.rows(workload, "evaluation", SAMPLES)]
     generated = payload.generate(workload.inputs, 2, recipe.seed, batch=largest)
-    found = max(
-        deviation(graph, inputs, largest, seed=recipe.seed, target=recipe.target, few=fewest(workload.inputs))
+    few = fewest(workload.inputs)
+    one, other = (
+        deviation(graph, inputs, largest, seed=recipe.seed, target=recipe.target, few=few)
         for inputs in (real, generated)
     )
-    return {"deviation": found, "deviation_batch": largest}
+    return {"deviation": {name: max(one[name], other[name]) for name in one}, "deviation_batch": largest}
 
 
 @dataclass(frozen=True)

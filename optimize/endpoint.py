@@ -17,9 +17,9 @@ from loadtest import answers as answers_of
 from loadtest import drive, page, payload, summary
 from loadtest.client import Client, connect
 from loadtest.plan import Plan
-from loadtest.tensors import UNBOUNDED, Array, Arrays, Dim, TensorSpec, fewest, from_served, to_served
+from loadtest.tensors import UNBOUNDED, Arrays, Dim, TensorSpec, fewest, from_served, to_served
 from loadtest.traffic import Part
-from optimize import gate, sample
+from optimize import gate, parity, sample
 from optimize.baseline import Progress, Trained, graph_of
 from optimize.bundle import Bundle
 from optimize.errors import BadWorkload
@@ -101,15 +101,15 @@ def prove(
     model, inputs = workload.name, workload.inputs
     with staging.stage(repository, model, graph_of(made), inputs, specs, recipe.target, recipe.serve) as staged:
         with server.running(staged.path, log=folder / "server.log", cache=False) as endpoint:
-            served, parity, found = _compare(endpoint, made, staged, trained, recipe, strict, progress)
-            loaded = _load(endpoint, staged, recipe, folder, parity["tolerance"], progress)
+            served, compared, found = _compare(endpoint, made, staged, trained, recipe, strict, progress)
+            loaded = _load(endpoint, staged, recipe, folder, compared["tolerance"], progress)
         gates = [*gates, *found, *gate.load(recipe.budget, loaded)]
         version = None
         if force or all(entry.passed for entry in gates):
             progress("publishing", 0.9)
-            told = {"parity": parity, "deviation": parity["deviation"], "tolerance": parity["tolerance"]}
+            told = {"parity": compared, "deviation": compared["deviation"], "tolerance": compared["tolerance"]}
             version = _publish(staged, made, gates, told)
-    return Proof({**served.document(), "parity": parity}, loaded, gates, version)
+    return Proof({**served.document(), "parity": compared}, loaded, gates, version)
 
 
 def unproven(made: Bundle, quality: Quality, recipe: Recipe, repository: Path, gates: list[Gate], why: str) -> Proof:
@@ -176,23 +176,20 @@ def _compare(
     ):
         answers, targets = collect(predictor, workload, largest)
         wanted, _ = collect(graph, workload, largest)
-        same = _lane("same batches", answers, wanted, answers_of.EXACT)
+        same = parity.lane("same batches", [(answers, wanted)], answers_of.EXACT)
         progress("comparing under the server's batching", 0.6)
         samples = list(_samples(workload))
         alone = [graph.predict(sample) for sample in samples]
-    batched = [_differences(answer, want) for answer, want in zip(_ask(endpoint, staged, samples), alone, strict=True)]
     deviation = made.lineage[-1].get("deviation", 0.0)
     tolerance = answers_of.tolerance(deviation)
-    mixed = _summary("batched by the server", np.array(batched), tolerance)
+    batched = list(zip(_ask(endpoint, staged, samples), alone, strict=True))
+    mixed = parity.lane("batched by the server", batched, tolerance)
     served = judge(workload, answers, targets, trained.reference)
     difference = compare(workload, served.scores[0], trained.quality.scores[0])
-    gates = [
-        gate.parity(lane["lane"], lane["requests"], lane["mismatched"], lane["max_abs_diff"], lane["tolerance"])
-        for lane in (same, mixed)
-    ]
+    gates = [gate.parity(lane) for lane in (same, mixed)]
     at_endpoint = gate.quality(recipe.budget, trained.quality.scores[0], served.scores[0], difference, strict)
     gates.append(replace(at_endpoint, name=f"{at_endpoint.name} at the endpoint"))
-    parity = {
+    found = {
         "requests": same["requests"] + mixed["requests"],
         "mismatched": same["mismatched"] + mixed["mismatched"],
         "max_abs_diff": float(np.max([same["max_abs_diff"], mixed["max_abs_diff"]])),
@@ -200,35 +197,7 @@ def _compare(
         "deviation": deviation,
         "lanes": [same, mixed],
     }
-    return served, parity, gates
-
-
-def _lane(name: str, answers: Arrays, wanted: Arrays, tolerance: float) -> dict[str, Any]:
-    rows = [_apart(answers[key], wanted[key]).reshape(len(wanted[key]), -1).max(axis=1) for key in wanted]
-    return _summary(name, np.max(rows, axis=0), tolerance)
-
-
-def _summary(name: str, differences: Any, tolerance: float) -> dict[str, Any]:
-    return {
-        "lane": name,
-        "requests": len(differences),
-        # NaN is not within any tolerance.
-        "mismatched": int((~(differences <= tolerance)).sum()),
-        "max_abs_diff": float(differences.max()),
-        "tolerance": tolerance,
-    }
-
-
-def _differences(answer: Arrays, wanted: Arrays) -> float:
-    return float(np.max([_apart(answer[key], wanted[key]).max() for key in wanted]))
-
-
-def _apart(array: Array, wanted: Array) -> Array:
-    """Return how far each value is from the wanted one; infinity is like the same infinity, NaN like nothing."""
-    if array.shape != wanted.shape:
-        return np.full(wanted.shape, np.nan)
-    with np.errstate(invalid="ignore"):
-        return np.where(array == wanted, 0.0, np.abs(array.astype(np.float64) - wanted))
+    return served, found, gates
 
 
 def _samples(workload: Workload) -> Iterator[Arrays]:
@@ -257,7 +226,12 @@ def _ask(endpoint: Endpoint, staged: staging.Staged, samples: list[Arrays]) -> l
 
 
 def _load(
-    endpoint: Endpoint, staged: staging.Staged, recipe: Recipe, folder: Path, tolerance: float, progress: Progress
+    endpoint: Endpoint,
+    staged: staging.Staged,
+    recipe: Recipe,
+    folder: Path,
+    tolerance: answers_of.Tolerance,
+    progress: Progress,
 ) -> dict[str, Any]:
     progress(f"load test, {recipe.load.duration:g} s", 0.0)
     plan = _plan(endpoint, recipe)

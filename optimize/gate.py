@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -203,14 +203,14 @@ def _longer(name: str, speeds: Speeds, batch: int) -> str:
     return f"{_quiet(speeds)}, here {end} (--patience)"
 
 
-def parity(name: str, requests: int, mismatched: int, largest: float, tolerance: float) -> Gate:
-    """Judge whether the endpoint answers what the bundle answers; nothing compared is no parity, and neither is NaN."""
-    passed = requests > 0 and mismatched == 0 and largest <= tolerance
+def parity(lane: Mapping[str, Any]) -> Gate:
+    """Judge a lane of `optimize.parity`; nothing compared is no parity, and neither is NaN."""
+    passed = lane["requests"] > 0 and lane["mismatched"] == 0 and lane["max_abs_diff"] <= lane["tolerance"]
     return Gate(
-        f"parity: {name}",
+        f"parity: {lane['lane']}",
         passed,
-        f"{mismatched} of {requests} differ, largest difference {largest:.2g}",
-        f"≤ {tolerance:.2g}",
+        f"{lane['mismatched']} of {lane['requests']} differ, largest difference {lane['max_abs_diff']:.2g}",
+        f"≤ {lane['tolerance']:.2g}",
         "" if passed else "the server runs other bytes, another runtime or other inputs: compare its logs",
     )
 

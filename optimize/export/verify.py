@@ -315,8 +315,8 @@ def deviation(
     seed: int = 0,
     target: Target | None = None,
     few: int = 1,
-) -> float:
-    """Return how much a sample's output depends on its batch mates.
+) -> dict[str, float]:
+    """Return how much each output of a sample depends on its batch mates.
 
     A graph that takes a range over the whole batch, as dynamic INT8 does, answers a sample differently in another
     company. No tighter tolerance than this can hold for a server that batches requests.
@@ -331,7 +331,8 @@ def deviation(
         few: the fewest samples of one batch; where these are several, a sample alone has the first others beside it.
 
     Returns:
-        The largest absolute difference between a sample's output in a drawn batch and its output alone.
+        By output: the largest absolute difference between a sample's values in a drawn batch and its values alone. Of
+        one that is no floating-point number, a label say, the share of the samples that had another in the batch.
 
     Raises:
         BadGraph: an output is NaN or infinite in one batch and not in another.
@@ -342,7 +343,8 @@ def deviation(
     samples = [
         {name: array[row : row + 1] for name, array in batch.items()} for batch in batches for row in _rows(batch)
     ]
-    worst = 0.0
+    seen: dict[str, list[float]] = {}
+    floating: dict[str, bool] = {}
     alone: dict[int, dict[str, Array]] = {}
     with open_graph(path, target or Target()) as predictor:
         for _ in range(compositions):
@@ -353,15 +355,23 @@ def deviation(
                     others = [mate for mate in _mates(samples, index) if mate != index]
                     alone[index] = predictor.predict(_stacked([samples[mate] for mate in (index, *others[: few - 1])]))
                 for name, answer in alone[index].items():
-                    distance = _distance(together[name][row], answer[0])
-                    if not math.isfinite(distance):
-                        raise BadGraph(
-                            f"output {name!r} of a sample is NaN or infinite in one batch and not in another",
-                            where=path.name,
-                            fix="look for a division by what the batch mates add up to, or for an overflow",
-                        )
-                    worst = max(worst, distance)
-    return worst
+                    seen.setdefault(name, []).append(_moved(name, together[name][row], answer[0], path))
+                    floating[name] = answer.dtype.kind == "f"
+    return {name: max(moved) if floating[name] else float(np.mean(moved)) for name, moved in seen.items()}
+
+
+def _moved(name: str, together: Array, alone: Array, path: Path) -> float:
+    """Return how far an output is from that of the sample alone; of one that is no float, 1 where it is another."""
+    if alone.dtype.kind != "f":
+        return float(not np.array_equal(together, alone))
+    distance = _distance(together, alone)
+    if not math.isfinite(distance):
+        raise BadGraph(
+            f"output {name!r} of a sample is NaN or infinite in one batch and not in another",
+            where=path.name,
+            fix="look for a division by what the batch mates add up to, or for an overflow",
+        )
+    return distance
 
 
 def _draw(rng: np.random.Generator, samples: Sequence[Arrays], few: int, largest: int) -> list[int]:

@@ -90,6 +90,7 @@ def templates() -> Environment:
     found.filters.update(
         number=report.number, score="{:.4f}".format, change=_change, whole=table.number, metric=table.metric
     )
+    found.filters.update(moved=table.moved)
     found.filters.update(interval=ratios.interval, control=ratios.control, times=ratios.times)
     return found
 

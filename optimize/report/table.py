@@ -35,6 +35,15 @@ def metric(document: dict[str, Any]) -> str:
     return f"{document['metric']}{'' if document.get('higher_is_better', True) else ', less is better'}"
 
 
+def moved(deviation: dict[str, float] | float) -> str:
+    """Return how far outputs move with the batch that their sample is in: one figure, or one for each output."""
+    if not isinstance(deviation, dict):
+        return f"{deviation:.2g}"
+    if len(deviation) == 1:
+        return f"{next(iter(deviation.values())):.2g}"
+    return ", ".join(f"{output} {value:.2g}" for output, value in deviation.items())
+
+
 def score(document: dict[str, Any]) -> str:
     """Return `accuracy 0.9889 [0.9796, 0.9963]`."""
     return f"{metric(document)} {document['value']:.4f} [{document['low']:.4f}, {document['high']:.4f}]"

@@ -56,7 +56,7 @@ class Served(OnnxPredictor):
 @pytest.fixture(scope="module")
 def made(small: Workload, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     graph = export(small.build(), small.inputs, small.outputs, tmp_path_factory.mktemp("made") / "model.onnx")
-    return Bundle(small, small.build(), graph, ({"name": "export.onnx", "deviation": 0.0},))
+    return Bundle(small, small.build(), graph, ({"name": "export.onnx", "deviation": {"logits": 0.0}},))
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -134,7 +134,7 @@ def test_a_number_for_each_sample_is_served_proven_and_published(
         bounded=True,
     )
     graph = export(load.build(), load.inputs, load.outputs, tmp_path / "model.onnx")
-    made = Bundle(load, load.build(), graph, ({"name": "export.onnx", "deviation": 1e-6},))
+    made = Bundle(load, load.build(), graph, ({"name": "export.onnx", "deviation": {"price": 1e-6, "label": 0.0}},))
     asked = {"budget": {"keep": 0.99}, "step": [{"use": "export.onnx"}], "load": {"duration": 0.3}, "serve": settings}
     with TorchPredictor(made.module, load.outputs) as torch_side:
         quality = evaluate(torch_side, load)

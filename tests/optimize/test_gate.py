@@ -127,8 +127,9 @@ def test_a_speed_of_nan_is_no_pass(tiny: Path) -> None:
 def test_size_and_parity() -> None:
     assert gate.size(Budget(), 10) == []
     assert not gate.size(Budget(bytes=9), 10)[0].passed
-    assert gate.parity("same", 10, 0, 0.0, 1e-5).passed
-    assert not gate.parity("same", 10, 1, 0.1, 1e-5).passed
+    lane = {"lane": "same", "requests": 10, "mismatched": 0, "max_abs_diff": 0.0, "tolerance": 1e-5}
+    assert gate.parity(lane).passed
+    assert not gate.parity({**lane, "mismatched": 1, "max_abs_diff": 0.1}).passed
 
 
 TWENTY = Budget(p99_ms=20)

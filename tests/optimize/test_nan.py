@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from loadtest.tensors import Arrays
-from optimize import endpoint, ensure, gate, recipe
+from optimize import ensure, gate, recipe
 from optimize.errors import BadGraph, BadRecipe
 from optimize.evaluate import Difference, Score
 from optimize.export import verify
@@ -76,8 +76,10 @@ def test_a_load_that_nobody_answered_did_not_pass() -> None:
     [(10, 0, NAN, 1e-5), (10, 0, 0.0, NAN), (0, 0, 0.0, 1e-5), (10, NAN, 0.0, 1e-5)],
 )
 def test_no_parity_with_nan_passes(requests: int, mismatched: Any, largest: float, tolerance: float) -> None:
-    assert gate.parity("same batches", 10, 0, 0.0, 1e-5).passed
-    assert not gate.parity("same batches", requests, mismatched, largest, tolerance).passed
+    lane = {"lane": "same batches", "requests": 10, "mismatched": 0, "max_abs_diff": 0.0, "tolerance": 1e-5}
+    assert gate.parity(lane).passed
+    found = {"requests": requests, "mismatched": mismatched, "max_abs_diff": largest, "tolerance": tolerance}
+    assert not gate.parity({**lane, **found}).passed
 
 
 @pytest.mark.parametrize("spoiled", ["first", "second"])
@@ -85,13 +87,13 @@ def test_nan_answers_are_mismatches_in_both_lanes(spoiled: str) -> None:
     wanted = {name: np.ones((4, 3), np.float32) for name in ("first", "second")}
     answers = {name: array.copy() for name, array in wanted.items()}
     answers[spoiled][2, 1] = np.nan
-    same = endpoint._lane("same batches", answers, wanted, 1e-5)
-    rows = [endpoint._differences(_row(answers, index), _row(wanted, index)) for index in range(4)]
-    batched = endpoint._summary("batched by the server", np.array(rows), 1e-5)
+    same = parity.lane("same batches", [(answers, wanted)], 1e-5)
+    rows = [(_row(answers, index), _row(wanted, index)) for index in range(4)]
+    batched = parity.lane("batched by the server", rows, {"first": 1e-5, "second": 1.0})
     for lane in (same, batched):
-        assert (lane["requests"], lane["mismatched"]) == (4, 1)
+        assert (lane["requests"], lane["mismatched"], lane["output"]) == (4, 1, spoiled)
         assert np.isnan(lane["max_abs_diff"])
-        assert not gate.parity(lane["lane"], 4, 0, lane["max_abs_diff"], 1e-5).passed
+        assert not gate.parity({**lane, "mismatched": 0}).passed
 
 
 def _row(arrays: Mapping[str, Any], index: int) -> Arrays:
