@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from loadtest.tensors import Arrays
-from optimize import ensure, gate, recipe
+from optimize import ensure, gate, parity, recipe
 from optimize.errors import BadGraph, BadRecipe
 from optimize.evaluate import Difference, Score
 from optimize.export import verify
