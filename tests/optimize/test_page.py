@@ -289,7 +289,7 @@ def endpoint_texts(document: dict[str, Any]) -> Iterator[str]:
     yield from score_texts(document["endpoint"])
     for entry in document["endpoint"]["parity"]["lanes"]:
         figures = f"{entry['max_abs_diff']:.2g} {entry['tolerance']:.2g}"
-        yield f"{entry['lane']} {entry['requests']} {entry['mismatched']} {figures}"
+        yield f"{entry['lane']} {entry['requests']} {entry['mismatched']} {entry['output']} {figures}"
     load = document["load"]
     for key in ("latency_ms", "service_ms", "corrected_ms"):
         yield " ".join(f"{value:#.3g}" for value in load[key].values())
