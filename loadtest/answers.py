@@ -5,10 +5,12 @@ Batch mates may change a sample's outputs a little, so the caller says how much 
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from loadtest.tensors import Array, Arrays
 
@@ -22,8 +24,14 @@ MOST_SAMPLES = 10
 _LONGEST = 100
 
 
+SURE = 0.999
+"""So likely does chance not change more labels than are allowed."""
+
 Tolerance = float | Mapping[str, float]
-"""The largest absolute difference that is allowed: of every output, or by output, for their scales may differ."""
+"""The largest absolute difference that is allowed: of every output, or by output, for their scales may differ.
+
+By output, that of one which is no floating-point number, a label say, is the share of the samples that may change.
+"""
 
 
 def tolerance(deviation: Tolerance) -> Tolerance:
@@ -38,12 +46,18 @@ def allowed(tolerance: Tolerance, output: str) -> float:
     return tolerance.get(output, EXACT) if isinstance(tolerance, Mapping) else tolerance
 
 
+def may_change(tolerance: Tolerance, output: str, samples: int) -> int:
+    """Return in how many of so many samples an output that is no floating-point number may be another one."""
+    share = tolerance.get(output, EXACT) - EXACT if isinstance(tolerance, Mapping) else 0.0
+    return int(stats.binom.ppf(SURE, samples, min(share, 1.0))) if share > 0 else 0
+
+
 class Answers:
     """Compares answers with their references, counts them and keeps the first few that were wrong.
 
     Args:
-        references: by payload number the right outputs and the largest absolute difference that a floating-point output
-            may show; others must be equal. Payloads without one, and outputs that it does not name, are not checked.
+        references: by payload number the right outputs and what is allowed of them. Payloads without one, and outputs
+            that it does not name, are not checked.
 
     Attributes:
         checked: how many answers were compared.
@@ -58,7 +72,7 @@ class Answers:
 
     def reset(self) -> None:
         """Forget the counts and samples, as after a warm-up."""
-        self.checked, self.samples = 0, list[dict[str, Any]]()
+        self.checked, self.samples, self._changed = 0, list[dict[str, Any]](), Counter[str]()
 
     def wrong(self, n: int, payload: int, raw: bytes, decode: Callable[[], dict[str, Array]]) -> str:
         """Return what is wrong with an answer, or an empty text.
@@ -82,12 +96,21 @@ class Answers:
             self._keep(n, payload, "", {"index": None, "expected": ", ".join(reference), "got": repr(error)[:_LONGEST]})
             return f"the outputs cannot be read: {error!r}"
         for name, array in reference.items():
-            if difference := _difference(outputs.get(name), array, allowed(tolerance, name)):
+            difference = _difference(outputs.get(name), array, allowed(tolerance, name))
+            if difference and not self._seldom(name, outputs.get(name), array, tolerance):
                 text, place = difference
                 self._keep(n, payload, name, place)
                 return f"output {name} {text}"
         self._seen[payload] = raw
         return ""
+
+    def _seldom(self, output: str, array: Array | None, reference: Array, tolerance: Tolerance) -> bool:
+        """Count the samples of which a label is another one; return whether all so far are no more than may be."""
+        if array is None or array.dtype.kind == "f" or _form(array) != _form(reference):
+            return False
+        rows = len(np.atleast_1d(reference))
+        self._changed[output] += int((array != reference).reshape(rows, -1).any(axis=1).sum())
+        return self._changed[output] <= may_change(tolerance, output, rows * self.checked)
 
     def _keep(self, n: int, payload: int, output: str, place: dict[str, Any]) -> None:
         if len(self.samples) < MOST_SAMPLES:

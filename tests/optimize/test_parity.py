@@ -97,3 +97,14 @@ def test_under_load_too_each_output_has_its_own_tolerance() -> None:
     judge = answers.Answers({0: (right, {"boxes": 3.0, "scores": 0.001})})
     assert judge.wrong(0, 0, b"1", lambda: {**right, "boxes": right["boxes"] + 2}) == ""
     assert judge.wrong(1, 0, b"2", lambda: {**right, "scores": right["scores"] + 0.3}).startswith("output scores")
+
+
+@pytest.mark.parametrize(("share", "every", "wrong"), [(0.05, 20, 0), (0.05, 4, 20), (0.0, 20, 10)])
+def test_under_load_too_labels_may_change_as_often_as_the_file_changes_them(
+    share: float, every: int, wrong: int
+) -> None:
+    judge = answers.Answers({0: ({"label": np.array([3])}, answers.tolerance({"label": share}))})
+    labels = [np.array([4 if n % every == every - 1 else 3]) for n in range(200)]
+    said = [judge.wrong(n, 0, bytes([n]), lambda got=got: {"label": got}) for n, got in enumerate(labels)]
+    assert (sum(map(bool, said)) >= wrong) if wrong else not any(said)
+    assert judge.wrong(200, 0, b"form", lambda: {"label": np.array([3, 3])}).startswith("output label is int64[2]")
