@@ -2,9 +2,9 @@
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -97,7 +97,10 @@ def image(
             publishing.python(last, inner, [answered], answer, {"scores": scores or _scores(inner, classes)}),
             *((answered,), answer, {"kind": "step"}, {**publishing.files("label"), **kept}),
         ),
-        Part(publishing.ensemble(whole, inner, [given], answer, steps), (given,), answer, pipeline(inner)),
+        Part(
+            publishing.ensemble(whole, inner, [given], answer, steps),
+            *((given,), answer, pipeline(inner, **_moved(inner, classes))),
+        ),
     ]
     return publishing.publish(inner, parts, check=check)
 
@@ -159,6 +162,12 @@ def _normalization(
             fix="leave out --scale, --mean and --std",
         )
     return {"scale": str(scale), "mean": ",".join(map(str, mean)), "std": ",".join(map(str, std))}
+
+
+def _moved(inner: Called, classes: TensorSpec) -> dict[str, Any]:
+    """Return how far the score moves with batch mates: no further than the values that it is made of."""
+    stated = inner.lineage.get("deviation")
+    return {"deviation": {"score": stated[classes.name]}} if isinstance(stated, Mapping) else {}
 
 
 def _scores(inner: Called, classes: TensorSpec) -> Scores:

@@ -112,7 +112,7 @@ def publish_rows(place: Path, at: Path) -> None:
     onnx = save(at / "rows.onnx", nodes, *tensors, weights)
     specs = (TensorSpec("x", "float32", (BATCH, 4, 4)),), (TensorSpec("logits", "float32", (BATCH, 4)),)
     with staging.stage(place, "rows", onnx, *specs, Target(cores=1)) as staged:
-        staging.publish(staged, {})
+        staging.publish(staged, {"deviation": {"logits": 0.25}})
 
 
 def embedded(sentence: str) -> np.ndarray:
@@ -157,6 +157,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, server_prefix: Path) -> Path
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert (document["model"], document["calls"], document["state"]) == ("rows_image", "rows", "live")
+    assert repository.read_lineage(place, "rows_image")["deviation"] == {"score": 0.25}
     shutil.copytree(ROOT / "model_repository" / "digits_cnn", place / "digits_cnn")
     image(place, "digits_cnn", check=False)
     return place
