@@ -173,6 +173,7 @@ def apply_one(
     workload = source.workload
     target = _declared(target, workload)
     recipe = Recipe((step,), seed, target=target)
+    (step,) = recipe.steps
     extra.require_runtime(target.runtime)
     steps_of.check_needs(step, workload)
     sets = splits.read(workload, progress, allow_overlap=allow_overlap)

@@ -14,7 +14,7 @@ from torch import nn
 from loadtest.client import connect
 from loadtest.errors import LatheError, UsageError
 from loadtest.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, from_served, to_served
-from optimize import extra
+from optimize import emulate, extra
 from optimize.attention import without_fast_path
 from optimize.errors import BadGraph, BadModel
 from serve.target import Target
@@ -328,7 +328,12 @@ def open_graph(path: Path, target: Target, device: str = "cpu") -> GraphPredicto
         MissingExtra: the runtime is not installed.
         BadGraph: the runtime cannot load the file.
     """
-    return RUNTIMES[target.runtime](path, device, target.cores)
+    runtime = RUNTIMES[target.runtime]
+    if device == target.device or runtime is OpenVinoPredictor:
+        return runtime(path, device, target.cores)
+    # A CPU computes for a GPU here. Its own arithmetic in INT8 is not the GPU's.
+    with emulate.readable(path) as readable:
+        return OnnxPredictor(readable, device, target.cores, integers=False)
 
 
 class EndpointPredictor:

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from loadtest.schedule import FASTEST, MOST_IN_FLIGHT
 from optimize.errors import BadRecipe
 from optimize.export.onnx import Onnx
-from optimize.step import METHODS, NAMES
+from optimize.step import METHODS, NAMES, for_target
 from serve.settings import Settings
 from serve.target import Target
 
@@ -67,6 +67,10 @@ class Recipe:
     target: Target = Target()
     load: Load = Load()
     serve: Settings = Settings()
+
+    def __post_init__(self) -> None:
+        """State in each step what its config leaves to the target."""
+        object.__setattr__(self, "steps", tuple(for_target(step, self.target) for step in self.steps))
 
     def document(self) -> dict[str, Any]:
         """Return the plain mapping that `parse` reads back."""

@@ -6,7 +6,7 @@ The files in the table import torch and onnx only inside their functions, so tha
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -124,6 +124,13 @@ def quantizes(step: object) -> bool:
     """Say whether a step stores weights in fewer bits."""
     method = METHODS[type(step)]
     return method.name.startswith("quantize.") and "smaller" in method.promises
+
+
+def for_target(step: Any, target: Target) -> Any:
+    """Return the step with what its config leaves to the target: on a GPU 16 bits compute."""
+    if isinstance(step, half.Half) and step.compute is None:
+        return replace(step, compute=target.device == "cuda")
+    return step
 
 
 def check_needs(step: object, workload: Workload) -> None:

@@ -6,6 +6,7 @@ stored in half the bytes and widened once, when the file is loaded.
 """
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,7 @@ from optimize import sample
 from optimize.errors import BadRecipe, NoEffect
 from optimize.export import graph
 from optimize.quantize import left, ranges
+from serve.target import TENSORRT
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -38,10 +40,10 @@ class Half:
     """Weights in 16 bits; with `compute`, the arithmetic too."""
 
     dtype: Literal["float16", "bfloat16"] = Field(default="float16", description="The 16-bit format.")
-    compute: bool = Field(
-        default=False,
-        description="Compute in float16 as well: for a GPU; ONNX Runtime on a CPU widens at every operator. "
-        "Needs calibration.",
+    compute: bool | None = Field(
+        default=None,
+        description="Compute in 16 bits as well, which needs calibration; by itself on a GPU only, for on a CPU ONNX "
+        "Runtime widens at every operator.",
     )
     exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
     partial: bool = left.PARTIAL
@@ -61,27 +63,29 @@ def apply(config: Half, subject: Path, context: "Context") -> Path:
     """Convert the graph in place of its file; its inputs and outputs stay float32.
 
     Raises:
-        BadRecipe: arithmetic in bfloat16, which no part here converts a graph to.
+        BadRecipe: arithmetic in bfloat16 for another runtime than TensorRT, which lacks operators in it.
         NoEffect: no weight is left to convert.
     """
     import onnx_ir.passes.common
 
-    if config.compute and config.dtype == "bfloat16":
+    if config.compute and config.dtype == "bfloat16" and context.target.runtime not in TENSORRT:
         raise BadRecipe(
-            "quantize.half: compute works in float16 only",
-            fix='set dtype = "float16", or leave compute out: weights alone may be bfloat16',
+            f"quantize.half: {context.target.runtime} has no operators that compute in bfloat16",
+            fix='set dtype = "float16", or compute = false: weights alone may be bfloat16',
         )
     model = graph.load(subject)
     kept = graph.excluded(model, config.exclude)
+    if config.compute:
+        wide = config.dtype == "bfloat16"
+        kept += [] if wide else _beyond(subject, model, context)
+        mend = functools.partial(_mend, floats=dict(model.graph.initializers) if wide else None)
+        return graph.rewrite(subject, functools.partial(_compute, kept=kept), mend)
     chosen = [node for node in model.graph if _weights(node) and node.name not in kept]
     if not chosen:
         raise NoEffect(
             "quantize.half: no weight is left to convert",
             fix=f"it could match: {', '.join(matches(subject)) or 'none'}",
         )
-    if config.compute:
-        kept += _beyond(subject, model, context)
-        return graph.rewrite(subject, functools.partial(_compute, kept=kept), _join)
     for node in chosen:
         for index, value in _weights(node):
             node.replace_input_with(index, _stored(model, node, value, config.dtype))
@@ -164,12 +168,36 @@ def _compute(source: str, destination: str, kept: list[str]) -> None:
     onnx.save(converted, destination, save_as_external_data=external, location=f"{Path(destination).name}.data")
 
 
+def _mend(model: "onnx_ir.Model", floats: "Mapping[str, onnx_ir.Value] | None") -> None:
+    """Mend what the converter wrote; with the `floats` that its weights were, make bfloat16 of its float16."""
+    # It puts its own nodes last.
+    model.graph.sort()
+    _join(model)
+    if floats is not None:
+        _widen_range(model, floats)
+
+
+def _widen_range(model: "onnx_ir.Model", floats: "Mapping[str, onnx_ir.Value]") -> None:
+    import ml_dtypes
+    import numpy as np
+    import onnx_ir
+
+    half, wide = onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and value.const_value.dtype == half:
+            # Float16 has cut off what is beyond its range.
+            exact = graph.constant(floats.get(name, value)).astype(np.float32)
+            value.const_value = onnx_ir.tensor(exact.astype(ml_dtypes.bfloat16), name=name)
+            value.type = onnx_ir.TensorType(wide)
+    for node in model.graph:
+        if node.op_type == "Cast" and node.attributes.get_int("to", 0) == half:
+            node.attributes["to"] = onnx_ir.AttrInt64("to", int(wide))
+
+
 def _join(model: "onnx_ir.Model") -> None:
     """Connect float32 operators directly: the converter narrows between any two, and a large value overflows there."""
     import onnx_ir
 
-    # The converter puts its own nodes last.
-    model.graph.sort()
     for node in model.graph:
         before = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
         if before is None or before.op_type != "Cast" or node.outputs[0].is_graph_output():

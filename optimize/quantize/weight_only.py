@@ -3,7 +3,8 @@
 Weights are rounded to nearest in blocks along the input axis, each block with a scale of its own, and unpacked inside
 the product (ONNX Runtime's MatMulNBits); the finer the blocks, the nearer and the larger (Dettmers and Zettlemoyer,
 "The case for 4-bit precision", arXiv 2212.09720). It keeps quality best of all INT8 methods and gains little or no
-speed: it saves memory. A table in 8 bits has one scale a row and needs standard operators only.
+speed: it saves memory. A table in 8 bits has one scale a row and needs standard operators only. For TensorRT, which has
+no packed products, a weight is a DequantizeLinear: in 4 bits in blocks, in 8 with one scale for each output channel.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from optimize.errors import BadGraph, BadRecipe, NoEffect
 from optimize.export import graph, share
 from optimize.quantize import left, table
+from serve.target import TENSORRT
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 Bits = Literal["int8", "int4", "float"]
 PRODUCTS, TABLES = ("MatMul", "Gemm"), ("Gather",)
+OPSET = 21
+"""The first opset with 4 bits, and with scales for blocks."""
+MOST = {"int8": 127, "int4": 7}
 ACCURACY = {"float": 1, "int8": 4}
 """What ONNX Runtime's MatMulNBits calls the least precision of the activations: 1 is float32, 4 is int8."""
 
@@ -60,11 +65,14 @@ def apply(config: WeightOnly, subject: Path, context: "Context") -> Path:
         BadRecipe: the target's runtime has no such operators.
         NoEffect: nothing is left to quantize.
     """
-    if context.target.runtime != "onnxruntime":
+    engine = context.target.runtime in TENSORRT
+    if context.target.runtime != "onnxruntime" and not engine:
         raise BadRecipe(
             f"quantize.weight_only writes operators of ONNX Runtime, the target's runtime is {context.target.runtime}",
             fix='leave it out, or set runtime = "onnxruntime"',
         )
+    if engine:
+        _check_engine(config)
     model = graph.quantizable(subject)
     kept = set(graph.excluded(model, config.exclude))
     found = {"weights": graph.names_of(model, PRODUCTS), "tables": graph.names_of(model, TABLES)}
@@ -81,6 +89,8 @@ def apply(config: WeightOnly, subject: Path, context: "Context") -> Path:
         )
     for node in [node for node in model.graph if node.name in chosen and node.op_type == "Gemm"]:
         _split_gemm(model, node)
+    if engine:
+        return graph.save(_unpacked(model, chosen, int(config.block_size)), subject)
     ties = _ties(model, chosen, int(config.block_size))
     for node in [node for node in model.graph if node.name in chosen and node.op_type == "Gather"]:
         if node.name in ties or chosen[str(node.name)] == "int8":
@@ -93,6 +103,50 @@ def apply(config: WeightOnly, subject: Path, context: "Context") -> Path:
         lambda source, destination: _pack(config, chosen, Path(source), Path(destination)),
         lambda packed: _look_up(packed, ties),
     )
+
+
+def _check_engine(config: WeightOnly) -> None:
+    wrong = {
+        "symmetric = false": not config.symmetric,
+        'activations = "int8"': config.activations == "int8",
+        'tables = "int4"': config.tables == "int4",
+    }
+    for said in (said for said, is_wrong in wrong.items() if is_wrong):
+        raise BadRecipe(f"quantize.weight_only: TensorRT takes no {said}", fix="leave that key out")
+
+
+def _unpacked(model: "onnx_ir.Model", chosen: Mapping[str, str], block_size: int) -> "onnx_ir.Model":
+    """Let the chosen products take weights that a DequantizeLinear before them gives, in place; and round tables."""
+    for node in [node for node in model.graph if node.name in chosen]:
+        if node.op_type == "Gather":
+            table.round_rows(model, node)
+        else:
+            node.replace_input_with(1, _dequantized(model, node, chosen[str(node.name)], block_size))
+    model.opset_imports[""] = max(OPSET, model.opset_imports[""])
+    graph.clean(model)
+    return model
+
+
+def _dequantized(model: "onnx_ir.Model", node: "onnx_ir.Node", bits: str, block_size: int) -> "onnx_ir.Value":
+    import ml_dtypes
+    import numpy as np
+    import onnx_ir
+
+    weight = graph.constant(node.inputs[1]).astype(np.float32)
+    size = block_size if bits == "int4" else len(weight)
+    starts = range(0, len(weight), size)
+    reached = np.stack([np.abs(weight[start : start + size]).max(axis=0) for start in starts])
+    scale = np.maximum(reached, table.SMALLEST) / MOST[bits]
+    rounded = np.rint(weight / np.repeat(scale, size, axis=0)[: len(weight)])
+    stored = rounded.astype(ml_dtypes.int4 if bits == "int4" else np.int8)
+    arrays = {"rounded": stored, "scale": (scale if bits == "int4" else scale[0]).astype(np.float32)}
+    values = [onnx_ir.Value(name=f"{node.name}_{key}", const_value=onnx_ir.tensor(arrays[key])) for key in arrays]
+    for value in values:
+        model.graph.register_initializer(value)
+    where = {"axis": 0, "block_size": size} if bits == "int4" else {"axis": 1}
+    floats = onnx_ir.node("DequantizeLinear", values, attributes=where, name=f"{node.name}_dequantized")
+    model.graph.insert_before(node, floats)
+    return floats.outputs[0]
 
 
 def _ties(model: "onnx_ir.Model", chosen: Mapping[str, str], block_size: int) -> dict[str, str]:

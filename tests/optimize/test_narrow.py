@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -19,11 +19,12 @@ from optimize.errors import BadRecipe, NoEffect
 from optimize.evaluate import relative_error
 from optimize.export import graph
 from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor
+from optimize.predict import OnnxPredictor, open_graph
 from optimize.quantize.fp8 import Fp8
 from optimize.quantize.half import Half
 from optimize.quantize.ranges import largest
 from optimize.quantize.weight_only import WeightOnly
+from optimize.recipe import Recipe
 from optimize.step import Context
 from optimize.workload import Batch, Workload
 from serve.target import Target
@@ -159,9 +160,82 @@ def test_half_has_one_cast_for_all_readers_of_a_value(tmp_path: Path, small: Wor
     assert distance(made, exported, forked) < 5e-3
 
 
-def test_half_computes_in_one_format_only(apply: Apply) -> None:
-    with pytest.raises(BadRecipe, match="float16 only"):
+def test_half_computes_in_bfloat16_for_tensorrt_alone(apply: Apply) -> None:
+    with pytest.raises(BadRecipe, match="onnxruntime has no operators that compute in bfloat16"):
         apply(Half(compute=True, dtype="bfloat16"))
+
+
+@pytest.mark.parametrize(("device", "computes"), [("cpu", False), ("cuda", True)])
+def test_sixteen_bits_compute_where_there_is_a_gpu(device: Literal["cpu", "cuda"], computes: bool) -> None:
+    assert Recipe((Half(),), target=Target(device=device)).steps == (Half(compute=computes),)
+    assert Recipe((Half(compute=not computes),), target=Target(device=device)).steps == (Half(compute=not computes),)
+
+
+def rtx(scratch: Path, small: Workload) -> Context:
+    return context(small, scratch, Target(device="cuda", runtime="tensorrt", cores=2))
+
+
+def test_bfloat16_keeps_the_range_of_float32_and_is_rounded_after_each_node(
+    small: Workload, tmp_path: Path, exported: Path
+) -> None:
+    rows = np.array([[3e5, 1.0], [2.0**-30, 2.0]], np.float32)
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[1.0, 1 / 3], [1e20, 1.0]]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.addmm(torch.tensor([0.1, 0.1]), x, self.weight)
+
+    inputs = (TensorSpec("x", "float32", (BATCH, 2)),)
+    path = export(Sum(), inputs, ("y",), tmp_path / "model.onnx")
+    calibration = lambda: [Batch({"x": rows}, np.zeros(2))]  # noqa: E731
+    workload = replace(small, model=Sum, inputs=inputs, outputs=("y",), calibration=calibration, evaluation=calibration)
+    target = Target(device="cuda", runtime="tensorrt", cores=1)
+    (scratch := tmp_path / "scratch").mkdir()
+    made = step.apply(Half(compute=True, dtype="bfloat16"), path, context(workload, scratch, target))
+    with open_graph(made, target) as predictor:
+        got = predictor.predict({"x": rows})["y"]
+    narrow = [torch.tensor(array).bfloat16() for array in (rows, Sum().weight.detach().numpy(), np.full(2, 0.1))]
+    wanted = torch.addmm(narrow[2].float(), narrow[0].float(), narrow[1].float()).bfloat16().float().numpy()
+    assert np.array_equal(got, wanted)
+    assert got[0, 0] > 65504
+
+
+@pytest.mark.parametrize(
+    ("config", "stored", "close"),
+    [
+        (WeightOnly(), onnx_ir.DataType.INT8, 0.01),
+        (WeightOnly(weights="int4", block_size="64"), onnx_ir.DataType.INT4, 0.1),
+    ],
+    ids=str,
+)
+def test_weights_for_tensorrt_are_standard_pairs(
+    config: WeightOnly, stored: onnx_ir.DataType, close: float, small: Workload, exported: Path, tmp_path: Path
+) -> None:
+    made = step.apply(config, exported, rtx(tmp_path, small))
+    model = graph.load(made)
+    assert {node.domain for node in model.graph} == {""}
+    weights = [node.inputs[0] for node in model.graph if node.op_type == "DequantizeLinear"]
+    assert {value.dtype for value in weights if value is not None} == {stored}
+    assert 0 < distance(made, exported, small) < close
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (WeightOnly(symmetric=False), "symmetric = false"),
+        (WeightOnly(activations="int8"), 'activations = "int8"'),
+        (WeightOnly(tables="int4"), 'tables = "int4"'),
+    ],
+    ids=str,
+)
+def test_what_tensorrt_takes_no_weights_in_is_refused_by_name(
+    config: WeightOnly, said: str, small: Workload, exported: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadRecipe, match=f"TensorRT takes no {said}"):
+        step.apply(config, exported, rtx(tmp_path, small))
 
 
 def test_fp8_is_rounded_where_tensorrt_looks_for_it(apply: Apply) -> None:

@@ -1,6 +1,7 @@
 """TensorRT as a target, on a machine without a GPU: a bundle that is judged on the CPU and compiles, and no speed."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_it_runs_on_a_gpu(runtime: str) -> None:
     [
         ("quantize", "static", "INT8"),
         ("quantize", "fp8", "FP8"),
-        ("quantize", "half", "FP32"),
+        ("quantize", "half", "FP16"),
         ("prune", "channels", "FP32"),
         ("export", "onnx", "FP32"),
     ],
@@ -100,6 +101,31 @@ def test_a_run_proves_what_it_can_and_says_what_it_cannot(optimize: Optimize, tm
         "for TensorRT, judged on a CPU"
         in optimize("run", SOURCE, "--recipe", written(tmp_path), "--output", tmp_path / "run").out
     )
+
+
+HALF, BFLOAT = {"use": "quantize.half"}, {"use": "quantize.half", "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "precisions"),
+    [
+        ([BFLOAT], {"BF16"}),
+        ([*STATIC, HALF], {"INT8", "FP16"}),
+        ([{"use": "quantize.fp8"}, HALF], {"FP8"}),
+        ([{"use": "quantize.fp8"}, BFLOAT], {"FP8"}),
+        ([{"use": "quantize.weight_only", "weights": "int4", "block_size": "64"}, HALF], {"FP16"}),
+    ],
+    ids=str,
+)
+def test_sixteen_bits_around_eight_or_four(
+    steps: object, precisions: set[str], optimize: Optimize, tmp_path: Path
+) -> None:
+    ended = optimize("run", SOURCE, "--recipe", written(tmp_path, steps=steps), "--output", tmp_path / "run", "--json")
+    told = json.loads(ended.out)
+    assert ended.code == 0, told
+    assert told["result"]["quality"]["value"] > 0.95 * told["trained"]["quality"]["value"]
+    (compiles,) = (gate["measured"] for gate in told["gates"] if gate["name"] == "compiles")
+    assert set(re.findall(r"\d+ in (\w+)", compiles)) == precisions
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
