@@ -15,6 +15,7 @@ from serve import batching, interface, onnx_file, repository, scratch, staging
 from serve.errors import BadRepository, NotInstalled
 from serve.lint import Finding
 from serve.server import running
+from serve.tensorrt import trial
 
 HERE = ("onnxruntime", "openvino")
 """Backends that the server of `serve install` has."""
@@ -33,21 +34,24 @@ FIXES = {
 """What to do about what the server says, by words in it."""
 
 
-def staged(
-    version: staging.Staged, more: Callable[[Client], None] = lambda _: None, *, nonfinite: bool = False
-) -> None:
-    """Try a version that no server sees yet.
+def staged(version: staging.Staged, more: Callable[[Client], None] = lambda _: None, *, nonfinite: bool = False) -> str:
+    """Try a version that no server sees yet; where it wants TensorRT and there is no GPU, compile it.
 
     Args:
         version: what `serve.staging.stage` gave, or the last part of a pipeline.
         more: asks the same server further questions, and raises where an answer is not right.
         nonfinite: take NaN and infinity for answers.
 
+    Returns:
+        Why no server tried it, and what did; empty where one did.
+
     Raises:
         ServerFailed: the server does not load it, or does not answer.
         BadRepository: an answer lacks an output, has another shape than the specs say, is not finite, or depends on
             the batch that its sample is in.
     """
+    if trial.needed(version.config):
+        return trial.compiled(version.model, version.config, _file(version.config, version.folder))
     # A cache would answer what is asked twice.
     with running(version.path, grace=0, cache=False) as endpoint, connect(endpoint.grpc) as client:
         more(client)
@@ -68,6 +72,7 @@ def staged(
                 where=version.model,
                 fix="say --batch-axis none if the first dim is no batch axis; else export the model in evaluation mode",
             )
+    return ""
 
 
 def published(place: Path, model: str, log: Path | None = None) -> Iterator[Finding]:
@@ -75,6 +80,11 @@ def published(place: Path, model: str, log: Path | None = None) -> Iterator[Find
 
     Yields what is to be said of answers that a server gives.
     """
+    config = repository.config(place, model)
+    if trial.needed(config):
+        for number in sorted(repository.live(place, model)):
+            trial.compiled(model, config, _file(config, place / model / str(number)))
+        return
     models = [*repository.calls(place, model), model]
     with running(place, models=models, grace=0, log=log, cache=False) as endpoint, connect(endpoint.grpc) as client:
         found = interface.read(place, model, client=client)
@@ -158,9 +168,12 @@ def _mixed(client: Client, model: str, config: ModelConfig, inputs: Sequence[Ten
     if config.backend not in HERE or config.HasField("sequence_batching") or not all(spec.batched for spec in inputs):
         return ""
     largest = config.max_batch_size or min(spec.largest_batch for spec in inputs)
-    file = folder / (config.default_model_filename or repository.MODEL_FILE)
-    coarse = config.backend != "onnxruntime" or onnx_file.in_integers(file)
+    coarse = config.backend != "onnxruntime" or onnx_file.in_integers(_file(config, folder))
     return batching.mixed(partial(client.infer, model), inputs, largest, coarse)
+
+
+def _file(config: ModelConfig, folder: Path) -> Path:
+    return folder / (config.default_model_filename or repository.MODEL_FILE)
 
 
 def _check_answer(model: str, spec: TensorSpec, answer: Arrays, batch: int | None) -> None:

@@ -5,6 +5,7 @@ backend documents.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -16,6 +17,11 @@ RTX = "tensorrt-rtx"
 """The accelerator that only our own backend knows: ONNX Runtime's plug-in for RTX GPUs."""
 SIZES = {"min": "minimum", "opt": "typical", "max": "maximum"}
 """TensorRT's names of the sizes in a profile, and ours."""
+
+
+def here() -> bool:
+    """Say whether this machine has an NVIDIA GPU."""
+    return Path("/dev/nvidiactl").exists()
 
 
 def add(config: ModelConfig, inputs: Sequence[TensorSpec], settings: Settings) -> None:

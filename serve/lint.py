@@ -273,7 +273,7 @@ def _hardware(subject: Subject) -> Iterator[Finding]:
     device = (subject.lineage.get("target") or {}).get("device")
     if device == "cpu" and (on_gpu or accelerators):
         yield subject.error("asks for a GPU, and the target is a CPU", "set kind: KIND_CPU, or publish it for cuda")
-    elif on_gpu and not Path("/dev/nvidiactl").exists():
+    elif on_gpu and not gpu.here():
         yield subject.warning("asks for a GPU, and this machine has none", "serve it on a machine with a GPU")
     cores = len(os.sched_getaffinity(0))
     stated = {key: value.string_value for key, value in subject.config.parameters.items()}.get(THREADS) or "0"

@@ -8,7 +8,7 @@ import click
 
 from loadtest.commandline import PATH, document, emit, json_option
 from loadtest.errors import LatheError
-from optimize.tensorrt.capability import CAPABILITIES, USUAL
+from serve.tensorrt.capability import CAPABILITIES, USUAL
 
 if TYPE_CHECKING:
     from optimize.tensorrt.plan import Written

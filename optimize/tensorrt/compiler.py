@@ -5,27 +5,23 @@ typed builder's rules with TensorRT. Its engines run on RTX GPUs in TensorRT-RTX
 that, the engine is built on the machine that serves it (`plan.write`).
 """
 
-import importlib.util
-import json
 import re
-import signal
-import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loadtest import interpreter
 from loadtest.errors import MachineError, UsageError
 from loadtest.tensors import TensorSpec
 from optimize import extra
 from optimize.errors import BadGraph
 from optimize.export import graph as graphs
 from optimize.tensorrt import rules
-from optimize.tensorrt.capability import CAPABILITIES, USUAL, WITHOUT_FP8
 from optimize.tensorrt.rules import Finding
-from serve import gpu, scratch
+from serve import gpu
+from serve.tensorrt import ask
+from serve.tensorrt.capability import CAPABILITIES, USUAL, WITHOUT_FP8
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -87,11 +83,6 @@ class Compiled:
         return {**vars(self), **lists, "layers": dict(self.layers)}
 
 
-def there() -> bool:
-    """Say whether the compiler is installed."""
-    return all(importlib.util.find_spec(package) is not None for package in extra.PACKAGES["tensorrt"])
-
-
 def compile(
     graph: Path,
     inputs: Sequence[TensorSpec],
@@ -119,7 +110,7 @@ def compile(
     """
     extra.require("tensorrt")
     _check(capabilities, graph)
-    found = _ask(
+    found = ask.ask(
         log,
         graph=str(graph.absolute()),
         engine=str(engine.absolute()),
@@ -148,7 +139,7 @@ def taken(graph: Path, log: Path) -> tuple[int, int, int]:
         MachineError: it ended without an answer.
     """
     extra.require("tensorrt")
-    parts = _ask(log, graph=str(graph.absolute()), parts=True)["parts"]
+    parts = ask.ask(log, graph=str(graph.absolute()), parts=True)["parts"]
     return sum(parts), len(graphs.load(graph).graph), len(parts)
 
 
@@ -167,34 +158,6 @@ def _check(capabilities: Sequence[str], graph: Path) -> None:
         )
 
 
-def _ask(log: Path, **order: Any) -> dict[str, Any]:
-    """Run the compiler's process on an order of `build.compiled`; what it says goes to the log."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with scratch.folder() as place, log.open("w") as said:
-        answer = place / "answer.json"
-        done = subprocess.run(
-            interpreter.command("optimize.tensorrt.build"),
-            input=json.dumps({**order, "answer": str(answer)}),
-            stdout=said,
-            stderr=said,
-            env=interpreter.variables(),
-            text=True,
-            check=False,
-        )
-        if done.returncode or not answer.is_file():
-            raise MachineError(
-                f"TensorRT's compiler ended without an answer ({_ending(done.returncode)})",
-                where=str(order["graph"]),
-                fix=f"what it said stands in {log}; leave it out with --no-compile",
-            )
-        found: dict[str, Any] = json.loads(answer.read_text())
-    return found
-
-
-def _ending(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
 def _refused(errors: Sequence[Mapping[str, Any]], graph: Path, log: Path) -> BadGraph:
     """Return the failure that names the first node that stands in the way, and holds all of them."""
     model = graphs.load(graph)
@@ -211,23 +174,13 @@ def _finding(error: Mapping[str, Any], model: "onnx_ir.Model") -> Finding:
     """Return what the compiler said of a node, in one plain line under the name that the node has with us."""
     nodes, number = list(model.graph), error["node"]
     node = rules.name_of(nodes[number]) if 0 <= number < len(nodes) else "model"
-    text = plain(error["text"])
+    text = ask.plain(error["text"])
     for pattern, what, fix in REASONS:
         if re.search(pattern, text):
             words = {"operator": error["operator"], "text": text}
             rule = rules.OPERATORS if fix is ANOTHER_WAY else "compiler"
             return Finding("error", rule, node, what.format(**words), fix.format(**words))
     return Finding("error", "compiler", node, text, f"leave {node} float with exclude, or export the model without it")
-
-
-def plain(text: str) -> str:
-    """Return the part of a message that a person can use: without the condition in C++ and the place in the source."""
-    text = " ".join(text.split())
-    if found := re.search(r'Assertion failed: .*?(?:: |&& ")(.+?)"?$', text):
-        text = found[1]
-    if found := re.search(r"Error Code \d+: [\w ]+ \((.+)\)$", text):
-        text = found[1]
-    return re.sub(r"\.? In \w+ at \S+$", "", text).rstrip(".")
 
 
 def precisions(layers: Sequence[Mapping[str, Any]]) -> dict[str, str]:

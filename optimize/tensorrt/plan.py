@@ -24,11 +24,12 @@ from optimize import extra
 from optimize.bundle import Bundle, replacing
 from optimize.errors import BadBundle
 from optimize.tensorrt import compiler, rules
-from optimize.tensorrt.capability import USUAL
 from optimize.tensorrt.compiler import Compiled
 from optimize.tensorrt.rules import Finding
 from serve import gpu, model_config, settings
 from serve.target import LARGEST_BATCH, Target
+from serve.tensorrt import ask
+from serve.tensorrt.capability import USUAL
 
 FINDINGS = "findings.json"
 """What the rules found; with `build.py`, which older folders have alone, the mark of a folder that this wrote."""
@@ -161,7 +162,7 @@ def write(
 def _unasked(capabilities: Sequence[str]) -> str:
     if not capabilities:
         return "it was not asked for"
-    return "" if compiler.there() else f"the compiler is not installed: {extra.line('tensorrt')}"
+    return "" if ask.there() else f"the compiler is not installed: {extra.line('tensorrt')}"
 
 
 def missing() -> str:

@@ -108,16 +108,19 @@ def add(
         reporting() as report,
         staging.stage(repository, model, found.onnx, found.inputs, found.outputs, made_for, asked) as staged,
     ):
+        untried = "" if check else "not tried: --no-check"
         if check:
             report("loading it in a throw-away server", 0.0)
-            dryload.staged(staged, nonfinite=allow_nonfinite)
+            untried = dryload.staged(staged, nonfinite=allow_nonfinite)
         first = not (repository / model).exists()
         version = staging.publish(staged, dict(found.lineage))
     url = rollout.promote(repository, model, version.number, limit=load_timeout).url if first else None
     kind = "live" if first else "staged"
     if as_json:
-        emit(document(model=model, number=version.number, state=kind, digest=version.digest, url=url))
+        emit(document(model=model, number=version.number, state=kind, digest=version.digest, url=url, untried=untried))
         return
     click.echo(f"{kind}: {model} version {version.number}" + (f", loaded at {url}" if url else ""))
+    if untried:
+        click.echo(f"  {untried}")
     if not first:
         click.echo(f"  serve promote {model} {version.number} --repository {repository}")

@@ -26,8 +26,9 @@ from optimize import extra
 from optimize.bundle import Bundle
 from optimize.errors import BadBundle, BadGraph, MissingExtra
 from optimize.export.onnx import export
-from optimize.tensorrt import build, compiler, plan, rules
+from optimize.tensorrt import compiler, plan, rules
 from optimize.workload import Workload
+from serve.tensorrt import ask, build
 from tests.optimize.conftest import Optimize
 from tests.optimize.test_tensorrt import (
     BROKEN,
@@ -226,6 +227,7 @@ def test_without_the_compiler_the_rules_are_checked_and_the_line_that_installs_i
     exported: Bundle, tmp_path: Path, optimize: Optimize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(extra.PACKAGES, "tensorrt", ("nowhere",))
+    monkeypatch.setattr(ask, "there", lambda: False)
     out = optimize("tensorrt", exported.folder, "--output", tmp_path / "trt").out
     assert "not compiled, because the compiler is not installed: pip install 'lathe[tensorrt]'" in out
     with pytest.raises(MissingExtra):
@@ -269,7 +271,7 @@ def test_ctrl_c_during_a_build_leaves_neither_a_process_nor_a_folder(exported: B
     assert "Traceback" not in said
     assert not (tmp_path / "trt").exists()
     assert not list(tmp_path.glob(".trt*"))
-    found = subprocess.run(["pgrep", "-f", "optimize.tensorrt.build"], capture_output=True, text=True, check=False)
+    found = subprocess.run(["pgrep", "-f", "serve.tensorrt.build"], capture_output=True, text=True, check=False)
     assert not [pid for pid in found.stdout.split() if Path(f"/proc/{pid}/cwd").resolve() == tmp_path]
 
 
@@ -298,11 +300,16 @@ def test_another_tensorrt_in_this_process_is_nothing_to_it(tmp_path: Path, monke
             "Dimension mismatch for tensor x and profile 0. At dimension axis 1, profile has min=5, opt=5, max=5 but "
             "tensor has 4",
         ),
+        (
+            "b: input has type Int32 but must have type FP8. In checkType at /_src/nodeBase.cpp:456) [x.cpp::e::250] Error "
+            "Code 1: Cuda Runtime (In catchCudaError at /_src/checkMacros.cpp:250 (cudaError 35: no driver)",
+            "b: input has type Int32 but must have type FP8",
+        ),
         ("it says\n something new", "it says something new"),
     ],
 )
 def test_messages_without_the_compilers_inside(said: str, plain: str) -> None:
-    assert compiler.plain(said) == plain
+    assert ask.plain(said) == plain
 
 
 def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
