@@ -52,9 +52,9 @@ def _ending(code: int) -> str:
 
 def plain(text: str) -> str:
     """Return the part of a message that a person can use: without the condition in C++ and the place in the source."""
-    text = " ".join(text.split())
+    text = re.sub(r"\.? In \w+ at \S+.*$", "", " ".join(text.split()))
     if found := re.search(r'Assertion failed: .*?(?:: |&& ")(.+?)"?$', text):
         text = found[1]
-    if found := re.search(r"Error Code \d+: [\w ]+ \((.+)\)$", text):
+    if found := re.search(r"Error Code \d+: [\w ]+ \((.+?)\)?$", text):
         text = found[1]
-    return re.sub(r"\.? In \w+ at \S+.*$", "", text).rstrip(".")
+    return text.rstrip(".")

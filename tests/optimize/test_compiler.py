@@ -301,8 +301,8 @@ def test_another_tensorrt_in_this_process_is_nothing_to_it(tmp_path: Path, monke
             "tensor has 4",
         ),
         (
-            "b: input has type Int32 but must have type FP8. In checkType at /_src/nodeBase.cpp:456) [x.cpp::e::250] Error "
-            "Code 1: Cuda Runtime (In catchCudaError at /_src/checkMacros.cpp:250 (cudaError 35: no driver)",
+            "b: input has type Int32 but must have type FP8. In checkType at /_src/nodeBase.cpp:456) [x.cpp::e::250] "
+            "Error Code 1: Cuda Runtime (In catchCudaError at /_src/checkMacros.cpp:250 (cudaError 35: no driver)",
             "b: input has type Int32 but must have type FP8",
         ),
         ("it says\n something new", "it says something new"),
