@@ -31,6 +31,8 @@ OPTIONAL = {
     "tensorrt": "pip install tensorrt, on a machine with an NVIDIA GPU",
     "polygraphy": "pip install polygraphy, on a machine with an NVIDIA GPU",
 }
+DRIVER = "580.65.06"
+"""The oldest driver on Linux for CUDA 13, which torch, ONNX Runtime and TensorRT for RTX are built for."""
 FEATURES = {
     "avx512_vnni": "INT8 products without overflow, and fast",
     "avx_vnni": "the same without AVX-512",
@@ -49,6 +51,7 @@ def checks() -> list[Check]:
         server,
         _cpu,
         gpu,
+        _driver,
         _optional,
         _images,
     )
@@ -182,6 +185,18 @@ def _optional() -> list[Check]:
         Check(name, version, "optional", bool(version), "" if version else OPTIONAL[name])
         for name, version in found.items()
     ]
+
+
+def _driver() -> list[Check]:
+    """Say whether the driver is new enough for the CUDA that torch, ONNX Runtime and the compiler are built for."""
+    wanted = f"{DRIVER} or newer, for CUDA 13"
+    there = next((check for check in gpu() if check.ok), None)
+    if there is None:
+        return [Check("driver for CUDA 13", "not checked: no driver here", wanted, False)]
+    version = there.found.partition(",")[0]
+    fits = tuple(map(int, version.split("."))) >= tuple(map(int, DRIVER.split(".")))
+    fix = "" if fits else "install a newer driver of NVIDIA's, or packages for CUDA 12"
+    return [Check("driver for CUDA 13", version, wanted, fits, fix)]
 
 
 def _images() -> list[Check]:

@@ -273,6 +273,11 @@ def _hardware(subject: Subject) -> Iterator[Finding]:
     device = (subject.lineage.get("target") or {}).get("device")
     if device == "cpu" and (on_gpu or accelerators):
         yield subject.error("asks for a GPU, and the target is a CPU", "set kind: KIND_CPU, or publish it for cuda")
+    elif subject.image and any(each.name == gpu.RTX for each in accelerators):
+        yield subject.error(
+            f"asks for the accelerator {gpu.RTX}, which NVIDIA's image refuses: only our own server knows it",
+            'publish it with accelerator = "tensorrt", or serve it with serve install --gpu',
+        )
     elif on_gpu and not gpu.here():
         yield subject.warning("asks for a GPU, and this machine has none", "serve it on a machine with a GPU")
     cores = len(os.sched_getaffinity(0))

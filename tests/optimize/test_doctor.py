@@ -134,6 +134,14 @@ def test_the_driver_is_asked(script: str, ok: bool, said: str, tmp_path: Path, m
     assert said in (driver.found if ok else driver.fix)
 
 
+@pytest.mark.parametrize(("version", "ok"), [("580.95.05", True), ("575.57.08", False), ("1000.1", True)])
+def test_a_driver_and_its_cuda(version: str, ok: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Check("driver", f"{version}, NVIDIA H200 | {version}, NVIDIA H200", "", True)
+    monkeypatch.setattr(doctor, "gpu", lambda: [there])
+    found = checked()["driver for CUDA 13"]
+    assert (found.found, found.ok, bool(found.fix)) == (version, ok, not ok)
+
+
 @pytest.mark.parametrize(
     ("version", "images"),
     [

@@ -187,6 +187,18 @@ def test_an_engine_of_another_tensorrt(place: Path) -> None:
     assert found(place, model="engine") == [("warning", "is a TensorRT engine, which only NVIDIA's image serves")]
 
 
+def test_an_accelerator_that_only_our_server_knows(place: Path) -> None:
+    made = config(place)
+    text = made.read_text() + 'optimization { execution_accelerators { gpu_execution_accelerator { name: "%s" } } }'
+    (lineage := place / TINY / "1" / "lineage.json").unlink()
+    made.write_text(text % "tensorrt-rtx")
+    assert not lineage.exists() and found(place) == []
+    (error,) = found(place, image="26.07")
+    assert error[1].startswith("asks for the accelerator tensorrt-rtx, which NVIDIA's image refuses")
+    made.write_text(text % "tensorrt")
+    assert found(place, image="26.07") == []
+
+
 def test_a_model_whose_backend_nothing_says(place: Path) -> None:
     replace(place, 'backend: "onnxruntime"', "")
     assert found(place) == []  # by the name of its file
