@@ -16,8 +16,8 @@ from optimize.baseline import Progress, Trained, cost, graph_of, reusable
 from optimize.bundle import Bundle
 from optimize.evaluate import Quality, evaluate
 from optimize.export.graph import drop_node_names
+from optimize.export.mates import deviation
 from optimize.export.onnx import export
-from optimize.export.verify import deviation
 from optimize.measure import Cost
 from optimize.predict import TorchPredictor, open_graph
 from optimize.quantize import left

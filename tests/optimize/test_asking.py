@@ -15,7 +15,7 @@ from loadtest.tensors import BATCH, Dim, TensorSpec
 from optimize import endpoint, layers, macs, workload
 from optimize.bundle import Bundle
 from optimize.errors import BadGraph, BadModel, BadWorkload
-from optimize.export import verify
+from optimize.export import mates
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor, TorchPredictor
 from serve.target import Target
@@ -95,7 +95,7 @@ def test_no_smaller_batch_than_declared_is_ever_run(tmp_path: Path) -> None:
     assert made.graph is not None
     assert macs.total(made.module, load.inputs) == macs.total(Net(), [ROW])
     assert layers.inspect(made).parameters
-    few = verify.deviation(made.graph, [load.first()], 8, few=3, compositions=3)
+    few = mates.deviation(made.graph, [load.first()], 8, few=3, compositions=3)
     assert few["y"] > 0
     with pytest.raises(BadWorkload, match="declared from a batch of 3") as raised:
         endpoint.check(tmp_path / "repository", load, Target())

@@ -16,7 +16,7 @@ from loadtest.tensors import Arrays
 from optimize import ensure, gate, parity, recipe
 from optimize.errors import BadGraph, BadRecipe
 from optimize.evaluate import Difference, Score
-from optimize.export import verify
+from optimize.export import mates, verify
 from optimize.recipe import Budget
 
 NAN = float("nan")
@@ -149,4 +149,4 @@ def test_a_deviation_that_is_nan_is_no_deviation_of_zero(tmp_path: Path) -> None
     onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
     inputs = [{"x": np.array([[1.0], [-1.0], [0.0]], np.float32)}]
     with pytest.raises(BadGraph, match="NaN"):
-        verify.deviation(tmp_path / "m.onnx", inputs, 3)
+        mates.deviation(tmp_path / "m.onnx", inputs, 3)

@@ -11,7 +11,7 @@ from torch import nn
 from loadtest import answers
 from loadtest.tensors import BATCH, TensorSpec
 from optimize import gate, parity
-from optimize.export import verify
+from optimize.export import mates
 from optimize.export.onnx import export
 
 ROW = TensorSpec("x", "float32", (BATCH, 4), (0, 1))
@@ -30,7 +30,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     path: Path = export(
         Detector().eval(), [ROW], ["boxes", "scores", "labels"], tmp_path_factory.mktemp("d") / "model.onnx"
     )
-    return verify.deviation(path, [{"x": ROW.generate(np.random.default_rng(0), 64)}], 8)
+    return mates.deviation(path, [{"x": ROW.generate(np.random.default_rng(0), 64)}], 8)
 
 
 def test_how_far_each_output_moves_is_known(moved: dict[str, float]) -> None:
