@@ -205,4 +205,7 @@ def _join(model: "onnx_ir.Model") -> None:
         kinds = [cast.attributes.get_int("to", 0) for cast in (before, node)]
         source = before.inputs[0]
         if source is not None and kinds == [onnx_ir.DataType.FLOAT16, onnx_ir.DataType.FLOAT]:
-            onnx_ir.convenience.replace_all_uses_with(node.outputs[0], source)
+            # What is no float32, a mask say, is cast to it at once.
+            node.replace_input_with(0, source)
+            if source.dtype == onnx_ir.DataType.FLOAT:
+                onnx_ir.convenience.replace_all_uses_with(node.outputs[0], source)

@@ -16,6 +16,7 @@ from loadtest.tensors import BATCH, Dim, TensorSpec
 from optimize import advance, recipe
 from optimize.errors import BadGraph, BadModel, BadWorkload
 from optimize.export import graph, verify
+from optimize.export.mates import deviation
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor, TorchPredictor
 from optimize.workload import Batch, Workload
@@ -252,13 +253,13 @@ def test_deviation_sees_batch_mates_and_only_those(tmp_path: Path) -> None:
     mates = Called(lambda linear, x: linear(x) + x.amax())
     batches = [{"x": ROW[0].generate(np.random.default_rng(1), 12)}]
     path = export(alone, ROW, ["y"], tmp_path / "alone.onnx")
-    assert mates.deviation(path, batches, 12)["y"] < 1e-5
+    assert deviation(path, batches, 12)["y"] < 1e-5
     path = export(mates, ROW, ["y"], tmp_path / "mates.onnx")
     worst = float(batches[0]["x"].max(1).max() - batches[0]["x"].max(1).min())
-    assert 0.5 * worst < mates.deviation(path, batches, 12)["y"] <= worst + 1e-5
+    assert 0.5 * worst < deviation(path, batches, 12)["y"] <= worst + 1e-5
     one_by_one = [{"x": row[None]} for row in batches[0]["x"]]
-    assert mates.deviation(path, one_by_one, 12) == mates.deviation(path, batches, 12)
-    assert mates.deviation(path, batches, 1) == {"y": 0.0}
+    assert deviation(path, one_by_one, 12) == deviation(path, batches, 12)
+    assert deviation(path, batches, 1) == {"y": 0.0}
 
 
 def test_a_deviation_does_not_depend_on_the_batches_of_the_evaluation_set(small: Workload, tmp_path: Path) -> None:

@@ -203,6 +203,28 @@ def test_bfloat16_keeps_the_range_of_float32_and_is_rounded_after_each_node(
     assert got[0, 0] > 65504
 
 
+def test_a_mask_is_summed_in_float32(small: Workload, tmp_path: Path) -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x) / (x > 0).float().sum(1, keepdim=True).clamp(min=1)
+
+    inputs = (TensorSpec("x", "float32", (BATCH, 4), (-1, 1)),)
+    rows = [Batch({"x": inputs[0].generate(np.random.default_rng(0), 8)}, np.zeros(8))]
+    path = export(Counted(), inputs, ("y",), tmp_path / "model.onnx")
+    workload = replace(
+        small, model=Counted, inputs=inputs, outputs=("y",), calibration=lambda: rows, evaluation=lambda: rows
+    )
+    (scratch := tmp_path / "scratch").mkdir()
+    made = step.apply(Half(compute=True), path, context(workload, scratch))
+    with OnnxPredictor(made) as got, OnnxPredictor(path) as wanted:
+        answers = [predictor.predict(rows[0].inputs)["y"] for predictor in (got, wanted)]
+    assert np.allclose(*answers, atol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("config", "stored", "close"),
     [
