@@ -91,6 +91,9 @@ bench-loadtest: server $(PERF)/.ready  ## our load generator beside perf_analyze
 bench-gpu: $(READY)  ## MiniLM and ResNet-50 batched on a GPU, served and in process; without a GPU it says so
 	$(BIN)/python benchmarks/gpu.py
 
+bench-tensorrt: $(READY)  ## every example in every precision through NVIDIA's compiler; NAMES="gru" for some
+	$(BIN)/python benchmarks/matrix.py $(NAMES)
+
 bench-ruler: $(READY)  ## what the ruler of speed says of a file against itself, idle and beside busy loops
 	$(BIN)/python benchmarks/ruler.py
 

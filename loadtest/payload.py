@@ -5,12 +5,15 @@ faster than it is. What a user gives is read in `loadtest.data`.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from loadtest.answers import Tolerance
 from loadtest.errors import BadInput, UsageError
 from loadtest.tensors import UNBOUNDED, Arrays, Dim, TensorSpec
 
@@ -91,7 +94,17 @@ def _check_known(spec: TensorSpec) -> None:
         )
 
 
-def from_lineage(repository: Path, model: str, version: str) -> tuple[list[TensorSpec], float | None]:
+def _deviation(stated: Any) -> Tolerance | None:
+    if stated is None:
+        return None
+    found = {output: float(moved) for output, moved in stated.items()} if isinstance(stated, dict) else float(stated)
+    for moved in found.values() if isinstance(found, dict) else [found]:
+        if not 0 <= moved < math.inf:
+            raise ValueError(f"the deviation {moved}")
+    return found
+
+
+def from_lineage(repository: Path, model: str, version: str) -> tuple[list[TensorSpec], Tolerance | None]:
     """Return what `REPOSITORY/MODEL/VERSION/lineage.json` states.
 
     Returns:
@@ -104,7 +117,7 @@ def from_lineage(repository: Path, model: str, version: str) -> tuple[list[Tenso
     path = repository / model / version / "lineage.json"
     try:
         lineage = json.loads(path.read_text())
-        deviation = lineage.get("deviation")
+        deviation = _deviation(lineage.get("deviation"))
         specs = [TensorSpec.from_document(document).served for document in lineage["inputs"]]
         return specs, deviation
     except FileNotFoundError:

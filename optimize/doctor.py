@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import platform
+import re
 import sys
 from collections.abc import Callable
 
@@ -194,9 +195,13 @@ def _driver() -> list[Check]:
     if there is None:
         return [Check("driver for CUDA 13", "not checked: no driver here", wanted, False)]
     version = there.found.partition(",")[0]
-    fits = tuple(map(int, version.split("."))) >= tuple(map(int, DRIVER.split(".")))
+    fits = _numbers(version) >= _numbers(DRIVER)
     fix = "" if fits else "install a newer driver of NVIDIA's, or packages for CUDA 12"
     return [Check("driver for CUDA 13", version, wanted, fits, fix)]
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def _images() -> list[Check]:

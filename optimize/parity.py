@@ -50,7 +50,8 @@ def _judged(output: str, pairs: Sequence[tuple[Arrays, Arrays]], tolerance: Tole
         return {"wrong": ~(apart <= limit), "largest": float(apart.max()), "allowed": limit}
     changed = ~(apart == 0)
     most = may_change(tolerance, output, len(changed))
-    wrong = changed if changed.sum() > most else np.zeros_like(changed)
+    # An answer of another form is no change of a label.
+    wrong = changed if changed.sum() > most else np.isnan(apart)
     return {"wrong": wrong, "largest": float(changed.mean()), "allowed": most / len(changed)}
 
 

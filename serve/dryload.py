@@ -83,7 +83,8 @@ def published(place: Path, model: str, log: Path | None = None) -> Iterator[Find
     config = repository.config(place, model)
     if trial.needed(config):
         for number in sorted(repository.live(place, model)):
-            trial.compiled(model, config, _file(config, place / model / str(number)))
+            said = trial.compiled(model, config, _file(config, place / model / str(number)))
+            yield Finding(model, str(place / model), said, "try it on a machine with a GPU", "warning")
         return
     models = [*repository.calls(place, model), model]
     with running(place, models=models, grace=0, log=log, cache=False) as endpoint, connect(endpoint.grpc) as client:

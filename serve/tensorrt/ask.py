@@ -40,7 +40,7 @@ def ask(log: Path, **order: Any) -> dict[str, Any]:
             raise MachineError(
                 f"TensorRT's compiler ended without an answer ({_ending(done.returncode)})",
                 where=str(order["graph"]),
-                fix=f"what it said stands in {log}; go on without it: --no-compile, of serve --no-check",
+                fix=f"what it said stands in {log}; optimize tensorrt --no-compile and serve add --no-check do without",
             )
         found: dict[str, Any] = json.loads(answer.read_text())
     return found

@@ -1,8 +1,9 @@
 """Trial: whether NVIDIA's compiler takes a model's graph with the profile that its configuration states."""
 
+import tempfile
 from pathlib import Path
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from serve import gpu, scratch
 from serve.errors import BadRepository
@@ -15,7 +16,8 @@ PREFIXES = {"tensorrt": "trt", gpu.RTX: "nv"}
 
 def needed(config: ModelConfig) -> bool:
     """Say whether a configuration asks for TensorRT where no GPU is, so that its compiler alone can be asked."""
-    return bool(_accelerators(config)) and ask.there() and not gpu.here()
+    on_gpu = any(group.kind == ModelInstanceGroup.KIND_GPU for group in config.instance_group)
+    return on_gpu and bool(_accelerators(config)) and ask.there() and not gpu.here()
 
 
 def compiled(model: str, config: ModelConfig, graph: Path) -> str:
@@ -26,12 +28,13 @@ def compiled(model: str, config: ModelConfig, graph: Path) -> str:
         MachineError: it ended without an answer.
     """
     (name, parameters), *_ = _accelerators(config).items()
-    shapes = {size: _shapes(parameters.get(f"{PREFIXES[name]}_profile_{size}_shapes", "")) for size in gpu.SIZES}
-    profiles = {tensor: [shapes[size].get(tensor, ()) for size in gpu.SIZES] for tensor in shapes["min"]}
-    with scratch.folder() as place:
+    profiles = _profiles(model, PREFIXES[name], parameters)
+    with scratch.folder() as place, tempfile.NamedTemporaryFile(prefix="lathe-compiler-", delete=False) as log:
         order = {"engine": str(place / "engine"), "sparse": False, "parts": False, "profiles": profiles}
         capabilities = [CAPABILITIES[capability] for capability in USUAL]
-        found = ask.ask(place / "log", graph=str(graph.absolute()), capabilities=capabilities, **order)
+        # Where it ends without an answer, the log stays.
+        found = ask.ask(Path(log.name), graph=str(graph.absolute()), capabilities=capabilities, **order)
+    Path(log.name).unlink()
     if found.get("disk"):
         raise BadRepository(f"the engine could not be written: {found['disk']}", where=model, fix="make room there")
     if found["errors"]:
@@ -50,6 +53,19 @@ def compiled(model: str, config: ModelConfig, graph: Path) -> str:
 def _accelerators(config: ModelConfig) -> dict[str, dict[str, str]]:
     stated = config.optimization.execution_accelerators.gpu_execution_accelerator
     return {each.name: dict(each.parameters) for each in stated if each.name in PREFIXES}
+
+
+def _profiles(model: str, prefix: str, parameters: dict[str, str]) -> dict[str, list[tuple[int, ...]]]:
+    texts = {size: parameters.get(f"{prefix}_profile_{size}_shapes", "") for size in gpu.SIZES}
+    try:
+        shapes = {size: _shapes(text) for size, text in texts.items()}
+        return {tensor: [shapes[size][tensor] for size in gpu.SIZES] for tensor in set().union(*shapes.values())}
+    except (KeyError, ValueError):
+        raise BadRepository(
+            f"its configuration states no whole profile: {', '.join(texts.values())}",
+            where=model,
+            fix=f"state each tensor's shape as NAME:1x4 in {prefix}_profile_min_shapes, _opt_shapes and _max_shapes",
+        ) from None
 
 
 def _shapes(text: str) -> dict[str, tuple[int, ...]]:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,11 @@ def test_lineage(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     with pytest.raises(BadInput, match=r"lineage\.json"):
         payload.from_lineage(tmp_path, "m", "3")
-    for text in ("", "[]", "{}", '{"inputs": [{"name": "x"}]}'):
+    moved = [f'{{"inputs": [], "deviation": {one}}}' for one in ('"x"', "NaN", "Infinity", "-1", '{"y": NaN}', "[1]")]
+    for text in ("", "[]", "{}", '{"inputs": [{"name": "x"}]}', *moved):
         (folder / "lineage.json").write_text(text)
         with pytest.raises(BadInput, match=r"lineage\.json"):
             payload.from_lineage(tmp_path, "m", "3")
+    for deviation in (0.5, {"y": 0.5, "label": 0.0}, None):
+        (folder / "lineage.json").write_text(json.dumps({"inputs": [], "deviation": deviation}))
+        assert payload.from_lineage(tmp_path, "m", "3") == ([], deviation)

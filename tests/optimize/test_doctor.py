@@ -134,7 +134,9 @@ def test_the_driver_is_asked(script: str, ok: bool, said: str, tmp_path: Path, m
     assert said in (driver.found if ok else driver.fix)
 
 
-@pytest.mark.parametrize(("version", "ok"), [("580.95.05", True), ("575.57.08", False), ("1000.1", True)])
+@pytest.mark.parametrize(
+    ("version", "ok"), [("580.95.05", True), ("575.57.08", False), ("1000.1", True), ("[N/A]", False)]
+)
 def test_a_driver_and_its_cuda(version: str, ok: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     there = Check("driver", f"{version}, NVIDIA H200 | {version}, NVIDIA H200", "", True)
     monkeypatch.setattr(doctor, "gpu", lambda: [there])

@@ -190,8 +190,10 @@ def test_bfloat16_keeps_the_range_of_float32_and_is_rounded_after_each_node(
 
     inputs = (TensorSpec("x", "float32", (BATCH, 2)),)
     path = export(Sum(), inputs, ("y",), tmp_path / "model.onnx")
-    calibration = lambda: [Batch({"x": rows}, np.zeros(2))]  # noqa: E731
-    workload = replace(small, model=Sum, inputs=inputs, outputs=("y",), calibration=calibration, evaluation=calibration)
+    drawn = [Batch({"x": rows}, np.zeros(2))]
+    workload = replace(
+        small, model=Sum, inputs=inputs, outputs=("y",), calibration=lambda: drawn, evaluation=lambda: drawn
+    )
     target = Target(device="cuda", runtime="tensorrt", cores=1)
     (scratch := tmp_path / "scratch").mkdir()
     made = step.apply(Half(compute=True, dtype="bfloat16"), path, context(workload, scratch, target))

@@ -72,6 +72,14 @@ def test_labels_may_change_as_often_as_the_file_itself_changes_them(share: float
     assert found["mismatched"] == (0 if passes else changed)
 
 
+def test_another_form_is_no_label_that_may_change() -> None:
+    labels = np.arange(2)
+    pairs = [({"label": labels}, {"label": labels})] * 40 + [({"label": np.arange(3)}, {"label": labels})]
+    found = parity.lane("batched", pairs, answers.tolerance({"label": 0.2}))
+    assert found["mismatched"] == 2
+    assert not gate.parity(found).passed
+
+
 def test_a_tolerance_for_all_lets_no_label_change() -> None:
     labels = np.arange(50)
     labels[7] += 1
@@ -99,12 +107,12 @@ def test_under_load_too_each_output_has_its_own_tolerance() -> None:
     assert judge.wrong(1, 0, b"2", lambda: {**right, "scores": right["scores"] + 0.3}).startswith("output scores")
 
 
-@pytest.mark.parametrize(("share", "every", "wrong"), [(0.05, 20, 0), (0.05, 4, 20), (0.0, 20, 10)])
+@pytest.mark.parametrize(("share", "every", "wrong"), [(0.05, 20, 0), (0.05, 4, 20), (0.05, 1, 190), (0.0, 20, 10)])
 def test_under_load_too_labels_may_change_as_often_as_the_file_changes_them(
     share: float, every: int, wrong: int
 ) -> None:
     judge = answers.Answers({0: ({"label": np.array([3])}, answers.tolerance({"label": share}))})
     labels = [np.array([4 if n % every == every - 1 else 3]) for n in range(200)]
-    said = [judge.wrong(n, 0, bytes([n]), lambda got=got: {"label": got}) for n, got in enumerate(labels)]
+    said = [judge.wrong(n, 0, got.tobytes(), lambda got=got: {"label": got}) for n, got in enumerate(labels)]
     assert (sum(map(bool, said)) >= wrong) if wrong else not any(said)
     assert judge.wrong(200, 0, b"form", lambda: {"label": np.array([3, 3])}).startswith("output label is int64[2]")

@@ -29,7 +29,8 @@ def test_it_is_compiled_and_says_that_it_was_not_loaded(runtime: str, tmp_path: 
     told = add(save_tiny(tmp_path / "tiny.onnx"), tmp_path / "place", runtime)
     assert told["code"] == 0, told
     assert "not loaded, because there is no GPU here; TensorRT for RTX" in str(told["untried"])
-    assert dryload.findings(tmp_path / "place", TINY) == []
+    (finding,) = dryload.findings(tmp_path / "place", TINY)
+    assert (finding.level, "compiled it" in finding.what) == ("warning", True)
 
 
 def test_what_the_compiler_refuses_is_not_added(tmp_path: Path) -> None:
@@ -67,4 +68,18 @@ def test_a_profile_that_is_not_stated_is_no_refusal(tmp_path: Path) -> None:
     config = repository.config(place, TINY)
     config.optimization.execution_accelerators.gpu_execution_accelerator[0].parameters.clear()
     (place / TINY / "config.pbtxt").write_text(model_config.text(config))
-    assert dryload.findings(place, TINY) == []
+    (finding,) = dryload.findings(place, TINY)
+    assert (finding.level, "not compiled" in finding.what) == ("warning", True)
+
+
+@pytest.mark.parametrize("text", ["x:1xfour", "x", "", "y:1x4"])
+def test_a_profile_that_is_none_is_one_line(text: str, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    add(save_tiny(tmp_path / "tiny.onnx"), place)
+    config = repository.config(place, TINY)
+    parameters = config.optimization.execution_accelerators.gpu_execution_accelerator[0].parameters
+    parameters["trt_profile_min_shapes"] = text
+    (place / TINY / "config.pbtxt").write_text(model_config.text(config))
+    (finding,) = dryload.findings(place, TINY)
+    assert finding.level == "error"
+    assert "states no whole profile" in finding.what
