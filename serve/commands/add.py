@@ -120,7 +120,7 @@ def add(
         emit(document(model=model, number=version.number, state=kind, digest=version.digest, url=url, untried=untried))
         return
     click.echo(f"{kind}: {model} version {version.number}" + (f", loaded at {url}" if url else ""))
-    if untried:
+    if check and untried:
         click.echo(f"  {untried}")
     if not first:
         click.echo(f"  serve promote {model} {version.number} --repository {repository}")
