@@ -9,7 +9,7 @@ SOURCES := optimize serve loadtest tests examples benchmarks
 REPOSITORY := build/model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help machine server demo test kills modules coverage check bench bench-compress bench-serve bench-loadtest bench-gpu bench-ruler zoo refresh-model-repository clean
+.PHONY: help machine server demo test kills modules coverage check bench bench-compress bench-serve bench-loadtest bench-gpu bench-tensorrt bench-ruler zoo refresh-model-repository clean
 
 help: machine  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 34
@@ -91,7 +91,13 @@ bench-loadtest: server $(PERF)/.ready  ## our load generator beside perf_analyze
 bench-gpu: $(READY)  ## MiniLM and ResNet-50 batched on a GPU, served and in process; without a GPU it says so
 	$(BIN)/python benchmarks/gpu.py
 
-bench-tensorrt: $(READY)  ## every example in every precision through NVIDIA's compiler; NAMES="gru" for some
+# ModelOpt's ONNX part wants another ONNX Runtime.
+.venv-modelopt/.ready: | machine
+	$(PYTHON) -m venv .venv-modelopt
+	.venv-modelopt/bin/pip install 'torch==2.13.0' 'nvidia-modelopt[onnx]==0.47.0' requests
+	@touch $@
+
+bench-tensorrt: $(READY) .venv-modelopt/.ready  ## every example in every precision through NVIDIA's compiler; NAMES="gru" for some
 	$(BIN)/python benchmarks/matrix.py $(NAMES)
 
 bench-ruler: $(READY)  ## what the ruler of speed says of a file against itself, idle and beside busy loops

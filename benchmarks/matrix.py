@@ -11,22 +11,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 import onnx_ir
+import peers
 import tomli_w
 from zoo import EXAMPLES, NAMES
 
 from loadtest.errors import LatheError
 from loadtest.tensors import Dim, TensorSpec
 from optimize import bundle as bundles
+from optimize import evaluate, measure, predict
 from optimize.export import graph as graphs
 from optimize.tensorrt import compiler
+from serve.target import Target
 
 HALF, BFLOAT = {"use": "quantize.half"}, {"use": "quantize.half", "dtype": "bfloat16"}
-QAT = {"use": "quantize.qat", "activations": "int8", "epochs": 1}
+QAT = {"use": "quantize.qat", "epochs": 1}
 CELLS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "FP16": [HALF],
     "BF16": [BFLOAT],
@@ -39,8 +43,14 @@ CELLS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "INT4 weights": [{"use": "quantize.weight_only", "weights": "int4", "block_size": "64", "partial": True}, HALF],
     "2:4 + FP16": [{"use": "prune.weights", "pattern": "2:4"}, HALF],
 }
+MODELOPT = {"ModelOpt INT8": "int8", "ModelOpt FP8": "fp8"}
+"""NVIDIA's own ONNX quantization, float16 around it, beside ours for the networks `BESIDE`."""
+BESIDE = ("digits_cnn", "resnet", "sentence_embedding")
 BATCH = [1, 32]
 SHAPES = ("fixed", "any batch", "any batch and length")
+KEY = """Each cell: the score on a CPU of the graph that was compiled, and how many times smaller its file is than the
+trained model's FP32 one. Compiled for fixed shapes, any batch, and any length where there is one, without a GPU; no
+engine was run. "—" has its reason below the table."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -90,17 +100,35 @@ def compiled(bundle: bundles.Bundle, shapes: str, sparse: bool) -> dict[str, Any
 def cell(name: str, scheme: str, output: Path) -> dict[str, Any]:
     """Return a network in one precision: the run's quality and size, and what was compiled for each kind of shapes."""
     folder = output / name / scheme.replace(" ", "").replace(":", "").lower()
-    document = made(name, CELLS[scheme], folder)
+    document = made(name, CELLS.get(scheme, [{"use": "export.onnx"}]), folder)
     found: dict[str, Any] = {"network": name, "scheme": scheme}
     if "result" not in document:
         return {**found, "refused": document["error"]["what"]}
-    trained, result = document["trained"]["quality"], document["result"]["quality"]
-    found |= {"metric": result["metric"], "trained": trained["value"], "quality": result["value"]}
-    found |= {"low": result["low"], "high": result["high"], "smaller": document["ratios"]["size"]}
+    trained, result, smaller = document["trained"]["quality"], document["result"]["quality"], document["ratios"]["size"]
     bundle = bundles.load(Path(document["bundle"]))
+    if scheme in MODELOPT:
+        try:
+            bundle, result, smaller = theirs(bundle, folder, MODELOPT[scheme])
+        except subprocess.CalledProcessError as error:
+            return {**found, "refused": f"ModelOpt: {error.stderr.strip().splitlines()[-1]}"}
+    found |= {"metric": trained["metric"], "trained": trained["value"], "quality": result.get("value")}
+    found |= {"low": result.get("low"), "high": result.get("high"), "smaller": smaller}
     longer = any(isinstance(dim, Dim) for spec in bundle.workload.inputs for dim in spec.own)
     kinds = SHAPES if longer else SHAPES[:2]
     return {**found, "compiled": {shapes: compiled(bundle, shapes, "2:4" in scheme) for shapes in kinds}}
+
+
+def theirs(bundle: bundles.Bundle, folder: Path, mode: str) -> tuple[bundles.Bundle, dict[str, Any], float]:
+    """Return ModelOpt's graph in the bundle's place, its quality where a CPU can compute it, how much smaller it is."""
+    assert bundle.graph is not None
+    graph = peers.modelopt(bundle.graph, bundle.workload, folder, mode)
+    try:
+        with predict.open_graph(graph, Target(device="cuda", runtime="tensorrt")) as predictor:
+            judged = evaluate.evaluate(predictor, bundle.workload).scores[0].document()
+    except LatheError as error:
+        judged = {"unjudged": error.what}
+    smaller = measure.file_bytes(bundle.graph) / measure.file_bytes(graph)
+    return dataclasses.replace(bundle, graph=graph), judged, smaller
 
 
 def table(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -111,7 +139,7 @@ def table(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for name in dict.fromkeys(one["network"] for one in cells):
         row = {one["scheme"]: one for one in cells if one["network"] == name}
         trained = next((f"{one['metric']} {one['trained']:.4f}" for one in row.values() if "trained" in one), "")
-        yield f"| {name} | {trained} | {' | '.join(said(row[scheme]) for scheme in schemes)} |"
+        yield f"| {name} | {trained} | {' | '.join(said(row[one]) if one in row else '' for one in schemes)} |"
     yield ""
     for one in cells:
         for shapes, why in refusals(one).items():
@@ -130,7 +158,8 @@ def said(one: Mapping[str, Any]) -> str:
     if "refused" in one:
         return "—"
     some = "" if not refusals(one) else " (not for every shape)" if len(refusals(one)) < len(one["compiled"]) else " ✗"
-    return f"{one['quality']:.4f}, {one['smaller']:.1f}×{some}"
+    quality = "not judged" if one["quality"] is None else f"{one['quality']:.4f}"
+    return f"{quality}, {one['smaller']:.1f}×{some}"
 
 
 def chosen(all_of: Sequence[str], given: Sequence[str]) -> Sequence[str]:
@@ -145,18 +174,21 @@ def chosen(all_of: Sequence[str], given: Sequence[str]) -> Sequence[str]:
 @click.option("--scheme", "schemes", multiple=True, help="A precision of the table; may be repeated.  [default: all]")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/tensorrt-matrix"))
 def main(names: tuple[str, ...], schemes: tuple[str, ...], output: Path) -> None:
-    """Compile the networks NAMES, or all; print a Markdown table, and write JSON to benchmarks/results."""
+    """Compile the networks NAMES, or all; print a Markdown table; of all, write it and JSON to benchmarks/results."""
     cells = []
     for name in chosen(NAMES, names):
-        for scheme in chosen(list(CELLS), schemes):
+        for scheme in chosen([*CELLS, *MODELOPT], schemes):
+            if scheme in MODELOPT and name not in BESIDE:
+                continue
             cells.append(cell(name, scheme, output))
             click.echo(f"{name} {scheme}: {said(cells[-1])} {refusals(cells[-1]) or ''}", err=True)
-    for line in table(cells):
-        click.echo(line)
-    written = RESULTS if not names and not schemes else output
-    path = written / f"tensorrt-{datetime.datetime.now(datetime.UTC).date()}.json"
-    path.write_text(json.dumps(cells, indent=1) + "\n")
-    click.echo(f"written to {path}", err=True)
+    today = datetime.datetime.now(datetime.UTC).date()
+    written = (RESULTS if not names and not schemes else output) / f"tensorrt-{today}"
+    text = "\n".join([f"# TensorRT for RTX {version('tensorrt-rtx-cu13')}, {today}", "", KEY, "", *table(cells)])
+    click.echo(text)
+    written.with_suffix(".json").write_text(json.dumps(cells, indent=1) + "\n")
+    written.with_suffix(".md").write_text(f"{text}\n")
+    click.echo(f"written to {written}.json and .md", err=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from loadtest.tensors import Arrays
@@ -16,6 +17,8 @@ from optimize.workload import Workload
 
 OLIVE = Path(".venv-peers/bin/python")
 """An environment with olive-ai; `make bench-compress` makes it."""
+MODELOPT = Path(".venv-modelopt/bin/python")
+"""An environment with NVIDIA's ModelOpt; `make bench-tensorrt` makes it."""
 SAMPLES = 256
 
 
@@ -90,6 +93,27 @@ def olive_transformer(fp32: Path, folder: Path) -> Path:
         env={"OLIVE_DISABLE_TELEMETRY": "1", "HOME": str(folder), "PATH": "/usr/bin:/bin"},
     )
     return folder / "olive" / "model.onnx"
+
+
+def modelopt(fp32: Path, workload: Workload, folder: Path, mode: str) -> Path:
+    """ModelOpt's ONNX quantization as its guide says, with Q/DQ for TensorRT and float16 around them.
+
+    Ranges are the largest values: with its default for INT8, entropy, it fails on a transformer.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; what it said is in `stderr`.
+    """
+    samples = list(calibration(workload))
+    data, made = folder / "calibration.npz", folder / f"modelopt-{mode}.onnx"
+    np.savez(data, **{name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]})
+    program = (
+        "import sys; import numpy as np; from modelopt.onnx.quantization import quantize; "
+        "source, data, made, mode = sys.argv[1:]; "
+        "quantize(source, quantize_mode=mode, calibration_data=dict(np.load(data)), calibration_method='max', "
+        "calibration_eps=['cpu'], output_path=made)"
+    )
+    subprocess.run([MODELOPT, "-c", program, fp32, data, made, mode], check=True, capture_output=True, text=True)
+    return made
 
 
 def nncf_openvino(fp32: Path, workload: Workload, folder: Path, *, transformer: bool) -> Path:

@@ -1,4 +1,4 @@
-"""What this machine's CPU can do, as far as quantization asks for it."""
+"""What quantization asks of the device: how far a CPU can add 8-bit products, which integers activations become."""
 
 from pathlib import Path
 
@@ -26,3 +26,13 @@ def reduced_range(asked: bool | None, device: str) -> bool:
         return asked
     found = flags()
     return device == "cpu" and bool(found) and found.isdisjoint(EXACT_INT8)
+
+
+def signed(asked: str, device: str) -> bool:
+    """Return whether activations become int8 around zero, which TensorRT asks for, and not uint8 with a zero point.
+
+    Args:
+        asked: `int8`, `uint8`, or `auto`, where the device decides.
+        device: where the model will run.
+    """
+    return asked == "int8" or (asked == "auto" and device == "cuda")

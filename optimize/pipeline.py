@@ -227,11 +227,13 @@ def compiled(target: Target, graph: Path, inputs: Sequence[TensorSpec], log: Pat
     limit = "TensorRT's compiler takes it"
     with scratch.folder() as place:
         try:
-            rules.refuse(rules.check(graph), graph)
+            findings = rules.check(graph)
+            rules.refuse(findings, graph)
             found = compiler.compile(graph, inputs, place / "model.engine", log)
         except BadGraph as failure:
             return [Gate("compiles", False, failure.what, limit, failure.fix)]
-    return [Gate("compiles", True, found.told(), limit)]
+    advice = "; ".join(filter(None, (found.wide(), *rules.told(findings))))
+    return [Gate("compiles", True, found.told(), limit, advice)]
 
 
 def _check(recipe: Recipe, workload: Workload) -> None:

@@ -6,7 +6,7 @@ The files in the table import torch and onnx only inside their functions, so tha
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,6 +63,8 @@ class Method:
         apply: `apply(config, subject, context)`; gets a private copy and returns the new subject.
         matches: `matches(subject)` lists what the method could change, for the message when it changed nothing.
         selects: whether it chooses between models by their scores, on samples that do not judge the result.
+        suited: `suited(config, target)` returns the config with what it leaves to the target; raises BadRecipe where
+            the target's runtime lacks what the method writes.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Method:
     apply: Callable[[Any, Subject, Context], Subject]
     matches: Callable[[Subject], list[str]]
     selects: bool = False
+    suited: Callable[[Any, Target], Any] = lambda config, target: config
 
 
 def nothing(_config: object) -> tuple[str, ...]:
@@ -105,16 +108,37 @@ METHODS: Mapping[type, Method] = {
     ),
     qat.Qat: Method("quantize.qat", "export", frozenset({"smaller", "faster"}), qat.needs, qat.apply, qat.matches),
     mixed.Mixed: Method(
-        "quantize.mixed", "graph", frozenset({"smaller", "faster"}), mixed.needs, mixed.apply, mixed.matches, True
+        "quantize.mixed",
+        "graph",
+        frozenset({"smaller", "faster"}),
+        mixed.needs,
+        mixed.apply,
+        mixed.matches,
+        selects=True,
+        suited=mixed.suited,
     ),
     nncf.Nncf: Method("quantize.nncf", "graph", frozenset({"smaller", "faster"}), nncf.needs, nncf.apply, nncf.matches),
     dynamic.Dynamic: Method(
-        "quantize.dynamic", "graph", frozenset({"smaller", "faster"}), nothing, dynamic.apply, dynamic.matches
+        "quantize.dynamic",
+        "graph",
+        frozenset({"smaller", "faster"}),
+        nothing,
+        dynamic.apply,
+        dynamic.matches,
+        suited=dynamic.suited,
     ),
     weight_only.WeightOnly: Method(
-        "quantize.weight_only", "graph", frozenset({"smaller"}), nothing, weight_only.apply, weight_only.matches
+        "quantize.weight_only",
+        "graph",
+        frozenset({"smaller"}),
+        nothing,
+        weight_only.apply,
+        weight_only.matches,
+        suited=weight_only.suited,
     ),
-    half.Half: Method("quantize.half", "graph", frozenset({"smaller"}), half.needs, half.apply, half.matches),
+    half.Half: Method(
+        "quantize.half", "graph", frozenset({"smaller"}), half.needs, half.apply, half.matches, suited=half.suited
+    ),
     fp8.Fp8: Method("quantize.fp8", "graph", frozenset({"smaller"}), fp8.needs, fp8.apply, fp8.matches),
 }
 NAMES: Mapping[str, type] = {method.name: config for config, method in METHODS.items()}
@@ -127,10 +151,12 @@ def quantizes(step: object) -> bool:
 
 
 def for_target(step: Any, target: Target) -> Any:
-    """Return the step with what its config leaves to the target: on a GPU 16 bits compute."""
-    if isinstance(step, half.Half) and step.compute is None:
-        return replace(step, compute=target.device == "cuda")
-    return step
+    """Return the step with what its config leaves to the target.
+
+    Raises:
+        BadRecipe: the target's runtime lacks what the step's method writes.
+    """
+    return METHODS[type(step)].suited(step, target)
 
 
 def check_needs(step: object, workload: Workload) -> None:

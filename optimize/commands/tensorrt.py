@@ -13,9 +13,6 @@ from serve.tensorrt.capability import CAPABILITIES, USUAL
 if TYPE_CHECKING:
     from optimize.tensorrt.plan import Written
 
-SHOWN = 8
-"""Names of layers in one line."""
-
 
 @click.command()
 @click.argument("bundle", type=PATH)
@@ -50,7 +47,8 @@ def tensorrt(
 
     NVIDIA's own parser and builder are asked, those of TensorRT for RTX, which need no GPU (pip install
     'lathe[tensorrt]'); without them, rules of ours are checked. Their engine goes to rtx/: it runs on RTX GPUs in
-    TensorRT-RTX, not in Triton. Everything that they say goes to OUTPUT.compiler.log.
+    TensorRT-RTX, which knows no 9.0 (H100) and no 10.0 (B200), and not in Triton. Everything that they say goes to
+    OUTPUT.compiler.log.
 
     Into the folder go build.sh (trtexec), build.py (Polygraphy) and two Triton repositories: plan/ for the engine and
     onnx/ for ONNX Runtime with the TensorRT accelerator. Triton's engine runs only on the GPU model and TensorRT
@@ -93,7 +91,6 @@ def _compiled(written: "Written") -> Iterator[str]:
     if found is None:
         return
     yield found.told()
-    if found.float32 and len(found.layers) > 1:
-        shown = ", ".join(found.float32[:SHOWN]) + (", …" if len(found.float32) > SHOWN else "")
-        yield f"in FP32, at a fraction of the speed of the others: {shown}; quantize.half makes them FP16"
+    if wide := found.wide():
+        yield wide
     yield f"what the compiler said: {found.log}"

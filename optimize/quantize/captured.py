@@ -19,14 +19,14 @@ WRAPPED = "module.module."
 """What `prepared` puts before the names of the user's own modules."""
 
 
-def prepared(module: "nn.Module", workload: Workload, activations: str, name: str) -> "nn.Module":
+def prepared(module: "nn.Module", workload: Workload, name: str, *, symmetric: bool) -> "nn.Module":
     """Return the module with its weights rounded to int8 and its activations to uint8 or int8, ready to train.
 
     Args:
         module: a private copy; its parameters are those that training changes.
         workload: gives the inputs; a training batch gives the ranges their sizes.
-        activations: `uint8`, or `int8` around zero.
         name: of the method, for messages.
+        symmetric: activations become int8 around zero.
 
     Raises:
         BadModel: torch.export or torchao cannot follow the module.
@@ -45,7 +45,7 @@ def prepared(module: "nn.Module", workload: Workload, activations: str, name: st
             _tell_calls_apart(captured)
             _fuse_conv_bn_(captured)
             _fuse_linear_bn_(captured)
-            inserted = prepare_qat_pt2e(captured, _quantizer(activations == "int8"))
+            inserted = prepare_qat_pt2e(captured, _quantizer(symmetric))
     # The module itself runs, or there would be no trained model to compare with.
     except Exception as error:
         raise BadModel(

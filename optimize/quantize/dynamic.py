@@ -11,7 +11,7 @@ from optimize import cpu
 from optimize.errors import BadRecipe
 from optimize.export import graph
 from optimize.quantize import left, table
-from serve.target import TENSORRT
+from serve.target import TENSORRT, Target
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -37,25 +37,30 @@ class Dynamic:
     partial: bool = left.PARTIAL
 
 
+def suited(config: Dynamic, target: Target) -> Dynamic:
+    """Return the config.
+
+    Raises:
+        BadRecipe: the target's runtime has no such operators.
+    """
+    if target.runtime in TENSORRT:
+        raise BadRecipe(
+            "quantize.dynamic writes integer operators, which TensorRT has not",
+            fix="use quantize.static or quantize.fp8",
+        )
+    return config
+
+
 def matches(subject: Path) -> list[str]:
     """List the nodes with weights that can be quantized."""
     return graph.names_of(graph.quantizable(subject), WEIGHTED)
 
 
 def apply(config: Dynamic, subject: Path, context: "Context") -> Path:
-    """Quantize the graph in place of its file.
-
-    Raises:
-        BadRecipe: the target's runtime has no such operators.
-    """
+    """Quantize the graph in place of its file."""
     from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    if context.target.runtime in TENSORRT:
-        raise BadRecipe(
-            "quantize.dynamic writes integer operators, which TensorRT has not",
-            fix="use quantize.static or quantize.fp8",
-        )
     model = graph.quantizable(subject)
     graph.refuse_quantized(model, subject, WEIGHTED)
     names = graph.excluded(model, config.exclude)

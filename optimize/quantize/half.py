@@ -6,7 +6,8 @@ stored in half the bytes and widened once, when the file is loaded.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +18,7 @@ from optimize import sample
 from optimize.errors import BadRecipe, NoEffect
 from optimize.export import graph
 from optimize.quantize import left, ranges
-from serve.target import TENSORRT
+from serve.target import TENSORRT, Target
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -30,6 +31,8 @@ MARGIN = 4.0
 """An activation that comes within this factor of `LARGEST` may pass it on other data."""
 SUMS = ("Softmax", "LayerNormalization", "InstanceNormalization", "ReduceSum", "ReduceMean", "Pow", "Exp", "Loop", "If")
 """Operators that add many numbers up, or square them, and stay in float32 where the arithmetic is in 16 bits."""
+RECURRENT = ("GRU", "LSTM", "RNN")
+"""Operators that stay in float32 in bfloat16: TensorRT's parser puts a GRU together from constants in float16."""
 SMALLEST_WEIGHT = 64
 """Numbers below which widening costs more bytes than it saves."""
 BATCHES = 4
@@ -54,6 +57,22 @@ def needs(config: Half) -> tuple[str, ...]:
     return ("calibration",) if config.compute else ()
 
 
+def suited(config: Half, target: Target) -> Half:
+    """Return the config with `compute` said.
+
+    Raises:
+        BadRecipe: arithmetic in bfloat16 for another runtime than TensorRT, which lacks operators in it.
+    """
+    if config.compute is None:
+        config = replace(config, compute=target.device == "cuda")
+    if config.compute and config.dtype == "bfloat16" and target.runtime not in TENSORRT:
+        raise BadRecipe(
+            f"quantize.half: {target.runtime} has no operators that compute in bfloat16",
+            fix='set dtype = "float16", or compute = false: weights alone may be bfloat16',
+        )
+    return config
+
+
 def matches(subject: Path) -> list[str]:
     """List the nodes that have float weights."""
     return [str(node.name) for node in graph.load(subject).graph if _weights(node)]
@@ -63,23 +82,18 @@ def apply(config: Half, subject: Path, context: "Context") -> Path:
     """Convert the graph in place of its file; its inputs and outputs stay float32.
 
     Raises:
-        BadRecipe: arithmetic in bfloat16 for another runtime than TensorRT, which lacks operators in it.
         NoEffect: no weight is left to convert.
     """
     import onnx_ir.passes.common
 
-    if config.compute and config.dtype == "bfloat16" and context.target.runtime not in TENSORRT:
-        raise BadRecipe(
-            f"quantize.half: {context.target.runtime} has no operators that compute in bfloat16",
-            fix='set dtype = "float16", or compute = false: weights alone may be bfloat16',
-        )
     model = graph.load(subject)
     kept = graph.excluded(model, config.exclude)
     if config.compute:
         wide = config.dtype == "bfloat16"
         kept += [] if wide else _beyond(subject, model, context)
-        mend = functools.partial(_mend, floats=dict(model.graph.initializers) if wide else None)
-        return graph.rewrite(subject, functools.partial(_compute, kept=kept), mend)
+        floats = dict(model.graph.initializers) if wide else None
+        compute = functools.partial(_compute, operators=(*SUMS, *(RECURRENT if wide else ())), nodes=kept)
+        return graph.rewrite(subject, compute, functools.partial(_mend, floats=floats))
     chosen = [node for node in model.graph if _weights(node) and node.name not in kept]
     if not chosen:
         raise NoEffect(
@@ -150,22 +164,23 @@ def _beyond(path: Path, model: "onnx_ir.Model", context: "Context") -> list[str]
     ]
 
 
-def _compute(source: str, destination: str, kept: list[str]) -> None:
-    import onnx
+def _compute(source: str, destination: str, operators: Sequence[str], nodes: list[str]) -> None:
+    """Write the graph with its arithmetic in float16 but for these operators and nodes."""
+    import onnx_ir
     from onnxruntime.transformers import float16
 
+    # By its path: a graph past 2 GB is in no message whose shapes could be inferred.
     converted = float16.convert_float_to_float16(
-        onnx.load(source),
+        source,
         keep_io_types=True,
-        op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *SUMS],
-        node_block_list=kept,
+        op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *operators],
+        node_block_list=nodes,
     )
     # It writes a Cast for every float32 operator that reads a value, all of them under one name.
     single = list({tuple(node.output): node for node in converted.graph.node}.values())
     del converted.graph.node[:]
     converted.graph.node.extend(single)
-    external = converted.ByteSize() >= graph.LARGEST_FILE
-    onnx.save(converted, destination, save_as_external_data=external, location=f"{Path(destination).name}.data")
+    graph.save(onnx_ir.serde.deserialize_model(converted), Path(destination))
 
 
 def _mend(model: "onnx_ir.Model", floats: "Mapping[str, onnx_ir.Value] | None") -> None:

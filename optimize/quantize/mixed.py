@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optimize.recipe import Budget
     from optimize.sensitivity import Effect, Untreated
     from optimize.step import Context
+    from serve.target import Target
 
 NAME = "quantize.mixed"
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "LSTM")
@@ -60,6 +61,18 @@ class Mixed:
 def needs(config: Mixed) -> tuple[str, ...]:
     """Return which data of the workload the ranges are taken from."""
     return ("calibration",) if config.ranges == "static" else ()
+
+
+def suited(config: Mixed, target: "Target") -> Mixed:
+    """Return the config.
+
+    Raises:
+        BadRecipe: the target's runtime lacks what the method that quantizes writes.
+    """
+    from optimize.step import for_target
+
+    for_target(_int8(config, ()), target)
+    return config
 
 
 def matches(subject: Path) -> list[str]:

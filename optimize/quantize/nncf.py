@@ -4,9 +4,10 @@ Kozlov et al., "Neural Network Compression Framework for fast model inference" (
 "SmoothQuant" (arXiv 2211.10438). The result is a Q/DQ graph, which OpenVINO and ONNX Runtime both take.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -16,6 +17,7 @@ from optimize import cpu, extra
 from optimize.errors import BadGraph
 from optimize.export import graph
 from optimize.quantize import calibrate, joins, left, table
+from serve.target import TENSORRT
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -34,7 +36,7 @@ CONVOLUTIONS = {"Conv", "ConvTranspose"}
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Nncf:
-    """Static INT8 (Q/DQ) by NNCF: weights int8, activations uint8."""
+    """Static INT8 (Q/DQ) by NNCF: weights int8, activations uint8, for a GPU int8 around zero."""
 
     model: Literal["auto", "transformer", "plain"] = Field(
         default="auto",
@@ -89,10 +91,13 @@ def apply(config: Nncf, subject: Path, context: "Context") -> Path:
     correction = config.bias_correction
     if correction == "auto":
         correction = "accurate" if operators & CONVOLUTIONS else "fast"
+    engine, symmetric = context.target.runtime in TENSORRT, cpu.signed("auto", context.target.device)
+    preset = "performance" if config.preset == "auto" and symmetric else config.preset
     batches = list(calibrate.samples(context.workload, config.samples))
     # It has one scale for a whole table, and so would write one that a product reads too a second time.
     reduced = cpu.reduced_range(config.reduce_range, context.target.device)
-    table.round_tables(model, [*names, *table.single(model)], most=HALVED if reduced else table.MOST)
+    tables = [*names, *table.single(model)]
+    table.round_tables(model, tables, most=HALVED if reduced else table.MOST, pairs=engine)
     graph.save(model, subject)
     names += joins.apart(subject, model, batches, names, context.progress)
 
@@ -103,25 +108,27 @@ def apply(config: Nncf, subject: Path, context: "Context") -> Path:
         made = nncf.quantize(
             onnx.load(source),
             nncf.Dataset(batches),
-            preset=None if config.preset == "auto" else nncf.QuantizationPreset(config.preset),
+            preset=None if preset == "auto" else nncf.QuantizationPreset(preset),
             subset_size=len(batches),
             fast_bias_correction=correction == "fast",
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
             ignored_scope=nncf.IgnoredScope(names=names),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                overflow_fix=nncf.OverflowFix.ENABLE if reduced else None, disable_bias_correction=correction == "none"
+                overflow_fix=nncf.OverflowFix.ENABLE if reduced else None,
+                disable_bias_correction=correction == "none",
             ),
         )
         onnx.save(made, destination)
 
+    mend = center if symmetric else unsign
     try:
-        return graph.rewrite(subject, partial(quantize, correction=correction), unsign)
+        return graph.rewrite(subject, partial(quantize, correction=correction), mend)
     except BadGraph as failure:
         if correction != "accurate":
             raise
         # It loses a layer where two read one value, as in a residual block or a loop.
         context.progress(f"quantize.nncf: {failure.what} with the accurate bias correction; it takes the fast one", 0.5)
-        return graph.rewrite(subject, partial(quantize, correction="fast"), unsign)
+        return graph.rewrite(subject, partial(quantize, correction="fast"), mend)
 
 
 def unsign(model: "onnx_ir.Model") -> None:
@@ -129,19 +136,44 @@ def unsign(model: "onnx_ir.Model") -> None:
 
     ONNX Runtime on a CPU does not fuse every product of int8 activations.
     """
+    for node, users in _rounded(model):
+        zero = graph.constant(node.inputs[2])
+        if zero.dtype == np.int8:
+            _set(model, [node, *users], 2, (zero.astype(np.int16) + 128).astype(np.uint8))
+
+
+def center(model: "onnx_ir.Model") -> None:
+    """Make every activation of a Q/DQ graph int8 around zero, over the larger half of its range, in place.
+
+    TensorRT takes nothing else, and NNCF makes uint8 of what is never negative.
+    """
+    for node, users in _rounded(model):
+        zero = graph.constant(node.inputs[2])
+        limits = np.iinfo(zero.dtype)
+        steps = max(limits.max - int(zero), int(zero) - limits.min)
+        if zero.dtype != np.int8 or zero != 0:
+            _set(model, [node, *users], 1, (graph.constant(node.inputs[1]) * (steps / 127)).astype(np.float32))
+            _set(model, [node, *users], 2, np.int8(0))
+
+
+def _rounded(model: "onnx_ir.Model") -> "list[tuple[onnx_ir.Node, list[onnx_ir.Node]]]":
+    """Return each QuantizeLinear with one stated zero point, and the DequantizeLinears that alone read it."""
+    found = []
+    for node in model.graph:
+        users = [user for user, _ in node.outputs[0].uses()]
+        stated = node.op_type == "QuantizeLinear" and len(node.inputs) == 3 and graph.constant(node.inputs[2]).size == 1
+        inside = all(user.op_type == "DequantizeLinear" for user in users) and not node.outputs[0].is_graph_output()
+        if stated and inside:
+            found.append((node, users))
+    return found
+
+
+def _set(model: "onnx_ir.Model", nodes: "Sequence[onnx_ir.Node]", index: int, array: Any) -> None:
+    """Give nodes another scale (1) or zero point (2)."""
     import onnx_ir
 
-    for node in [node for node in model.graph if node.op_type == "QuantizeLinear" and len(node.inputs) == 3]:
-        source, zero = node.inputs[0], node.inputs[2]
-        zero_point = zero.const_value if zero is not None else None
-        users = [user for user, _ in node.outputs[0].uses()]
-        if source is None or zero_point is None or zero_point.dtype != onnx_ir.DataType.INT8:
-            continue
-        if any(user.op_type != "DequantizeLinear" for user in users) or node.outputs[0].is_graph_output():
-            continue
-        raised = (zero_point.numpy().astype(np.int16) + 128).astype(np.uint8)
-        value = onnx_ir.Value(name=f"{node.outputs[0].name}_zero_point", const_value=onnx_ir.tensor(raised))
-        model.graph.register_initializer(value)
-        for user in (node, *users):
-            user.replace_input_with(2, value)
+    value = onnx_ir.Value(name=f"{nodes[0].outputs[0].name}_{index}", const_value=onnx_ir.tensor(np.asarray(array)))
+    model.graph.register_initializer(value)
+    for node in nodes:
+        node.replace_input_with(index, value)
         node.attributes.pop("output_dtype", None)

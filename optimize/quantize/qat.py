@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from loadtest.tensors import Array
+from optimize import cpu
 from optimize.errors import BadGraph, NoEffect
 from optimize.export import graph
 from optimize.quantize import captured, left
@@ -39,14 +40,16 @@ LOSS_BATCHES = 16
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Qat:
-    """Train with INT8 rounding, then export as INT8 (Q/DQ): weights int8, activations uint8."""
+    """Train with INT8 rounding, then export as INT8 (Q/DQ)."""
 
     epochs: int = Field(default=4, ge=1, description="Passes over the training data.")
     learning_rate: float = Field(
         default=1e-4, gt=0, allow_inf_nan=False, description="Peak rate of AdamW; it falls along a cosine."
     )
-    activations: Literal["uint8", "int8"] = Field(
-        default="uint8", description="What activations become: uint8 for a CPU, int8 around zero for TensorRT."
+    activations: Literal["auto", "uint8", "int8"] = Field(
+        default="auto",
+        description="uint8 with a zero point, which is fast on a CPU, or int8 without, which TensorRT asks for; auto "
+        "goes by the target's device.",
     )
     partial: bool = left.PARTIAL
 
@@ -79,8 +82,8 @@ def apply(config: Qat, module: "nn.Module", context: "Context") -> Path:
     from optimize.evaluate import evaluate
     from optimize.predict import OnnxPredictor, TorchPredictor
 
-    workload = context.workload
-    prepared = captured.prepared(module, workload, config.activations, NAME)
+    workload, symmetric = context.workload, cpu.signed(config.activations, context.target.device)
+    prepared = captured.prepared(module, workload, NAME, symmetric=symmetric)
     if not captured.rounds(prepared):
         raise NoEffect(
             f"{NAME}: nothing in it can be quantized",
@@ -106,7 +109,7 @@ def apply(config: Qat, module: "nn.Module", context: "Context") -> Path:
     )
     path = captured.to_onnx(converted, workload, context.scratch / "model.onnx")
     # Activations in int8 are for TensorRT: how this CPU would add them is nobody's question.
-    with OnnxPredictor(path, integers=config.activations == "uint8") as predictor:
+    with OnnxPredictor(path, integers=not symmetric) as predictor:
         answers = evaluate(predictor, workload, reference).outputs[workload.outputs[0]]
     agreement = _agreement(answers, after.outputs[workload.outputs[0]])
     context.progress(f"{NAME}: ONNX Runtime and the converted module have {agreement}", 1.0)

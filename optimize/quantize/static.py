@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from optimize import cpu
 from optimize.export import graph, pooling
 from optimize.quantize import calibrate, joins, left, table
+from serve.target import TENSORRT
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -89,9 +90,10 @@ def apply(config: Static, subject: Path, context: "Context") -> Path:
     graph.refuse_idle(model, WEIGHTED, names)
     tables = graph.names_of(model, ("Gather",))
     reduced = cpu.reduced_range(config.reduce_range, context.target.device)
-    table.round_tables(model, names, most=table.REDUCED if reduced else table.MOST)
+    engine = context.target.runtime in TENSORRT
+    table.round_tables(model, names, most=table.REDUCED if reduced else table.MOST, pairs=engine)
     names += [*pooling.pool_first(model, names), *tables, *graph.activation_products(model), *biases(model)]
-    symmetric = config.activations == "int8" or (config.activations == "auto" and context.target.device == "cuda")
+    symmetric = cpu.signed(config.activations, context.target.device)
     graph.save(model, subject)
     type_inputs(subject)
     batches = list(calibrate.samples(context.workload, config.samples))

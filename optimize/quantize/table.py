@@ -23,7 +23,7 @@ def single(model: "onnx_ir.Model") -> list[str]:
     return [str(node.name) for node in model.graph if node.name in names and node.inputs[0] not in tied]
 
 
-def round_tables(model: "onnx_ir.Model", kept: Sequence[str], *, most: float = MOST) -> None:
+def round_tables(model: "onnx_ir.Model", kept: Sequence[str], *, most: float = MOST, pairs: bool = False) -> None:
     """Round every embedding table but those of the nodes `kept`, in place.
 
     ONNX Runtime's own quantizer has one scale for a whole table, which costs a sentence encoder more than its products.
@@ -33,11 +33,12 @@ def round_tables(model: "onnx_ir.Model", kept: Sequence[str], *, most: float = M
         kept: names of nodes.
         most: the largest number that products have in their weights; a table that is such a weight too gets the same
             numbers, so that both are one.
+        pairs: as `round_rows`.
     """
     names = set(graph.names_of(model, ("Gather",))) - set(kept)
     tied = _tied(model) if most != MOST else set()
     for node in [node for node in model.graph if node.name in names]:
-        round_rows(model, node, most if node.inputs[0] in tied else MOST)
+        round_rows(model, node, most if node.inputs[0] in tied else MOST, pairs=pairs)
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
 
@@ -50,21 +51,42 @@ def _tied(model: "onnx_ir.Model") -> "set[onnx_ir.Value]":
     return read | {table for table, _, _ in share.twins(model)}
 
 
-def round_rows(model: "onnx_ir.Model", node: "onnx_ir.Node", most: float = MOST) -> None:
-    """Let the Gather `node` look rows of INT8 numbers up instead of floats, and the scale of each row beside them."""
+def round_rows(model: "onnx_ir.Model", node: "onnx_ir.Node", most: float = MOST, *, pairs: bool = False) -> None:
+    """Let the Gather `node` read a table of INT8 numbers with a scale for each row, in place.
+
+    Args:
+        model: has the node.
+        node: its name stays, with the node that gives the rows.
+        most: the largest number.
+        pairs: put a DequantizeLinear between table and Gather, the only form in which TensorRT takes INT8 numbers; else
+            rows are looked up as numbers and widened, so that the table stays small in memory too.
+    """
     import onnx_ir
 
     table = graph.constant(node.inputs[0])
     scale = np.maximum(np.abs(table).max(axis=1, keepdims=True), SMALLEST).astype(np.float32) / most
-    arrays = {"rows": np.rint(table / scale).astype(np.int8), "scales": scale}
+    arrays = {"rows": np.rint(table / scale).astype(np.int8), "scales": scale[:, 0] if pairs else scale}
     values = {key: onnx_ir.Value(name=f"{node.name}_{key}", const_value=onnx_ir.tensor(arrays[key])) for key in arrays}
     for value in values.values():
         model.graph.register_initializer(value)
-    rows, scales = (
+    nodes = (_dequantized if pairs else _widened)(node, *values.values())
+    onnx_ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, nodes[-1].outputs)
+
+
+def _dequantized(node: "onnx_ir.Node", rows: "onnx_ir.Value", scales: "onnx_ir.Value") -> "list[onnx_ir.Node]":
+    import onnx_ir
+
+    floats = onnx_ir.node("DequantizeLinear", [rows, scales], attributes={"axis": 0})
+    return [floats, onnx_ir.node("Gather", [floats.outputs[0], node.inputs[1]], name=node.name)]
+
+
+def _widened(node: "onnx_ir.Node", rows: "onnx_ir.Value", scales: "onnx_ir.Value") -> "list[onnx_ir.Node]":
+    import onnx_ir
+
+    looked_up = [
         onnx_ir.node("Gather", [value, node.inputs[1]], name=f"{node.name}_{key}{graph.FLOAT}")
-        for key, value in values.items()
-    )
-    numbers = onnx_ir.node("Cast", [rows.outputs[0]], attributes={"to": int(onnx_ir.DataType.FLOAT)})
-    product = onnx_ir.node("Mul", [numbers.outputs[0], scales.outputs[0]], name=node.name)
-    nodes = [rows, scales, numbers, product]
-    onnx_ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, product.outputs)
+        for key, value in (("rows", rows), ("scales", scales))
+    ]
+    numbers = onnx_ir.node("Cast", [looked_up[0].outputs[0]], attributes={"to": int(onnx_ir.DataType.FLOAT)})
+    product = onnx_ir.node("Mul", [numbers.outputs[0], looked_up[1].outputs[0]], name=node.name)
+    return [*looked_up, numbers, product]

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from optimize.errors import BadGraph, BadRecipe, NoEffect
 from optimize.export import graph, share
 from optimize.quantize import left, table
-from serve.target import TENSORRT
+from serve.target import TENSORRT, Target
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -52,6 +52,27 @@ class WeightOnly:
     partial: bool = left.PARTIAL
 
 
+def suited(config: WeightOnly, target: Target) -> WeightOnly:
+    """Return the config.
+
+    Raises:
+        BadRecipe: the target's runtime has no such operators.
+    """
+    if target.runtime not in ("onnxruntime", *TENSORRT):
+        raise BadRecipe(
+            f"quantize.weight_only writes operators of ONNX Runtime, the target's runtime is {target.runtime}",
+            fix='leave it out, or set runtime = "onnxruntime"',
+        )
+    wrong = {
+        "symmetric = false": not config.symmetric,
+        'activations = "int8"': config.activations == "int8",
+        'tables = "int4"': config.tables == "int4",
+    }
+    for said in (said for said, is_wrong in wrong.items() if is_wrong and target.runtime in TENSORRT):
+        raise BadRecipe(f"quantize.weight_only: TensorRT takes no {said}", fix="leave that key out")
+    return config
+
+
 def matches(subject: Path) -> list[str]:
     """List the nodes with weights that can be quantized."""
     model = graph.quantizable(subject)
@@ -62,17 +83,9 @@ def apply(config: WeightOnly, subject: Path, context: "Context") -> Path:
     """Quantize the graph in place of its file.
 
     Raises:
-        BadRecipe: the target's runtime has no such operators.
         NoEffect: nothing is left to quantize.
     """
     engine = context.target.runtime in TENSORRT
-    if context.target.runtime != "onnxruntime" and not engine:
-        raise BadRecipe(
-            f"quantize.weight_only writes operators of ONNX Runtime, the target's runtime is {context.target.runtime}",
-            fix='leave it out, or set runtime = "onnxruntime"',
-        )
-    if engine:
-        _check_engine(config)
     model = graph.quantizable(subject)
     kept = set(graph.excluded(model, config.exclude))
     found = {"weights": graph.names_of(model, PRODUCTS), "tables": graph.names_of(model, TABLES)}
@@ -105,21 +118,11 @@ def apply(config: WeightOnly, subject: Path, context: "Context") -> Path:
     )
 
 
-def _check_engine(config: WeightOnly) -> None:
-    wrong = {
-        "symmetric = false": not config.symmetric,
-        'activations = "int8"': config.activations == "int8",
-        'tables = "int4"': config.tables == "int4",
-    }
-    for said in (said for said, is_wrong in wrong.items() if is_wrong):
-        raise BadRecipe(f"quantize.weight_only: TensorRT takes no {said}", fix="leave that key out")
-
-
 def _unpacked(model: "onnx_ir.Model", chosen: Mapping[str, str], block_size: int) -> "onnx_ir.Model":
     """Let the chosen products take weights that a DequantizeLinear before them gives, in place; and round tables."""
     for node in [node for node in model.graph if node.name in chosen]:
         if node.op_type == "Gather":
-            table.round_rows(model, node)
+            table.round_rows(model, node, pairs=True)
         else:
             node.replace_input_with(1, _dequantized(model, node, chosen[str(node.name)], block_size))
     model.opset_imports[""] = max(OPSET, model.opset_imports[""])

@@ -32,6 +32,8 @@ PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENT
 """Layers that the time goes to."""
 CARRIERS = ("SHUFFLE", "IDENTITY")
 """Layers that may lie between a quantized value and where it is used."""
+SHOWN = 8
+"""Names of layers in one line."""
 TYPES = {"FLOAT": "FP32", "HALF": "FP16"}
 """Types that are called otherwise in TensorRT's enum."""
 ANOTHER_WAY = (
@@ -75,6 +77,16 @@ class Compiled:
         return (
             f"TensorRT for RTX {self.version} compiled it for compute capability {', '.join(self.capabilities)}: "
             f"{self.bytes:,} bytes in {self.seconds:.1f} s; products and convolutions: {layers or 'none'}"
+        )
+
+    def wide(self) -> str:
+        """Return what computes in FP32 beside others, and why it matters; empty where nothing does."""
+        if not self.float32 or len(self.layers) < 2:
+            return ""
+        names = ", ".join(self.float32[:SHOWN]) + (", …" if len(self.float32) > SHOWN else "")
+        return (
+            f"in FP32, which reads twice the bytes of FP16 and multiplies at half its rate or less: {names}; "
+            "quantize.half after it makes them FP16"
         )
 
     def document(self) -> dict[str, Any]:

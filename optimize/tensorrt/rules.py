@@ -70,6 +70,7 @@ def check(path: Path) -> list[Finding]:
         _scales,
         _axes,
         _placement,
+        _float8,
         _float,
     )
     return [finding for rule in rules for finding in rule(model)]
@@ -192,11 +193,27 @@ def _placement(model: "onnx_ir.Model") -> Iterator[Finding]:
             yield Finding("warning", "placement", name_of(node), what, fix)
 
 
+def _float8(model: "onnx_ir.Model") -> Iterator[Finding]:
+    """NVIDIA documents FP8 in TensorRT for products and convolutions, in TensorRT for RTX for products alone."""
+    for node in (node for node in model.graph if node.op_type in ("Conv", "ConvTranspose")):
+        source = _source(node.inputs[1])
+        if source is not None and source.op_type == "DequantizeLinear" and _kind(source).startswith("float8"):
+            what = "is a convolution in FP8, of which TensorRT has kernels and TensorRT for RTX documents none"
+            fix = "for RTX GPUs quantize convolutions to INT8 with quantize.static; for Triton's TensorRT leave it"
+            yield Finding("warning", "fp8 convolution", name_of(node), what, fix)
+
+
 def _dequantized(value: "onnx_ir.Value | None") -> bool:
+    node = _source(value)
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def _source(value: "onnx_ir.Value | None") -> "onnx_ir.Node | None":
+    """Return the node that a value comes from, through those that only carry it."""
     node = value.producer() if value is not None else None
     while node is not None and node.op_type in CARRIERS:
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    return node is not None and node.op_type == "DequantizeLinear"
+    return node
 
 
 def precision(path: Path) -> str:
@@ -247,6 +264,13 @@ def refuse(findings: Sequence[Finding], graph: Path, *, partial: bool = False) -
     refusal = BadGraph(f"TensorRT cannot take it: {first.node}: {first.what}{more}", where=str(graph), fix=first.fix)
     refusal.partial = {"findings": document(list(findings))}
     raise refusal
+
+
+def told(findings: Sequence[Finding]) -> Iterator[str]:
+    """Yield a line for each rule: the first node that breaks it, and how many others do."""
+    for rule in dict.fromkeys(finding.rule for finding in findings):
+        first, *others = [finding for finding in findings if finding.rule == rule]
+        yield f"{first.node}{f' and {len(others)} more' if others else ''}: {first.what}"
 
 
 def document(findings: list[Finding]) -> list[dict[str, Any]]:

@@ -25,9 +25,12 @@ from loadtest.tensors import BATCH, Dim, TensorSpec
 from optimize import extra
 from optimize.bundle import Bundle
 from optimize.errors import BadBundle, BadGraph, MissingExtra
+from optimize.export import graph as graphs
 from optimize.export.onnx import export
+from optimize.step import NAMES, Context, apply, for_target
 from optimize.tensorrt import compiler, plan, rules
 from optimize.workload import Workload
+from serve.target import Target
 from serve.tensorrt import ask, build
 from tests.optimize.conftest import Optimize
 from tests.optimize.test_tensorrt import (
@@ -157,6 +160,30 @@ def test_an_operator_of_onnx_runtime_is_named(tmp_path: Path) -> None:
     parts = symmetric()
     microsoft(parts)
     assert "product: FusedMatMul is no operator of ONNX" in verdict(save(parts, tmp_path), tmp_path)
+
+
+def test_a_plan_where_a_bundle_is_wanted(tmp_path: Path, optimize: Optimize) -> None:
+    (tmp_path / "model.plan").write_bytes(b"ftrt and then some")
+    ended = optimize("tensorrt", tmp_path / "model.plan", "--output", tmp_path / "trt")
+    assert ended.code == 4
+    assert "model.plan: is not a bundle" in ended.err
+    assert "give a folder that optimize has written" in ended.err
+
+
+@pytest.mark.parametrize("method", ["half", "static", "fp8", "weight_only"])
+def test_weights_in_a_second_file_reach_the_engine(
+    method: str, small: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a graph past 2 GB, which is no case for each run of the tests."""
+    monkeypatch.setattr(graphs, "LARGEST_FILE", 10_000)
+    (tmp_path / "scratch").mkdir()
+    path = export(small.build(), small.inputs, small.outputs, tmp_path / "model.onnx")
+    target = Target(device="cuda", runtime="tensorrt", cores=1)
+    config = for_target(NAMES[f"quantize.{method}"](), target)
+    context = Context(small, small.build(), target, 0, tmp_path / "scratch", lambda text, fraction: None)
+    made = apply(config, path, context)
+    assert made.with_name(f"{made.name}.data").stat().st_size > 10_000
+    assert compiler.compile(made, small.inputs, tmp_path / "model.engine", tmp_path / "log").bytes > 100_000
 
 
 def test_a_profile_that_contradicts_the_graph(tmp_path: Path) -> None:

@@ -20,8 +20,10 @@ from optimize.evaluate import relative_error
 from optimize.export import graph
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor, open_graph
+from optimize.quantize.dynamic import Dynamic
 from optimize.quantize.fp8 import Fp8
 from optimize.quantize.half import Half
+from optimize.quantize.mixed import Mixed
 from optimize.quantize.ranges import largest
 from optimize.quantize.weight_only import WeightOnly
 from optimize.recipe import Recipe
@@ -160,9 +162,9 @@ def test_half_has_one_cast_for_all_readers_of_a_value(tmp_path: Path, small: Wor
     assert distance(made, exported, forked) < 5e-3
 
 
-def test_half_computes_in_bfloat16_for_tensorrt_alone(apply: Apply) -> None:
+def test_half_computes_in_bfloat16_for_tensorrt_alone() -> None:
     with pytest.raises(BadRecipe, match="onnxruntime has no operators that compute in bfloat16"):
-        apply(Half(compute=True, dtype="bfloat16"))
+        Recipe((Half(compute=True, dtype="bfloat16"),))
 
 
 @pytest.mark.parametrize(("device", "computes"), [("cpu", False), ("cuda", True)])
@@ -249,17 +251,17 @@ def test_weights_for_tensorrt_are_standard_pairs(
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (WeightOnly(symmetric=False), "symmetric = false"),
-        (WeightOnly(activations="int8"), 'activations = "int8"'),
-        (WeightOnly(tables="int4"), 'tables = "int4"'),
+        (WeightOnly(symmetric=False), "quantize.weight_only: TensorRT takes no symmetric = false"),
+        (WeightOnly(activations="int8"), 'quantize.weight_only: TensorRT takes no activations = "int8"'),
+        (WeightOnly(tables="int4"), 'quantize.weight_only: TensorRT takes no tables = "int4"'),
+        (Dynamic(), "quantize.dynamic writes integer operators, which TensorRT has not"),
+        (Mixed(ranges="dynamic"), "quantize.dynamic writes integer operators, which TensorRT has not"),
     ],
     ids=str,
 )
-def test_what_tensorrt_takes_no_weights_in_is_refused_by_name(
-    config: WeightOnly, said: str, small: Workload, exported: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(BadRecipe, match=f"TensorRT takes no {said}"):
-        step.apply(config, exported, rtx(tmp_path, small))
+def test_what_tensorrt_has_no_operators_for_is_refused_before_anything_starts(config: Any, said: str) -> None:
+    with pytest.raises(BadRecipe, match=said):
+        Recipe((config,), target=Target(device="cuda", runtime="tensorrt"))
 
 
 def test_fp8_is_rounded_where_tensorrt_looks_for_it(apply: Apply) -> None:
@@ -365,11 +367,9 @@ def test_activations_stay_float_unless_they_are_asked_to_be_int8(tmp_path: Path)
     assert apart["int8"] > 2 * apart["float"]
 
 
-def test_weight_only_is_for_onnx_runtime(small: Workload, exported: Path, tmp_path: Path) -> None:
-    other = replace(Target(cores=2))
-    object.__setattr__(other, "runtime", "openvino")
+def test_weight_only_is_not_for_openvino() -> None:
     with pytest.raises(BadRecipe, match="the target's runtime is openvino"):
-        step.apply(WeightOnly(), exported, context(small, tmp_path, other))
+        Recipe((WeightOnly(),), target=Target(runtime="openvino"))
 
 
 def test_ranges_reads_inner_values_and_leaves_the_file(exported: Path, small: Workload, tmp_path: Path) -> None:

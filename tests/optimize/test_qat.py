@@ -124,7 +124,7 @@ def test_other_dims_stay_dynamic_and_no_loss_is_needed(train: Train) -> None:
 
 def test_a_module_that_cannot_be_followed_is_refused_by_name() -> None:
     with pytest.raises(BadModel, match=r"Branching: quantize\.qat cannot follow it: GuardOnDataDependent") as raised:
-        captured.prepared(Branching(), pooled(Branching()), "uint8", "quantize.qat")
+        captured.prepared(Branching(), pooled(Branching()), "quantize.qat", symmetric=False)
     assert "quantize.static" in raised.value.fix
 
 

@@ -21,9 +21,12 @@ from optimize import bundle as bundles
 from optimize.bundle import Bundle
 from optimize.errors import BadBundle, BadGraph
 from optimize.export.onnx import export
+from optimize.quantize.fp8 import Fp8
+from optimize.step import Context, apply
 from optimize.tensorrt import plan, rules
 from optimize.workload import Workload
 from serve import gpu, model_config
+from serve.target import Target
 from tests.optimize.conftest import Optimize
 
 Graph = dict[str, Any]
@@ -134,6 +137,12 @@ BROKEN: dict[str, tuple[Callable[[Graph], None], str, str]] = {
 SLOWER = {"weight only": (weight_only, "placement", "product"), "float": (all_float, "precision", "model")}
 
 
+def test_what_many_nodes_break_is_one_line() -> None:
+    found = [rules.Finding("warning", "placement", node, "is slow", "leave it") for node in "abc"]
+    found.append(rules.Finding("warning", "precision", "model", "is float", "quantize it"))
+    assert list(rules.told(found)) == ["a and 2 more: is slow", "model: is float"]
+
+
 def test_a_symmetric_graph_breaks_no_rule(tmp_path: Path) -> None:
     assert rules.check(save(symmetric(), tmp_path)) == []
     assert rules.precision(tmp_path / "model.onnx") == "INT8"
@@ -151,6 +160,17 @@ def test_fp8_that_states_its_type_in_an_attribute_breaks_no_rule(tmp_path: Path)
     parts["nodes"]["dense"] = helper.make_node("DequantizeLinear", ["p", "scale"], ["w"], "dense")
     parts["nodes"]["product"] = parts["nodes"].pop("product")
     assert rules.check(save(parts, tmp_path)) == []
+
+
+def test_a_convolution_in_fp8_is_what_nvidia_documents_for_one_of_both(small: Workload, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    path = export(small.build(), small.inputs, small.outputs, tmp_path / "model.onnx")
+    target = Target(device="cuda", runtime="tensorrt", cores=1)
+    made = apply(
+        Fp8(), path, Context(small, small.build(), target, 0, tmp_path / "scratch", lambda text, fraction: None)
+    )
+    found = [(finding.rule, finding.level, finding.node) for finding in rules.check(made)]
+    assert found == [("fp8 convolution", "warning", "conv/Conv")]
 
 
 @pytest.mark.parametrize("name", [*BROKEN, *SLOWER])

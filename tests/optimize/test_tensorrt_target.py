@@ -1,20 +1,26 @@
 """TensorRT as a target, on a machine without a GPU: a bundle that is judged on the CPU and compiles, and no speed."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
+import torch
+from torch import nn
 
 from loadtest.errors import UsageError
+from loadtest.tensors import BATCH, Dim, TensorSpec
 from optimize import bundle as bundles
 from optimize import doctor, recipe
-from optimize.evaluate import evaluate
+from optimize.evaluate import evaluate, relative_error
 from optimize.export.onnx import export
-from optimize.predict import open_graph
+from optimize.predict import OnnxPredictor, open_graph
 from optimize.step import METHODS, Context, apply
 from optimize.tensorrt import compiler, rules
-from optimize.workload import Workload
+from optimize.workload import Batch, Workload
 from serve import model_config
 from serve.repository import LINEAGE
 from serve.target import Target
@@ -53,8 +59,6 @@ def test_it_runs_on_a_gpu(runtime: str) -> None:
     ("command", "method", "precision"),
     [
         ("quantize", "static", "INT8"),
-        ("quantize", "fp8", "FP8"),
-        ("quantize", "half", "FP16"),
         ("export", "onnx", "FP32"),
     ],
 )
@@ -73,12 +77,6 @@ def test_a_method_ends_with_a_bundle_that_compiles(
     assert f"in {precision}" in gate["measured"]
     assert bundles.load(tmp_path / "out").graph
     assert (tmp_path / "out.compiler.log").is_file()
-
-
-def test_a_person_is_told_so_too(optimize: Optimize, tmp_path: Path) -> None:
-    out = optimize("quantize", SOURCE, "--method", "static", *WHERE, "--output", tmp_path / "out").out
-    assert "speed is not measured: no GPU here" in out
-    assert "A/A" not in out
 
 
 def test_what_tensorrt_has_no_operators_for_is_refused_by_name(optimize: Optimize, tmp_path: Path) -> None:
@@ -105,16 +103,27 @@ def test_a_run_proves_what_it_can_and_says_what_it_cannot(optimize: Optimize, tm
     assert told["environment"]["GPU"] == "none"
     page = Path(told["report"]).read_text()
     assert "not measured: no GPU here" in page
-    assert (
-        "for TensorRT, judged on a CPU"
-        in optimize("run", SOURCE, "--recipe", written(tmp_path), "--output", tmp_path / "run").out
-    )
+    out = optimize("run", SOURCE, "--recipe", written(tmp_path), "--output", tmp_path / "run").out
+    assert "for TensorRT, judged on a CPU" in out
+    assert "speed is not measured: no GPU here" in out
+    assert "A/A" not in out
 
 
 HALF, BFLOAT = {"use": "quantize.half"}, {"use": "quantize.half", "dtype": "bfloat16"}
-
-
 FOUR = {"use": "quantize.weight_only", "weights": "int4", "block_size": "64"}
+
+
+def made_of(
+    steps: Sequence[Mapping[str, Any]], workload: Workload, exported: Path, folder: Path
+) -> tuple[Path, Target]:
+    """Apply the steps after the export one by one; return the file and the target that they were for."""
+    asked = recipe.load(written(folder, steps=steps))
+    graph = exported
+    for config in asked.steps[1:]:
+        (scratch := folder / METHODS[type(config)].name).mkdir()
+        context = Context(workload, workload.build(), asked.target, 0, scratch, lambda text, fraction: None)
+        graph = apply(config, graph, context)
+    return graph, asked.target
 
 
 @pytest.mark.parametrize(
@@ -125,24 +134,73 @@ FOUR = {"use": "quantize.weight_only", "weights": "int4", "block_size": "64"}
         pytest.param([{"use": "quantize.fp8"}, HALF], {"FP8"}, id="float16 around FP8"),
         pytest.param([{"use": "quantize.fp8"}, BFLOAT], {"FP8"}, id="bfloat16 around FP8"),
         pytest.param([FOUR, HALF], {"FP16"}, id="float16 and weights in 4 bits"),
+        pytest.param([{"use": "quantize.nncf"}], {"INT8", "FP32"}, id="NNCF"),
     ],
 )
 def test_sixteen_bits_around_eight_or_four(
-    steps: object, precisions: set[str], small: Workload, exported: Path, tmp_path: Path
+    steps: Sequence[Mapping[str, Any]], precisions: set[str], small: Workload, exported: Path, tmp_path: Path
 ) -> None:
-    asked = recipe.load(written(tmp_path, steps=steps))
-    graph = exported
-    for config in asked.steps[1:]:
-        (scratch := tmp_path / METHODS[type(config)].name).mkdir()
-        context = Context(small, small.build(), asked.target, 0, scratch, lambda text, fraction: None)
-        graph = apply(config, graph, context)
+    graph, target = made_of(steps, small, exported, tmp_path)
     found = compiler.compile(graph, small.inputs, tmp_path / "engine", tmp_path / "log")
     assert set(found.layers) == precisions
     scores = []
-    for path, target in ((exported, Target()), (graph, asked.target)):
-        with open_graph(path, target) as predictor:
+    for path, where in ((exported, Target()), (graph, target)):
+        with open_graph(path, where) as predictor:
             scores.append(evaluate(predictor, small).scores[0].value)
     assert scores[1] > 0.97 * scores[0]
+
+
+class Tagger(nn.Module):
+    """Looks words up, reads them in order, and has a class for the whole."""
+
+    def __init__(self, recurrent: type[nn.LSTM | nn.GRU]) -> None:
+        super().__init__()
+        self.words, self.reader = nn.Embedding(600, 24), recurrent(24, 32, batch_first=True)
+        self.out = nn.Linear(32, 64)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.out(self.reader(self.words(ids))[0].mean(1))
+
+
+@pytest.fixture(scope="module", params=[nn.LSTM, nn.GRU], ids=["LSTM", "GRU"])
+def tagger(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, Path]:
+    torch.manual_seed(0)
+    inputs = (TensorSpec("ids", "int64", (BATCH, Dim("words", 1, 6, 16)), (0, 599)),)
+    rng = np.random.default_rng(0)
+    drawn = [Batch({"ids": inputs[0].generate(rng, 8)}, rng.integers(0, 64, 8)) for _ in range(4)]
+    made = Workload(
+        "tagger",
+        Tagger(request.param),
+        inputs,
+        ("y",),
+        evaluation=lambda: drawn,
+        scores=lambda outputs, labels, reference: {"accuracy": outputs["y"].argmax(1) == labels},
+        calibration=lambda: drawn,
+        bounded=True,
+    )
+    return made, export(made.build(), inputs, ("y",), tmp_path_factory.mktemp("tagger") / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("steps", "close"),
+    [
+        ([BFLOAT], 0.02),
+        ([*STATIC, HALF], 0.05),
+        ([{"use": "quantize.weight_only", "partial": True}, BFLOAT], 0.02),
+        ([FOUR | {"partial": True}, HALF], 0.2),
+        ([{"use": "quantize.nncf", "partial": True}], 0.05),
+    ],
+    ids=lambda value: " ".join(str(step["use"]) for step in value) if isinstance(value, list) else "",
+)
+def test_tables_and_recurrent_layers_compile_in_every_precision(
+    steps: Sequence[Mapping[str, Any]], close: float, tagger: tuple[Workload, Path], tmp_path: Path
+) -> None:
+    workload, exported = tagger
+    graph, target = made_of(steps, workload, exported, tmp_path)
+    assert compiler.compile(graph, workload.inputs, tmp_path / "engine", tmp_path / "log").bytes
+    ids = next(iter(workload.batches("evaluation"))).inputs
+    with open_graph(graph, target) as predictor, OnnxPredictor(exported) as trained:
+        assert relative_error(predictor.predict(ids)["y"], trained.predict(ids)["y"]) < close
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
