@@ -30,15 +30,16 @@ from optimize.tensorrt import compiler
 from serve.target import Target
 
 HALF, BFLOAT = {"use": "quantize.half"}, {"use": "quantize.half", "dtype": "bfloat16"}
-QAT = {"use": "quantize.qat", "epochs": 1}
+# `partial`: what stays float shows in the size; a network whose weights are mostly recurrent is no cell without it.
+QAT = {"use": "quantize.qat", "epochs": 1, "partial": True}
 CELLS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "FP16": [HALF],
     "BF16": [BFLOAT],
-    "INT8": [{"use": "quantize.static"}],
-    "INT8 + FP16": [{"use": "quantize.static"}, HALF],
+    "INT8": [{"use": "quantize.static", "partial": True}],
+    "INT8 + FP16": [{"use": "quantize.static", "partial": True}, HALF],
     "INT8 QAT": [QAT],
-    "FP8": [{"use": "quantize.fp8"}],
-    "FP8 + FP16": [{"use": "quantize.fp8"}, HALF],
+    "FP8": [{"use": "quantize.fp8", "partial": True}],
+    "FP8 + FP16": [{"use": "quantize.fp8", "partial": True}, HALF],
     "INT8 weights": [{"use": "quantize.weight_only", "partial": True}, HALF],
     "INT4 weights": [{"use": "quantize.weight_only", "weights": "int4", "block_size": "64", "partial": True}, HALF],
     "2:4 + FP16": [{"use": "prune.weights", "pattern": "2:4"}, HALF],

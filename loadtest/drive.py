@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,13 @@ def _drive(plan: Plan, parts: Sequence[Part], path: Path, show: Callable[[Progre
                 eventloop.run(runner, crew.prepare(package, show))
                 if clocks := [channel.clock for channel in crew.channels if channel.clock]:
                     header["clocks"] = clocks
-                _measure(runner, crew, client, parts, answers, Writer(path, header, plan.index or 0), show)
+
+                def opened(ahead: float) -> Writer:
+                    begins = datetime.now(UTC) + timedelta(seconds=ahead)
+                    header["clock_start"] = begins.isoformat(timespec="milliseconds")
+                    return Writer(path, header, crew.plan.index or 0)
+
+                _measure(runner, crew, client, parts, answers, opened, show)
             finally:
                 runner.run(crew.close())
 
@@ -112,12 +118,14 @@ def _measure(
     client: Client,
     parts: Sequence[Part],
     answers: Answers | None,
-    writer: Writer,
+    opened: Callable[[float], Writer],
     show: Callable[[Progress], None],
 ) -> None:
-    plan = crew.plan
-    with writer:
-        before = _settled(client, parts)
+    """Send, and write down what comes of it; `opened` gives the file of a run that begins in so many seconds."""
+    plan, before = crew.plan, _settled(client, parts)
+    ahead = max(crew.head_start, _until(plan.begin))
+    begins = time.monotonic() + ahead
+    with opened(ahead) as writer:
         readings = Readings(plan.url, {part.model for part in parts}, plan.metrics)
 
         def tick(state: Progress) -> None:
@@ -125,14 +133,13 @@ def _measure(
             show(state)
 
         async def watched() -> None:
-            zero = asyncio.get_running_loop().time() + start
+            zero = max(begins, asyncio.get_running_loop().time())
             watching = asyncio.create_task(readings.run(zero, writer.reading))
             try:
                 await crew.run(zero, writer, tick)
             finally:
                 watching.cancel()
 
-        start = max(crew.head_start, _until(plan.begin))
         cpu = time.process_time()
         eventloop.run(runner, watched())
         ending = crew.ending
@@ -254,7 +261,6 @@ def _header(plan: Plan, client: Client, parts: Sequence[Part]) -> dict[str, Any]
             "tritonclient": importlib.metadata.version("tritonclient"),
             "server": client.server_version(),
         },
-        "clock_start": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
 
 

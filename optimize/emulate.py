@@ -19,33 +19,24 @@ def readable(path: Path) -> Iterator[Path]:
     ONNX Runtime has hardly an operator in bfloat16 there. In the copy they compute in float32, and each result is
     rounded to bfloat16.
     """
-    model = graph.load(path)
-    if not _computes(model):
+    # A graph that only stores weights in it has no such value between its nodes.
+    rounded = _narrow_values(path)
+    if not rounded:
         yield path
         return
     with scratch.folder() as place:
-        copy = place / path.name
-        _round(model, path)
+        copy, model = place / path.name, graph.load(path)
+        _round(model, rounded)
         graph.save(model, copy)
         yield copy
 
 
-def _computes(model: "onnx_ir.Model") -> bool:
-    """Say whether a graph computes in bfloat16; one that only stores weights in it widens them itself."""
-    import onnx_ir
-
-    return any(
-        node.op_type == "Cast" and node.attributes.get_int("to", 0) == onnx_ir.DataType.BFLOAT16 for node in model.graph
-    )
-
-
-def _round(model: "onnx_ir.Model", path: Path) -> None:
-    """Let every node compute in float32 and round what was bfloat16, in place."""
+def _round(model: "onnx_ir.Model", rounded: set[str]) -> None:
+    """Let every node compute in float32 and round these values, in place."""
     import numpy as np
     import onnx_ir
 
     narrow, wide = onnx_ir.DataType.BFLOAT16, onnx_ir.DataType.FLOAT
-    rounded = _narrow_values(path)
     for value in model.graph.initializers.values():
         if value.const_value is not None and value.const_value.dtype == narrow:
             value.const_value = onnx_ir.tensor(graph.constant(value).astype(np.float32), name=value.name)
@@ -60,6 +51,10 @@ def _round(model: "onnx_ir.Model", path: Path) -> None:
                 model.graph.insert_after(node, casts)
         if node.op_type == "Cast" and node.attributes.get_int("to", 0) == narrow:
             node.attributes["to"] = onnx_ir.AttrInt64("to", int(wide))
+        filled = node.attributes.get_tensor("value") if node.op_type == "ConstantOfShape" else None
+        if filled is not None and filled.dtype == narrow:
+            array = filled.numpy().astype(np.float32)
+            node.attributes["value"] = onnx_ir.AttrTensor("value", onnx_ir.tensor(array))
 
 
 def _narrow_values(path: Path) -> set[str]:

@@ -22,7 +22,7 @@ from optimize.bundle import Bundle
 from optimize.errors import BadGraph
 from optimize.export import graph
 from optimize.export.onnx import export
-from optimize.predict import answering
+from optimize.predict import answering, session_options
 from optimize.step import METHODS
 from serve import scratch
 
@@ -216,9 +216,8 @@ def _profile(path: Path, inputs: Sequence[TensorSpec], batch: int, folder: Path)
 def _profile_once(path: Path, arrays: Arrays, folder: Path) -> dict[str, float]:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
+    options = session_options(path)
     options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
-    options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         for _ in range(WARM + RUNS):

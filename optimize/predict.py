@@ -1,7 +1,7 @@
 """Predictors: named arrays in, named arrays out, from a torch module, an ONNX file or a Triton endpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -17,6 +17,7 @@ from loadtest.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, from_serv
 from optimize import emulate, extra
 from optimize.attention import without_fast_path
 from optimize.errors import BadGraph, BadModel
+from serve import onnx_file
 from serve.target import Target
 
 RUN = "give it the inputs of the workload that it was made from, or make it again"
@@ -139,6 +140,21 @@ class TorchPredictor:
         """Nothing is held open."""
 
 
+def session_options(path: Path) -> Any:
+    """Return ONNX Runtime's options for a file, which need not be one that it can load.
+
+    It says only what is fatal: every failure is raised as well, and an export that is tried in vain should not chatter.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    with suppress(OSError, LatheError):
+        if onnx_file.in_float16(path):
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    return options
+
+
 class OnnxPredictor:
     """An ONNX file in ONNX Runtime.
 
@@ -152,15 +168,11 @@ class OnnxPredictor:
     gpu = "CUDAExecutionProvider"
 
     def __init__(self, path: Path, device: str = "cpu", cores: int = 0, integers: bool = True) -> None:
-        import onnxruntime
-
         self.name = "onnx"
-        options = onnxruntime.SessionOptions()
+        options = session_options(path)
         options.intra_op_num_threads = cores
         if not integers:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        # Only what is fatal: every failure is raised as well, and an export that is tried in vain should not chatter.
-        options.log_severity_level = 4
         wanted = {"cpu": "CPUExecutionProvider", "cuda": self.gpu}[device]
         try:
             try:

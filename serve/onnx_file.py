@@ -125,6 +125,27 @@ def in_integers(path: Path) -> bool:
     return any("Quantize" in node.op_type or "Integer" in node.op_type for node in _graph(path).node)
 
 
+def in_float16(path: Path) -> bool:
+    """Whether an ONNX file computes in float16, and does not only store weights in it.
+
+    In such a file a Transpose before a product is enough to end the process: the optimizer of ONNX Runtime that lays
+    tensors out anew for a CPU (NchwcTransformer) dies of it (seen in 1.31.1; microsoft/onnxruntime issue 28392).
+
+    Raises:
+        BadRepository: it is not an ONNX file.
+    """
+    from onnx import TensorProto
+
+    graph, half = _graph(path), TensorProto.FLOAT16
+    casts = (node for node in graph.node if node.op_type == "Cast")
+    narrow = {tensor.name for tensor in graph.initializer if tensor.data_type == half}
+    return (
+        any(value.type.tensor_type.elem_type == half for value in graph.input)
+        or any(attribute.i == half for node in casts for attribute in node.attribute if attribute.name == "to")
+        or any(narrow & set(node.input) for node in graph.node if node.op_type != "Cast")
+    )
+
+
 def size(value: "ValueInfoProto", axis: int) -> int:
     """Return the size of a dim, 0 if it changes."""
     return max(0, int(value.type.tensor_type.shape.dim[axis].dim_value))

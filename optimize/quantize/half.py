@@ -31,8 +31,8 @@ MARGIN = 4.0
 """An activation that comes within this factor of `LARGEST` may pass it on other data."""
 SUMS = ("Softmax", "LayerNormalization", "InstanceNormalization", "ReduceSum", "ReduceMean", "Pow", "Exp", "Loop", "If")
 """Operators that add many numbers up, or square them, and stay in float32 where the arithmetic is in 16 bits."""
-RECURRENT = ("GRU", "LSTM", "RNN")
-"""Operators that stay in float32 in bfloat16: TensorRT's parser puts a GRU together from constants in float16."""
+RECURRENT = ("GRU", "RNN")
+"""Operators that TensorRT's parser cannot put together in bfloat16, and whose compiler takes no Cast before them."""
 SMALLEST_WEIGHT = 64
 """Numbers below which widening costs more bytes than it saves."""
 BATCHES = 4
@@ -90,9 +90,9 @@ def apply(config: Half, subject: Path, context: "Context") -> Path:
     kept = graph.excluded(model, config.exclude)
     if config.compute:
         wide = config.dtype == "bfloat16"
-        kept += [] if wide else _beyond(subject, model, context)
+        kept += _before(model, RECURRENT) if wide else _beyond(subject, model, context)
         floats = dict(model.graph.initializers) if wide else None
-        compute = functools.partial(_compute, operators=(*SUMS, *(RECURRENT if wide else ())), nodes=kept)
+        compute = functools.partial(_compute, kept=kept)
         return graph.rewrite(subject, compute, functools.partial(_mend, floats=floats))
     chosen = [node for node in model.graph if _weights(node) and node.name not in kept]
     if not chosen:
@@ -164,8 +164,19 @@ def _beyond(path: Path, model: "onnx_ir.Model", context: "Context") -> list[str]
     ]
 
 
-def _compute(source: str, destination: str, operators: Sequence[str], nodes: list[str]) -> None:
-    """Write the graph with its arithmetic in float16 but for these operators and nodes."""
+def _before(model: "onnx_ir.Model", kinds: Sequence[str]) -> list[str]:
+    """Return the names of the nodes of these types, and of all that they depend on."""
+    found, waiting = set["onnx_ir.Node"](), [node for node in model.graph if node.op_type in kinds]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.predecessors()
+    return [str(node.name) for node in found]
+
+
+def _compute(source: str, destination: str, kept: list[str]) -> None:
+    """Write the graph with its arithmetic in float16 but for sums and the nodes `kept`."""
     import onnx_ir
     from onnxruntime.transformers import float16
 
@@ -173,8 +184,8 @@ def _compute(source: str, destination: str, operators: Sequence[str], nodes: lis
     converted = float16.convert_float_to_float16(
         source,
         keep_io_types=True,
-        op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *operators],
-        node_block_list=nodes,
+        op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *SUMS],
+        node_block_list=kept,
     )
     # It writes a Cast for every float32 operator that reads a value, all of them under one name.
     single = list({tuple(node.output): node for node in converted.graph.node}.values())
@@ -207,6 +218,10 @@ def _widen_range(model: "onnx_ir.Model", floats: "Mapping[str, onnx_ir.Value]") 
     for node in model.graph:
         if node.op_type == "Cast" and node.attributes.get_int("to", 0) == half:
             node.attributes["to"] = onnx_ir.AttrInt64("to", int(wide))
+        filled = node.attributes.get_tensor("value") if node.op_type == "ConstantOfShape" else None
+        if filled is not None and filled.dtype == half:
+            array = filled.numpy().astype(ml_dtypes.bfloat16)
+            node.attributes["value"] = onnx_ir.AttrTensor("value", onnx_ir.tensor(array))
 
 
 def _join(model: "onnx_ir.Model") -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def test_the_servers_count_is_ours(stand_in, scheme: str, load: dict[str, Any], 
     results = read(tmp_path / "r.jsonl")
     assert (results.sent >= results.planned).all()
     assert (results.done > results.sent).all()
+
+
+@SCHEMES
+def test_the_clock_starts_with_the_counted_part(stand_in, scheme: str, tmp_path: Path) -> None:
+    """So that a moment of the run is found in the server's log: not before the warm-up."""
+    with stand_in() as server:
+        begun = time.time()
+        run(server, scheme, tmp_path, concurrency=1, warmup=0.5)
+        ended = time.time()
+    results = read(tmp_path / "r.jsonl")
+    start = datetime.fromisoformat(results.header["clock_start"]).timestamp()
+    assert begun + 0.5 < start
+    assert start + results.done.max() < ended + 0.01
 
 
 @SCHEMES

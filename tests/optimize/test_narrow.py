@@ -29,6 +29,7 @@ from optimize.quantize.weight_only import WeightOnly
 from optimize.recipe import Recipe
 from optimize.step import Context
 from optimize.workload import Batch, Workload
+from serve import onnx_file
 from serve.target import Target
 
 Apply = Callable[[Any], Path]
@@ -384,3 +385,32 @@ def test_ranges_reads_inner_values_and_leaves_the_file(exported: Path, small: Wo
     assert all(found[name] > 0 for name in relus)
     assert private.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [private.name]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_transpose_before_a_product_in_float16_ends_no_process(
+    device: Literal["cpu", "cuda"], small: Workload, tmp_path: Path
+) -> None:
+    """ONNX Runtime's own optimizer dies of it (its issue 28392); a test that failed would take the others along."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x.transpose(0, 1)).transpose(0, 1)
+
+    inputs = (TensorSpec("x", "float32", (BATCH, 5, 64)),)
+    rows = [Batch({"x": inputs[0].generate(np.random.default_rng(0), 4)}, np.zeros(4))]
+    workload = replace(
+        small, model=Turned(), inputs=inputs, outputs=("y",), calibration=lambda: rows, evaluation=lambda: rows
+    )
+    path = export(workload.build(), inputs, ("y",), tmp_path / "model.onnx")
+    target = Target(device=device, cores=1)
+    (scratch := tmp_path / "scratch").mkdir()
+    made = step.apply(Half(compute=True), path, context(workload, scratch, target))
+    assert [onnx_file.in_float16(one) for one in (path, made)] == [False, True]
+    with open_graph(made, target) as got, OnnxPredictor(path) as wanted:
+        answers = [predictor.predict(rows[0].inputs)["y"] for predictor in (got, wanted)]
+    assert relative_error(*answers) < 2e-3

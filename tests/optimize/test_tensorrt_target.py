@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,32 @@ def tagger(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         bounded=True,
     )
     return made, export(made.build(), inputs, ("y",), tmp_path_factory.mktemp("tagger") / "model.onnx")
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_over_a_fixed_length_compiles_in_bfloat16(
+    layer: type[nn.Module], small: Workload, tmp_path: Path
+) -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reader, self.out = layer(24, 32, batch_first=True), nn.Linear(32, 64)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.out(self.reader(image.squeeze(1))[0][:, -1])
+
+    torch.manual_seed(0)
+    inputs = (TensorSpec("image", "float32", (BATCH, 1, 12, 24)),)
+    drawn = [Batch({"image": inputs[0].generate(np.random.default_rng(0), 8)}, np.zeros(8))]
+    workload = replace(
+        small, model=Reader(), inputs=inputs, outputs=("y",), evaluation=lambda: drawn, calibration=lambda: drawn
+    )
+    path = export(workload.build(), inputs, ("y",), tmp_path / "model.onnx")
+    graph, target = made_of([BFLOAT], workload, path, tmp_path)
+    assert "BF16" in compiler.compile(graph, inputs, tmp_path / "engine", tmp_path / "log").layers
+    with open_graph(graph, target) as predictor, OnnxPredictor(path) as trained:
+        answers = [each.predict(drawn[0].inputs)["y"] for each in (predictor, trained)]
+    assert 0 < relative_error(*answers) < 0.02
 
 
 @pytest.mark.parametrize(

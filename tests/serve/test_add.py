@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from loadtest.client import connect
 from loadtest.errors import UsageError
@@ -58,6 +60,37 @@ def test_a_file_is_added_checked_and_waits_for_its_promotion(place: Path, tmp_pa
     with running(place) as endpoint, connect(endpoint.grpc) as client:
         x = np.ones((2, 4), np.float32)
         np.testing.assert_allclose(client.infer(TINY, {"x": x})["y"], x @ (2 * TINY_WEIGHT), rtol=1e-6)
+
+
+def turned(path: Path, kind: int) -> Path:
+    """Write y = x · w in float16, between transposes; x and y of another type are cast."""
+    nodes = [
+        *([helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16)] if kind != TensorProto.FLOAT16 else []),
+        helper.make_node("Transpose", ["half" if kind != TensorProto.FLOAT16 else "x"], ["turned"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["turned", "w"], ["product"]),
+        helper.make_node("Transpose", ["product"], ["back"], perm=[1, 0, 2]),
+        helper.make_node("Cast", ["back"], ["y"], to=kind),
+    ]
+    x, y = (helper.make_tensor_value_info(name, kind, ["batch", 5, 16]) for name in "xy")
+    weight = numpy_helper.from_array(np.full((16, 16), 0.5, np.float16), "w")
+    graph = helper.make_graph(nodes, "g", [x], [y], [weight])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), path)
+    return path
+
+
+def test_a_model_in_float16_is_served(tmp_path: Path, server_prefix: Path) -> None:
+    """ONNX Runtime's optimizer ends the process at a Transpose before a product in float16 (its issue 28392)."""
+    place = tmp_path / "repository"
+    for name, kind in (("float", TensorProto.FLOAT), ("half", TensorProto.FLOAT16)):
+        file = str(turned(tmp_path / f"{name}.onnx", kind))
+        done = serve("add", file, "--name", name, "--repository", str(place))
+        assert done.returncode == 0, done.stderr
+    turned(place / "bare" / "1" / "model.onnx", TensorProto.FLOAT)
+    with running(place) as endpoint, connect(endpoint.grpc) as client:
+        for name, dtype in (("float", np.float32), ("half", np.float16), ("bare", np.float32)):
+            answer = client.infer(name, {"x": np.ones((3, 5, 16), dtype)})["y"]
+            assert np.array_equal(answer, np.full((3, 5, 16), 8, dtype))
 
 
 def test_a_version_keeps_its_lineage_and_settings(place: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ Beyond it: parameters named `session.*` become ONNX Runtime session entries, and
 infinity; the native backend ignores both. numpy 2 is refused, because the carried server answers empty tensors with it.
 """
 
+import mmap
 import re
 from pathlib import Path
 
@@ -128,10 +129,31 @@ def _cuda(config):
     return stated
 
 
-def _session_options(config):
+_CAST = b"\n\x02to\x18\n"
+"""How a file holds the attribute of a Cast to float16."""
+
+
+def _level(path, config):
+    """Return Triton's level of graph optimization; where none is stated, one that is safe for float16.
+
+    At a Transpose before a product in float16 the optimizer that lays tensors out anew for a CPU (NchwcTransformer of
+    ONNX Runtime 1.31.1, its issue 28392) ends the process.
+    """
+    stated = int(((config.get("optimization") or {}).get("graph") or {}).get("level", 0))
+    if stated or any(entry["data_type"] == "TYPE_FP16" for entry in config["input"]):
+        return stated or 1
+    file = Path(path)
+    if not file.stat().st_size:
+        return 0
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return 1 if data.find(_CAST) >= 0 else 0
+
+
+def _session_options(path, config):
     options = ort.SessionOptions()
-    level = int(((config.get("optimization") or {}).get("graph") or {}).get("level", 0))
-    options.graph_optimization_level = _GRAPH_LEVELS.get(level, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    options.graph_optimization_level = _GRAPH_LEVELS.get(
+        _level(path, config), ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    )
     for key, entry in config.get("parameters", {}).items():
         value = entry["string_value"]
         if key in _THREADS:
@@ -164,7 +186,7 @@ def _add_rtx(options, asked, device):
 def _session(path, config, processor, device):
     """Load the model; a GPU instance must really have the providers that it was asked to have."""
     wanted = providers(config, processor, device)
-    options = _session_options(config)
+    options = _session_options(path, config)
     if wanted[0][0] == RTX:
         _add_rtx(options, wanted[0][1], device)
         return ort.InferenceSession(path, options)
@@ -213,7 +235,9 @@ class TritonPythonModel(Instance):
             path = Path(pb.get_model_dir()) / (
                 config.get("default_model_filename") or TritonPythonModel.default_filename
             )
-            session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            options = ort.SessionOptions()
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             try:
                 complete(made, _described(session.get_inputs()), _described(session.get_outputs()))
             except ValueError as error:
