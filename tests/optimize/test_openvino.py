@@ -320,6 +320,7 @@ def test_from_the_trained_model_to_a_server_with_openvino(
 ) -> None:
     (tmp_path / "recipe.toml").write_text(RECIPE)
     options = ["--output", tmp_path / "run", "--repository", tmp_path / "repository", "--force", "--json"]
+    options += ["--patience", "0"]
     ended = optimize("run", f"{SMALL}:workload", "--recipe", tmp_path / "recipe.toml", *options)
     assert ended.code == 0, ended.err
     document = json.loads(ended.out)

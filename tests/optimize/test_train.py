@@ -191,7 +191,11 @@ def test_a_run_that_starts_anew_forgets_its_checkpoints(small: Workload, tmp_pat
                 raise Killed
 
         pipeline.run(
-            recipe.load(tmp_path / "recipe.toml"), load(f"{SMALL}:workload"), output=tmp_path / "run", progress=progress
+            recipe.load(tmp_path / "recipe.toml"),
+            load(f"{SMALL}:workload"),
+            output=tmp_path / "run",
+            patience=0.0,
+            progress=progress,
         )
         return said
 

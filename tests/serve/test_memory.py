@@ -13,13 +13,13 @@ from serve import metrics, source
 from serve.server import running
 
 COMMITTED, MODEL = Path("model_repository"), "digits_cnn"
-MINUTES, EVERY = 3, 5
+MINUTES, EVERY = 2, 5
 """How long the load lasts, and seconds between two looks at the memory."""
 
 
 @pytest.mark.timed
 @pytest.mark.slow
-def test_three_minutes_of_load_leave_the_memory_as_it_was(server_prefix: Path, tmp_path: Path) -> None:
+def test_two_minutes_of_load_leave_the_memory_as_it_was(server_prefix: Path, tmp_path: Path) -> None:
     requests = payload.generate(source.load(COMMITTED / MODEL / "1", {}).inputs, 16, 0)
     seen = []
     with running(COMMITTED, models=[MODEL]) as endpoint, ThreadPoolExecutor(1) as pool:
