@@ -95,12 +95,14 @@ def treat(config: Any, subject: Any, folder: Path, context: "Context") -> Any:
     """Apply a method to a copy of `subject` and return what it made: an ONNX file in `folder`, or a module.
 
     Raises:
+        BadRecipe: the target's runtime lacks what the method writes.
         NoEffect: the method changed nothing.
         Whatever else the method raises.
     """
     from optimize import ensure
-    from optimize.step import METHODS, fingerprint
+    from optimize.step import METHODS, fingerprint, for_target
 
+    config = for_target(config, context.target)
     made = METHODS[type(config)].apply(config, ensure.copy(subject, folder), replace(context, scratch=folder))
     if fingerprint(made) == fingerprint(subject):
         raise NoEffect("nothing changed", fix="leave the layer out")

@@ -201,13 +201,14 @@ def apply(step: object, subject: Subject, context: Context) -> Subject:
         The new module, or the path of the new ONNX file inside `context.scratch`.
 
     Raises:
+        BadRecipe: the target's runtime lacks what the method writes.
         BadWorkload: the workload lacks what the method needs.
         NoEffect: the method changed nothing.
         BadModel, BadGraph: the result does not run, or lost its outputs' names, shapes or finiteness.
     """
     from optimize import copies, ensure, state
 
-    method = METHODS[type(step)]
+    method, step = METHODS[type(step)], for_target(step, context.target)
     check_needs(step, context.workload)
     if method.name.startswith("quantize."):
         state.refuse_double(context.trained, method.name)

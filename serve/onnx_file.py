@@ -137,12 +137,19 @@ def in_float16(path: Path) -> bool:
     from onnx import TensorProto
 
     graph, half = _graph(path), TensorProto.FLOAT16
-    casts = (node for node in graph.node if node.op_type == "Cast")
-    narrow = {tensor.name for tensor in graph.initializer if tensor.data_type == half}
+    nodes, narrow = [], set[str]()
+    waiting = [graph]
+    while waiting:
+        part = waiting.pop()
+        nodes += part.node
+        narrow |= {tensor.name for tensor in part.initializer if tensor.data_type == half}
+        attributes = (attribute for node in part.node for attribute in node.attribute)
+        waiting += [inner for attribute in attributes for inner in (attribute.g, *attribute.graphs) if inner.node]
+    casts = (node for node in nodes if node.op_type == "Cast")
     return (
         any(value.type.tensor_type.elem_type == half for value in graph.input)
         or any(attribute.i == half for node in casts for attribute in node.attribute if attribute.name == "to")
-        or any(narrow & set(node.input) for node in graph.node if node.op_type != "Cast")
+        or any(narrow & set(node.input) for node in nodes if node.op_type != "Cast")
     )
 
 

@@ -22,6 +22,9 @@ from serve.repository import CONFIG, LINEAGE, MODEL_FILE, check_name, digest, to
 from serve.settings import Settings
 from serve.target import Target
 
+EXTENDED = 1
+"""Of Triton's levels of graph optimization the one that float16 bears (`onnx_file.in_float16`)."""
+
 
 @dataclass(frozen=True)
 class Staged:
@@ -94,6 +97,8 @@ def stage(
     check(repository, model)
     number = numbering.upcoming(repository, model)
     config = model_config.build(model, inputs, outputs, target, [number], settings)
+    if target.runtime != "openvino" and onnx_file.in_float16(onnx):
+        config.optimization.graph.level = EXTENDED
     if not config.max_batch_size:
         inputs, outputs = ([spec.unbatched for spec in specs] for specs in (inputs, outputs))
     with scratch.folder(repository.parent, f".{repository.name}.staged-") as at:

@@ -69,9 +69,11 @@ def suited(config: Mixed, target: "Target") -> Mixed:
     Raises:
         BadRecipe: the target's runtime lacks what the method that quantizes writes.
     """
-    from optimize.step import for_target
+    from optimize.step import NAMES, for_target
 
     for_target(_int8(config, ()), target)
+    if config.weight_only:
+        for_target(NAMES["quantize.weight_only"](), target)
     return config
 
 

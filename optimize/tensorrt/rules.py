@@ -194,12 +194,12 @@ def _placement(model: "onnx_ir.Model") -> Iterator[Finding]:
 
 
 def _float8(model: "onnx_ir.Model") -> Iterator[Finding]:
-    """NVIDIA documents FP8 in TensorRT for products and convolutions, in TensorRT for RTX for products alone."""
+    """NVIDIA's "Working with Quantized Types" for TensorRT for RTX knows FP8 for products of matrices alone."""
     for node in (node for node in model.graph if node.op_type in ("Conv", "ConvTranspose")):
         source = _source(node.inputs[1])
         if source is not None and source.op_type == "DequantizeLinear" and _kind(source).startswith("float8"):
-            what = "is a convolution in FP8, of which TensorRT has kernels and TensorRT for RTX documents none"
-            fix = "for RTX GPUs quantize convolutions to INT8 with quantize.static; for Triton's TensorRT leave it"
+            what = "is a convolution in FP8; NVIDIA documents FP8 of TensorRT for RTX for products of matrices alone"
+            fix = "where it is to run in TensorRT for RTX, quantize convolutions to INT8 with quantize.static"
             yield Finding("warning", "fp8 convolution", name_of(node), what, fix)
 
 

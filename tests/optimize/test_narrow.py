@@ -368,9 +368,13 @@ def test_activations_stay_float_unless_they_are_asked_to_be_int8(tmp_path: Path)
     assert apart["int8"] > 2 * apart["float"]
 
 
-def test_weight_only_is_not_for_openvino() -> None:
+@pytest.mark.parametrize("config", [WeightOnly(), Mixed(weight_only=True)], ids=str)
+def test_weight_only_is_not_for_openvino(config: Any, exported: Path, small: Workload, tmp_path: Path) -> None:
+    target = Target(runtime="openvino")
     with pytest.raises(BadRecipe, match="the target's runtime is openvino"):
-        Recipe((WeightOnly(),), target=Target(runtime="openvino"))
+        Recipe((config,), target=target)
+    with pytest.raises(BadRecipe, match="the target's runtime is openvino"):
+        step.apply(config, exported, context(small, tmp_path, target))
 
 
 def test_ranges_reads_inner_values_and_leaves_the_file(exported: Path, small: Workload, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_fp8_that_states_its_type_in_an_attribute_breaks_no_rule(tmp_path: Path)
     assert rules.check(save(parts, tmp_path)) == []
 
 
-def test_a_convolution_in_fp8_is_what_nvidia_documents_for_one_of_both(small: Workload, tmp_path: Path) -> None:
+def test_a_convolution_in_fp8_is_none_that_nvidia_documents_for_rtx(small: Workload, tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     path = export(small.build(), small.inputs, small.outputs, tmp_path / "model.onnx")
     target = Target(device="cuda", runtime="tensorrt", cores=1)

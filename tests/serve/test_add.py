@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from loadtest.client import connect
 from loadtest.errors import UsageError
 from loadtest.tensors import BATCH, Dim, TensorSpec
-from serve import repository, rollout, source, staging
+from serve import onnx_file, repository, rollout, source, staging
 from serve.errors import BadRepository
 from serve.server import running
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
@@ -79,6 +79,38 @@ def turned(path: Path, kind: int) -> Path:
     return path
 
 
+def looked_up(path: Path) -> Path:
+    """Write y = table[ids] · w in float16 between transposes, with no Cast to float16 in it."""
+    nodes = [
+        helper.make_node("Gather", ["table", "x"], ["rows"]),
+        helper.make_node("Transpose", ["rows"], ["turned"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["turned", "w"], ["product"]),
+        helper.make_node("Transpose", ["product"], ["back"], perm=[1, 0, 2]),
+        helper.make_node("Cast", ["back"], ["y"], to=TensorProto.FLOAT),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.INT64, ["batch", 5])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 5, 16])
+    weights = {"table": np.ones((9, 16), np.float16), "w": np.full((16, 16), 0.5, np.float16)}
+    constants = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], constants)
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), path)
+    return path
+
+
+@pytest.mark.parametrize(("kept", "other"), [("then_branch", "else_branch"), ("else_branch", "then_branch")])
+def test_a_branch_in_float16_is_found(kept: str, other: str, tmp_path: Path) -> None:
+    def branch(kind: int) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(f"out{kind}", kind, None)
+        return helper.make_graph([helper.make_node("Cast", ["x"], [f"out{kind}"], to=kind)], "b", [], [out])
+
+    parts = {kept: branch(TensorProto.FLOAT16), other: branch(TensorProto.DOUBLE)}
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
+    node = helper.make_node("If", ["c"], ["y"], **parts)
+    c, y = (helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in "cy")
+    onnx.save(helper.make_model(helper.make_graph([node], "g", [c, x], [y])), tmp_path / "if.onnx")
+    assert onnx_file.in_float16(tmp_path / "if.onnx")
+
+
 def test_a_model_in_float16_is_served(tmp_path: Path, server_prefix: Path) -> None:
     """ONNX Runtime's optimizer ends the process at a Transpose before a product in float16 (its issue 28392)."""
     place = tmp_path / "repository"
@@ -86,11 +118,15 @@ def test_a_model_in_float16_is_served(tmp_path: Path, server_prefix: Path) -> No
         file = str(turned(tmp_path / f"{name}.onnx", kind))
         done = serve("add", file, "--name", name, "--repository", str(place))
         assert done.returncode == 0, done.stderr
+    file = str(looked_up(tmp_path / "table.onnx"))
+    assert serve("add", file, "--name", "table", "--repository", str(place)).returncode == 0
     turned(place / "bare" / "1" / "model.onnx", TensorProto.FLOAT)
     with running(place) as endpoint, connect(endpoint.grpc) as client:
         for name, dtype in (("float", np.float32), ("half", np.float16), ("bare", np.float32)):
             answer = client.infer(name, {"x": np.ones((3, 5, 16), dtype)})["y"]
             assert np.array_equal(answer, np.full((3, 5, 16), 8, dtype))
+        answer = client.infer("table", {"x": np.ones((3, 5), np.int64)})["y"]
+        assert np.array_equal(answer, np.full((3, 5, 16), 8, np.float32))
 
 
 def test_a_version_keeps_its_lineage_and_settings(place: Path, tmp_path: Path) -> None:
