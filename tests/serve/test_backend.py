@@ -277,8 +277,9 @@ def test_client_texts_carry_no_paths(backend) -> None:
     assert backend.model.public_text(KeyError()) == "KeyError"
 
 
-def test_parameters_become_the_sessions_options(backend) -> None:
-    ort = backend.model.ort
+def test_parameters_become_the_sessions_options(backend, tmp_path: Path) -> None:
+    ort, file = backend.model.ort, tmp_path / "model.onnx"
+    file.write_bytes(b"a graph in float32")
     stated = {
         "intra_op_thread_count": "3",
         "inter_op_thread_count": "2",
@@ -288,7 +289,8 @@ def test_parameters_become_the_sessions_options(backend) -> None:
         "session.intra_op.allow_spinning": "0",
     }
     parameters = {key: {"string_value": value} for key, value in stated.items()}
-    options = backend.model._session_options({"parameters": parameters, "optimization": {"graph": {"level": 2}}})
+    asked = {"parameters": parameters, "optimization": {"graph": {"level": 2}}}
+    options = backend.model._session_options(file, asked)
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 2)
     assert options.execution_mode == ort.ExecutionMode.ORT_PARALLEL
     assert not options.enable_cpu_mem_arena
@@ -296,5 +298,5 @@ def test_parameters_become_the_sessions_options(backend) -> None:
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     levels = {0: "ORT_ENABLE_ALL", -1: "ORT_ENABLE_BASIC", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
     for level, name in levels.items():
-        made = backend.model._session_options({"optimization": {"graph": {"level": level}}})
+        made = backend.model._session_options(file, {"optimization": {"graph": {"level": level}}})
         assert made.graph_optimization_level == getattr(ort.GraphOptimizationLevel, name)

@@ -140,7 +140,7 @@ def _level(path, config):
     ONNX Runtime 1.31.1, its issue 28392) ends the process.
     """
     stated = int(((config.get("optimization") or {}).get("graph") or {}).get("level", 0))
-    if stated or any(entry["data_type"] == "TYPE_FP16" for entry in config["input"]):
+    if stated or any(entry["data_type"] == "TYPE_FP16" for entry in config.get("input", ())):
         return stated or 1
     file = Path(path)
     if not file.stat().st_size:
