@@ -41,6 +41,7 @@ from serve.target import Target
 
 RESULTS = Path("benchmarks/results")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+NETWORKS = {"minilm": networks.minilm, "resnet50": networks.resnet50}
 FP32, FP16, SINGLE, AGAIN = "fp32", "fp16", "unbatched", "fp16 again"
 WANTED = {
     "served over in process, FP32": 0.90,
@@ -272,11 +273,12 @@ def lend_libraries() -> None:
 
 
 @click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(NETWORKS)))
 @click.option("--pairs", default=Effort.pairs, help="Turns; 9 at least for a figure that is quoted.")
 @click.option("--seconds", default=Effort.seconds, help="Length of every load and of every stretch of calls.")
 @click.option("--samples", default=Effort.samples, help="Samples in a request.")
-def main(pairs: int, seconds: float, samples: int) -> None:
-    """Measure both networks and print the figures beside what is wanted; without a GPU, say so."""
+def main(names: tuple[str, ...], pairs: int, seconds: float, samples: int) -> None:
+    """Measure the networks and print the figures beside what is wanted; without a GPU, say so."""
     if why := doctor.lacks_gpu():
         click.echo(f"not run: {why}")
         raise SystemExit(0 if why == "no GPU" else 1)
@@ -285,7 +287,7 @@ def main(pairs: int, seconds: float, samples: int) -> None:
     lend_libraries()
     effort = Effort(pairs, seconds, samples=samples)
     target, found = Target(device="cuda", batch=BATCHES), {}
-    for made in (networks.minilm(), networks.resnet50()):
+    for made in (NETWORKS[name]() for name in names or NETWORKS):
         click.echo(f"{made.name}: {made.source}", err=True)
         with tempfile.TemporaryDirectory() as folder:
             found[made.name] = measured(made, target, effort, Path(folder))

@@ -10,7 +10,7 @@ import torch
 from loadtest import payload
 from loadtest.tensors import fewest
 from optimize import bundle as bundles
-from optimize import digest, follower, sample, splits
+from optimize import digest, follower, sample, speed, splits
 from optimize import step as steps_of
 from optimize.baseline import Progress, Trained, cost, graph_of, reusable
 from optimize.bundle import Bundle
@@ -110,7 +110,7 @@ def _judged(
         quality = evaluate(predictor, workload, trained.reference, largest_batch(workload, recipe))
     overlap = {"overlap": dict(sets.overlap)} if sets.overlap else {}
     # A CPU computes what the graph says, in the precision that it has for it.
-    emulated = {"emulated": True} if recipe.target.device == "cuda" and not in_torch else {}
+    emulated = {"emulated": True} if speed.lacking(recipe.target) and not in_torch else {}
     return quality, {"trained": trained.quality.document()["quality"], **quality.document(), **emulated, **overlap}
 
 

@@ -36,7 +36,7 @@ class Stage:
     change: Mapping[int, Ratio] = field(default_factory=dict)
 
 
-def slower(stages: Sequence[Stage], batch: int) -> str:
+def slower(stages: Sequence[Stage], batch: int, device: str = "cpu") -> str:
     """Return why the last stage is slower than the first at `batch`, and the way out.
 
     Only a stage whose whole interval says that it slowed down what it got is named. Not to be asked where the
@@ -46,7 +46,7 @@ def slower(stages: Sequence[Stage], batch: int) -> str:
     if not slowed:
         return "no single step is shown to have slowed it down: each is within the noise; remove more, or leave it FP32"
     culprit = min(slowed, key=lambda stage: stage.change[batch].value)
-    return f"{_slowed(culprit, batch)}: {_why_slower(culprit, stages[0], batch)}"
+    return f"{_slowed(culprit, batch)}: {_why_slower(culprit, stages[0], batch, device)}"
 
 
 def warnings(stages: Sequence[Stage], control: Mapping[int, Ratio]) -> list[str]:
@@ -82,7 +82,7 @@ def larger(stages: Sequence[Stage]) -> str:
     return f"{culprit.name} made it larger ({grown}): {why}"
 
 
-def _why_slower(culprit: Stage, trained: Stage, batch: int) -> str:
+def _why_slower(culprit: Stage, trained: Stage, batch: int, device: str) -> str:
     if trained.latency_ms[batch] < TINY_CALL:
         overhead = f"the trained model's call takes {trained.latency_ms[batch] * 1000:.0f} µs, mostly the runtime's own"
         return f"{overhead} overhead, which no compression shortens; raise the batch or leave it FP32"
@@ -90,6 +90,10 @@ def _why_slower(culprit: Stage, trained: Stage, batch: int) -> str:
     products = sum(kinds[kind] for kind in PRODUCTS)
     conversions = sum(kinds[kind] for kind in CONVERSIONS)
     ratio = f"{conversions} conversions for {products} products"
+    if device == "cuda" and kinds["QuantizeLinear"]:
+        return f"ONNX Runtime on a GPU gains nothing from INT8 ({ratio}); use quantize.half, or TensorRT as runtime"
+    if device == "cuda" and culprit.name == "quantize.half":
+        return "calls so short gain nothing from float16; raise the batch or leave it FP32"
     if culprit.name == "quantize.half":
         return "the CPU computes in float32 and converts at every operator; half precision pays on a GPU"
     if kinds["MatMulNBits"] and culprit.name.startswith("quantize."):

@@ -151,7 +151,7 @@ def smaller(ratio: float, stages: Sequence[Stage]) -> Gate:
     return Gate("promise: smaller", ratio > 1, f"{ratio:.2f}×", "> 1×", advice)
 
 
-def faster(batch: int, name: str, speeds: Speeds, stages: Sequence[Stage]) -> Gate:
+def faster(batch: int, name: str, speeds: Speeds, stages: Sequence[Stage], device: str = "cpu") -> Gate:
     """Judge the promise of speed at one batch size: the whole interval above 0.97, beside an A/A control.
 
     An interval that holds 0.97 is undecided, which is no pass.
@@ -161,6 +161,7 @@ def faster(batch: int, name: str, speeds: Speeds, stages: Sequence[Stage]) -> Ga
         name: of the result in `speeds`.
         speeds: of the result and the trained model, its baseline.
         stages: the trained model and every step's result, which say what it was that slowed it down.
+        device: where it was timed.
     """
     ratio, control = speeds.ratios(name, speeds.baseline)[batch], speeds.control()[batch]
     verdict = ratio.verdict(SLOWER)
@@ -170,7 +171,7 @@ def faster(batch: int, name: str, speeds: Speeds, stages: Sequence[Stage]) -> Ga
     elif verdict == "undecided":
         advice = f"undecided: {_busy(speeds, batch)}; {_longer(name, speeds, batch)}; {QUIETER}"
     else:
-        advice = explain.slower(stages, batch) if verdict == "slower" else ""
+        advice = explain.slower(stages, batch, device) if verdict == "slower" else ""
     return Gate(
         f"promise: faster at batch {batch}",
         verdict == "not slower" and not control.senseless,

@@ -103,7 +103,7 @@ def speed(
     arrays = feeds(inputs, target.batch)
 
     def visit(name: str) -> dict[int, float]:
-        with open_graph(files[name], plain if name == baseline else target, target.device) as session:
+        with open_graph(files[name], plain if name == baseline else target) as session:
             return timed(session, arrays)
 
     return ruler.alternate(

@@ -300,8 +300,8 @@ def _gates(
     if "smaller" in promises:
         gates.append(gate.smaller(timing.ratios(timing.result)["size"], stages))
     if "faster" in promises:
-        batches = () if timing.unmeasured else recipe.target.batch
-        gates += [gate.faster(batch, timing.result, timing.speeds, stages) for batch in batches]
+        batches, device = () if timing.unmeasured else recipe.target.batch, recipe.target.device
+        gates += [gate.faster(batch, timing.result, timing.speeds, stages, device) for batch in batches]
     return gates
 
 

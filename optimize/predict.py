@@ -14,10 +14,10 @@ from torch import nn
 from loadtest.client import connect
 from loadtest.errors import LatheError, UsageError
 from loadtest.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, from_served, to_served
-from optimize import emulate, extra
+from optimize import doctor, emulate, extra
 from optimize.attention import without_fast_path
 from optimize.errors import BadGraph, BadModel
-from serve import onnx_file
+from serve import gpu, onnx_file
 from serve.target import Target
 
 RUN = "give it the inputs of the workload that it was made from, or make it again"
@@ -183,6 +183,8 @@ class OnnxPredictor:
                 # It takes a product of FP8 for one of INT8, and then refuses what it made of it.
                 options.add_session_config_entry("session.disable_quant_qdq", "1")
                 self.session = self._opened(path, options, wanted)
+        except LatheError:
+            raise
         except Exception as error:
             message = (str(error).strip().splitlines() or [""])[0]
             raise BadGraph(f"ONNX Runtime cannot load it: {message}", where=str(path), fix="export it again") from error
@@ -195,7 +197,8 @@ class OnnxPredictor:
     def _opened(self, path: Path, options: Any, provider: str) -> Any:
         import onnxruntime
 
-        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        asked = gpu.CUDA if provider == OnnxPredictor.gpu else {}
+        return onnxruntime.InferenceSession(str(path), options, providers=[(provider, asked)])
 
     def predict(self, inputs: Arrays) -> dict[str, Array]:
         """Return the graph's outputs for one batch."""
@@ -298,6 +301,7 @@ class RtxPredictor(OnnxPredictor):
 
     Raises:
         MissingExtra: the plug-in is not installed.
+        BadGraph: it takes no GPU of this machine.
     """
 
     gpu = "NvTensorRTRTXExecutionProvider"
@@ -309,6 +313,12 @@ class RtxPredictor(OnnxPredictor):
 
         _register_rtx(provider)
         devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == provider]
+        if not devices:
+            raise BadGraph(
+                "TensorRT for RTX finds no GPU here that it supports: it takes RTX GPUs, no H100 or H200",
+                where=str(path),
+                fix='use runtime = "onnxruntime" or "tensorrt", or a machine with an RTX GPU',
+            )
         options.add_provider_for_devices(devices, {})
         return onnxruntime.InferenceSession(str(path), options)
 
@@ -333,19 +343,21 @@ RUNTIMES: dict[str, type[GraphPredictor]] = {
 """What runs an ONNX file, by `Target.runtime`."""
 
 
-def open_graph(path: Path, target: Target, device: str = "cpu") -> GraphPredictor:
-    """Return an ONNX file in the target's runtime, with the target's cores.
+def open_graph(path: Path, target: Target) -> GraphPredictor:
+    """Return an ONNX file in the target's runtime on the target's device, with the target's cores.
+
+    Where a GPU is wanted and none is here, the CPU computes what the graph says in the GPU's place.
 
     Raises:
         MissingExtra: the runtime is not installed.
         BadGraph: the runtime cannot load the file.
     """
     runtime = RUNTIMES[target.runtime]
-    if device == target.device or runtime is OpenVinoPredictor:
-        return runtime(path, device, target.cores)
-    # A CPU computes for a GPU here. Its own arithmetic in INT8 is not the GPU's.
+    if target.device == "cpu" or doctor.has_gpu():
+        return runtime(path, target.device, target.cores)
+    # A CPU's own arithmetic in INT8 is not the GPU's.
     with emulate.readable(path) as readable:
-        return OnnxPredictor(readable, device, target.cores, integers=False)
+        return OnnxPredictor(readable, "cpu", target.cores, integers=False)
 
 
 class EndpointPredictor:

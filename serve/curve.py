@@ -1,7 +1,7 @@
 """Curve: batch size and queue delay from the measured time of a call at several batch sizes.
 
 For GPUs, where a large batch takes hardly longer than a small one. On a CPU waiting costs more than it brings, for a
-request that waits alone has lost the whole delay, so nothing is derived there. It was not run on a GPU.
+request that waits alone has lost the whole delay, so nothing is derived there.
 """
 
 from collections.abc import Mapping

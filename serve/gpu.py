@@ -1,7 +1,7 @@
 """The part of a model's configuration that speaks to GPUs and TensorRT, in Triton's protobuf message.
 
-No GPU was at hand when this was tested: it is checked against Triton's schema and the keys that its ONNX Runtime
-backend documents.
+What speaks to the CUDA provider ran on a GPU; the accelerators are checked against Triton's schema and the keys that
+its ONNX Runtime backend documents.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,12 @@ from serve.settings import Settings
 PLAN = "model.plan"
 RTX = "tensorrt-rtx"
 """The accelerator that only our own backend knows: ONNX Runtime's plug-in for RTX GPUs."""
+CUDA = {"cudnn_conv_algo_search": "HEURISTIC", "prefer_nhwc": "1"}
+"""What ONNX Runtime's CUDA provider is told, in the server and beside it.
+
+Its own default tries every algorithm of a convolution whenever a batch of a new size comes, which holds up the server,
+and may take another one in each process. With channels last, float16 convolutions use tensor cores without transposes.
+"""
 SIZES = {"min": "minimum", "opt": "typical", "max": "maximum"}
 """TensorRT's names of the sizes in a profile, and ours."""
 
@@ -30,6 +36,9 @@ def add(config: ModelConfig, inputs: Sequence[TensorSpec], settings: Settings) -
     optimization.input_pinned_memory.enable = settings.pinned
     optimization.output_pinned_memory.enable = settings.pinned
     if not settings.accelerator:
+        cuda = optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
+        for key, value in CUDA.items():
+            cuda.parameters[key] = value
         return
     accelerator = optimization.execution_accelerators.gpu_execution_accelerator.add(name=settings.accelerator)
     rtx = settings.accelerator == RTX

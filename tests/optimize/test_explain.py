@@ -48,6 +48,21 @@ def test_the_cause_of_a_slower_result(step: str, kinds: tuple[str, ...], says: s
     assert says in cause
 
 
+@pytest.mark.parametrize(
+    ("step", "kinds", "says"),
+    [
+        ("quantize.static", ("QuantizeLinear", "DequantizeLinear", "Conv"), "TensorRT as runtime"),
+        ("quantize.half", ("Cast", "MatMul", "Cast"), "raise the batch"),
+    ],
+)
+def test_the_cause_on_a_gpu_is_not_that_on_a_cpu(step: str, kinds: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    before, after = graph(tmp_path / "before.onnx", "MatMul"), graph(tmp_path / "after.onnx", *kinds)
+    stages = [Stage("trained", before, {1: 1.0}), Stage(step, after, {1: 2.0}, {1: Ratio(0.5, 0.4, 0.6)})]
+    cause = explain.slower(stages, 1, "cuda")
+    assert says in cause
+    assert "CPU" not in cause
+
+
 def test_below_the_overhead_of_a_call_nothing_can_be_gained(tmp_path: Path) -> None:
     file = graph(tmp_path / "model.onnx", "MatMul")
     stages = [

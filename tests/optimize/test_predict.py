@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from loadtest.errors import LatheError, UsageError
+from optimize import predict
 from optimize.errors import BadGraph, BadModel
-from optimize.predict import EndpointPredictor, OnnxPredictor, forward
+from optimize.predict import EndpointPredictor, OnnxPredictor, RtxPredictor, forward
 
 
 class Returns(nn.Module):
@@ -61,6 +62,17 @@ def test_a_corrupt_onnx_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(BadGraph) as error:
         OnnxPredictor(path)
     assert error.value.where == str(path)
+
+
+def test_a_gpu_that_tensorrt_for_rtx_does_not_take(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    import onnxruntime
+
+    # What it says beside an H200: there is no device of its own.
+    monkeypatch.setattr(predict, "_register_rtx", lambda _name: None)
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", list)
+    with pytest.raises(BadGraph, match="no H100 or H200") as error:
+        RtxPredictor(tmp_path / "model.onnx", "cuda")
+    assert 'runtime = "onnxruntime"' in error.value.fix
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8001/model", "grpc://127.0.0.1:8001", "ftp://127.0.0.1:1/model"])

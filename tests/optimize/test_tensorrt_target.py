@@ -16,6 +16,7 @@ from loadtest.errors import UsageError
 from loadtest.tensors import BATCH, Dim, TensorSpec
 from optimize import bundle as bundles
 from optimize import doctor, recipe
+from optimize.errors import BadGraph
 from optimize.evaluate import evaluate, relative_error
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor, open_graph
@@ -259,3 +260,12 @@ def test_a_gpu_that_does_not_work_is_no_machine_without_one(
     ended = optimize("quantize", SOURCE, "--method", "static", *WHERE, "--output", tmp_path / "out")
     assert ended.code == 4
     assert "ONNX Runtime has no" in ended.err
+
+
+def test_a_graph_is_judged_on_the_gpu_that_is_here(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target(device="cuda")
+    with open_graph(exported, target) as emulated:
+        assert emulated.session.get_providers() == ["CPUExecutionProvider"]
+    monkeypatch.setattr(doctor, "has_gpu", lambda: True)
+    with pytest.raises(BadGraph, match="CUDAExecutionProvider"):  # there is none, and no CPU takes its place
+        open_graph(exported, target)

@@ -75,6 +75,8 @@ DOCUMENTED = {
     *("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes"),
 }
 """Parameters of the accelerator `tensorrt`, as the README of Triton's ONNX Runtime backend lists them."""
+CUDA = {"cudnn_conv_algo_search", "prefer_nhwc"}
+"""Parameters of the accelerator `cuda`; that README refers to ONNX Runtime's options of the CUDA provider."""
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("cuda")])
@@ -88,6 +90,9 @@ def test_the_fields_for_a_gpu_fit_the_schema_and_each_other(name: str) -> None:
     assert all(size <= config.max_batch_size for size in config.dynamic_batching.preferred_batch_size)
     assert {sample.batch_size for sample in config.model_warmup} >= {1, config.max_batch_size}
     for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
+        if accelerator.name == "cuda":
+            assert set(accelerator.parameters) == CUDA
+            continue
         assert accelerator.name == "tensorrt"
         assert set(accelerator.parameters) <= DOCUMENTED
         shapes = [accelerator.parameters[f"trt_profile_{size}_shapes"] for size in gpu.SIZES]

@@ -19,11 +19,12 @@ Of what the native backend documents (its README, and Triton's model configurati
     optimization.graph.level                                        tested here
     errors for one request, not its batch; no path in a text        tested here
     completing a config.pbtxt without inputs and outputs            tested here
-    KIND_GPU, the accelerators cuda and tensorrt, and their options written as documented, not run: no GPU was at hand.
-                                                                    A session that lacks a provider is refused.
-    the accelerator tensorrt-rtx, ONNX Runtime's plug-in            of ours alone; written as documented, not run
-    IO binding on a GPU, output_pinned_memory                       written as documented, not run; the same function is
-                                                                    tested on the CPU. Strings go without it.
+    KIND_GPU, the accelerator cuda and its options                  tested on an H200. A session that lacks a provider
+                                                                    is refused.
+    the accelerator tensorrt and its options                        written as documented, not run
+    the accelerator tensorrt-rtx, ONNX Runtime's plug-in            of ours alone; loaded on an H200, which it does not
+                                                                    take
+    IO binding on a GPU, output_pinned_memory                       tested on an H200. Strings go without it.
     input_pinned_memory                                             has no effect: Triton hands over plain memory
     BF16, batch_input and batch_output, ragged batches, the CPU
       accelerators, custom operator libraries, decoupled responses  refused when the model loads
