@@ -1,9 +1,11 @@
-"""What quantization asks of the device: how far a CPU can add 8-bit products, which integers activations become."""
+"""What is asked of the device: how far its CPU adds 8-bit products, which integers activations become, bfloat16."""
 
 from pathlib import Path
 
 EXACT_INT8 = ("avx512_vnni", "avx_vnni", "amx_int8")
 """Any of these adds 8-bit products in 32 bits. Other x86 CPUs add pairs of them in 16 bits, which overflow."""
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "avx_ne_convert")
+"""Any of these multiplies in bfloat16, or reads it; without one PyTorch converts in software."""
 
 
 def flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:
@@ -13,6 +15,12 @@ def flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:
     except OSError:
         return set()
     return set(line.partition(":")[2].split())
+
+
+def lacks_bfloat16() -> bool:
+    """Return whether this machine's CPU is known to have no products of bfloat16."""
+    found = flags()
+    return bool(found) and found.isdisjoint(BFLOAT16)
 
 
 def reduced_range(asked: bool | None, device: str) -> bool:

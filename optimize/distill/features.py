@@ -68,6 +68,7 @@ def apply(config: Features, module: "nn.Module", context: "Context") -> "nn.Modu
     from optimize.distill import layers, teacher
 
     workload = context.workload
+    teacher.say_precision(config.precision, context, "distill.features")
     student = teacher.student(config.student, module, context, "distill.features")
     pairs = layers.paired(config.layers, student, context.trained)
     torch.manual_seed(context.seed)

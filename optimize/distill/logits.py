@@ -116,6 +116,7 @@ def apply(config: Logits, module: "nn.Module", context: "Context") -> "nn.Module
 
     workload = context.workload
     output = teacher.output_of(context, config.logits, "distill.logits")
+    teacher.say_precision(config.precision, context, "distill.logits")
     student = teacher.student(config.student, module, context, "distill.logits")
     trained = teacher.Teacher(context, config.precision)
     inputs, targets = next(train.tensors(workload))

@@ -85,6 +85,7 @@ def apply(config: Relations, module: "nn.Module", context: "Context") -> "nn.Mod
 
     workload = context.workload
     output = teacher.output_of(context, config.embedding, "distill.relations")
+    teacher.say_precision(config.precision, context, "distill.relations")
     student = teacher.student(config.student, module, context, "distill.relations")
     trained = teacher.Teacher(context, config.precision)
     first = next(train.tensors(workload))[0]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from optimize import cpu, processes
 from optimize.errors import BadModel, BadWorkload, NoEffect
 from optimize.predict import forward
 from optimize.train import Tensors, tensors, trainable
@@ -42,6 +43,12 @@ class Teacher:
             self._free -= weight
             self._known[key] = said
         return said
+
+
+def say_precision(precision: Precision, context: "Context", method: str) -> None:
+    """Tell who asked for bfloat16 that this machine has no instructions for it."""
+    if precision == "bfloat16" and processes.device().type == "cpu" and cpu.lacks_bfloat16():
+        context.progress(f"{method}: this CPU computes bfloat16 in software: float32 is several times faster here", 0.0)
 
 
 def outputs(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from optimize import bundle, step
+from optimize import bundle, cpu, step
 from optimize.distill import layers, relations, teacher
 from optimize.distill.features import Features
 from optimize.distill.logits import Logits
@@ -246,6 +246,18 @@ def test_bfloat16_learns_the_same(kind: Any, poor: Workload, tmp_path: Path) -> 
     # Rounding leads another way down: what counts is that both arrive.
     untrained = apart(poor.build("narrow"), poor, kind)
     assert all(apart(module, poor, kind) < 0.5 * untrained for module in made)
+
+
+@KINDS
+@pytest.mark.parametrize(("found", "told"), [({"avx2"}, True), ({"avx2", "avx512_bf16"}, False), (set(), False)])
+def test_bfloat16_in_software_is_said(
+    kind: Any, found: set[str], told: bool, poor: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "flags", lambda: found)
+    said: list[str] = []
+    place = replace(context(poor, tmp_path), progress=lambda text, _share: said.append(text))
+    step.apply(kind(student="narrow", epochs=1, precision="bfloat16"), poor.build(), place)
+    assert any("float32 is several times faster here" in text for text in said) == told
 
 
 def test_the_teacher_is_asked_once_about_a_batch_that_comes_again(poor: Workload, tmp_path: Path) -> None:
