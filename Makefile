@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := optimize serve loadtest tests examples benchmarks
+SOURCES := modelathe optimize serve loadtest tests examples benchmarks
 REPOSITORY := build/model_repository
 
 .DEFAULT_GOAL := help

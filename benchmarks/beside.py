@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from loadtest import payload
-from loadtest.tensors import TensorSpec
+from modelathe.tensors import TensorSpec
 from optimize import ruler
 from optimize.predict import OnnxPredictor
 from optimize.ruler import CONTROL, Speeds

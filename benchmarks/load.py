@@ -23,7 +23,7 @@ from rich.table import Table
 from serving import TEXTS, publish_texts
 
 from loadtest import nullserver, payload
-from loadtest.tensors import Arrays
+from modelathe.tensors import Arrays
 from serve import server, source
 
 OUTPUT = Path("build/bench")

@@ -16,9 +16,9 @@ from typing import Any
 import mlperf_loadgen as lg
 import numpy as np
 
-from loadtest.client import connect
 from loadtest.mlperf import SEED
-from loadtest.tensors import TRITON_DTYPES
+from modelathe.client import connect
+from modelathe.tensors import TRITON_DTYPES
 
 SCENARIOS = {"single-stream": "SingleStream", "multi-stream": "MultiStream", "server": "Server", "offline": "Offline"}
 IN_FLIGHT = 16

@@ -21,8 +21,8 @@ import peers
 import tomli_w
 from zoo import EXAMPLES, NAMES
 
-from loadtest.errors import LatheError
-from loadtest.tensors import Dim, TensorSpec
+from modelathe.errors import LatheError
+from modelathe.tensors import Dim, TensorSpec
 from optimize import bundle as bundles
 from optimize import evaluate, measure, predict
 from optimize.export import graph as graphs

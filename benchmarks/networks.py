@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from loadtest import payload
-from loadtest.tensors import Arrays, Dim, TensorSpec
+from modelathe.tensors import Arrays, Dim, TensorSpec
 from optimize import workload
 from optimize.workload import Batch, Workload
 

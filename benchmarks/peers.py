@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loadtest.tensors import Arrays
+from modelathe.tensors import Arrays
 from optimize.export import graph
 from optimize.export.onnx import export
 from optimize.train import label_loss, tensors

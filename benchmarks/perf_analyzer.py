@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import wire
-from loadtest.tensors import Arrays
+from modelathe.tensors import Arrays
 
 _TRIES = 3
 HOME = Path(".venv-peers/perf_analyzer")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from loadtest import drive, payload, summary
 from loadtest.plan import Plan
-from loadtest.tensors import TensorSpec
 from loadtest.traffic import Part
+from modelathe.tensors import TensorSpec
 from serve import model_config, repository, server
 
 REPOSITORY, MODEL, SECONDS = Path("model_repository"), "digits_cnn", 5.0

@@ -16,7 +16,7 @@ from typing import Any
 
 import beside
 
-from loadtest.tensors import TensorSpec
+from modelathe.tensors import TensorSpec
 from optimize.predict import OnnxPredictor
 from serve import server, source
 from serve.server import Endpoint

@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.nn import functional
 
-from loadtest.tensors import BATCH, Array, Arrays, TensorSpec
+from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
 from optimize.workload import Batch, Workload
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")

@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 from torch.nn import functional
 
-from loadtest.tensors import BATCH, Array, Arrays, TensorSpec
+from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
 from optimize.workload import Batch, Workload
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "xml")

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from trained import SEED, again, learned
 
-from loadtest.tensors import BATCH, Array, Arrays, TensorSpec
+from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
 from optimize.workload import Batch, Workload
 
 NOISE, BATCH_SIZE, SAMPLES, EPOCHS = 32, 64, 640, 40

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from trained import again, by_loss, learned
 
-from loadtest.tensors import BATCH, Array, Arrays, TensorSpec
+from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
 from optimize.workload import Batch, Workload
 
 SAMPLES, BATCH_SIZE = 2000, 100

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, Array, Arrays, Dim, TensorSpec
+from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
 from optimize.workload import Batch, Workload
 
 PAIRS = 1500

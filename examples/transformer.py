@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 from trained import again, by_loss, learned
 
-from loadtest.tensors import Array, Arrays
+from modelathe.tensors import Array, Arrays
 from optimize.workload import Workload
 
 WIDTH, HEADS, LAYERS, HIDDEN = 512, 8, 2, 1024

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from trained import again, by_loss, learned
 
-from loadtest.tensors import Array, Arrays
+from modelathe.tensors import Array, Arrays
 from optimize.workload import Batch, Workload
 
 HIDDEN, LATENT, KL_WEIGHT = 512, 32, 0.1

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.client import Client
-from loadtest.errors import BadInput
-from loadtest.tensors import Array, Arrays, TensorSpec
+from modelathe.client import Client
+from modelathe.errors import BadInput
+from modelathe.tensors import Array, Arrays, TensorSpec
 
 GATES = {"99%": 0.99, "99.9%": 0.999}
 """Shares of the reference's metric that MLPerf asks for, the second for the high-accuracy variants."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.tensors import Array, Arrays
+from modelathe.tensors import Array, Arrays
 
 EXACT = 1e-5
 MARGIN = 1.5

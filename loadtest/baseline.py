@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest import files, results
-from loadtest.commandline import document, finite
-from loadtest.errors import BadInput
+from loadtest import results
 from loadtest.plan import Plan
 from loadtest.results import ERROR, MISMATCH, OK, TIMEOUT, Results
 from loadtest.summary import sending_time, summary
+from modelathe import files
+from modelathe.commandline import document, finite
+from modelathe.errors import BadInput
 
 BLOCKS = 60
 BIN = 0.005

@@ -2,7 +2,6 @@
 
 import click
 
-from loadtest.commandline import CommandGroup, version
 from loadtest.commands.capacity import capacity
 from loadtest.commands.compare import compare
 from loadtest.commands.manifest import manifest
@@ -12,6 +11,7 @@ from loadtest.commands.report import report
 from loadtest.commands.run import run
 from loadtest.commands.scenario import scenario
 from loadtest.commands.selftest import selftest
+from modelathe.commandline import CommandGroup, version
 
 
 @click.group(cls=CommandGroup)

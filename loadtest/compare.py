@@ -29,11 +29,11 @@ from scipy import special
 
 from loadtest import baseline, stretches
 from loadtest.baseline import BIN, Baseline
-from loadtest.commandline import document
-from loadtest.errors import BadInput, LatheError, Refused
 from loadtest.plan import Plan
 from loadtest.report import number
 from loadtest.stretches import Cut
+from modelathe.commandline import document
+from modelathe.errors import BadInput, LatheError, Refused
 
 Numbers = NDArray[np.float64]
 LEVEL = 95.0

@@ -21,10 +21,7 @@ from typing import Any
 
 from loadtest import eventloop, traffic, workers
 from loadtest.answers import MOST_SAMPLES, Answers, Tolerance
-from loadtest.client import Client, connect
-from loadtest.commandline import version as lathe_version
 from loadtest.counts import Statistics
-from loadtest.errors import BadInput, LatheError, MachineError, ServerAbsent, ServerFault
 from loadtest.loop import PATIENCE, TICK, Loop, Progress
 from loadtest.package import pack
 from loadtest.plan import Plan
@@ -32,8 +29,11 @@ from loadtest.readings import Readings
 from loadtest.results import Writer
 from loadtest.senders.choice import sending
 from loadtest.senders.sender import Sender
-from loadtest.tensors import Arrays, TensorSpec
 from loadtest.traffic import Part
+from modelathe.client import Client, connect
+from modelathe.commandline import version as lathe_version
+from modelathe.errors import BadInput, LatheError, MachineError, ServerAbsent, ServerFault
+from modelathe.tensors import Arrays, TensorSpec
 
 _FIRST_CONNECTIONS = 16
 _SETTLING = 2.0

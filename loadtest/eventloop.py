@@ -13,8 +13,8 @@ from itertools import accumulate
 from math import ceil, exp, log
 from typing import Any
 
-from loadtest.errors import Stopped
 from loadtest.statistics import ranks
+from modelathe.errors import Stopped
 
 _FINE = 0.003
 """Seconds before a timer from which on the wait is exact."""

@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from loadtest import files, thresholds
+from loadtest import thresholds
 from loadtest.report import facts, headline, latencies, number, plan_line
 from loadtest.results import VERDICTS, Results
+from modelathe import files
 
 _COLUMNS = ("planned", "sent", "done", "verdict", "model", "payload", "tries", "kind")
 _ROWS = 50_000

@@ -19,9 +19,9 @@ from select import select
 
 import numpy as np
 
-from loadtest import interpreter
-from loadtest.errors import UsageError
 from loadtest.statistics import Seconds
+from modelathe import interpreter
+from modelathe.errors import UsageError
 
 _METRIC = re.compile(r"^nv_cpu_memory_used_bytes(?:\{[^}]*\})?\s+([0-9.eE+]+)", re.MULTILINE)
 _RSS = re.compile(r"^VmRSS:\s+(\d+) kB", re.MULTILINE)

@@ -6,12 +6,12 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from loadtest import files
 from loadtest.answers import MOST_SAMPLES
-from loadtest.errors import BadInput
 from loadtest.results import document_line
 from loadtest.summary import load_file
 from loadtest.workers import latest
+from modelathe import files
+from modelathe.errors import BadInput
 
 _SAME = ("model", "model_version", "parts")
 """What the first lines of one run's files have in common besides the plan."""

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from loadtest import schedule
-from loadtest.errors import UsageError
 from loadtest.results import MISMATCH, OK, Results
 from loadtest.statistics import Seconds
+from modelathe.errors import UsageError
 
 CONFIDENCE = 0.99
 SEED = 16159082839903944936

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.commandline import PATH
-from loadtest.errors import UsageError
+from modelathe.commandline import PATH
+from modelathe.errors import UsageError
 
 if TYPE_CHECKING:
-    from loadtest.connection import Connection
     from loadtest.parts import Sizes
     from loadtest.plan import Plan
     from loadtest.traffic import Part
+    from modelathe.connection import Connection
 
 DURATION = 10.0
 FULL = 64
@@ -322,7 +322,7 @@ def _duration(options: dict[str, Any]) -> float:
 
 def connection_of(options: dict[str, Any]) -> "Connection":
     """Return how the options say that the server is reached."""
-    from loadtest.connection import Connection
+    from modelathe.connection import Connection
 
     taken: dict[str, Any] = {
         key: str(options[key]) if options[key] else None for key in ("authority", "certificate", "key")
@@ -357,8 +357,8 @@ def kept(path: Path) -> Iterator[None]:
 
 def largest_batch(plan: "Plan", model: str, options: dict[str, Any]) -> int:
     """Return how many samples a request to the model may hold; 1 for a model without a batch axis."""
-    from loadtest.client import connect
-    from loadtest.tensors import Dim
+    from modelathe.client import connect
+    from modelathe.tensors import Dim
 
     with connect(plan.url, connection=plan.connection) as client:
         inputs, _ = client.metadata(model, options["version"])

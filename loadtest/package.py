@@ -11,8 +11,8 @@ import numpy as np
 
 from loadtest.answers import Answers, Tolerance
 from loadtest.plan import Plan
-from loadtest.tensors import Array, Arrays, TensorSpec
 from loadtest.traffic import Fresh, Part
+from modelathe.tensors import Array, Arrays, TensorSpec
 
 References = Mapping[int, tuple[Arrays, Tolerance]]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import answers, payload
-from loadtest.client import Client, connect
 from loadtest.data import npz, read, recorded
 from loadtest.data.request import Data, Signature
-from loadtest.errors import BadInput, UsageError
 from loadtest.plan import Plan
-from loadtest.tensors import TensorSpec
 from loadtest.traffic import Fresh, Part
+from modelathe.client import Client, connect
+from modelathe.errors import BadInput, UsageError
+from modelathe.tensors import TensorSpec
 
 PAYLOADS = 16
 """Different requests of random values, which a run goes through again and again."""

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from loadtest.answers import Tolerance
-from loadtest.errors import BadInput, UsageError
-from loadtest.tensors import UNBOUNDED, Arrays, Dim, TensorSpec
+from modelathe.errors import BadInput, UsageError
+from modelathe.tensors import UNBOUNDED, Arrays, Dim, TensorSpec
 
 
 def generate(specs: Sequence[TensorSpec], count: int, seed: int, batch: int = 1) -> list[Arrays]:

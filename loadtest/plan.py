@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import schedule
-from loadtest.connection import PLAIN, Connection, address
 from loadtest.data import trace
-from loadtest.errors import UsageError
+from modelathe.connection import PLAIN, Connection, address
+from modelathe.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loadtest import files, memory, results, thresholds
-from loadtest.commandline import document, finite
-from loadtest.errors import BadInput, LatheError
+from loadtest import memory, results, thresholds
 from loadtest.report import load, number
 from loadtest.scenario import Phase, Scenario, phases, resolved
 from loadtest.validity import GONE
 from loadtest.verdicts import VERDICTS, Finding, Played
+from modelathe import files
+from modelathe.commandline import document, finite
+from modelathe.errors import BadInput, LatheError
 
 Send = Callable[[str, dict[str, Any], Path], dict[str, Any]]
 """Sends one phase: from its name, its options and the result file to the run's document."""

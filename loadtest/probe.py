@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from loadtest import drive, edge, results, thresholds, validity
 from loadtest.capacity import Probe
-from loadtest.errors import ServerAbsent, UsageError
 from loadtest.plan import Plan
 from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Results
 from loadtest.schedule import MOST_IN_FLIGHT
 from loadtest.summary import summary
 from loadtest.thresholds import Threshold
 from loadtest.traffic import Part
+from modelathe.errors import ServerAbsent, UsageError
 
 SETTLE = 0.5
 """Seconds at the start of a probe that do not count: it begins with an empty queue."""

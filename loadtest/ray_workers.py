@@ -18,8 +18,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from loadtest import interpreter, workers
-from loadtest.errors import MachineError, UsageError
+from loadtest import workers
+from modelathe import interpreter
+from modelathe.errors import MachineError, UsageError
 
 LOCAL = "local"
 """The address that starts a cluster on this machine instead of joining one."""

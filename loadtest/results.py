@@ -21,10 +21,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from loadtest.commandline import FORMAT, finite
-from loadtest.errors import BadInput
 from loadtest.responses import Collected, Responses
 from loadtest.statistics import Seconds
+from modelathe.commandline import FORMAT, finite
+from modelathe.errors import BadInput
 
 VERDICTS = ("ok", "mismatch", "error", "timeout", "dropped")
 OK, MISMATCH, ERROR, TIMEOUT, DROPPED = VERDICTS

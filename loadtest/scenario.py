@@ -16,9 +16,9 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAda
 from pydantic.dataclasses import dataclass
 
 from loadtest import thresholds
-from loadtest.errors import UsageError
 from loadtest.options import seconds
 from loadtest.verdicts import VERDICTS
+from modelathe.errors import UsageError
 
 FOLDER = Path(__file__).parent / "scenarios"
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%")

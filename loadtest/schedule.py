@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.errors import UsageError
+from modelathe.errors import UsageError
 
 Numbers = NDArray[np.float64]
 _BLOCK = 1024

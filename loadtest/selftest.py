@@ -10,13 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtest import drive, nullserver, payload
-from loadtest.commandline import document
-from loadtest.connection import PLAIN, Connection
 from loadtest.nullserver import NullServer
 from loadtest.plan import Plan
 from loadtest.summary import summarize
-from loadtest.tensors import TensorSpec
 from loadtest.traffic import Part
+from modelathe.commandline import document
+from modelathe.connection import PLAIN, Connection
+from modelathe.tensors import TensorSpec
 
 PROTOCOLS = {"http": ("http", PLAIN), "grpc": ("grpc", PLAIN), "grpc stream": ("grpc", Connection(streams=1))}
 CONCURRENCIES = (1, 8, 32)

@@ -19,14 +19,14 @@ import psutil
 
 from loadtest import wire
 from loadtest.answers import Answers
-from loadtest.client import Client
-from loadtest.errors import LatheError, MachineError, RequestRejected, ServerAbsent, UsageError
 from loadtest.plan import Plan
 from loadtest.results import OK, TIMEOUT, Flight
 from loadtest.senders.sender import Finished, Sender, check
-from loadtest.tensors import TRITON_DTYPES, Array, Arrays
 from loadtest.traffic import Part, firsts
 from loadtest.wire import Place
+from modelathe.client import Client
+from modelathe.errors import LatheError, MachineError, RequestRejected, ServerAbsent, UsageError
+from modelathe.tensors import TRITON_DTYPES, Array, Arrays
 
 MOST_SLOTS = 256
 """The most requests of an open loop whose outputs have a place; more wait for one, and leave late."""

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from loadtest import thresholds, validity
 from loadtest.breakdown import by_model
-from loadtest.commandline import document
-from loadtest.errors import BadInput
 from loadtest.responses import figures
 from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, VERDICTS, Results, read
 from loadtest.statistics import Seconds, largest, milliseconds
+from modelathe.commandline import document
+from modelathe.errors import BadInput
 
 _SHORTEST = 1e-6
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import Any
 
-from loadtest.errors import Refused, UsageError
 from loadtest.statistics import PERCENTILES, needed
+from modelathe.errors import Refused, UsageError
 
 _TIMES = {"us": 1e3, "µs": 1e3, "ms": 1.0, "s": 1e-3}
 _UNITS = {"time": tuple(_TIMES), "count": ("", "%"), "rate": ("", "/s")}

@@ -8,9 +8,9 @@ from itertools import accumulate, count
 import numpy as np
 
 from loadtest.answers import Tolerance
-from loadtest.errors import BadInput, UsageError
 from loadtest.results import Script, Turn
-from loadtest.tensors import Array, Arrays, TensorSpec
+from modelathe.errors import BadInput, UsageError
+from modelathe.tensors import Array, Arrays, TensorSpec
 
 _BLOCK = 4096
 _FIRST_ID, _IDS, _SEEDS = 10**15, 10**12, 1000

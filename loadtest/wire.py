@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from loadtest.connection import PLAIN, Connection
 from loadtest.data import values
-from loadtest.errors import BadInput
 from loadtest.results import Turn, parsed
-from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, Arrays, TensorSpec
+from modelathe.connection import PLAIN, Connection
+from modelathe.errors import BadInput
+from modelathe.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, Arrays, TensorSpec
 
 _CONTENTS = {
     "BOOL": "bool_contents",

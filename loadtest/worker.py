@@ -19,15 +19,15 @@ from typing import Any
 
 from loadtest import eventloop, traffic
 from loadtest.answers import Answers
-from loadtest.client import Client
 from loadtest.drive import connections
-from loadtest.errors import LatheError
 from loadtest.loop import PATIENCE, Loop, Progress
 from loadtest.package import unpack
 from loadtest.plan import Plan
 from loadtest.results import Flight, line
 from loadtest.senders.choice import sending
 from loadtest.senders.sender import Sender
+from modelathe.client import Client
+from modelathe.errors import LatheError
 
 _PIPE = 2**20
 """Bytes that fit into the pipe before a worker has to wait for its reader; the most that Linux gives to everybody."""

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import orjson
 
-from loadtest import errors, interpreter
-from loadtest.errors import LatheError, MachineError, ServerAbsent
 from loadtest.loop import PATIENCE, Progress
 from loadtest.plan import Plan
 from loadtest.results import Writer
+from modelathe import errors, interpreter
+from modelathe.errors import LatheError, MachineError, ServerAbsent
 
 HEAD_START = 0.2
 _LAST_WORDS, _LAST_BREATH = 5.0, 1.0

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.tensors import Arrays
+from modelathe.tensors import Arrays
 from optimize import bundle as bundles
 from optimize import macs, measure
 from optimize.bundle import Bundle

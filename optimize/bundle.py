@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from loadtest import files
-from loadtest.commandline import document
-from loadtest.tensors import fewest
+from modelathe import files
+from modelathe.commandline import document
+from modelathe.tensors import fewest
 from optimize import state
 from optimize.digest import Key
 from optimize.errors import BadBundle

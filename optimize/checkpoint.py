@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loadtest import files
+from modelathe import files
 from optimize import processes
 from optimize.step import fingerprint
 

@@ -2,7 +2,7 @@
 
 import click
 
-from loadtest.commandline import CommandGroup, version
+from modelathe.commandline import CommandGroup, version
 from optimize.commands import compare, doctor, evaluate, inspect, method, run, sensitivity, show, tensorrt
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from loadtest.commandline import version
+from modelathe.commandline import version
 from optimize import cpu
 from optimize.errors import BadWorkload
 

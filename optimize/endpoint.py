@@ -15,10 +15,10 @@ import numpy as np
 
 from loadtest import answers as answers_of
 from loadtest import drive, page, payload, summary
-from loadtest.client import Client, connect
 from loadtest.plan import Plan
-from loadtest.tensors import UNBOUNDED, Arrays, Dim, TensorSpec, fewest, from_served, to_served
 from loadtest.traffic import Part
+from modelathe.client import Client, connect
+from modelathe.tensors import UNBOUNDED, Arrays, Dim, TensorSpec, fewest, from_served, to_served
 from optimize import gate, parity, sample
 from optimize.baseline import Progress, Trained, graph_of
 from optimize.bundle import Bundle
@@ -60,7 +60,7 @@ def check(repository: Path, workload: Workload, target: Target) -> None:
         raise BadWorkload(
             f"its inputs are declared from a batch of {few}, and a server gives a model single samples too",
             where=workload.source or workload.name,
-            fix="declare the batch from 1, as loadtest.tensors.BATCH does, or run it without --repository",
+            fix="declare the batch from 1, as modelathe.tensors.BATCH does, or run it without --repository",
         )
     staging.check(repository, workload.name)
     install.environment().require(model_config.backend(target))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.tensors import Array, fewest
+from modelathe.tensors import Array, fewest
 from optimize import copies
 from optimize.errors import BadGraph, BadModel
 from optimize.predict import GraphPredictor, TorchPredictor, open_graph

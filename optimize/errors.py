@@ -16,7 +16,7 @@ MachineError (5)
 └── MissingExtra     an optional package of lathe's is not installed
 """
 
-from loadtest.errors import BadInput, MachineError, Refused, UsageError
+from modelathe.errors import BadInput, MachineError, Refused, UsageError
 
 
 class BadRecipe(UsageError):

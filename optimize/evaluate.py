@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.tensors import Array, Arrays
+from modelathe.tensors import Array, Arrays
 from optimize import intervals
 from optimize.errors import BadData, BadModel, BadWorkload
 from optimize.intervals import At

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from loadtest.errors import MachineError
-from loadtest.tensors import BATCH, Array, Arrays, Dim, TensorSpec
+from modelathe.errors import MachineError
+from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
 from optimize import texts
 from optimize.errors import BadData, BadWorkload
 from optimize.export.graph import quiet

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from loadtest.tensors import Array
+from modelathe.tensors import Array
 from optimize.workload import mean
 
 RESAMPLES = 2000

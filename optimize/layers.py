@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from loadtest.tensors import Arrays, TensorSpec, fewest
+from modelathe.tensors import Arrays, TensorSpec, fewest
 from optimize import macs, measure
 from optimize.bundle import Bundle
 from optimize.errors import BadGraph

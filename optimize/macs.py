@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from loadtest.tensors import TensorSpec, fewest
+from modelathe.tensors import TensorSpec, fewest
 from optimize.predict import answering
 
 UNKNOWN = "the MACs are not known: torch's counter cannot follow this model"

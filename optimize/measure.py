@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadtest.tensors import Arrays, TensorSpec
+from modelathe.tensors import Arrays, TensorSpec
 from optimize import ruler
 from optimize.ruler import LIMIT, LOOKS, Speeds
 from serve.target import Target

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadtest.tensors import Array, Arrays, Dim
+from modelathe.tensors import Array, Arrays, Dim
 from optimize import sample
 from optimize.errors import BadWorkload
 from optimize.workload import Batch, Workload, guarded

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.answers import Tolerance, allowed, may_change
-from loadtest.tensors import Array, Arrays
+from modelathe.tensors import Array, Arrays
 
 
 def lane(name: str, pairs: Sequence[tuple[Arrays, Arrays]], tolerance: Tolerance) -> dict[str, Any]:

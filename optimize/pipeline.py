@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loadtest import files
-from loadtest.commandline import document
-from loadtest.errors import MachineError, UsageError
-from loadtest.tensors import TensorSpec, fewest
+from modelathe import files
+from modelathe.commandline import document
+from modelathe.errors import MachineError, UsageError
+from modelathe.tensors import TensorSpec, fewest
 from optimize import bundle as bundles
 from optimize import digest, explain, extra, gate, macs, measure, resume, speed, splits
 from optimize import step as steps_of

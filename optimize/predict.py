@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from loadtest.client import connect
-from loadtest.errors import LatheError, UsageError
-from loadtest.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, from_served, to_served
+from modelathe.client import connect
+from modelathe.errors import LatheError, UsageError
+from modelathe.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, from_served, to_served
 from optimize import doctor, emulate, extra
 from optimize.attention import without_fast_path
 from optimize.errors import BadGraph, BadModel

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from loadtest.errors import LatheError
+from modelathe.errors import LatheError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

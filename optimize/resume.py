@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from loadtest import files
+from modelathe import files
 from optimize.baseline import Progress
 from optimize.errors import BadRecipe
 from optimize.recipe import Recipe

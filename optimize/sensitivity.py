@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadtest.tensors import TensorSpec, fewest
+from modelathe.tensors import TensorSpec, fewest
 from optimize import splits
 from optimize.errors import BadBundle, BadGraph, BadModel, BadRecipe, NoEffect
 from optimize.export import graph, inner

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loadtest.tensors import TensorSpec
+from modelathe.tensors import TensorSpec
 from optimize import doctor, measure
 from optimize.baseline import TRAINED
 from optimize.explain import Stage

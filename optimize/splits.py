@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.tensors import Array, Arrays, Dim, TensorSpec
+from modelathe.tensors import Array, Arrays, Dim, TensorSpec
 from optimize import sample
 from optimize.errors import BadData, BadWorkload
 from optimize.randomness import Stream

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.tensors import Array
+from modelathe.tensors import Array
 from optimize.errors import BadData
 from optimize.workload import Batch
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from loadtest.errors import MachineError
+from modelathe.errors import MachineError
 from optimize import padding, processes, splits
 from optimize.checkpoint import Checkpoint
 from optimize.errors import BadData, BadModel, BadWorkload, NoEffect

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadtest.errors import LatheError
-from loadtest.tensors import Array, Arrays, Dim, TensorSpec
+from modelathe.errors import LatheError
+from modelathe.tensors import Array, Arrays, Dim, TensorSpec
 from optimize import digest
 from optimize.errors import BadData, BadWorkload
 
@@ -120,7 +120,7 @@ class Workload:
                 raise BadWorkload(
                     f"input {spec.name!r} has no batch axis",
                     where=self.name,
-                    fix="start its dims with loadtest.tensors.BATCH",
+                    fix="start its dims with modelathe.tensors.BATCH",
                 )
 
     def batches(self, kind: str) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-from loadtest.entry import start
+from modelathe.entry import start
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from loadtest.tensors import Array, Arrays, TensorSpec
+from modelathe.tensors import Array, Arrays, TensorSpec
 
 SAMPLES = 3
 CLOSE, COARSE = 0.01, 0.25

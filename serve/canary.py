@@ -15,9 +15,9 @@ import numpy as np
 from scipy import stats
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from loadtest.client import Client, connect
-from loadtest.errors import LatheError
-from loadtest.tensors import Array, Arrays
+from modelathe.client import Client, connect
+from modelathe.errors import LatheError
+from modelathe.tensors import Array, Arrays
 from serve import likeness, model_config, repository, scratch
 from serve.server import running
 

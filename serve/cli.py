@@ -2,7 +2,7 @@
 
 import click
 
-from loadtest.commandline import CommandGroup, version
+from modelathe.commandline import CommandGroup, version
 from serve.commands.add import add
 from serve.commands.canary import canary
 from serve.commands.check import check

@@ -14,11 +14,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-from loadtest import files
-from loadtest.connection import parse_url
-from loadtest.errors import UsageError
-from loadtest.tensors import TRITON_DTYPES, UNBOUNDED, Array, Dim, TensorSpec
 from loadtest.wire import packed
+from modelathe import files
+from modelathe.connection import parse_url
+from modelathe.errors import UsageError
+from modelathe.tensors import TRITON_DTYPES, UNBOUNDED, Array, Dim, TensorSpec
 from serve.interface import Interface
 
 TEXT = b"some text"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
-from loadtest.errors import UsageError
+from modelathe.errors import UsageError
 from serve import options, repository
 from serve.options import Listen
 

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from loadtest import interpreter
-from loadtest.errors import BadInput, LatheError, MachineError, UsageError
+from modelathe import interpreter
+from modelathe.errors import BadInput, LatheError, MachineError, UsageError
 from serve import state
 from serve.errors import ServerFailed
 from serve.options import Listen

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from loadtest.client import Client, connect
-from loadtest.errors import LatheError
-from loadtest.tensors import Arrays, Dim, TensorSpec
+from modelathe.client import Client, connect
+from modelathe.errors import LatheError
+from modelathe.tensors import Arrays, Dim, TensorSpec
 from serve import batching, interface, onnx_file, repository, scratch, staging
 from serve.errors import BadRepository, NotInstalled
 from serve.lint import Finding

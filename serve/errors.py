@@ -12,7 +12,7 @@ MachineError (5)
     └── StillLoading    it has not refused the model, but is not done with it
 """
 
-from loadtest.errors import BadInput, MachineError, Refused
+from modelathe.errors import BadInput, MachineError, Refused
 
 
 class CanaryRefused(Refused):

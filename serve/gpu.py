@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from loadtest.tensors import Dim, TensorSpec
+from modelathe.tensors import Dim, TensorSpec
 from serve.settings import Settings
 
 PLAN = "model.plan"

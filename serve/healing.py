@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadtest.client import Client
-from loadtest.errors import LatheError
+from modelathe.client import Client
+from modelathe.errors import LatheError
 from serve import control, probe, processes
 from serve import repository as repositories
 from serve.errors import BadRepository

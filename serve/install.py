@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest import files
+from modelathe import files
 from serve.errors import NotInstalled
 
 REQUIREMENTS = Path(__file__).with_name("server-requirements.txt")

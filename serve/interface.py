@@ -11,8 +11,8 @@ from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
 
-from loadtest.client import Client
-from loadtest.tensors import NUMPY_DTYPES, UNBOUNDED, Dim, TensorSpec
+from modelathe.client import Client
+from modelathe.tensors import NUMPY_DTYPES, UNBOUNDED, Dim, TensorSpec
 from serve import repository as repositories
 from serve.errors import BadRepository
 

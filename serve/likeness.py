@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.tensors import Array, Arrays
+from modelathe.tensors import Array, Arrays
 
 SHORT = 3
 """Rows of so few values are compared by their relative error: the direction of one value is only a sign."""

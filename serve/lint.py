@@ -13,7 +13,7 @@ from typing import Any, Literal
 from google.protobuf import json_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
-from loadtest.errors import LatheError
+from modelathe.errors import LatheError
 from serve import cache, gpu, onnx_file, releases, repository
 from serve.backends import graph
 from serve.errors import BadRepository

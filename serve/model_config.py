@@ -15,8 +15,8 @@ from tritonclient.grpc.model_config_pb2 import (
     ModelOutput,
 )
 
-from loadtest.errors import BadInput
-from loadtest.tensors import TRITON_DTYPES, Dim, TensorSpec
+from modelathe.errors import BadInput
+from modelathe.tensors import TRITON_DTYPES, Dim, TensorSpec
 from serve import cache, gpu, sequences
 from serve.errors import BadRepository
 from serve.settings import Settings, check

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest import files
+from modelathe import files
 from serve import repository as repositories
 from serve.metrics import (
     COMPUTE,

@@ -7,7 +7,7 @@ the repository notes the highest number that each model had, in a file that Trit
 import json
 from pathlib import Path
 
-from loadtest import files
+from modelathe import files
 from serve.errors import BadRepository
 from serve.repository import numbers
 

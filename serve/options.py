@@ -9,7 +9,7 @@ from typing import Literal
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from loadtest.errors import UsageError
+from modelathe.errors import UsageError
 from serve import control, releases
 from serve.errors import BadRepository
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from loadtest.client import Client
-from loadtest.errors import LatheError, ModelMissing
-from loadtest.tensors import Arrays, TensorSpec
+from modelathe.client import Client
+from modelathe.errors import LatheError, ModelMissing
+from modelathe.tensors import Arrays, TensorSpec
 from serve import control, interface, processes
 from serve import repository as repositories
 

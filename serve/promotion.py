@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from loadtest import files
-from loadtest.errors import LatheError
+from modelathe import files
+from modelathe.errors import LatheError
 from serve import control, repository, scratch, state
 from serve.errors import BadRepository, NoAnswer, ServerFailed, StillLoading
 from serve.server import Endpoint

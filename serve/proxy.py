@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from loadtest import files
-from loadtest.connection import parse_url
-from loadtest.errors import UsageError
+from modelathe import files
+from modelathe.connection import parse_url
+from modelathe.errors import UsageError
 from serve import control
 from serve.errors import BadRepository
 

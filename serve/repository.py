@@ -14,8 +14,8 @@ from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from loadtest import files
-from loadtest.errors import UsageError
+from modelathe import files
+from modelathe.errors import UsageError
 from serve import model_config
 from serve.errors import BadRepository
 

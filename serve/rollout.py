@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loadtest import files
+from modelathe import files
 from serve import control, numbering, promotion, repository, scratch
 from serve.errors import BadRepository
 from serve.server import Endpoint

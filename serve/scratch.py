@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from loadtest import files
-from loadtest.errors import MachineError
+from modelathe import files
+from modelathe.errors import MachineError
 
 PREFIX = "lathe-scratch-"
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelSequenceBatching
 
-from loadtest.errors import BadInput
-from loadtest.tensors import TRITON_DTYPES, Dim, TensorSpec
+from modelathe.errors import BadInput
+from modelathe.tensors import TRITON_DTYPES, Dim, TensorSpec
 from serve.settings import Sequences
 
 FLAGS = {"bool": "bool_false_true", "float32": "fp32_false_true", "int32": "int32_false_true"}

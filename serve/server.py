@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, NoReturn
 
-from loadtest.errors import MachineError
+from modelathe.errors import MachineError
 from serve import control, ending, options, processes, scratch
 from serve import repository as repositories
 from serve.errors import BadRepository, PortTaken, ServerFailed

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from loadtest.errors import BadInput, UsageError
-from loadtest.tensors import Dim, TensorSpec
+from modelathe.errors import BadInput, UsageError
+from modelathe.tensors import Dim, TensorSpec
 from serve.target import LARGEST_BATCH, Target
 
 Count = Annotated[int, Field(ge=1)]

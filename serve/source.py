@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loadtest.errors import UsageError
-from loadtest.tensors import BATCH, UNBATCHED, UNBOUNDED, Dim, TensorSpec
+from modelathe.errors import UsageError
+from modelathe.tensors import BATCH, UNBATCHED, UNBOUNDED, Dim, TensorSpec
 from serve import onnx_file, repository
 from serve.errors import BadRepository
 from serve.target import Target

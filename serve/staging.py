@@ -14,8 +14,8 @@ from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from loadtest import files
-from loadtest.tensors import TensorSpec
+from modelathe import files
+from modelathe.tensors import TensorSpec
 from serve import model_config, numbering, onnx_file, scratch
 from serve.errors import BadRepository
 from serve.repository import CONFIG, LINEAGE, MODEL_FILE, check_name, digest, total

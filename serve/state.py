@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from loadtest import files
-from loadtest.commandline import document
-from loadtest.errors import MachineError
+from modelathe import files
+from modelathe.commandline import document
+from modelathe.errors import MachineError
 from serve import control
 from serve import repository as repositories
 from serve.errors import ServerFailed

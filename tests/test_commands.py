@@ -17,8 +17,8 @@ import pytest
 from pydantic import ValidationError
 
 from loadtest import cli as loadtest_cli
-from loadtest.commandline import CommandGroup, document, emit, json_option
-from loadtest.errors import BadInput
+from modelathe.commandline import CommandGroup, document, emit, json_option
+from modelathe.errors import BadInput
 from optimize import cli as optimize_cli
 from optimize.commands.method import FAMILIES
 from optimize.step import NAMES
@@ -241,7 +241,7 @@ def test_a_failure_is_one_document_and_one_line(
 def test_what_a_child_process_prints_stays_out_of_the_document() -> None:
     code = (
         "import os, click\n"
-        "from loadtest.commandline import CommandGroup, emit, json_option\n"
+        "from modelathe.commandline import CommandGroup, emit, json_option\n"
         "@click.group(cls=CommandGroup)\n"
         "def main(): ...\n"
         "@main.command()\n"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.commandline import PATH, document, emit, json_option
-from loadtest.errors import Refused, UsageError
 from loadtest.options import Duration, Number, Share, default_output, kept, load_options, parts_of, plan_of
+from modelathe.commandline import PATH, document, emit, json_option
+from modelathe.errors import Refused, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from loadtest.commandline import PATH, emit, json_option
 from loadtest.options import allow_option
+from modelathe.commandline import PATH, emit, json_option
 
 
 @click.command()

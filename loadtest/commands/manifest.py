@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from loadtest.commandline import PATH, document, emit, json_option
-from loadtest.errors import UsageError
 from loadtest.options import Duration
+from modelathe.commandline import PATH, document, emit, json_option
+from modelathe.errors import UsageError
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -40,8 +40,8 @@ def manifest(
       loadtest manifest --image registry/lathe --claim results --pods 4 \\
           -- digits --url grpc://triton:8001 --rate 8000 --duration 60s | kubectl apply -f -
     """
-    from loadtest import files
     from loadtest.deploy import job
+    from modelathe import files
 
     _check(load, pods)
     begin = datetime.now(UTC) + timedelta(seconds=begin_in)

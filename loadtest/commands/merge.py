@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from loadtest.commandline import PATH, document, emit, json_option
-from loadtest.errors import UsageError
+from modelathe.commandline import PATH, document, emit, json_option
+from modelathe.errors import UsageError
 
 
 @click.command()

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.commandline import PATH, document, emit, finite, json_option
-from loadtest.errors import BadInput, Refused, UsageError
 from loadtest.options import (
     SHAPE,
     Duration,
@@ -21,6 +19,8 @@ from loadtest.options import (
     plan_of,
     traffic_options,
 )
+from modelathe.commandline import PATH, document, emit, finite, json_option
+from modelathe.errors import BadInput, Refused, UsageError
 
 if TYPE_CHECKING:
     from loadtest.mlperf import Settings
@@ -84,8 +84,9 @@ def mlperf(model: str, url: str, mode: str, output: Path | None, as_json: bool, 
       loadtest mlperf digits --url grpc://127.0.0.1:8001 --scenario offline \\
           --mode accuracy --data samples.npz --labels labels.npy --reference 0.97
     """
-    from loadtest import files, results
+    from loadtest import results
     from loadtest.mlperf_summary import lines, log
+    from modelathe import files
 
     folder = output or default_output(f"mlperf-{model}")
     results.check_new(folder)
@@ -179,8 +180,8 @@ def _expected(plan: "Plan", parts: "list[Part]") -> float:
 
 def _accuracy(model: str, url: str, options: dict[str, Any], folder: Path, quiet: bool) -> dict[str, Any]:
     from loadtest import accuracy
-    from loadtest.client import connect
     from loadtest.mlperf import RULES
+    from modelathe.client import connect
 
     labels_at, reference, other = options["labels"], options["reference"], options["reference_version"]
     if (reference is None) == (other is None) or (reference is not None and not labels_at):

@@ -6,9 +6,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from loadtest.commandline import PATH, document, emit, json_option
-from loadtest.errors import BadInput, UsageError
 from loadtest.options import threshold_option
+from modelathe.commandline import PATH, document, emit, json_option
+from modelathe.errors import BadInput, UsageError
 
 
 @click.command()

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from loadtest.commandline import PATH, emit, json_option
-from loadtest.errors import BadInput, LatheError, MachineError, Refused, UsageError
 from loadtest.options import allow_option, default_output, kept, load_options, parts_of, plan_of, threshold_option
+from modelathe.commandline import PATH, emit, json_option
+from modelathe.errors import BadInput, LatheError, MachineError, Refused, UsageError
 
 
 @click.command()

@@ -6,9 +6,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from loadtest.commandline import CommandGroup, document, emit, json_option
-from loadtest.errors import MachineError, Refused, UsageError
 from loadtest.options import default_output, kept, largest_batch, parts_of, plan_of
+from modelathe.commandline import CommandGroup, document, emit, json_option
+from modelathe.errors import MachineError, Refused, UsageError
 
 _OF_PHASES = (
     "duration",

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
-from loadtest.commandline import emit, json_option, reporting
-from loadtest.errors import UsageError
 from loadtest.options import Duration
+from modelathe.commandline import emit, json_option, reporting
+from modelathe.errors import UsageError
 
 
 @click.command()
@@ -32,8 +32,8 @@ def selftest(model: str | None, url: str | None, service: float, stall: float, e
     """
     from rich.console import Console
 
-    from loadtest import client
     from loadtest.selftest import measure, text
+    from modelathe import client
 
     if bool(model) != bool(url):
         raise UsageError("MODEL and --url go together", fix="give both, or neither")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loadtest.errors import BadInput, LatheError
+from modelathe.errors import BadInput, LatheError
 
 
 @contextmanager

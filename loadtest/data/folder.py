@@ -17,8 +17,8 @@ import numpy as np
 from loadtest.data import npz, values
 from loadtest.data.files import readable
 from loadtest.data.request import Data, Request, Signature, batched
-from loadtest.errors import BadInput, UsageError
-from loadtest.tensors import Array, TensorSpec
+from modelathe.errors import BadInput, UsageError
+from modelathe.tensors import Array, TensorSpec
 
 _FIX = "put one .npz file, one subfolder or one file per request into it"
 

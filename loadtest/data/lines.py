@@ -7,7 +7,7 @@ import numpy as np
 from loadtest.data import files
 from loadtest.data.request import Data, Request, Signature, batched
 from loadtest.data.values import only_input, string_shape
-from loadtest.errors import BadInput
+from modelathe.errors import BadInput
 
 _FIX = "write one text per line, in UTF-8"
 

@@ -10,9 +10,9 @@ import numpy as np
 from loadtest.data import values
 from loadtest.data.files import readable
 from loadtest.data.request import Data, Request, Signature, batched
-from loadtest.errors import BadInput
 from loadtest.payload import describe
-from loadtest.tensors import Array, TensorSpec
+from modelathe.errors import BadInput
+from modelathe.tensors import Array, TensorSpec
 
 
 def read(path: Path, signature: Signature, batch: int = 1) -> Data:

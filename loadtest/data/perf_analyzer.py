@@ -10,8 +10,8 @@ from typing import Any
 
 from loadtest.data import files, values
 from loadtest.data.request import Data, Request, Signature, batched
-from loadtest.errors import BadInput, UsageError
-from loadtest.tensors import Array, Arrays, TensorSpec
+from modelathe.errors import BadInput, UsageError
+from modelathe.tensors import Array, Arrays, TensorSpec
 
 _FIX = 'write {"data": [{"INPUT": [1, 2, 3]}, ...]}'
 

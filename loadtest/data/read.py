@@ -5,7 +5,7 @@ from pathlib import Path
 from loadtest.data import folder, lines, npz, perf_analyzer, recorded
 from loadtest.data.files import readable
 from loadtest.data.request import Data, Signature
-from loadtest.errors import BadInput
+from modelathe.errors import BadInput
 
 KINDS = {".npz": npz.read, ".json": perf_analyzer.read, ".txt": lines.read}
 RECORDED = ".jsonl"

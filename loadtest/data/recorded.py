@@ -11,8 +11,8 @@ from typing import Any
 
 from loadtest.data import files, values
 from loadtest.data.request import Data, Request, Signature
-from loadtest.errors import BadInput, UsageError
-from loadtest.tensors import TRITON_DTYPES, Array, TensorSpec
+from modelathe.errors import BadInput, UsageError
+from modelathe.tensors import TRITON_DTYPES, Array, TensorSpec
 
 _FIX = 'write {"at": SECONDS, "model": NAME, "inputs": [{"name", "shape", "datatype", "data"}, ...]} on each line'
 

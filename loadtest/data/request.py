@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from loadtest.errors import BadInput
 from loadtest.payload import check_batch
-from loadtest.tensors import Arrays, TensorSpec
+from modelathe.errors import BadInput
+from modelathe.tensors import Arrays, TensorSpec
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.data import files, recorded
-from loadtest.errors import BadInput
+from modelathe.errors import BadInput
 
 _FIX = "write one time in seconds per line"
 

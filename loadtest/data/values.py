@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from loadtest.data.request import Signature
-from loadtest.errors import BadInput
 from loadtest.payload import describe
-from loadtest.tensors import Array, TensorSpec
+from modelathe.errors import BadInput
+from modelathe.tensors import Array, TensorSpec
 
 _KINDS = {"b": "biu", "i": "iu", "u": "iu", "f": "iuf", "O": "O"}
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest import interpreter
-from loadtest.errors import MachineError, UsageError
 from loadtest.nullserver.model import MODEL
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe import interpreter
+from modelathe.errors import MachineError, UsageError
+from modelathe.tensors import BATCH, TensorSpec
 
 INPUTS = (TensorSpec("x", "float32", (BATCH, 16)),)
 OUTPUTS = (TensorSpec("y", "float32", (BATCH, 4)),)

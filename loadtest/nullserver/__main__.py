@@ -8,10 +8,10 @@ import sys
 import grpc.aio
 
 from loadtest import eventloop
-from loadtest.connection import UNLIMITED
 from loadtest.nullserver import over_grpc, over_http
 from loadtest.nullserver.model import Model, Queue
-from loadtest.tensors import TensorSpec
+from modelathe.connection import UNLIMITED
+from modelathe.tensors import TensorSpec
 
 _OPTIONS = [("grpc.so_reuseport", 0), *UNLIMITED]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from loadtest import wire
-from loadtest.tensors import TRITON_DTYPES, Dim, TensorSpec
+from modelathe.tensors import TRITON_DTYPES, Dim, TensorSpec
 
 MODEL = "null"
 

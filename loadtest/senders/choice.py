@@ -6,8 +6,6 @@ from functools import partial
 
 from loadtest import wire
 from loadtest.answers import Answers
-from loadtest.client import Client
-from loadtest.connection import address
 from loadtest.plan import Plan
 from loadtest.senders.grpc import GrpcSender
 from loadtest.senders.http import HttpSender
@@ -15,6 +13,8 @@ from loadtest.senders.sender import Encode, Sender, encoder
 from loadtest.senders.stream import StreamSender
 from loadtest.sharedmemory import SharedSender, shared
 from loadtest.traffic import Part
+from modelathe.client import Client
+from modelathe.connection import address
 
 
 @contextmanager

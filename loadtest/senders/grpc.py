@@ -10,11 +10,11 @@ from urllib.parse import unquote
 
 from loadtest import wire
 from loadtest.answers import Answers
-from loadtest.connection import PLAIN, Connection, address
 from loadtest.results import TIMEOUT, Flight
 from loadtest.senders import http2
 from loadtest.senders.sender import Encode, Finished, check, end, fail
-from loadtest.translation import GRPC_ERRORS, is_no_connection
+from modelathe.connection import PLAIN, Connection, address
+from modelathe.translation import GRPC_ERRORS, is_no_connection
 
 _CODES = {str(number): name for number, name in enumerate(GRPC_ERRORS)}  # they stand in the order of their numbers
 SERVICE = "/inference.GRPCInferenceService"

@@ -6,9 +6,9 @@ from typing import Protocol
 
 from loadtest.answers import Answers
 from loadtest.results import ERROR, MISMATCH, Flight, Turn
-from loadtest.tensors import Array, Arrays
 from loadtest.traffic import Part, in_sequences
 from loadtest.wire import NO_OUTPUTS
+from modelathe.tensors import Array, Arrays
 
 Encode = Callable[[Flight], bytes]
 Finished = Callable[[Flight], None]

@@ -12,11 +12,11 @@ from itertools import count, cycle
 from typing import Any
 
 from loadtest.answers import Answers
-from loadtest.connection import PLAIN, Connection
 from loadtest.results import TIMEOUT, Flight
 from loadtest.senders.grpc import SERVICE, channel, explain, judge, metadata
 from loadtest.senders.sender import Encode, Finished, end, fail
-from loadtest.streaming import FINAL, is_last
+from modelathe.connection import PLAIN, Connection
+from modelathe.streaming import FINAL, is_last
 
 _REMEMBERED = 1000
 

@@ -2,7 +2,7 @@
 
 import click
 
-from loadtest.commandline import document, emit, json_option, reporting
+from modelathe.commandline import document, emit, json_option, reporting
 
 
 @click.command()

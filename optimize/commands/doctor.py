@@ -2,7 +2,7 @@
 
 import click
 
-from loadtest.commandline import json_option
+from modelathe.commandline import json_option
 from serve.commands.doctor import report
 
 

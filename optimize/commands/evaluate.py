@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loadtest.commandline import document, emit, json_option, reporting
+from modelathe.commandline import document, emit, json_option, reporting
 
 if TYPE_CHECKING:
     from optimize.bundle import Bundle
@@ -57,7 +57,7 @@ def choose(bundle: "Bundle", kind: str | None, endpoint: str | None) -> "Predict
     Raises:
         UsageError: both a form and an endpoint, or the ONNX form of a model that was not exported.
     """
-    from loadtest.errors import UsageError
+    from modelathe.errors import UsageError
     from optimize.predict import RUNTIMES, EndpointPredictor, OnnxPredictor, TorchPredictor
 
     if endpoint and kind:

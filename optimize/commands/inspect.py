@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loadtest.commandline import document, emit, json_option, reporting
+from modelathe.commandline import document, emit, json_option, reporting
 
 if TYPE_CHECKING:
     from optimize.layers import Inspection

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import click
 from pydantic.fields import FieldInfo
 
-from loadtest.commandline import PATH, document, emit, json_option, reporting
+from modelathe.commandline import PATH, document, emit, json_option, reporting
 from optimize.commands.overlap import overlap_option
 from optimize.step import METHODS, NAMES
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from loadtest.commandline import PATH, emit, json_option, reporting
 from loadtest.options import Number
+from modelathe.commandline import PATH, emit, json_option, reporting
 from optimize.commands.overlap import overlap_option
 
 

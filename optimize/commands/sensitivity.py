@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.commandline import PATH, document, emit, json_option, reporting
-from loadtest.errors import UsageError
 from loadtest.options import Number
+from modelathe.commandline import PATH, document, emit, json_option, reporting
+from modelathe.errors import UsageError
 from optimize.commands.overlap import overlap_option
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loadtest.commandline import PATH, document, emit, json_option
-from loadtest.errors import LatheError
+from modelathe.commandline import PATH, document, emit, json_option
+from modelathe.errors import LatheError
 from serve.tensorrt.capability import CAPABILITIES, USUAL
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from loadtest.tensors import TensorSpec
+from modelathe.tensors import TensorSpec
 from optimize.errors import BadGraph, BadRecipe, NoEffect
 from optimize.export import graph, inner
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadtest.errors import LatheError
-from loadtest.tensors import Array, Dim, TensorSpec
+from modelathe.errors import LatheError
+from modelathe.tensors import Array, Dim, TensorSpec
 from optimize.errors import BadGraph, NoEffect
 from optimize.export import share
 

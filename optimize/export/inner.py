@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from loadtest.tensors import Array, Arrays
+from modelathe.tensors import Array, Arrays
 from optimize.export import graph
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.tensors import Array, Arrays
+from modelathe.tensors import Array, Arrays
 from optimize.errors import BadGraph
 from serve.target import Target
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from loadtest.tensors import Arrays, Dim, TensorSpec
+from modelathe.tensors import Arrays, Dim, TensorSpec
 from optimize.errors import BadGraph
 from optimize.export import graph, pooling
 from serve import scratch

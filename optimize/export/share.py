@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadtest.tensors import Array
+from modelathe.tensors import Array
 
 if TYPE_CHECKING:
     import onnx_ir

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadtest.tensors import Array, Arrays, Dim, TensorSpec
+from modelathe.tensors import Array, Arrays, Dim, TensorSpec
 from optimize.errors import BadGraph, BadModel, BadWorkload
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from loadtest.tensors import Array, Arrays
+from modelathe.tensors import Array, Arrays
 from optimize import padding, sample
 from optimize.errors import BadData
 from optimize.workload import Batch, Workload

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadtest.tensors import Array
+from modelathe.tensors import Array
 from optimize.export import graph
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from loadtest.tensors import Array
+from modelathe.tensors import Array
 from optimize import padding
 from optimize.export import graph
 from optimize.quantize import calibrate, left, ranges

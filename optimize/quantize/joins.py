@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadtest.tensors import Array, Arrays
+from modelathe.tensors import Array, Arrays
 from optimize.export import graph, inner
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from loadtest.tensors import Array
+from modelathe.tensors import Array
 from optimize import padding
 from optimize.errors import NoEffect
 from optimize.export import graph

@@ -12,7 +12,8 @@ import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from loadtest import files, report
+from loadtest import report
+from modelathe import files
 from optimize.report import figures, ratios, table
 
 NAME, LOAD_PAGE = "report.html", "load.html"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loadtest.errors import MachineError, UsageError
-from loadtest.tensors import TensorSpec
+from modelathe.errors import MachineError, UsageError
+from modelathe.tensors import TensorSpec
 from optimize import extra
 from optimize.errors import BadGraph
 from optimize.export import graph as graphs

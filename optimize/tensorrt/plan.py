@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.errors import MachineError
-from loadtest.tensors import fewest
+from modelathe.errors import MachineError
+from modelathe.tensors import fewest
 from optimize import extra
 from optimize.bundle import Bundle, replacing
 from optimize.errors import BadBundle

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from loadtest.tensors import Array
+from modelathe.tensors import Array
 from optimize.errors import BadGraph
 from optimize.export import graph
 

@@ -7,9 +7,9 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from loadtest.commandline import PATH, document, emit, json_option, reporting
-from loadtest.errors import BadInput, UsageError
-from loadtest.tensors import Dim
+from modelathe.commandline import PATH, document, emit, json_option, reporting
+from modelathe.errors import BadInput, UsageError
+from modelathe.tensors import Dim
 from serve.commands.versions import load_timeout_option, repository_option
 from serve.settings import DESCRIPTIONS
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.commandline import PATH, document, emit, json_option, reporting
-from loadtest.errors import UsageError
 from loadtest.options import Number
+from modelathe.commandline import PATH, document, emit, json_option, reporting
+from modelathe.errors import UsageError
 from serve.commands.versions import repository_option
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def canary(
     from loadtest import payload
     from loadtest.data import read
     from loadtest.data.request import Signature
-    from loadtest.tensors import TensorSpec
+    from modelathe.tensors import TensorSpec
     from serve import canary as canaries
     from serve import repository as repositories
     from serve import rollout

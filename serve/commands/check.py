@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loadtest.commandline import document, emit, json_option, reporting
-from loadtest.errors import UsageError
+from modelathe.commandline import document, emit, json_option, reporting
+from modelathe.errors import UsageError
 from serve.commands.versions import repository_option
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.commandline import document, emit, json_option
+from modelathe.commandline import document, emit, json_option
 
 if TYPE_CHECKING:
     from serve.doctor import Check
@@ -50,7 +50,7 @@ def doctor(as_json: bool) -> None:
 
 def report(found: "Sequence[Check]", as_json: bool, **more: Any) -> Any:
     """Print the checks, or emit them; return the error to raise where something is missing that a CPU needs."""
-    from loadtest.errors import MachineError
+    from modelathe.errors import MachineError
     from serve.doctor import broken
 
     faults = broken(found)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from loadtest.commandline import PATH, document, emit, json_option
 from loadtest.options import Number
+from modelathe.commandline import PATH, document, emit, json_option
 from serve.commands.versions import repository_option
 
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.commandline import PATH, CommandGroup, document, emit, json_option, reporting
-from loadtest.errors import UsageError
 from loadtest.options import Number
+from modelathe.commandline import PATH, CommandGroup, document, emit, json_option, reporting
+from modelathe.errors import UsageError
 from serve.commands.versions import repository_option
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from loadtest.commandline import PATH, document, emit, json_option
+from modelathe.commandline import PATH, document, emit, json_option
 
 
 @click.command()

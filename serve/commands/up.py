@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.commandline import PATH, document, emit, json_option
-from loadtest.errors import LatheError, MachineError, UsageError
+from modelathe.commandline import PATH, document, emit, json_option
+from modelathe.errors import LatheError, MachineError, UsageError
 from serve.commands.versions import load_timeout_option
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.commandline import PATH, document, emit, json_option
-from loadtest.errors import UsageError
 from loadtest.options import Duration
+from modelathe.commandline import PATH, document, emit, json_option
+from modelathe.errors import UsageError
 
 if TYPE_CHECKING:
     from serve.rollout import Promoted

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.commandline import document, emit, json_option
-from loadtest.errors import MachineError, UsageError
 from loadtest.options import Duration
+from modelathe.commandline import document, emit, json_option
+from modelathe.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

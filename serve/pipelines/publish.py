@@ -13,9 +13,9 @@ from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
 
-from loadtest.client import Client
-from loadtest.errors import RequestRejected, UsageError
-from loadtest.tensors import Arrays, Dim, TensorSpec
+from modelathe.client import Client
+from modelathe.errors import RequestRejected, UsageError
+from modelathe.tensors import Arrays, Dim, TensorSpec
 from serve import dryload, model_config, numbering, repository, scratch, staging
 from serve.errors import BadRepository
 from serve.settings import Settings

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loadtest.errors import UsageError
 from loadtest.payload import describe
-from loadtest.tensors import Dim, TensorSpec
+from modelathe.errors import UsageError
+from modelathe.tensors import Dim, TensorSpec
 from serve import staging
 from serve.errors import BadRepository
 from serve.install import environment

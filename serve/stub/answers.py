@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, Dim, TensorSpec
+from modelathe.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, Dim, TensorSpec
 from serve import interface
 from serve import repository as repositories
 from serve.interface import Interface

@@ -8,9 +8,9 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as messages
 
-from loadtest.commandline import version as lathe_version
-from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES
 from loadtest.wire import packed
+from modelathe.commandline import version as lathe_version
+from modelathe.tensors import NUMPY_DTYPES, TRITON_DTYPES
 from serve.stub import answers
 from serve.stub.answers import Counts, Given, Refused, Stub
 

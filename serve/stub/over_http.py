@@ -10,9 +10,9 @@ from typing import Any, cast
 import numpy as np
 from aiohttp import web
 
-from loadtest.commandline import version as lathe_version
-from loadtest.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array
 from loadtest.wire import packed
+from modelathe.commandline import version as lathe_version
+from modelathe.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array
 from serve.interface import Interface
 from serve.stub import answers
 from serve.stub.answers import Counts, Given, Refused, Stub

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.connection import UNLIMITED
+from modelathe.connection import UNLIMITED
 from serve.errors import PortTaken
 from serve.options import HOST
 from serve.stub import answers

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from loadtest import interpreter
-from loadtest.errors import MachineError
+from modelathe import interpreter
+from modelathe.errors import MachineError
 from serve import scratch
 
 

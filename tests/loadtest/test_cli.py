@@ -12,7 +12,7 @@ import pytest
 
 from loadtest import baseline
 from loadtest.cli import main
-from loadtest.commandline import FORMAT
+from modelathe.commandline import FORMAT
 
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 STABLE = {

@@ -11,10 +11,11 @@ import grpc
 import numpy as np
 import pytest
 
-from loadtest import nullserver, translation
-from loadtest.client import Statistics, connect
-from loadtest.connection import Connection, parse_url
-from loadtest.errors import (
+from loadtest import nullserver
+from modelathe import translation
+from modelathe.client import Statistics, connect
+from modelathe.connection import Connection, parse_url
+from modelathe.errors import (
     BadInput,
     LatheError,
     MachineError,
@@ -25,7 +26,7 @@ from loadtest.errors import (
     ServerNonsense,
     UsageError,
 )
-from loadtest.tensors import BATCH, UNBOUNDED, Dim, TensorSpec
+from modelathe.tensors import BATCH, UNBOUNDED, Dim, TensorSpec
 
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 X = np.arange(8, dtype=np.float32).reshape(2, 4)

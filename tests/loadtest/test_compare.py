@@ -12,10 +12,10 @@ from loadtest.baseline import Baseline
 from loadtest.cli import main
 from loadtest.commands import run as run_command
 from loadtest.compare import NONE_SHOWN, UNDECIDED, compare, differences, read_side, with_run
-from loadtest.errors import BadInput
 from loadtest.plan import Plan
 from loadtest.results import ERROR, OK, VERDICTS, Flight, Results, Writer
 from loadtest.summary import summarize
+from modelathe.errors import BadInput
 
 END = {"end": 30.0, "client_cpu": 0.2, "client_cores": 1, "gone": False, "errors": []}
 

@@ -19,14 +19,14 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from loadtest import drive, nullserver, payload, wire
-from loadtest.client import connect
-from loadtest.connection import Connection, address
-from loadtest.errors import BadInput, ServerAbsent, UsageError
 from loadtest.loop import Progress
 from loadtest.plan import Plan
 from loadtest.results import MISMATCH, read
 from loadtest.summary import summarize
 from loadtest.traffic import Part
+from modelathe.client import connect
+from modelathe.connection import Connection, address
+from modelathe.errors import BadInput, ServerAbsent, UsageError
 from serve.options import Listen, Tls
 from serve.server import Endpoint, running
 from tests.conftest import TINY, TINY_INPUTS, TINY_WEIGHT

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from loadtest.data import read, recorded, trace
 from loadtest.data.request import Data, Signature
-from loadtest.errors import BadInput, UsageError
-from loadtest.tensors import BATCH, UNBOUNDED, Dim, TensorSpec
+from modelathe.errors import BadInput, UsageError
+from modelathe.tensors import BATCH, UNBOUNDED, Dim, TensorSpec
 
 X = TensorSpec("x", "float32", (BATCH, 3), (-2.0, 2.0))
 Y = TensorSpec("y", "float32", (BATCH, 2))

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from loadtest import drive, loop, payload
-from loadtest.errors import BadInput, RequestRejected, ServerAbsent, UsageError
 from loadtest.plan import Plan
 from loadtest.results import OK, read
 from loadtest.summary import summarize
-from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Part
+from modelathe.errors import BadInput, RequestRejected, ServerAbsent, UsageError
+from modelathe.tensors import BATCH, TensorSpec
 
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 PAYLOADS = payload.generate([TensorSpec("x", "float32", (BATCH, 4))], 16, 0, batch=2)

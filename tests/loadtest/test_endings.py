@@ -13,12 +13,12 @@ from tritonclient.grpc import service_pb2
 
 from loadtest import loop, wire
 from loadtest.answers import Answers
-from loadtest.errors import BadInput
 from loadtest.plan import Plan
 from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Flight, Writer, read
 from loadtest.senders import http2
 from loadtest.summary import summarize
 from loadtest.traffic import Chooser
+from modelathe.errors import BadInput
 from tests.loadtest.peers import PARTS, flights, grpc_peer, http_peer, load, message, trailers
 
 LIE = b"\x09\0\0\0a"

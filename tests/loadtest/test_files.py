@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import files
+from modelathe import files
 
 OPERATIONS = ("open", "fsync", "replace", "rename", "link", "unlink", "fchmod")
 KILLED = """

@@ -19,10 +19,10 @@ from h2.events import RequestReceived
 
 from loadtest import nullserver, wire
 from loadtest.cli import main
-from loadtest.client import connect
-from loadtest.connection import Connection
-from loadtest.errors import LatheError, UsageError
 from loadtest.senders import grpc as grpc_sender
+from modelathe.client import connect
+from modelathe.connection import Connection
+from modelathe.errors import LatheError, UsageError
 from serve.server import Endpoint
 from tests.conftest import TINY
 

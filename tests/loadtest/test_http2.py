@@ -20,8 +20,8 @@ from loadtest.results import ERROR, OK, TIMEOUT, Flight
 from loadtest.senders import http2
 from loadtest.senders.grpc import GrpcSender
 from loadtest.summary import summarize
-from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Part
+from modelathe.tensors import BATCH, TensorSpec
 
 ANSWER = service_pb2.ModelInferResponse(
     outputs=[{"name": "y", "datatype": "FP32", "shape": [1]}], raw_output_contents=[bytes(4)]

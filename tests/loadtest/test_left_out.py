@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from onnx import TensorProto as T
 
 from loadtest.cli import main
-from loadtest.client import connect
 from loadtest.data import read
 from loadtest.data.request import Signature
-from loadtest.errors import BadInput
-from loadtest.tensors import BATCH, UNBOUNDED, Dim, TensorSpec
+from modelathe.client import connect
+from modelathe.errors import BadInput
+from modelathe.tensors import BATCH, UNBOUNDED, Dim, TensorSpec
 from serve.cli import main as serve
 from serve.server import Endpoint, running
 from tests.serve.test_backend import save

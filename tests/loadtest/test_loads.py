@@ -17,14 +17,14 @@ from click.testing import CliRunner
 
 from loadtest import drive, loop, page, payload, schedule, wire
 from loadtest.cli import main
-from loadtest.errors import BadInput
 from loadtest.plan import Plan
 from loadtest.report import text
 from loadtest.results import OK, TIMEOUT, Flight, Results, read
 from loadtest.senders.sender import encoder
 from loadtest.summary import summarize
-from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Fresh, Part
+from modelathe.errors import BadInput
+from modelathe.tensors import BATCH, TensorSpec
 
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 SPEC = TensorSpec("x", "float32", (BATCH, 4))

@@ -14,11 +14,11 @@ import pytest
 
 from loadtest import ray_workers
 from loadtest.deploy import job
-from loadtest.errors import BadInput, UsageError
 from loadtest.merge import merge
 from loadtest.plan import Plan
 from loadtest.results import read
 from loadtest.summary import summarize
+from modelathe.errors import BadInput, UsageError
 from tests.loadtest.test_report import SERVER
 
 LOAD = ("digits", "--url", "grpc://triton:8001", "--rate", "8000", "--duration", "60s", "--version", "$(x) 'é'")

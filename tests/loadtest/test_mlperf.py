@@ -11,11 +11,11 @@ import pytest
 from scipy.stats import ks_2samp
 
 from loadtest import accuracy, mlperf, nullserver, schedule, traffic
-from loadtest.errors import BadInput, UsageError
 from loadtest.mlperf import RULES, Settings
 from loadtest.results import OK, VERDICTS, Results
-from loadtest.tensors import Dim, TensorSpec
 from loadtest.traffic import Part
+from modelathe.errors import BadInput, UsageError
+from modelathe.tensors import Dim, TensorSpec
 
 ROOT = Path(__file__).parent.parent.parent
 SCENARIOS = pytest.mark.parametrize("scenario", RULES)

@@ -14,13 +14,13 @@ import pytest
 
 from loadtest import drive, nullserver, payload, selftest
 from loadtest.cli import main
-from loadtest.client import connect
-from loadtest.errors import ModelMissing, UsageError
 from loadtest.plan import Plan
 from loadtest.results import read
 from loadtest.summary import summarize
-from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Part
+from modelathe.client import connect
+from modelathe.errors import ModelMissing, UsageError
+from modelathe.tensors import BATCH, TensorSpec
 from serve.server import Endpoint
 from tests.conftest import TINY
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from loadtest import payload
-from loadtest.errors import BadInput, UsageError
-from loadtest.tensors import BATCH, UNBOUNDED, Dim, TensorSpec
+from modelathe.errors import BadInput, UsageError
+from modelathe.tensors import BATCH, UNBOUNDED, Dim, TensorSpec
 
 OPEN = Dim("ids_1", 1, 1, UNBOUNDED)
 X = TensorSpec("x", "float32", (BATCH, 3), (-2.0, 2.0))

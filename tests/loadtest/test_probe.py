@@ -12,11 +12,11 @@ import pytest
 from loadtest import edge, nullserver, payload
 from loadtest.capacity import CLIENT, DISTURBED, FAILED, USELESS, verdict
 from loadtest.cli import main
-from loadtest.errors import UsageError
 from loadtest.plan import Plan
 from loadtest.probe import conditions, measure, prober
 from loadtest.results import DROPPED, ERROR, MISMATCH, TIMEOUT, VERDICTS, Results
 from loadtest.traffic import Part
+from modelathe.errors import UsageError
 
 END = {
     "end": 3.0,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from loadtest.breakdown import column
-from loadtest.errors import BadInput
 from loadtest.readings import parse
 from loadtest.results import DROPPED, OK, TIMEOUT, Flight, Writer, read
+from modelathe.errors import BadInput
 
 HEADER = {"plan": {"duration": 1.0}, "model": "m", "url": "grpc://127.0.0.1:1"}
 FLIGHTS = [

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from loadtest import nullserver, play, scenario
-from loadtest.errors import BadInput, UsageError
 from loadtest.memory import Memory, watched
+from modelathe.errors import BadInput, UsageError
 
 SHIPPED = pytest.mark.parametrize("name", scenario.shipped())
 ALLOWED = ("--allow-invalid",)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from loadtest import schedule
-from loadtest.errors import UsageError
 from loadtest.schedule import ARRIVALS, PROFILES, mean_rate, times
+from modelathe.errors import UsageError
 
 WITH_SETTINGS = {"ramp": "ramp:to=500", "step": "step:to=500", "spike": "spike:to=500"}
 

@@ -16,13 +16,13 @@ import psutil
 import pytest
 
 from loadtest import drive, payload
-from loadtest.client import connect
-from loadtest.connection import Connection
-from loadtest.errors import MachineError, RequestRejected, UsageError
 from loadtest.plan import Plan
 from loadtest.results import MISMATCH, read
 from loadtest.summary import summarize
 from loadtest.traffic import Fresh, Part
+from modelathe.client import connect
+from modelathe.connection import Connection
+from modelathe.errors import MachineError, RequestRejected, UsageError
 from serve.control import ADMIN_KEY
 from serve.server import Endpoint
 from tests.conftest import TINY, TINY_INPUTS, TINY_WEIGHT

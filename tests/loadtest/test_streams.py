@@ -18,15 +18,15 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from loadtest import drive, eventloop
-from loadtest.client import connect
-from loadtest.connection import Connection
-from loadtest.errors import RequestRejected
 from loadtest.plan import Plan
 from loadtest.results import ERROR, MISMATCH, OK, TIMEOUT, Flight, Writer, read
 from loadtest.senders.stream import StreamSender
-from loadtest.streaming import FINAL
 from loadtest.summary import summarize
 from loadtest.traffic import Part
+from modelathe.client import connect
+from modelathe.connection import Connection
+from modelathe.errors import RequestRejected
+from modelathe.streaming import FINAL
 from serve.server import Endpoint, running
 from tests.loadtest.peers import flights
 

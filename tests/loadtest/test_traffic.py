@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from loadtest.errors import BadInput, UsageError
-from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Chooser, Fresh, Part, Sequences, firsts
+from modelathe.errors import BadInput, UsageError
+from modelathe.tensors import BATCH, TensorSpec
 
 X = TensorSpec("x", "float32", (BATCH, 3), (-2.0, 2.0))
 

@@ -18,12 +18,12 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from loadtest import drive, wire
-from loadtest.client import connect
-from loadtest.connection import Connection
-from loadtest.errors import BadInput, ModelMissing, ServerFault, ServerNonsense
 from loadtest.plan import Plan
 from loadtest.summary import summarize
 from loadtest.traffic import Part
+from modelathe.client import connect
+from modelathe.connection import Connection
+from modelathe.errors import BadInput, ModelMissing, ServerFault, ServerNonsense
 
 PAYLOADS = [
     {"x": np.full((1, 4), n + 1, np.float32), "name": np.array([[b"a", "zwölf".encode()]], object)} for n in range(4)

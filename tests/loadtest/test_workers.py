@@ -15,13 +15,13 @@ import pytest
 
 from loadtest import drive, payload, workers
 from loadtest.answers import Answers
-from loadtest.errors import ServerAbsent, UsageError
 from loadtest.package import pack, unpack
 from loadtest.plan import Plan
 from loadtest.results import read
 from loadtest.summary import summarize
-from loadtest.tensors import BATCH, TensorSpec
 from loadtest.traffic import Fresh, Part
+from modelathe.errors import ServerAbsent, UsageError
+from modelathe.tensors import BATCH, TensorSpec
 
 SPEC = TensorSpec("x", "float32", (BATCH, 4))
 PAYLOADS = payload.generate([SPEC], 16, 0, batch=2)

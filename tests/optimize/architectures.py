@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from loadtest.tensors import BATCH, Array, Arrays, Dim, TensorSpec
+from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
 from optimize.workload import Batch, Workload
 
 CLASSES = 4

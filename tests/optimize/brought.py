@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, Array, Arrays, TensorSpec
+from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
 from optimize import bundle as bundles
 from optimize.bundle import Bundle
 from optimize.export.onnx import export

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
-from loadtest.tensors import BATCH, Array, Arrays, TensorSpec
+from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
 from optimize.workload import Batch, Workload
 
 IMAGES, LABELS = load_digits(return_X_y=True)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from loadtest.errors import BadInput, Refused
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.errors import BadInput, Refused
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize.workload import Workload
 from tests.optimize.brought import agree, brought, through_a_bundle
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize import endpoint, layers, macs, workload
 from optimize.bundle import Bundle
 from optimize.errors import BadGraph, BadModel, BadWorkload

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from loadtest.errors import LatheError
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.errors import LatheError
+from modelathe.tensors import BATCH, TensorSpec
 from optimize import bundle as bundles
 from optimize import errors, recipe, step
 from optimize import workload as workloads

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from loadtest import payload
-from loadtest.client import connect
+from modelathe.client import connect
 from optimize import doctor, measure, ruler
 from optimize.predict import OnnxPredictor
 from optimize.workload import Workload

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import nn
 
-from loadtest import interpreter
-from loadtest.errors import MachineError, UsageError
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe import interpreter
+from modelathe.errors import MachineError, UsageError
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize import extra
 from optimize.bundle import Bundle
 from optimize.errors import BadBundle, BadGraph, MissingExtra

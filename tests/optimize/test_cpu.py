@@ -9,7 +9,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.tensors import BATCH, TensorSpec
 from optimize import cpu
 from optimize.quantize.dynamic import Dynamic
 from optimize.quantize.nncf import Nncf

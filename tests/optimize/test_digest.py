@@ -41,7 +41,7 @@ class Net(nn.Module):
 """
 USER = """
 import numpy as np
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.tensors import BATCH, TensorSpec
 from optimize.workload import Batch, Workload
 
 X = np.random.default_rng(0).normal(size=(96, 8)).astype("float32")

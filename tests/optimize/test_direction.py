@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from loadtest.tensors import Array
+from modelathe.tensors import Array
 from optimize import evaluate, gate, intervals
 from optimize.errors import BadRecipe, BadWorkload
 from optimize.evaluate import Difference, Score

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.tensors import BATCH, TensorSpec
 from optimize import step
 from optimize.distill import logits
 from optimize.distill.features import Features

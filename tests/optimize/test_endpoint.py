@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, Arrays, Dim, TensorSpec
+from modelathe.tensors import BATCH, Arrays, Dim, TensorSpec
 from optimize import endpoint, recipe
 from optimize.baseline import Trained, cost
 from optimize.bundle import Bundle

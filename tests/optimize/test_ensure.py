@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.tensors import BATCH, TensorSpec
 from optimize import ensure
 from optimize.errors import BadGraph, BadModel
 from optimize.export import graph

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from loadtest.tensors import Arrays
+from modelathe.tensors import Arrays
 from optimize import evaluate
 from optimize.errors import BadModel, BadWorkload
 from optimize.evaluate import Score

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize import advance, recipe
 from optimize.errors import BadGraph, BadModel, BadWorkload
 from optimize.export import graph, verify

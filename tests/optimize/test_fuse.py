@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize import step
 from optimize.errors import BadRecipe, NoEffect
 from optimize.export import graph

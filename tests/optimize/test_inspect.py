@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize import layers, macs, measure
 from optimize.bundle import Bundle
 from optimize.export.onnx import export

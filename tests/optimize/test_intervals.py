@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from loadtest.tensors import Array
+from modelathe.tensors import Array
 from optimize import gate, intervals
 from optimize.evaluate import Difference, Score
 from optimize.recipe import Budget

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.tensors import BATCH, TensorSpec
 from optimize import step
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor, TorchPredictor

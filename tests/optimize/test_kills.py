@@ -20,7 +20,7 @@ USER = """
 import numpy as np
 import torch
 from torch import nn
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.tensors import BATCH, TensorSpec
 from optimize.workload import Batch, Workload
 
 X = np.random.default_rng(0).normal(size=(96, 8)).astype("float32")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, Array, Arrays, Dim, TensorSpec
+from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
 from optimize import macs, measure, predict
 from optimize.errors import BadGraph
 from optimize.export import graph

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, Array, Arrays, TensorSpec
+from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
 from optimize import sensitivity, step
 from optimize.errors import BadRecipe, NoEffect
 from optimize.evaluate import evaluate

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from loadtest.tensors import Arrays
+from modelathe.tensors import Arrays
 from optimize import ensure, gate, parity, recipe
 from optimize.errors import BadGraph, BadRecipe
 from optimize.evaluate import Difference, Score

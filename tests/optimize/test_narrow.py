@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
-from loadtest.tensors import BATCH, Array, TensorSpec
+from modelathe.tensors import BATCH, Array, TensorSpec
 from optimize import step
 from optimize.errors import BadRecipe, NoEffect
 from optimize.evaluate import relative_error

@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from loadtest.tensors import BATCH, Arrays, TensorSpec
+from modelathe.tensors import BATCH, Arrays, TensorSpec
 from optimize import bundle as bundles
 from optimize import measure, pipeline, predict, recipe, step
 from optimize.errors import BadGraph, BadRecipe, MissingExtra

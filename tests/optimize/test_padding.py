@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from loadtest.tensors import BATCH, Array, Dim, TensorSpec
+from modelathe.tensors import BATCH, Array, Dim, TensorSpec
 from optimize import padding, train
 from optimize.distill import layers, logits, relations
 from optimize.errors import BadWorkload

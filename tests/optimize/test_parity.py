@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from loadtest import answers
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.tensors import BATCH, TensorSpec
 from optimize import gate, parity
 from optimize.export import mates
 from optimize.export.onnx import export

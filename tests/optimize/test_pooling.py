@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.tensors import BATCH, TensorSpec
 from optimize.export import graph, pooling
 from optimize.export.onnx import export
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.errors import LatheError, UsageError
+from modelathe.errors import LatheError, UsageError
 from optimize import predict
 from optimize.errors import BadGraph, BadModel
 from optimize.predict import EndpointPredictor, OnnxPredictor, RtxPredictor, forward

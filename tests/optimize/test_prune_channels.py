@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
-from loadtest.tensors import BATCH, Array, TensorSpec
+from modelathe.tensors import BATCH, Array, TensorSpec
 from optimize import bundle as bundles
 from optimize import macs, measure, step
 from optimize.errors import BadModel, NoEffect

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from loadtest.tensors import BATCH, Array, TensorSpec
+from modelathe.tensors import BATCH, Array, TensorSpec
 from optimize import bundle as bundles
 from optimize import macs, recipe, step
 from optimize.attention import Attention

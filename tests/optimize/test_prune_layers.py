@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, Array, TensorSpec
+from modelathe.tensors import BATCH, Array, TensorSpec
 from optimize import bundle as bundles
 from optimize import recipe, step
 from optimize.errors import BadRecipe, NoEffect

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.tensors import BATCH, TensorSpec
 from optimize import step
 from optimize.errors import BadModel, NoEffect
 from optimize.predict import TorchPredictor

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize import measure, pipeline, step
 from optimize.errors import BadData, BadGraph, NoEffect
 from optimize.export import graph

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.client import connect
+from modelathe.client import connect
 from optimize import pipeline, recipe
 from optimize.workload import load
 from serve import control, server, state

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, Arrays, Dim, TensorSpec
+from modelathe.tensors import BATCH, Arrays, Dim, TensorSpec
 from optimize import huggingface, padding, sample, texts
 from optimize.prune import heads, importance
 from optimize.prune.units import Slice, Units

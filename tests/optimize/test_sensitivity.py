@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.tensors import BATCH, TensorSpec
 from optimize import sensitivity, step
 from optimize.bundle import Bundle
 from optimize.errors import BadBundle

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.errors import LatheError
+from modelathe.errors import LatheError
 from optimize import explain, pipeline, recipe, ruler, speed
 from optimize.errors import BusyMachine, GateRefused
 from optimize.report import table

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from loadtest.tensors import BATCH, Array, Dim, TensorSpec
+from modelathe.tensors import BATCH, Array, Dim, TensorSpec
 from optimize import bundle, splits, step
 from optimize.errors import BadData, BadWorkload
 from optimize.quantize.half import Half

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from loadtest.errors import LatheError
+from modelathe.errors import LatheError
 from optimize import step
 from optimize.errors import BadWorkload, NoEffect
 from optimize.export.onnx import Onnx, export

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.tensors import BATCH, TensorSpec
 from optimize import step
 from optimize.prune import importance
 from optimize.prune.channels import Channels

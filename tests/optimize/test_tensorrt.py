@@ -15,8 +15,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from loadtest.errors import MachineError
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.errors import MachineError
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize import bundle as bundles
 from optimize.bundle import Bundle
 from optimize.errors import BadBundle, BadGraph

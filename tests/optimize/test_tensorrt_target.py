@@ -12,8 +12,8 @@ import tomli_w
 import torch
 from torch import nn
 
-from loadtest.errors import UsageError
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.errors import UsageError
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize import bundle as bundles
 from optimize import doctor, recipe
 from optimize.errors import BadGraph

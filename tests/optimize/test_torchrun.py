@@ -19,7 +19,7 @@ import sys
 import numpy as np
 import torch
 from torch import nn
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.tensors import BATCH, TensorSpec
 from optimize.workload import Batch, Workload
 
 DATA = np.random.default_rng(0).normal(size=(108, 4)).astype(np.float32)

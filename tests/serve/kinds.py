@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve import settings, staging
 from serve.target import Target
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from loadtest.client import connect
-from loadtest.errors import UsageError
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.client import connect
+from modelathe.errors import UsageError
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve import onnx_file, repository, rollout, source, staging
 from serve.errors import BadRepository
 from serve.server import running

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.client import connect
-from loadtest.errors import LatheError, RequestRejected
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.client import connect
+from modelathe.errors import LatheError, RequestRejected
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve import model_config, staging
 from serve.install import BACKENDS
 from serve.server import Endpoint, running

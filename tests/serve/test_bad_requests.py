@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from loadtest.client import connect
+from modelathe.client import connect
 from serve import settings as served
 from serve import staging
 from serve.server import Endpoint, running

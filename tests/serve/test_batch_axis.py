@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto as T
 
-from loadtest.client import connect
-from loadtest.errors import UsageError
-from loadtest.tensors import BATCH, UNBATCHED, Dim, TensorSpec
+from modelathe.client import connect
+from modelathe.errors import UsageError
+from modelathe.tensors import BATCH, UNBATCHED, Dim, TensorSpec
 from serve import batching, onnx_file, repository, source
 from serve.cli import main
 from serve.server import running

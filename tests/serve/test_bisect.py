@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.client import connect
-from loadtest.errors import RequestRejected
+from modelathe.client import connect
+from modelathe.errors import RequestRejected
 from serve.pipelines import publish
 from serve.server import Endpoint
 from tests.serve.test_backend import TABLE, ask_at_once, imported

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.client import Client, connect
-from loadtest.errors import BadInput
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.client import Client, connect
+from modelathe.errors import BadInput
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve import cache, canary, lint, model_config, probe, repository, settings
 from serve.server import Endpoint, running
 from serve.target import Target

@@ -22,8 +22,8 @@ import numpy as np
 import psutil
 import pytest
 
-from loadtest.client import connect
-from loadtest.errors import UsageError
+from modelathe.client import connect
+from modelathe.errors import UsageError
 from serve import container, options, proxy, repository
 from serve.errors import BadRepository
 from serve.options import Listen, Tls

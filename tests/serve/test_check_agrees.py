@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto as T
 
-from loadtest.client import connect
-from loadtest.errors import LatheError
+from modelathe.client import connect
+from modelathe.errors import LatheError
 from serve import server
 from serve.cli import main
 from serve.server import running

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.errors import UsageError
-from loadtest.tensors import NUMPY_DTYPES
+from modelathe.errors import UsageError
+from modelathe.tensors import NUMPY_DTYPES
 from serve import clients, interface
 from serve.errors import BadRepository
 from serve.server import Endpoint

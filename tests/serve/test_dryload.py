@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.tensors import BATCH, TensorSpec
 from serve import dryload, staging
 from serve.errors import BadRepository, ServerFailed
 from serve.settings import Settings

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.tensors import BATCH, TensorSpec
 from serve import lint, onnx_file, repository, rollout, staging
 from serve.errors import BadRepository
 from serve.server import running

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from loadtest.client import connect
-from loadtest.errors import RequestRejected
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.client import connect
+from modelathe.errors import RequestRejected
+from modelathe.tensors import BATCH, TensorSpec
 from serve import dryload, probe, repository, settings, source, staging
 from serve.server import Endpoint, running
 from serve.target import Target

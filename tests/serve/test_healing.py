@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.client import connect
-from loadtest.errors import LatheError
+from modelathe.client import connect
+from modelathe.errors import LatheError
 from serve import control, healing, probe, processes, scratch, settings, staging
 from serve.healing import Rest, Watch
 from serve.server import Endpoint, running

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.client import connect
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.client import connect
+from modelathe.tensors import BATCH, TensorSpec
 from serve import staging
 from serve.errors import ServerFailed
 from serve.install import environment

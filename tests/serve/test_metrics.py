@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.errors import ServerAbsent, ServerNonsense, UsageError
+from modelathe.errors import ServerAbsent, ServerNonsense, UsageError
 from serve import metrics
 from serve.server import Endpoint
 from tests.conftest import TINY

@@ -1,7 +1,7 @@
 import pytest
 
-from loadtest.errors import BadInput
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.errors import BadInput
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve import model_config
 from serve.errors import BadRepository
 from serve.target import Target

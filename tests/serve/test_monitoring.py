@@ -22,8 +22,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from loadtest.client import connect
-from loadtest.errors import ServerFault
+from modelathe.client import connect
+from modelathe.errors import ServerFault
 from serve import metrics, monitoring, settings, staging
 from serve.server import running
 from serve.target import Target

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loadtest import files
-from loadtest.client import connect
+from modelathe import files
+from modelathe.client import connect
 from serve import numbering, repository, rollout, staging
 from serve.errors import BadRepository
 from serve.server import running

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper
 
-from loadtest.tensors import BATCH, Dim
+from modelathe.tensors import BATCH, Dim
 from serve import onnx_file, source
 from serve.errors import BadRepository
 from tests.serve.test_backend import save

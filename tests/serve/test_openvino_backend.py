@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from loadtest.client import connect
-from loadtest.errors import RequestRejected
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.client import connect
+from modelathe.errors import RequestRejected
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve import install, model_config, staging
 from serve.errors import NotInstalled, ServerFailed
 from serve.server import Endpoint, running

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.client import connect
+from modelathe.client import connect
 from serve import lint, scratch, staging
 from serve.errors import BadRepository, ServerFailed
 from serve.server import running

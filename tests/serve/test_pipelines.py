@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.client import connect
-from loadtest.errors import LatheError, RequestRejected, UsageError
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.client import connect
+from modelathe.errors import LatheError, RequestRejected, UsageError
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve import canary, lint, probe, repository, rollout, staging
 from serve.errors import BadRepository
 from serve.install import Environment, environment

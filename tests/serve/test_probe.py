@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.client import connect
-from loadtest.errors import LatheError
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.client import connect
+from modelathe.errors import LatheError
+from modelathe.tensors import BATCH, TensorSpec
 from serve import control, dryload, interface, probe, rollout, staging
 from serve.errors import BadRepository
 from serve.server import Endpoint, running

@@ -10,8 +10,8 @@ from onnx import TensorProto as T
 
 from loadtest import payload
 from loadtest.cli import main as loadtest
-from loadtest.client import Client, connect
-from loadtest.tensors import BATCH, Dim, TensorSpec, from_served, to_served
+from modelathe.client import Client, connect
+from modelathe.tensors import BATCH, Dim, TensorSpec, from_served, to_served
 from serve.cli import main
 from serve.server import Endpoint, running
 from tests.serve.test_backend import save

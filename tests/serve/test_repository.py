@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import files
-from loadtest.errors import UsageError
-from loadtest.tensors import TensorSpec
+from modelathe import files
+from modelathe.errors import UsageError
+from modelathe.tensors import TensorSpec
 from serve import model_config, repository, staging
 from serve.errors import BadRepository
 from serve.target import Target

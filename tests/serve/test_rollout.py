@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.client import connect
-from loadtest.errors import ModelMissing
+from modelathe.client import connect
+from modelathe.errors import ModelMissing
 from serve import control, repository, rollout, staging
 from serve.errors import BadRepository, ServerFailed
 from serve.server import Endpoint, running

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest import interpreter, nullserver
-from loadtest.client import connect
+from loadtest import nullserver
+from modelathe import interpreter
+from modelathe.client import connect
 from serve import install
 from serve.server import running
 from tests.conftest import TINY, TINY_WEIGHT
@@ -21,7 +22,7 @@ NAMES = (
     *("binding", "complete", "graph", "instance", "model", "triton_python_backend_utils"),
 )
 STARTERS = {
-    "loadtest/interpreter.py",
+    "modelathe/interpreter.py",
     "serve/install.py",  # with PYTHONSAFEPATH
     "serve/server.py",  # isolated, from the folder of the server's environment
     "optimize/tensorrt/plan.py",  # a script of ours by its path

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto as T
 
-from loadtest.client import connect
+from modelathe.client import connect
 from serve import lint
 from serve.cli import main
 from serve.server import Endpoint, running

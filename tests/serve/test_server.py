@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from loadtest.client import connect
-from loadtest.errors import ServerAbsent, ServerFault
+from modelathe.client import connect
+from modelathe.errors import ServerAbsent, ServerFault
 from serve import control, model_config, server
 from serve.errors import BadRepository, NotInstalled, PortTaken, ServerFailed
 from serve.options import Listen

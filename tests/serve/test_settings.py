@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.errors import BadInput, UsageError
-from loadtest.tensors import BATCH, Dim, TensorSpec
+from modelathe.errors import BadInput, UsageError
+from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve import model_config, settings
 from serve.target import Target
 

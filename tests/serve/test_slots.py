@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.errors import BadInput
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.errors import BadInput
+from modelathe.tensors import BATCH, TensorSpec
 from serve import model_config, probe, settings
 from serve.server import Endpoint, running
 from serve.target import Target

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from loadtest.errors import MachineError
+from modelathe.errors import MachineError
 from serve import control, promotion, repository, rollout, scratch, state
 from serve.cli import main
 from serve.errors import NoAnswer, ServerFailed, StillLoading

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from loadtest.client import connect
-from loadtest.errors import LatheError, ModelMissing, RequestRejected, ServerFault
+from modelathe.client import connect
+from modelathe.errors import LatheError, ModelMissing, RequestRejected, ServerFault
 from serve.errors import BadRepository, PortTaken
 from serve.server import Endpoint
 from serve.stub.running import Place, running

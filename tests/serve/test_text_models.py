@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.client import connect
-from loadtest.tensors import BATCH, TensorSpec
+from modelathe.client import connect
+from modelathe.tensors import BATCH, TensorSpec
 from serve import staging
 from serve.pipelines.text import text
 from serve.server import Endpoint, running

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.client import connect
+from modelathe.client import connect
 from serve.server import wait
 from tests.conftest import TINY
 from tests.serve.test_server import eventually, group_is_gone, shared_memory

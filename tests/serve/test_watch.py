@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from loadtest.client import connect
-from loadtest.errors import MachineError
+from modelathe.client import connect
+from modelathe.errors import MachineError
 from serve import metrics, state
 from serve.commands import watch
 from serve.server import Endpoint

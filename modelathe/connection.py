@@ -1,6 +1,6 @@
 """Connection: how requests reach a server: encryption, headers, compression, streams, shared memory.
 
-The questions of `loadtest.client` and the load of `loadtest.senders` use the same one.
+The questions of `modelathe.client` and the load of `loadtest.senders` use the same one.
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from loadtest.errors import BadInput, UsageError
+from modelathe.errors import BadInput, UsageError
 
 COMPRESSIONS = ("gzip", "deflate")
 UNLIMITED = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))

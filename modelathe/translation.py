@@ -4,14 +4,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from loadtest.errors import (
-    LatheError,
-    ModelMissing,
-    RequestRejected,
-    ServerAbsent,
-    ServerFault,
-    ServerNonsense,
-)
+from modelathe.errors import LatheError, ModelMissing, RequestRejected, ServerAbsent, ServerFault, ServerNonsense
 
 IS_IT_UP = "check that the server runs and that the URL has its address, scheme and port; `serve up` prints them"
 WHICH_AUTHORITY = "give the authority that signed the server's certificate, and a client certificate if it asks for one"

@@ -1,4 +1,4 @@
-"""Client: one V2 endpoint behind two protocols; every foreign exception is turned into ours (`loadtest.translation`).
+"""Client: one V2 endpoint behind two protocols; every foreign exception is turned into ours (`modelathe.translation`).
 
 A server may have no more than the protocol asks for: what Triton's extensions would have said is then `unknown`.
 
@@ -12,10 +12,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
-from loadtest import streaming, wire
-from loadtest.connection import PLAIN, Connection, address
+from loadtest import wire
 from loadtest.counts import Statistics, statistics
-from loadtest.errors import (
+from modelathe import streaming
+from modelathe.connection import PLAIN, Connection, address
+from modelathe.errors import (
     LatheError,
     ModelMissing,
     RequestRejected,
@@ -24,8 +25,8 @@ from loadtest.errors import (
     ServerNonsense,
     UsageError,
 )
-from loadtest.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, in_bytes, reshaped, stated_spec
-from loadtest.translation import translated
+from modelathe.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, in_bytes, reshaped, stated_spec
+from modelathe.translation import translated
 
 LONG_HEADERS = 4096
 """Bytes of headers from which on a server that does not answer is asked without them."""

@@ -24,7 +24,7 @@ from typing import IO, Any, NoReturn, cast
 import click
 from rich.console import Console
 
-from loadtest.errors import BadInput, Interrupted, LatheError, MachineError, Stopped, UsageError
+from modelathe.errors import BadInput, Interrupted, LatheError, MachineError, Stopped, UsageError
 
 FORMAT = 1
 _ROOMS = ("optimize", "serve", "loadtest")
@@ -135,7 +135,7 @@ def _one_document() -> Iterator[_Aside]:
 
 
 class CommandGroup(click.Group):
-    """A Click group that ends with the exit codes of `loadtest.errors`, never with a traceback on the terminal."""
+    """A Click group that ends with the exit codes of `modelathe.errors`, never with a traceback on the terminal."""
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **_: Any

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.errors import BadInput, RequestRejected
+from modelathe.errors import BadInput, RequestRejected
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]

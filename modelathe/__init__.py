@@ -1,0 +1,1 @@
+"""modelathe: what the three rooms stand on. It imports none of them."""
