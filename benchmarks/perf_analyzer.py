@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest import wire
-from modelathe.tensors import Arrays
+from modelathe.tensors import Arrays, packed
 
 _TRIES = 3
 HOME = Path(".venv-peers/perf_analyzer")
@@ -24,7 +23,7 @@ def data_file(path: Path, payloads: Sequence[Arrays]) -> Path:
     """Write requests of one sample each in its JSON format."""
     rows = [
         {
-            name: {"content": {"b64": b64encode(wire.packed(array)).decode()}, "shape": list(array.shape[1:])}
+            name: {"content": {"b64": b64encode(packed(array)).decode()}, "shape": list(array.shape[1:])}
             for name, array in inputs.items()
         }
         for inputs in payloads

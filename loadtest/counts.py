@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from modelathe.client import Client
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -42,6 +44,15 @@ class Statistics:
 
     def __add__(self, other: "Statistics") -> "Statistics":
         return self._combine(other, 1)
+
+
+def counted(client: Client, model: str, version: str = "") -> Statistics | None:
+    """Return what the server has counted for the model, summed over its versions unless one is named.
+
+    None where the server does not say it.
+    """
+    entries = client.model_stats(model, version)
+    return None if entries is None else sum(map(statistics, entries), Statistics())
 
 
 def statistics(entry: dict[str, Any]) -> Statistics:

@@ -21,7 +21,7 @@ from typing import Any
 
 from loadtest import eventloop, traffic, workers
 from loadtest.answers import MOST_SAMPLES, Answers, Tolerance
-from loadtest.counts import Statistics
+from loadtest.counts import Statistics, counted
 from loadtest.loop import PATIENCE, TICK, Loop, Progress
 from loadtest.package import pack
 from loadtest.plan import Plan
@@ -305,7 +305,7 @@ def _settled(
 def _counted(client: Client, parts: Sequence[Part]) -> list[Statistics] | None:
     """Return the counts of each model that the traffic goes to."""
     models = dict.fromkeys((part.model, part.version) for part in parts)
-    found = [client.statistics(*model) for model in models]
+    found = [counted(client, *model) for model in models]
     known = [one for one in found if one is not None]
     return known if len(known) == len(found) else None
 

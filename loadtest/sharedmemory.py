@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import psutil
 
-from loadtest import wire
 from loadtest.answers import Answers
 from loadtest.plan import Plan
 from loadtest.results import OK, TIMEOUT, Flight
@@ -26,7 +25,7 @@ from loadtest.traffic import Part, firsts
 from loadtest.wire import Place
 from modelathe.client import Client
 from modelathe.errors import LatheError, MachineError, RequestRejected, ServerAbsent, UsageError
-from modelathe.tensors import TRITON_DTYPES, Array, Arrays
+from modelathe.tensors import TRITON_DTYPES, Array, Arrays, packed, unpacked
 
 MOST_SLOTS = 256
 """The most requests of an open loop whose outputs have a place; more wait for one, and leave late."""
@@ -155,7 +154,7 @@ class Memory:
 
         def decode() -> dict[str, Array]:
             return {
-                place.name: wire.unpacked(place.datatype, place.shape, raw[place.offset : place.offset + place.size])
+                place.name: unpacked(place.datatype, place.shape, raw[place.offset : place.offset + place.size])
                 for place in places
             }
 
@@ -265,7 +264,7 @@ def _check_room(needed: int) -> None:
 def _laid_out(tensors: Arrays, at: int = 0) -> list[Place]:
     places = []
     for name, array in tensors.items():
-        size = len(wire.packed(array))
+        size = len(packed(array))
         places.append(Place(name, TRITON_DTYPES[array.dtype.name], array.shape, "", at, size))
         at += -(-size // _ALIGNED) * _ALIGNED
     return places
@@ -277,7 +276,7 @@ def _inputs(parts: Sequence[Part]) -> tuple[bytes, list[list[Place]]]:
     for payload in (payload for part in parts for payload in part.payloads):
         places = _laid_out(payload, len(data))
         for place, array in zip(places, payload.values(), strict=True):
-            data.extend(bytes(place.offset - len(data)) + wire.packed(array))
+            data.extend(bytes(place.offset - len(data)) + packed(array))
         data.extend(bytes(-len(data) % _ALIGNED))
         found.append(places)
     return bytes(data), found

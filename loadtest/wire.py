@@ -16,20 +16,7 @@ from loadtest.data import values
 from loadtest.results import Turn, parsed
 from modelathe.connection import PLAIN, Connection
 from modelathe.errors import BadInput
-from modelathe.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, Arrays, TensorSpec
-
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
-    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
-    "INT64": "int64_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
-"""By Triton's type: the field of a gRPC tensor that holds its values where they do not come raw."""
-
+from modelathe.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, Arrays, TensorSpec, packed, unpacked
 
 NO_OUTPUTS = "an answer without outputs"
 _WIDTHS = {triton: np.dtype(numpy).itemsize for triton, numpy in NUMPY_DTYPES.items() if triton != "BYTES"}
@@ -298,55 +285,3 @@ def _fill(message: Any, parameters: dict[str, Any]) -> None:
     for key, value in parameters.items():
         kind = "bool_param" if isinstance(value, bool) else "int64_param" if isinstance(value, int) else "string_param"
         setattr(message.parameters[key], kind, value)
-
-
-def grpc_outputs(response: Any) -> dict[str, Array]:
-    """Return the outputs of a `ModelInferResponse`, from its raw contents or each tensor's own.
-
-    Raises:
-        ValueError, KeyError: it is not the answer of a V2 server.
-    """
-    if not response.raw_output_contents:
-        return {output.name: _from_contents(output) for output in response.outputs}
-    pairs = zip(response.outputs, response.raw_output_contents, strict=True)
-    return {output.name: unpacked(output.datatype, list(output.shape), raw) for output, raw in pairs}
-
-
-def stream_outputs(responses: Sequence[Any]) -> dict[str, Array]:
-    """Return the outputs of all responses to one request; those of the second are named as in `y #2`.
-
-    Raises:
-        ValueError, KeyError: one is not the answer of a V2 server.
-    """
-    found: dict[str, Array] = {}
-    for number, response in enumerate(responses, 1):
-        outputs = grpc_outputs(response)
-        found |= {f"{name} #{number}" if number > 1 else name: array for name, array in outputs.items()}
-    return found
-
-
-def _from_contents(output: Any) -> Array:
-    values = list(getattr(output.contents, _CONTENTS[output.datatype]))
-    array = np.empty(len(values), NUMPY_DTYPES[output.datatype])
-    array[:] = values
-    return array.reshape(list(output.shape))
-
-
-def packed(array: Array) -> bytes:
-    """Return the bytes of a binary tensor: little-endian values, row by row; strings each behind their length."""
-    if array.dtype == object:
-        from tritonclient.utils import serialize_byte_tensor
-
-        packed = serialize_byte_tensor(array)
-        return bytes(packed.item()) if packed.size else b""
-    return np.ascontiguousarray(array).tobytes()
-
-
-def unpacked(datatype: str, shape: Sequence[int], raw: bytes) -> Array:
-    """Return the tensor whose bytes these are, the reverse of `packed`."""
-    if datatype == "BYTES":
-        from tritonclient.utils import deserialize_bytes_tensor
-
-        strings: Array = deserialize_bytes_tensor(raw)
-        return strings.reshape(shape)
-    return np.frombuffer(raw, NUMPY_DTYPES[datatype]).reshape(shape)

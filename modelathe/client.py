@@ -12,9 +12,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
-from loadtest import wire
-from loadtest.counts import Statistics, statistics
-from modelathe import streaming
 from modelathe.connection import PLAIN, Connection, address
 from modelathe.errors import (
     LatheError,
@@ -25,6 +22,7 @@ from modelathe.errors import (
     ServerNonsense,
     UsageError,
 )
+from modelathe.outputs import ask_stream, grpc_outputs, stream_outputs
 from modelathe.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, in_bytes, reshaped, stated_spec
 from modelathe.translation import translated
 
@@ -179,16 +177,14 @@ class Client:
         with translated(self.url):
             return str(self._json("get_server_metadata")["version"])
 
-    def statistics(self, model: str, version: str = "") -> Statistics | None:
-        """Return what the server has counted for the model, summed over its versions unless one is named.
+    def model_stats(self, model: str, version: str = "") -> list[dict[str, Any]] | None:
+        """Return what the server has counted for each version of the model, or for the one that is named.
 
-        None where the server does not say it.
+        It is `model_stats` in the JSON form of either protocol; None where the server does not say it.
         """
-
-        def read(answer: Any) -> Statistics:
-            return sum(map(statistics, answer["model_stats"]), Statistics())
-
-        return self._extension(_COUNTS, "get_inference_statistics", model, version, read)
+        return self._extension(
+            _COUNTS, "get_inference_statistics", model, version, lambda answer: answer["model_stats"]
+        )
 
     def infer(self, model: str, inputs: Arrays, version: str = "", *, sequence: int = 0) -> dict[str, Array]:
         """Send one request with binary tensors and return the model's outputs.
@@ -236,11 +232,11 @@ class Client:
             request = {"inputs": tensors, "model_version": version, **whole}
             if self._streams:
                 how = self.timeout, self._options["headers"], self._packed["compression_algorithm"]
-                return wire.stream_outputs(streaming.ask(self._client, *how, model_name=model, **request))
+                return stream_outputs(ask_stream(self._client, *how, model_name=model, **request))
             result = self._client.infer(model, **request, **self._options, **self._packed)
             answer = result.get_response()
             if self._scheme == "grpc":
-                return wire.grpc_outputs(answer)
+                return grpc_outputs(answer)
             return {output["name"]: in_bytes(result.as_numpy(output["name"])) for output in answer["outputs"]}
 
     def order(self, what: str, *args: Any) -> None:

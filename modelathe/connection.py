@@ -58,20 +58,6 @@ def address(url: str) -> Address:
     return Address(protocol, parts.netloc, parts.scheme.endswith("s"))
 
 
-def parse_url(url: str) -> tuple[str, str]:
-    """Split `grpc://HOST:PORT` or `http://HOST:PORT` into the scheme and `HOST:PORT`.
-
-    Raises:
-        UsageError: another scheme, also an encrypted one, no port, or something behind the port.
-    """
-    protocol, place, encrypted = address(url)
-    if encrypted:
-        raise UsageError(
-            "not the address of a plain server", where=url, fix="write grpc://HOST:PORT or http://HOST:PORT"
-        )
-    return protocol, place
-
-
 @dataclass(frozen=True)
 class Connection:
     """How requests reach a server.

@@ -181,11 +181,6 @@ def from_served(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, Array]
     }
 
 
-def fewest(inputs: Sequence[TensorSpec]) -> int:
-    """Return the fewest samples that a model with these inputs takes in one call."""
-    return max((spec.shape(size="minimum")[0] for spec in inputs if spec.batched), default=1)
-
-
 def stated_spec(tensor: Mapping[str, Any], max_batch: int) -> TensorSpec:
     """Return the spec of a tensor as a server's metadata state it.
 
@@ -226,3 +221,23 @@ def in_bytes(array: Array) -> Array:
     made = np.empty(len(flat), object)
     made[:] = flat
     return made.reshape(array.shape)
+
+
+def packed(array: Array) -> bytes:
+    """Return the bytes of a binary tensor: little-endian values, row by row; strings each behind their length."""
+    if array.dtype == object:
+        from tritonclient.utils import serialize_byte_tensor
+
+        packed = serialize_byte_tensor(array)
+        return bytes(packed.item()) if packed.size else b""
+    return np.ascontiguousarray(array).tobytes()
+
+
+def unpacked(datatype: str, shape: Sequence[int], raw: bytes) -> Array:
+    """Return the tensor whose bytes these are, the reverse of `packed`."""
+    if datatype == "BYTES":
+        from tritonclient.utils import deserialize_bytes_tensor
+
+        strings: Array = deserialize_bytes_tensor(raw)
+        return strings.reshape(shape)
+    return np.frombuffer(raw, NUMPY_DTYPES[datatype]).reshape(shape)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from loadtest import payload
-from modelathe.tensors import fewest
 from optimize import bundle as bundles
 from optimize import digest, follower, sample, speed, splits
 from optimize import step as steps_of
@@ -22,7 +21,7 @@ from optimize.measure import Cost
 from optimize.predict import TorchPredictor, open_graph
 from optimize.quantize import left
 from optimize.recipe import Recipe
-from optimize.workload import Workload
+from optimize.workload import Workload, fewest
 from serve import model_config, scratch
 
 SAMPLES = 512

@@ -23,13 +23,12 @@ from torch import nn
 
 from modelathe import files
 from modelathe.commandline import document
-from modelathe.tensors import fewest
 from optimize import state
 from optimize.digest import Key
 from optimize.errors import BadBundle
 from optimize.predict import TorchPredictor
 from optimize.structure import rebuild, structure, unsaved
-from optimize.workload import Workload, file_of
+from optimize.workload import Workload, fewest, file_of
 from optimize.workload import load as load_workload
 from serve import scratch
 

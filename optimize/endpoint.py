@@ -18,7 +18,7 @@ from loadtest import drive, page, payload, summary
 from loadtest.plan import Plan
 from loadtest.traffic import Part
 from modelathe.client import Client, connect
-from modelathe.tensors import UNBOUNDED, Arrays, Dim, TensorSpec, fewest, from_served, to_served
+from modelathe.tensors import UNBOUNDED, Arrays, Dim, TensorSpec, from_served, to_served
 from optimize import gate, parity, sample
 from optimize.baseline import Progress, Trained, graph_of
 from optimize.bundle import Bundle
@@ -27,7 +27,7 @@ from optimize.evaluate import Quality, collect, compare, judge
 from optimize.gate import Gate
 from optimize.predict import EndpointPredictor, OnnxPredictor, cut, open_graph
 from optimize.recipe import Recipe
-from optimize.workload import Workload
+from optimize.workload import Workload, fewest
 from serve import install, model_config, rollout, server, staging
 from serve.server import Endpoint
 from serve.target import Target

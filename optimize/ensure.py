@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from modelathe.tensors import Array, fewest
+from modelathe.tensors import Array
 from optimize import copies
 from optimize.errors import BadGraph, BadModel
 from optimize.predict import GraphPredictor, TorchPredictor, open_graph
-from optimize.workload import Workload
+from optimize.workload import Workload, fewest
 from serve.target import Target
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelathe.tensors import Arrays, TensorSpec, fewest
+from modelathe.tensors import Arrays, TensorSpec
 from optimize import macs, measure
 from optimize.bundle import Bundle
 from optimize.errors import BadGraph
@@ -24,6 +24,7 @@ from optimize.export import graph
 from optimize.export.onnx import export
 from optimize.predict import answering, session_options
 from optimize.step import METHODS
+from optimize.workload import fewest
 from serve import scratch
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from modelathe.tensors import TensorSpec, fewest
+from modelathe.tensors import TensorSpec
 from optimize.predict import answering
+from optimize.workload import fewest
 
 UNKNOWN = "the MACs are not known: torch's counter cannot follow this model"
 

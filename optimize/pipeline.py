@@ -13,7 +13,7 @@ from typing import Any
 from modelathe import files
 from modelathe.commandline import document
 from modelathe.errors import MachineError, UsageError
-from modelathe.tensors import TensorSpec, fewest
+from modelathe.tensors import TensorSpec
 from optimize import bundle as bundles
 from optimize import digest, explain, extra, gate, macs, measure, resume, speed, splits
 from optimize import step as steps_of
@@ -27,7 +27,7 @@ from optimize.gate import Gate
 from optimize.measure import Cost
 from optimize.recipe import Recipe, ordered
 from optimize.speed import Timing
-from optimize.workload import Workload
+from optimize.workload import Workload, fewest
 from serve import curve, model_config, scratch, settings
 from serve.target import TENSORRT, Target
 

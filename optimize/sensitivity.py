@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelathe.tensors import TensorSpec, fewest
+from modelathe.tensors import TensorSpec
 from optimize import splits
 from optimize.errors import BadBundle, BadGraph, BadModel, BadRecipe, NoEffect
 from optimize.export import graph, inner
-from optimize.workload import Workload
+from optimize.workload import Workload, fewest
 from serve import scratch
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -358,3 +358,8 @@ def _check_array(array: Array, spec: TensorSpec, where: str, fix: str) -> None:
             where=where,
             fix="clean the data, or drop that sample",
         )
+
+
+def fewest(inputs: Sequence[TensorSpec]) -> int:
+    """Return the fewest samples that a model with these inputs takes in one call."""
+    return max((spec.shape(size="minimum")[0] for spec in inputs if spec.batched), default=1)

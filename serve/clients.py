@@ -14,11 +14,10 @@ from urllib.parse import quote
 
 import numpy as np
 
-from loadtest.wire import packed
 from modelathe import files
-from modelathe.connection import parse_url
 from modelathe.errors import UsageError
-from modelathe.tensors import TRITON_DTYPES, UNBOUNDED, Array, Dim, TensorSpec
+from modelathe.tensors import TRITON_DTYPES, UNBOUNDED, Array, Dim, TensorSpec, packed
+from serve.address import parse_url
 from serve.interface import Interface
 
 TEXT = b"some text"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from modelathe.connection import parse_url
 from modelathe.errors import ServerAbsent, ServerNonsense, UsageError
+from serve.address import parse_url
 
 SUCCESS = "nv_inference_request_success"
 FAILURE = "nv_inference_request_failure"

@@ -13,9 +13,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from modelathe import files
-from modelathe.connection import parse_url
 from modelathe.errors import UsageError
 from serve import control
+from serve.address import parse_url
 from serve.errors import BadRepository
 
 CONF = "nginx.conf"

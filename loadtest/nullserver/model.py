@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest import wire
-from modelathe.tensors import TRITON_DTYPES, Dim, TensorSpec
+from modelathe.tensors import TRITON_DTYPES, Dim, TensorSpec, packed
 
 MODEL = "null"
 
@@ -80,7 +79,7 @@ class Model:
             {"name": spec.name, "datatype": TRITON_DTYPES[spec.dtype], "shape": list(array.shape)}
             for spec, array in zip(self.outputs, arrays, strict=True)
         ]
-        return described, [wire.packed(array) for array in arrays]
+        return described, [packed(array) for array in arrays]
 
 
 def _described(spec: TensorSpec) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from loadtest.results import TIMEOUT, Flight
 from loadtest.senders import http2
 from loadtest.senders.sender import Encode, Finished, check, end, fail
 from modelathe.connection import PLAIN, Connection, address
+from modelathe.outputs import stream_outputs
 from modelathe.translation import GRPC_ERRORS, is_no_connection
 
 _CODES = {str(number): name for number, name in enumerate(GRPC_ERRORS)}  # they stand in the order of their numbers
@@ -246,4 +247,4 @@ def judge(answers: Answers | None, flight: Flight, responses: Sequence[Any], raw
         elsewhere: the values were asked for in shared memory.
     """
     missing = wire.grpc_missing(responses, elsewhere)
-    check(answers, flight, raw, missing, lambda: wire.stream_outputs(responses))
+    check(answers, flight, raw, missing, lambda: stream_outputs(responses))

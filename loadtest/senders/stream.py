@@ -16,7 +16,7 @@ from loadtest.results import TIMEOUT, Flight
 from loadtest.senders.grpc import SERVICE, channel, explain, judge, metadata
 from loadtest.senders.sender import Encode, Finished, end, fail
 from modelathe.connection import PLAIN, Connection
-from modelathe.streaming import FINAL, is_last
+from modelathe.outputs import FINAL, is_last
 
 _REMEMBERED = 1000
 

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from modelathe.errors import MachineError
-from modelathe.tensors import fewest
 from optimize import extra
 from optimize.bundle import Bundle, replacing
 from optimize.errors import BadBundle
 from optimize.tensorrt import compiler, rules
 from optimize.tensorrt.compiler import Compiled
 from optimize.tensorrt.rules import Finding
+from optimize.workload import fewest
 from serve import gpu, model_config, settings
 from serve.target import LARGEST_BATCH, Target
 from serve.tensorrt import ask

@@ -8,9 +8,8 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as messages
 
-from loadtest.wire import packed
 from modelathe.commandline import version as lathe_version
-from modelathe.tensors import NUMPY_DTYPES, TRITON_DTYPES
+from modelathe.tensors import NUMPY_DTYPES, TRITON_DTYPES, packed
 from serve.stub import answers
 from serve.stub.answers import Counts, Given, Refused, Stub
 

@@ -10,9 +10,8 @@ from typing import Any, cast
 import numpy as np
 from aiohttp import web
 
-from loadtest.wire import packed
 from modelathe.commandline import version as lathe_version
-from modelathe.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array
+from modelathe.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, packed
 from serve.interface import Interface
 from serve.stub import answers
 from serve.stub.answers import Counts, Given, Refused, Stub

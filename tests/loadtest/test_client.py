@@ -11,10 +11,11 @@ import grpc
 import numpy as np
 import pytest
 
-from loadtest import nullserver
+from loadtest import counts, nullserver
+from loadtest.counts import Statistics
 from modelathe import translation
-from modelathe.client import Statistics, connect
-from modelathe.connection import Connection, parse_url
+from modelathe.client import connect
+from modelathe.connection import Connection
 from modelathe.errors import (
     BadInput,
     LatheError,
@@ -27,6 +28,7 @@ from modelathe.errors import (
     UsageError,
 )
 from modelathe.tensors import BATCH, UNBOUNDED, Dim, TensorSpec
+from serve.address import parse_url
 
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -70,9 +72,9 @@ def test_a_model_is_described_asked_and_counted(stand_in, scheme: str) -> None:
         assert (x.name, x.dtype, x.dims) == ("x", "float32", (Dim("batch", 1, 8, 8), 4))
         assert y.name == "y"
         assert client.served_version("double") == "1"
-        before = client.statistics("double")
+        before = counts.counted(client, "double")
         np.testing.assert_array_equal(client.infer("double", {"x": X})["y"], 2 * X)
-        counted = client.statistics("double") - before
+        counted = counts.counted(client, "double") - before
         assert (counted.success, counted.inference_count) == (1, 1)
         assert counted.success_ns > 0
 
@@ -87,7 +89,7 @@ def test_an_open_size_is_unbounded(stand_in, scheme: str) -> None:
 @SCHEMES
 def test_an_unknown_model_is_named_beside_those_that_are_there(stand_in, scheme: str) -> None:
     with stand_in() as server, connect(server.url(scheme)) as client:
-        for ask in (client.metadata, client.statistics, lambda name: client.infer(name, {"x": X})):
+        for ask in (client.metadata, client.model_stats, lambda name: client.infer(name, {"x": X})):
             with pytest.raises(ModelMissing, match="'nope'") as caught:
                 ask("nope")
             assert "double" in caught.value.fix

@@ -19,6 +19,7 @@ from loadtest.senders import http2
 from loadtest.summary import summarize
 from loadtest.traffic import Chooser
 from modelathe.errors import BadInput
+from modelathe.outputs import grpc_outputs
 from tests.loadtest.peers import PARTS, flights, grpc_peer, http_peer, load, message, trailers
 
 LIE = b"\x09\0\0\0a"
@@ -160,7 +161,7 @@ def test_no_bytes_raise_from_the_check_of_an_answer(raw: bytes) -> None:
     answers, head = right(), strings(raw).partition(b"\r\n\r\n")[2][: -len(raw) or None]
     for decode in (
         lambda: wire.http_outputs(head, raw),
-        lambda: wire.grpc_outputs(service_pb2.ModelInferResponse.FromString(response(raw))),
+        lambda: grpc_outputs(service_pb2.ModelInferResponse.FromString(response(raw))),
     ):
         assert (answers.wrong(0, 0, raw, decode) == "") == (raw == b"\1\0\0\0a")
 

@@ -14,6 +14,7 @@ import pytest
 
 from loadtest import drive, nullserver, payload, selftest
 from loadtest.cli import main
+from loadtest.counts import counted
 from loadtest.plan import Plan
 from loadtest.results import read
 from loadtest.summary import summarize
@@ -59,7 +60,7 @@ def test_it_takes_the_shapes_of_any_model(scheme: str) -> None:
             "label": ((3, 1), "object"),
             "score": ((3, 10), "float16"),
         }
-        assert client.statistics(server.model).inference_count == 3
+        assert counted(client, server.model).inference_count == 3
         with pytest.raises(ModelMissing):
             client.infer("other", sent)
         with pytest.raises(ModelMissing):

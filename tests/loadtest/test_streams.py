@@ -26,7 +26,7 @@ from loadtest.traffic import Part
 from modelathe.client import connect
 from modelathe.connection import Connection
 from modelathe.errors import RequestRejected
-from modelathe.streaming import FINAL
+from modelathe.outputs import FINAL
 from serve.server import Endpoint, running
 from tests.loadtest.peers import flights
 

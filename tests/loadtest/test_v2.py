@@ -18,12 +18,14 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from loadtest import drive, wire
+from loadtest.counts import counted
 from loadtest.plan import Plan
 from loadtest.summary import summarize
 from loadtest.traffic import Part
 from modelathe.client import connect
 from modelathe.connection import Connection
 from modelathe.errors import BadInput, ModelMissing, ServerFault, ServerNonsense
+from modelathe.tensors import unpacked
 
 PAYLOADS = [
     {"x": np.full((1, 4), n + 1, np.float32), "name": np.array([[b"a", "zwölf".encode()]], object)} for n in range(4)
@@ -128,7 +130,7 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
             raw = [np.array(doubled, np.float32).tobytes(), strings]
             return service_pb2.ModelInferResponse(model_name="double", outputs=outputs, raw_output_contents=raw)
         outputs[0]["contents"] = {"fp32_contents": doubled}
-        outputs[1]["contents"] = {"bytes_contents": wire.unpacked("BYTES", [2], strings).tolist()}
+        outputs[1]["contents"] = {"bytes_contents": unpacked("BYTES", [2], strings).tolist()}
         return service_pb2.ModelInferResponse(model_name="double", outputs=outputs)
 
 
@@ -192,7 +194,7 @@ def test_what_such_a_server_is_asked(kind: str) -> None:
         [x, _], _ = client.metadata("double")
         assert (x.name, x.dtype, x.batched) == ("x", "float32", False)
         assert client.served_version("double") == ""
-        assert client.statistics("double") is None
+        assert counted(client, "double") is None
         outputs = client.infer("double", PAYLOADS[1])
         np.testing.assert_array_equal(outputs["x"], 2 * PAYLOADS[1]["x"])
         assert outputs["name"].tolist() == PAYLOADS[1]["name"].tolist()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loadtest import counts
 from modelathe.client import connect
 from modelathe.errors import LatheError, RequestRejected
 from modelathe.tensors import BATCH, Dim, TensorSpec
@@ -133,9 +134,9 @@ def test_requests_of_mixed_sizes_share_a_batch(lab: Endpoint) -> None:
     rng = np.random.default_rng(1)
     requests = [{"ids": rng.integers(0, 10, (size, 1))} for size in (1, 3, 2, 5, 1, 4)]
     with connect(lab.grpc) as client:
-        before = client.statistics("gather")
+        before = counts.counted(client, "gather")
         answers = ask_at_once(lab, "gather", requests)
-        counted = client.statistics("gather") - before
+        counted = counts.counted(client, "gather") - before
     for request, answer in zip(requests, answers, strict=True):
         np.testing.assert_array_equal(answer["rows"], TABLE[request["ids"]])
     assert counted.success == len(requests)
@@ -145,9 +146,9 @@ def test_requests_of_mixed_sizes_share_a_batch(lab: Endpoint) -> None:
 def test_a_bad_request_does_not_poison_its_batch(lab: Endpoint) -> None:
     requests = [{"ids": np.array([[number]])} for number in (1, 2, 99, 3, 4)]
     with connect(lab.grpc) as client:
-        before = client.statistics("gather")
+        before = counts.counted(client, "gather")
         answers = ask_at_once(lab, "gather", requests)
-        counted = client.statistics("gather") - before
+        counted = counts.counted(client, "gather") - before
     refused = answers.pop(2)
     assert isinstance(refused, RequestRejected)
     assert "out of data bounds" in refused.what

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadtest import counts
 from modelathe.client import connect
 from modelathe.errors import RequestRejected
 from serve.pipelines import publish
@@ -150,9 +151,9 @@ def test_a_bad_text_in_a_pipelines_batch_costs_two_calls_for_each_halving(
 def test_a_real_batch_is_halved(lab: Endpoint) -> None:
     numbers = [1, 2, 3, 4, 5, 99, 6, 7]
     with connect(lab.grpc) as client:
-        before, log = client.statistics("gather"), len(lab.log.read_text())
+        before, log = counts.counted(client, "gather"), len(lab.log.read_text())
         answers = ask_at_once(lab, "gather", [{"ids": np.array([[number]])} for number in numbers])
-        counted = client.statistics("gather") - before
+        counted = counts.counted(client, "gather") - before
     assert isinstance(answers.pop(5), RequestRejected)
     for number, answer in zip((*numbers[:5], *numbers[6:]), answers, strict=True):
         np.testing.assert_array_equal(answer["rows"], TABLE[[[[number]]]][0])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loadtest import counts
 from modelathe.client import Client, connect
 from modelathe.errors import BadInput
 from modelathe.tensors import BATCH, Dim, TensorSpec
@@ -105,28 +106,28 @@ def test_no_two_questions_of_the_probe_are_alike(served: Endpoint, place: Path, 
     """Two ids of four values would soon repeat, so they come in larger batches."""
     rng = np.random.default_rng(0)
     with Client(served.grpc, timeout=10) as client:
-        before = client.statistics(model)
+        before = counts.counted(client, model)
         asked = probe.question(place, model, client)
         for _ in range(50):
             assert probe.ask(client, served, model, asked, rng) == ("answers", "")
-        assert eventually(lambda: (client.statistics(model) - before).execution_count == 50)
+        assert eventually(lambda: (counts.counted(client, model) - before).execution_count == 50)
 
 
 def test_a_server_for_a_proof_answers_from_the_models(place: Path, server_prefix: Path) -> None:
     same = {"x": np.ones((1, 4), np.float32)}
     with running(place, models=[TINY], cache=False, grace=0) as endpoint, Client(endpoint.grpc, timeout=10) as client:
-        before = client.statistics(TINY)
+        before = counts.counted(client, TINY)
         for _ in range(5):
             client.infer(TINY, same)
-        assert eventually(lambda: (client.statistics(TINY) - before).execution_count == 5)
+        assert eventually(lambda: (counts.counted(client, TINY) - before).execution_count == 5)
 
 
 def test_status_asks_the_processes(served: Endpoint, place: Path) -> None:
     with Client(served.grpc, timeout=10) as client:
-        before = client.statistics(TINY)
+        before = counts.counted(client, TINY)
         for _ in range(5):
             assert probe.health(served, place)[TINY] == "answers"
-        assert eventually(lambda: (client.statistics(TINY) - before).execution_count == 5)
+        assert eventually(lambda: (counts.counted(client, TINY) - before).execution_count == 5)
 
 
 def test_a_canary_compares_processes(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +139,7 @@ def test_a_canary_compares_processes(place: Path, tmp_path: Path, monkeypatch: p
 
     def ask(client: Client, side: str, *more: Any) -> Any:
         answer = real(client, side, *more)
-        counted.append((side, client.statistics(side).execution_count))
+        counted.append((side, counts.counted(client, side).execution_count))
         return answer
 
     monkeypatch.setattr(canary, "_ask", ask)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from loadtest import counts
 from modelathe.client import connect
 from modelathe.errors import RequestRejected
 from modelathe.tensors import BATCH, TensorSpec
@@ -201,10 +202,10 @@ def test_values_that_are_not_finite_are_refused_where_asked(lab: Endpoint) -> No
 
 def test_the_cache_answers_what_was_answered(lab: Endpoint) -> None:
     with connect(lab.grpc) as client:
-        before = client.statistics("cached")
+        before = counts.counted(client, "cached")
         for _ in range(3):
             assert client.infer("cached", row(0.25))["y"].tolist() == [[-0.25]]
-        counted = client.statistics("cached") - before
+        counted = counts.counted(client, "cached") - before
     assert (counted.success, counted.execution_count) == (3, 1)
 
 

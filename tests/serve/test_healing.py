@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loadtest.counts import counted
 from modelathe.client import connect
 from modelathe.errors import LatheError
 from serve import control, healing, probe, processes, scratch, settings, staging
@@ -232,7 +233,7 @@ def test_a_cache_does_not_answer_for_a_dead_process(place: Path) -> None:
         for _ in range(3):
             assert probe.health(endpoint, place) == {TINY: "answers"}
         with connect(endpoint.grpc) as client:
-            assert client.statistics(TINY).execution_count >= 3
+            assert counted(client, TINY).execution_count >= 3
         os.kill(living(endpoint).pop(), signal.SIGKILL)
         assert probe.health(endpoint, place)[TINY].startswith("dead: ")
         watch = Watch(endpoint, place)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from loadtest import counts
 from modelathe.client import connect
 from modelathe.errors import RequestRejected
 from modelathe.tensors import BATCH, Dim, TensorSpec
@@ -73,9 +74,9 @@ def test_requests_of_mixed_sizes_share_a_batch(lab: Endpoint) -> None:
     rng = np.random.default_rng(1)
     requests = [{"ids": rng.integers(0, 10, (size, 1))} for size in (1, 3, 2, 5, 1, 4)]
     with connect(lab.grpc) as client:
-        before = client.statistics("gather")
+        before = counts.counted(client, "gather")
         answers = ask_at_once(lab, "gather", requests)
-        counted = client.statistics("gather") - before
+        counted = counts.counted(client, "gather") - before
     for request, answer in zip(requests, answers, strict=True):
         np.testing.assert_array_equal(answer["rows"], TABLE[request["ids"]])
     assert counted.success == len(requests)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loadtest import counts
 from modelathe.client import connect
 from modelathe.errors import LatheError, RequestRejected, UsageError
 from modelathe.tensors import BATCH, Dim, TensorSpec
@@ -196,9 +197,9 @@ def test_rows_have_few_lengths(lab: Endpoint) -> None:
 def test_texts_of_different_lengths_share_batches(lab: Endpoint, model: str, lengths: Sequence[int]) -> None:
     sentences = [" ".join((WORDS * 4)[:length]) for length in lengths]
     with connect(lab.grpc) as client:
-        before = client.statistics("embed")
+        before = counts.counted(client, "embed")
         answers = ask_at_once(lab, model, [texts(sentence) for sentence in sentences])
-        counted = client.statistics("embed") - before
+        counted = counts.counted(client, "embed") - before
     for sentence, answer in zip(sentences, answers, strict=True):
         np.testing.assert_allclose(answer["embedding"], [embedded(sentence)], atol=1e-6)
     assert counted.inference_count == len(sentences)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loadtest.counts import counted
 from modelathe.client import connect
 from modelathe.errors import LatheError
 from modelathe.tensors import BATCH, TensorSpec
@@ -90,7 +91,7 @@ def test_the_probe_follows_to_a_version_with_other_inputs(
     wide = save_tiny(tmp_path / "wide.onnx", np.ones((6, 3), np.float32))
     specs = (TensorSpec("x", "float32", (BATCH, 6)),), TINY_OUTPUTS
     with running(place, probe=True, grace=0) as endpoint, connect(endpoint.grpc) as client:
-        assert eventually(lambda: client.statistics(TINY).inference_count > 33)  # the warm-up, and then the probe
+        assert eventually(lambda: counted(client, TINY).inference_count > 33)  # the warm-up, and then the probe
         with staging.stage(place, TINY, wide, *specs, Target(cores=1)) as staged:
             number = staging.publish(staged, {}).number
         rollout.promote(place, TINY, number, endpoint)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from loadtest import counts
 from modelathe.client import connect
 from modelathe.errors import LatheError, ModelMissing, RequestRejected, ServerFault
 from serve.errors import BadRepository, PortTaken
@@ -353,11 +354,11 @@ def test_our_own_client_cannot_tell(stub: Place, scheme: str) -> None:
         inputs, _ = client.metadata(TINY)
         assert inputs[0].shape(1) == (1, 4)
         assert (client.served_version(TINY), client.ready(TINY), client.ready(TINY, "9")) == ("1", True, False)
-        before = client.statistics(TINY)
+        before = counts.counted(client, TINY)
         assert not client.infer(TINY, {"x": rows})["y"].any()
         with pytest.raises(RequestRejected, match="unexpected shape for input 'x'"):
             client.infer(TINY, {"x": rows[:, :3]})
-        counted = client.statistics(TINY) - before
+        counted = counts.counted(client, TINY) - before
         assert (counted.success, counted.fail, counted.inference_count) == (1, 1, 3)
         with pytest.raises(ModelMissing, match="'nobody'"):
             client.infer("nobody", {"x": rows})
@@ -377,7 +378,7 @@ def test_random_answers_stay_and_some_fail(kinds: Path) -> None:
             with pytest.raises(ServerFault, match="one of 3 inferences fail"):
                 client.infer(TINY, rows)
             client.infer(TINY, rows)
-            counted = client.statistics(TINY)
+            counted = counts.counted(client, TINY)
             assert (counted.success, counted.fail, counted.success_ns) == (3, 1, 3_000_000)
             assert client.infer("1-odd.strings", {ODD: np.full((1, 2), b"a", object)})["class"].all()
     assert found[0].any()
