@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from loadtest import payload
+from loadtest.plan.data import payload
 from modelathe.tensors import TensorSpec
 from optimize import ruler
 from optimize.predict import OnnxPredictor

@@ -15,11 +15,13 @@ import queues
 from rich.console import Console
 from rich.table import Table
 
-from loadtest import drive, nullserver, probe
-from loadtest.capacity import Found, search
-from loadtest.plan import Plan
-from loadtest.results import read
-from loadtest.traffic import Part
+from loadtest.capacity import probe
+from loadtest.capacity.search import Found, search
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.record.results import read
+from loadtest.run import drive
+from loadtest.selftest import nullserver
 
 
 @click.command()

@@ -23,9 +23,12 @@ import click
 import networks
 import numpy as np
 
-from loadtest import drive, payload, schedule, summary
-from loadtest.plan import Plan
-from loadtest.traffic import Part
+from loadtest.judge import summary
+from loadtest.plan import schedule
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.run import drive
 from optimize import doctor, endpoint, measure
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor

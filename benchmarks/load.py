@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from serving import TEXTS, publish_texts
 
-from loadtest import nullserver, payload
+from loadtest.plan.data import payload
+from loadtest.selftest import nullserver
 from modelathe.tensors import Arrays
 from serve import server, source
 

@@ -15,9 +15,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from loadtest import drive, payload, summary
-from loadtest.plan import Plan
-from loadtest.traffic import Part
+from loadtest.judge import summary
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.run import drive
 from optimize import bundle, endpoint, pipeline, recipe, workload
 from optimize.errors import GateRefused
 from optimize.predict import OnnxPredictor

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loadtest import nullserver
+from loadtest.selftest import nullserver
 
 ROOT = Path(__file__).parent.parent
 ROUNDS, SECONDS, QPS, SERVICE = 3, 10.0, 60.0, 0.01

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from loadtest import payload
+from loadtest.plan.data import payload
 from modelathe.tensors import Arrays, Dim, TensorSpec
 from optimize import workload
 from optimize.workload import Batch, Workload

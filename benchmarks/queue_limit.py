@@ -7,9 +7,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from loadtest import drive, payload, summary
-from loadtest.plan import Plan
-from loadtest.traffic import Part
+from loadtest.judge import summary
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.run import drive
 from modelathe.tensors import TensorSpec
 from serve import model_config, repository, server
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest import edge
-from loadtest.capacity import Probe
+from loadtest.capacity import edge
+from loadtest.capacity.search import Probe
 
 OVERHEAD = 1.0
 

@@ -25,7 +25,8 @@ import saturation
 from rich.console import Console
 from rich.table import Table
 
-from loadtest import payload, results
+from loadtest.plan.data import payload
+from loadtest.record import results
 from optimize.predict import OnnxPredictor
 from serve import metrics, repository, rollout, server, settings, source, staging
 from serve.server import Endpoint

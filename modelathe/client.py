@@ -2,7 +2,7 @@
 
 A server may have no more than the protocol asks for: what Triton's extensions would have said is then `unknown`.
 
-For questions and single requests. The load itself is sent by `loadtest.senders`, because a general client costs more
+For questions and single requests. The load itself is sent by `loadtest.send`, because a general client costs more
 than many models do.
 """
 

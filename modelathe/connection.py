@@ -1,6 +1,6 @@
 """Connection: how requests reach a server: encryption, headers, compression, streams, shared memory.
 
-The questions of `modelathe.client` and the load of `loadtest.senders` use the same one.
+The questions of `modelathe.client` and the load of `loadtest.send` use the same one.
 """
 
 import re

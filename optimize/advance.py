@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from loadtest import payload
+from loadtest.plan.data import payload
 from optimize import bundle as bundles
 from optimize import digest, follower, sample, speed, splits
 from optimize import step as steps_of

@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from loadtest import answers as answers_of
-from loadtest import drive, page, payload, summary
-from loadtest.plan import Plan
-from loadtest.traffic import Part
+from loadtest.judge import summary
+from loadtest.plan.data import answers as answers_of
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.report import page
+from loadtest.run import drive
 from modelathe.client import Client, connect
 from modelathe.tensors import UNBOUNDED, Arrays, Dim, TensorSpec, from_served, to_served
 from optimize import gate, parity, sample

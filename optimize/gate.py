@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from loadtest import thresholds, validity
+from loadtest.judge import thresholds, validity
 from optimize import explain
 from optimize.errors import BadRecipe, BusyMachine, GateRefused
 from optimize.evaluate import Difference, Score

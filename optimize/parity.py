@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.answers import Tolerance, allowed, may_change
+from loadtest.plan.data.answers import Tolerance, allowed, may_change
 from modelathe.tensors import Array, Arrays
 
 

@@ -11,7 +11,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from loadtest.schedule import FASTEST, MOST_IN_FLIGHT
+from loadtest.plan.schedule import FASTEST, MOST_IN_FLIGHT
 from optimize.errors import BadRecipe
 from optimize.export.onnx import Onnx
 from optimize.step import METHODS, NAMES, for_target

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.options import Duration, Number, Share, default_output, kept, load_options, parts_of, plan_of
+from loadtest.plan.options import Duration, Number, Share, default_output, kept, load_options, parts_of, plan_of
 from modelathe.commandline import PATH, document, emit, json_option
 from modelathe.errors import Refused, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from loadtest.capacity import Found, Probe
-    from loadtest.probe import Condition
+    from loadtest.capacity.probe import Condition
+    from loadtest.capacity.search import Found, Probe
 
 _PROBES_DECIDE = {"concurrency": None, "rate": 1.0, "profile": None, "trace": None, "speed": 1.0}
 _PROBES_DECIDE |= {"requests": None, "think": 0.0, "in_flight": None}
@@ -54,9 +54,10 @@ def capacity(
       loadtest capacity digits --url grpc://127.0.0.1:8001 \\
           --slo "p99 < 20ms, errors < 0.1%"
     """
-    from loadtest import probe, results
-    from loadtest.capacity import search
-    from loadtest.schedule import FASTEST
+    from loadtest.capacity import probe
+    from loadtest.capacity.search import search
+    from loadtest.plan.schedule import FASTEST
+    from loadtest.record import results
 
     asked = probe.conditions([slo])
     if start is not None and not 0 < start <= FASTEST:
@@ -149,7 +150,7 @@ def _finish(values: dict[str, Any], as_json: bool) -> None:
 
 
 def _counting(values: dict[str, Any]) -> list[float]:
-    from loadtest.capacity import USELESS
+    from loadtest.capacity.search import USELESS
 
     return [probe["rate"] for probe in values["probes"] if probe["verdict"] not in USELESS]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from loadtest.options import allow_option
+from loadtest.plan.options import allow_option
 from modelathe.commandline import PATH, emit, json_option
 
 
@@ -29,7 +29,7 @@ def compare(a: Path, b: Path, allow: float | None, anyway: bool, as_json: bool) 
       loadtest compare before.jsonl after.jsonl --allow 5%
       loadtest compare runs/before runs/after
     """
-    from loadtest import compare as comparison
+    from loadtest.judge import compare as comparison
 
     sides = comparison.read_side(a), comparison.read_side(b)
     if not anyway:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from loadtest.options import Duration
+from loadtest.plan.options import Duration
 from modelathe.commandline import PATH, document, emit, json_option
 from modelathe.errors import UsageError
 
@@ -40,7 +40,7 @@ def manifest(
       loadtest manifest --image registry/lathe --claim results --pods 4 \\
           -- digits --url grpc://triton:8001 --rate 8000 --duration 60s | kubectl apply -f -
     """
-    from loadtest.deploy import job
+    from loadtest.run.deploy import job
     from modelathe import files
 
     _check(load, pods)
@@ -61,7 +61,7 @@ def _check(load: tuple[str, ...], pods: int) -> None:
         UsageError: `loadtest run` would refuse it.
     """
     from loadtest.commands.run import run
-    from loadtest.options import plan_of
+    from loadtest.plan.options import plan_of
 
     for option in ("--index", "--workers", "--begin-at", "--output", "--ray"):
         if any(argument.partition("=")[0] == option for argument in load):

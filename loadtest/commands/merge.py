@@ -22,7 +22,7 @@ def merge(results: tuple[Path, ...], output: Path, as_json: bool) -> None:
     Example:
       loadtest merge results/0.jsonl results/1.jsonl --output whole.jsonl
     """
-    from loadtest import merge as merging
+    from loadtest.judge import merge as merging
 
     if any(output.exists() and path.exists() and output.samefile(path) for path in results):
         raise UsageError("--output would overwrite one of the files", fix="give another name")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.options import (
+from loadtest.plan.options import (
     SHAPE,
     Duration,
     Number,
@@ -23,9 +23,9 @@ from modelathe.commandline import PATH, document, emit, finite, json_option
 from modelathe.errors import BadInput, Refused, UsageError
 
 if TYPE_CHECKING:
-    from loadtest.mlperf import Settings
-    from loadtest.plan import Plan
-    from loadtest.traffic import Part
+    from loadtest.mlperf.mlperf import Settings
+    from loadtest.plan.plan import Plan
+    from loadtest.plan.traffic import Part
 
 _SCENARIOS = ("single-stream", "multi-stream", "server", "offline")
 _PROBE = 2.0
@@ -84,8 +84,8 @@ def mlperf(model: str, url: str, mode: str, output: Path | None, as_json: bool, 
       loadtest mlperf digits --url grpc://127.0.0.1:8001 --scenario offline \\
           --mode accuracy --data samples.npz --labels labels.npy --reference 0.97
     """
-    from loadtest import results
-    from loadtest.mlperf_summary import lines, log
+    from loadtest.mlperf.summary import lines, log
+    from loadtest.record import results
     from modelathe import files
 
     folder = output or default_output(f"mlperf-{model}")
@@ -108,10 +108,11 @@ def mlperf(model: str, url: str, mode: str, output: Path | None, as_json: bool, 
 
 
 def _performance(model: str, url: str, options: dict[str, Any], folder: Path, quiet: bool) -> dict[str, Any]:
-    from loadtest import drive, live
-    from loadtest import mlperf as rules
-    from loadtest.results import read
-    from loadtest.summary import summarize
+    from loadtest.judge.summary import summarize
+    from loadtest.mlperf import mlperf as rules
+    from loadtest.record.results import read
+    from loadtest.report import live
+    from loadtest.run import drive
 
     if options["scenario"] == "server" and not options["target_qps"]:
         raise UsageError("--target-qps is missing", fix="give the queries per second that the server shall hold")
@@ -145,7 +146,7 @@ def _performance(model: str, url: str, options: dict[str, Any], folder: Path, qu
 
 
 def _settings(options: dict[str, Any], data: int, expected: Callable[[], float]) -> "Settings":
-    from loadtest.mlperf import BOUNDS, TARGET_LATENCY, Settings, official_rules
+    from loadtest.mlperf.mlperf import BOUNDS, TARGET_LATENCY, Settings, official_rules
 
     benchmark = options["benchmark"] or ""
     if benchmark and benchmark not in BOUNDS:
@@ -166,8 +167,8 @@ def _expected(plan: "Plan", parts: "list[Part]") -> float:
     """Return the samples per second of a short closed loop: how many samples Offline has to prepare."""
     import tempfile
 
-    from loadtest import drive
-    from loadtest.summary import summarize
+    from loadtest.judge.summary import summarize
+    from loadtest.run import drive
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.jsonl"
@@ -179,8 +180,8 @@ def _expected(plan: "Plan", parts: "list[Part]") -> float:
 
 
 def _accuracy(model: str, url: str, options: dict[str, Any], folder: Path, quiet: bool) -> dict[str, Any]:
-    from loadtest import accuracy
-    from loadtest.mlperf import RULES
+    from loadtest.mlperf import accuracy
+    from loadtest.mlperf.mlperf import RULES
     from modelathe.client import connect
 
     labels_at, reference, other = options["labels"], options["reference"], options["reference_version"]

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from loadtest.options import threshold_option
+from loadtest.plan.options import threshold_option
 from modelathe.commandline import PATH, document, emit, json_option
 from modelathe.errors import BadInput, UsageError
 
@@ -33,9 +33,10 @@ def report(
       loadtest report digits.jsonl --threshold "p99 < 20ms, errors < 0.1%"
       loadtest report at-100.jsonl at-200.jsonl at-400.jsonl --html curve.html
     """
-    from loadtest import exports, page, thresholds
-    from loadtest.report import text
-    from loadtest.summary import load_file
+    from loadtest.judge import thresholds
+    from loadtest.judge.summary import load_file
+    from loadtest.report import exports, page
+    from loadtest.report.terminal import text
 
     thresholds.parse(sentences)  # a wrong one is found before a large file is read
 
@@ -72,9 +73,9 @@ def _check(results: tuple[Path, ...], html: Path | None, wanted: dict[str, Path]
 
 
 def _several(results: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
-    from loadtest import page
-    from loadtest.report import table
-    from loadtest.summary import summarize
+    from loadtest.judge.summary import summarize
+    from loadtest.report import page
+    from loadtest.report.terminal import table
 
     runs: list[tuple[str, dict[str, Any]]] = [(path.stem, summarize(path)) for path in results]
     if html:

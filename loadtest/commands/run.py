@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from loadtest.options import allow_option, default_output, kept, load_options, parts_of, plan_of, threshold_option
+from loadtest.plan.options import allow_option, default_output, kept, load_options, parts_of, plan_of, threshold_option
 from modelathe.commandline import PATH, emit, json_option
 from modelathe.errors import BadInput, LatheError, MachineError, Refused, UsageError
 
@@ -60,8 +60,10 @@ def run(
       FILE.txt    one text per line, for a model that takes strings
       FOLDER      an .npz file, a subfolder or a file for each request
     """
-    from loadtest import compare, drive, live, page, thresholds
-    from loadtest.summary import load_file
+    from loadtest.judge import compare, thresholds
+    from loadtest.judge.summary import load_file
+    from loadtest.report import live, page
+    from loadtest.run import drive
 
     chosen = {key: options.pop(key) for key in ("scenario", "settings", "pid")}
     if chosen["scenario"]:
@@ -129,7 +131,7 @@ def _play(
 
 def _failure(values: dict[str, Any], path: Path, allow_invalid: bool) -> LatheError | None:
     """Return the failure that the run deserves; None where it passed."""
-    from loadtest import compare, thresholds, validity
+    from loadtest.judge import compare, thresholds, validity
 
     gone = values["fault"] == validity.GONE
     if not values["valid"] and (gone or not allow_invalid):
@@ -140,7 +142,7 @@ def _failure(values: dict[str, Any], path: Path, allow_invalid: bool) -> LatheEr
 
 def _save(values: dict[str, Any], path: Path, destination: Path, failure: LatheError | None) -> LatheError | None:
     """Save a run that passed as a baseline; of another, note why not, and return its failure."""
-    from loadtest import baseline
+    from loadtest.judge import baseline
 
     failure = failure or _failure(values, path, allow_invalid=False)
     if failure:
@@ -155,8 +157,8 @@ def _finish(values: dict[str, Any], failure: LatheError | None, as_json: bool) -
     """Print the report and leave with the exit code that the run deserves."""
     from rich.console import Console
 
-    from loadtest import compare
-    from loadtest.report import text
+    from loadtest.judge import compare
+    from loadtest.report.terminal import text
 
     if not as_json:
         Console().print(text(values))

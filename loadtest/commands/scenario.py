@@ -6,7 +6,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from loadtest.options import default_output, kept, largest_batch, parts_of, plan_of
+from loadtest.plan.options import default_output, kept, largest_batch, parts_of, plan_of
 from modelathe.commandline import CommandGroup, document, emit, json_option
 from modelathe.errors import MachineError, Refused, UsageError
 
@@ -43,7 +43,7 @@ def list_(as_json: bool) -> None:
     Example:
       loadtest scenario list --json
     """
-    from loadtest.scenario import find, load, shipped
+    from loadtest.scenario.scenario import find, load, shipped
 
     found = {name: load(find(name)).description for name in shipped()}
     if as_json:
@@ -65,7 +65,7 @@ def show(name: str, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from loadtest.scenario import find, load
+    from loadtest.scenario.scenario import find, load
 
     path = find(name)
     found = load(path)
@@ -88,9 +88,11 @@ def play_and_report(
     """Play the scenario `name` for `loadtest run`, print its report, and leave with the exit code it deserves."""
     from rich.console import Console
 
-    from loadtest import drive, live, play
-    from loadtest.scenario import find, load
-    from loadtest.summary import summarize
+    from loadtest.judge.summary import summarize
+    from loadtest.report import live
+    from loadtest.run import drive
+    from loadtest.scenario import play
+    from loadtest.scenario.scenario import find, load
 
     _refuse_load_options()
     path = find(name)
@@ -128,7 +130,7 @@ def _refuse_load_options() -> None:
 
 
 def _failure(values: dict[str, Any], folder: Path, allow_invalid: bool) -> Refused | MachineError | None:
-    from loadtest.validity import GONE
+    from loadtest.judge.validity import GONE
 
     failure: Refused | MachineError | None = None
     gone = values["fault"] == GONE

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from loadtest.options import Duration
+from loadtest.plan.options import Duration
 from modelathe.commandline import emit, json_option, reporting
 from modelathe.errors import UsageError
 
@@ -32,7 +32,7 @@ def selftest(model: str | None, url: str | None, service: float, stall: float, e
     """
     from rich.console import Console
 
-    from loadtest.selftest import measure, text
+    from loadtest.selftest.selftest import measure, text
     from modelathe import client
 
     if bool(model) != bool(url):

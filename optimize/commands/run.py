@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from loadtest.options import Number
+from loadtest.plan.options import Number
 from modelathe.commandline import PATH, emit, json_option, reporting
 from optimize.commands.overlap import overlap_option
 

@@ -12,7 +12,7 @@ import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from loadtest import report
+from loadtest.report import terminal as report
 from modelathe import files
 from optimize.report import figures, ratios, table
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.options import Number
+from loadtest.plan.options import Number
 from modelathe.commandline import PATH, document, emit, json_option, reporting
 from modelathe.errors import UsageError
 from serve.commands.versions import repository_option
@@ -74,9 +74,8 @@ def canary(
     Example:
       serve canary digits_cnn 1 2 --requests recorded.npz && serve promote digits_cnn 2
     """
-    from loadtest import payload
-    from loadtest.data import read
-    from loadtest.data.request import Signature
+    from loadtest.plan.data import payload, read
+    from loadtest.plan.data.request import Signature
     from modelathe.tensors import TensorSpec
     from serve import canary as canaries
     from serve import repository as repositories

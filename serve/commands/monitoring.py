@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from loadtest.options import Number
+from loadtest.plan.options import Number
 from modelathe.commandline import PATH, document, emit, json_option
 from serve.commands.versions import repository_option
 

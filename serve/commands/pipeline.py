@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.options import Number
+from loadtest.plan.options import Number
 from modelathe.commandline import PATH, CommandGroup, document, emit, json_option, reporting
 from modelathe.errors import UsageError
 from serve.commands.versions import repository_option

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from loadtest.options import Duration
+from loadtest.plan.options import Duration
 from modelathe.commandline import PATH, document, emit, json_option
 from serve.commands.up import PORT
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadtest.options import Duration
+from loadtest.plan.options import Duration
 from modelathe.commandline import PATH, document, emit, json_option
 from modelathe.errors import UsageError
 

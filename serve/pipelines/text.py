@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loadtest.payload import describe
+from loadtest.plan.data.payload import describe
 from modelathe.errors import UsageError
 from modelathe.tensors import Dim, TensorSpec
 from serve import staging

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from loadtest import eventloop
-from loadtest.answers import Answers
-from loadtest.loop import Loop
-from loadtest.plan import Plan
-from loadtest.results import Flight
-from loadtest.senders import http2
-from loadtest.senders.grpc import GrpcSender
-from loadtest.senders.http import HttpSender
-from loadtest.senders.sender import Sender
-from loadtest.traffic import Chooser, Part
+from loadtest.plan.data.answers import Answers
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Chooser, Part
+from loadtest.record.results import Flight
+from loadtest.run import eventloop
+from loadtest.run.loop import Loop
+from loadtest.send import http2
+from loadtest.send.grpc import GrpcSender
+from loadtest.send.http import HttpSender
+from loadtest.send.sender import Sender
 
 PARTS = [Part("m", [{"x": np.zeros((1, 4), np.float32)}])]
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

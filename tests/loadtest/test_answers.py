@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.answers import MOST_SAMPLES, Answers
+from loadtest.plan.data.answers import MOST_SAMPLES, Answers
 
 RIGHT = np.array([[1.0, 2.0], [3.0, np.nan]], np.float32)
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from loadtest import capacity, edge, nullserver, payload, probe
-from loadtest.capacity import (
+from loadtest.capacity import edge, probe
+from loadtest.capacity import search as capacity
+from loadtest.capacity.search import (
     CLIENT,
     CLIENT_LIMIT,
     DISTURBANCE,
@@ -24,8 +25,10 @@ from loadtest.capacity import (
     SPENT,
     Probe,
 )
-from loadtest.plan import Plan
-from loadtest.traffic import Part
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.selftest import nullserver
 
 BUDGET = 150.0
 

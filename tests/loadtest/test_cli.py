@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest import baseline
 from loadtest.cli import main
+from loadtest.judge import baseline
 from modelathe.commandline import FORMAT
 
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])

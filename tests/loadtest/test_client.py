@@ -11,8 +11,9 @@ import grpc
 import numpy as np
 import pytest
 
-from loadtest import counts, nullserver
-from loadtest.counts import Statistics
+from loadtest.record import counts
+from loadtest.record.counts import Statistics
+from loadtest.selftest import nullserver
 from modelathe import translation
 from modelathe.client import connect
 from modelathe.connection import Connection

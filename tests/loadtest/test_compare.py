@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from loadtest import baseline
-from loadtest.baseline import Baseline
 from loadtest.cli import main
 from loadtest.commands import run as run_command
-from loadtest.compare import NONE_SHOWN, UNDECIDED, compare, differences, read_side, with_run
-from loadtest.plan import Plan
-from loadtest.results import ERROR, OK, VERDICTS, Flight, Results, Writer
-from loadtest.summary import summarize
+from loadtest.judge import baseline
+from loadtest.judge.baseline import Baseline
+from loadtest.judge.compare import NONE_SHOWN, UNDECIDED, compare, differences, read_side, with_run
+from loadtest.judge.summary import summarize
+from loadtest.plan.plan import Plan
+from loadtest.record.results import ERROR, OK, VERDICTS, Flight, Results, Writer
 from modelathe.errors import BadInput
 
 END = {"end": 30.0, "client_cpu": 0.2, "client_cores": 1, "gone": False, "errors": []}

@@ -18,12 +18,15 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
-from loadtest import drive, nullserver, payload, wire
-from loadtest.loop import Progress
-from loadtest.plan import Plan
-from loadtest.results import MISMATCH, read
-from loadtest.summary import summarize
-from loadtest.traffic import Part
+from loadtest.judge.summary import summarize
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.record.results import MISMATCH, read
+from loadtest.run import drive
+from loadtest.run.loop import Progress
+from loadtest.selftest import nullserver
+from loadtest.send import wire
 from modelathe.client import connect
 from modelathe.connection import Connection, address
 from modelathe.errors import BadInput, ServerAbsent, UsageError

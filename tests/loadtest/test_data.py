@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from loadtest.data import read, recorded, trace
-from loadtest.data.request import Data, Signature
+from loadtest.plan.data import read, recorded, trace
+from loadtest.plan.data.request import Data, Signature
 from modelathe.errors import BadInput, UsageError
 from modelathe.tensors import BATCH, UNBOUNDED, Dim, TensorSpec
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from loadtest import baseline, stretches
-from loadtest.baseline import Baseline
-from loadtest.compare import NONE_SHOWN, NOTHING, UNDECIDED, compare, refusal
-from loadtest.results import ERROR, OK
+from loadtest.judge import baseline, stretches
+from loadtest.judge.baseline import Baseline
+from loadtest.judge.compare import NONE_SHOWN, NOTHING, UNDECIDED, compare, refusal
+from loadtest.record.results import ERROR, OK
 from tests.loadtest.test_validity import made
 
 LATENCIES = ("p50", "p90", "p99")

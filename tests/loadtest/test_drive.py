@@ -14,11 +14,12 @@ import grpc
 import numpy as np
 import pytest
 
-from loadtest import drive, loop, payload
-from loadtest.plan import Plan
-from loadtest.results import OK, read
-from loadtest.summary import summarize
-from loadtest.traffic import Part
+from loadtest.judge.summary import summarize
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.record.results import OK, read
+from loadtest.run import drive, loop
 from modelathe.errors import BadInput, RequestRejected, ServerAbsent, UsageError
 from modelathe.tensors import BATCH, TensorSpec
 

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from loadtest import loop, wire
-from loadtest.answers import Answers
-from loadtest.plan import Plan
-from loadtest.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Flight, Writer, read
-from loadtest.senders import http2
-from loadtest.summary import summarize
-from loadtest.traffic import Chooser
+from loadtest.judge.summary import summarize
+from loadtest.plan.data.answers import Answers
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Chooser
+from loadtest.record.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Flight, Writer, read
+from loadtest.run import loop
+from loadtest.send import http2, wire
 from modelathe.errors import BadInput
 from modelathe.outputs import grpc_outputs
 from tests.loadtest.peers import PARTS, flights, grpc_peer, http_peer, load, message, trailers

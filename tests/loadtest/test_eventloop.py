@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.eventloop import Heartbeat
+from loadtest.run.eventloop import Heartbeat
 
 
 class Clock:

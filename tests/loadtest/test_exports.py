@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest import exports
-from loadtest.results import Results
-from loadtest.summary import load_file
+from loadtest.judge.summary import load_file
+from loadtest.record.results import Results
+from loadtest.report import exports
 from tests.loadtest.test_report import END, SERVER, flights, write
 
 THRESHOLDS = [

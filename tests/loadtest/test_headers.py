@@ -17,9 +17,10 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import RequestReceived
 
-from loadtest import nullserver, wire
 from loadtest.cli import main
-from loadtest.senders import grpc as grpc_sender
+from loadtest.selftest import nullserver
+from loadtest.send import grpc as grpc_sender
+from loadtest.send import wire
 from modelathe.client import connect
 from modelathe.connection import Connection
 from modelathe.errors import LatheError, UsageError

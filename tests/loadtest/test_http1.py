@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.plan import Plan
-from loadtest.results import ERROR, OK, TIMEOUT, Flight
-from loadtest.senders import http
-from loadtest.senders.http import HttpSender
+from loadtest.plan.plan import Plan
+from loadtest.record.results import ERROR, OK, TIMEOUT, Flight
+from loadtest.send import http
+from loadtest.send.http import HttpSender
 from tests.loadtest.peers import flights, http_peer, load
 
 BODY = b'{"outputs":[{"name":"y","datatype":"FP32","shape":[1],"data":[0]}]}'

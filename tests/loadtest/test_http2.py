@@ -14,13 +14,15 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from loadtest import drive, eventloop, nullserver, payload
-from loadtest.plan import Plan
-from loadtest.results import ERROR, OK, TIMEOUT, Flight
-from loadtest.senders import http2
-from loadtest.senders.grpc import GrpcSender
-from loadtest.summary import summarize
-from loadtest.traffic import Part
+from loadtest.judge.summary import summarize
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.record.results import ERROR, OK, TIMEOUT, Flight
+from loadtest.run import drive, eventloop
+from loadtest.selftest import nullserver
+from loadtest.send import http2
+from loadtest.send.grpc import GrpcSender
 from modelathe.tensors import BATCH, TensorSpec
 
 ANSWER = service_pb2.ModelInferResponse(

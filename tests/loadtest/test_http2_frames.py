@@ -14,11 +14,11 @@ from h2.settings import SettingCodes, Settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.plan import Plan
-from loadtest.results import OK
-from loadtest.senders import http2
-from loadtest.senders.grpc import GrpcSender
-from loadtest.senders.http2 import Call, Http2, _frame
+from loadtest.plan.plan import Plan
+from loadtest.record.results import OK
+from loadtest.send import http2
+from loadtest.send.grpc import GrpcSender
+from loadtest.send.http2 import Call, Http2, _frame
 from tests.loadtest.peers import flights, message
 
 REQUEST = [(":method", "POST"), (":scheme", "http"), (":path", "/m"), (":authority", "h")]

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from onnx import TensorProto as T
 
 from loadtest.cli import main
-from loadtest.data import read
-from loadtest.data.request import Signature
+from loadtest.plan.data import read
+from loadtest.plan.data.request import Signature
 from modelathe.client import connect
 from modelathe.errors import BadInput
 from modelathe.tensors import BATCH, UNBOUNDED, Dim, TensorSpec

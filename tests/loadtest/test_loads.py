@@ -15,14 +15,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from loadtest import drive, loop, page, payload, schedule, wire
 from loadtest.cli import main
-from loadtest.plan import Plan
-from loadtest.report import text
-from loadtest.results import OK, TIMEOUT, Flight, Results, read
-from loadtest.senders.sender import encoder
-from loadtest.summary import summarize
-from loadtest.traffic import Fresh, Part
+from loadtest.judge.summary import summarize
+from loadtest.plan import schedule
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Fresh, Part
+from loadtest.record.results import OK, TIMEOUT, Flight, Results, read
+from loadtest.report import page
+from loadtest.report.terminal import text
+from loadtest.run import drive, loop
+from loadtest.send import wire
+from loadtest.send.sender import encoder
 from modelathe.errors import BadInput
 from modelathe.tensors import BATCH, TensorSpec
 
@@ -227,7 +231,7 @@ def test_times_without_requests_and_requests_without_times(stand_in, tmp_path: P
 def test_wrong_outputs_are_counted_and_shown_everywhere(stand_in, scheme: str, tmp_path: Path) -> None:
     from rich.console import Console
 
-    from loadtest.data import read as data
+    from loadtest.plan.data import read as data
 
     with stand_in() as server:
         signature = data.Signature([SPEC], [TensorSpec("y", "float32", (BATCH, 4))])

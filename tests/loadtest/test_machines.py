@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest import ray_workers
-from loadtest.deploy import job
-from loadtest.merge import merge
-from loadtest.plan import Plan
-from loadtest.results import read
-from loadtest.summary import summarize
+from loadtest.judge.merge import merge
+from loadtest.judge.summary import summarize
+from loadtest.plan.plan import Plan
+from loadtest.record.results import read
+from loadtest.run import ray_workers
+from loadtest.run.deploy import job
 from modelathe.errors import BadInput, UsageError
 from tests.loadtest.test_report import SERVER
 

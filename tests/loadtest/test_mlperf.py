@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from loadtest import accuracy, mlperf, nullserver, schedule, traffic
-from loadtest.mlperf import RULES, Settings
-from loadtest.results import OK, VERDICTS, Results
-from loadtest.traffic import Part
+from loadtest.mlperf import accuracy, mlperf
+from loadtest.mlperf.mlperf import RULES, Settings
+from loadtest.plan import schedule, traffic
+from loadtest.plan.traffic import Part
+from loadtest.record.results import OK, VERDICTS, Results
+from loadtest.selftest import nullserver
 from modelathe.errors import BadInput, UsageError
 from modelathe.tensors import Dim, TensorSpec
 

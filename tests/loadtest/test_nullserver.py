@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest import drive, nullserver, payload, selftest
 from loadtest.cli import main
-from loadtest.counts import counted
-from loadtest.plan import Plan
-from loadtest.results import read
-from loadtest.summary import summarize
-from loadtest.traffic import Part
+from loadtest.judge.summary import summarize
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.record.counts import counted
+from loadtest.record.results import read
+from loadtest.run import drive
+from loadtest.selftest import nullserver, selftest
 from modelathe.client import connect
 from modelathe.errors import ModelMissing, UsageError
 from modelathe.tensors import BATCH, TensorSpec

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest import payload
+from loadtest.plan.data import payload
 from modelathe.errors import BadInput, UsageError
 from modelathe.tensors import BATCH, UNBOUNDED, Dim, TensorSpec
 

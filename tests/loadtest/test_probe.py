@@ -9,13 +9,15 @@ import grpc
 import numpy as np
 import pytest
 
-from loadtest import edge, nullserver, payload
-from loadtest.capacity import CLIENT, DISTURBED, FAILED, USELESS, verdict
+from loadtest.capacity import edge
+from loadtest.capacity.probe import conditions, measure, prober
+from loadtest.capacity.search import CLIENT, DISTURBED, FAILED, USELESS, verdict
 from loadtest.cli import main
-from loadtest.plan import Plan
-from loadtest.probe import conditions, measure, prober
-from loadtest.results import DROPPED, ERROR, MISMATCH, TIMEOUT, VERDICTS, Results
-from loadtest.traffic import Part
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.record.results import DROPPED, ERROR, MISMATCH, TIMEOUT, VERDICTS, Results
+from loadtest.selftest import nullserver
 from modelathe.errors import UsageError
 
 END = {

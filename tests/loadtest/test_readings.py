@@ -7,12 +7,15 @@ import numpy as np
 import psutil
 import pytest
 
-from loadtest import breakdown, charts, drive, payload
-from loadtest.plan import Plan
-from loadtest.readings import Readings, metrics_place, parse
-from loadtest.results import Flight, Writer, read
-from loadtest.summary import load_file
-from loadtest.traffic import Part
+from loadtest.judge import breakdown
+from loadtest.judge.summary import load_file
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.record.results import Flight, Writer, read
+from loadtest.report import charts
+from loadtest.run import drive
+from loadtest.run.readings import Readings, metrics_place, parse
 from tests.conftest import TINY, TINY_INPUTS
 
 PAGE = """\

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from loadtest import breakdown, page
-from loadtest.plan import Plan
-from loadtest.report import headline, number, text
-from loadtest.results import DROPPED, ERROR, OK, TIMEOUT, Flight, Writer, read
-from loadtest.summary import summarize
+from loadtest.judge import breakdown
+from loadtest.judge.summary import summarize
+from loadtest.plan.plan import Plan
+from loadtest.record.results import DROPPED, ERROR, OK, TIMEOUT, Flight, Writer, read
+from loadtest.report import page
+from loadtest.report.terminal import headline, number, text
 
 SERVER = {
     "success": 90,

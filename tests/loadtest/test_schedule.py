@@ -3,8 +3,8 @@ from itertools import islice, pairwise
 import numpy as np
 import pytest
 
-from loadtest import schedule
-from loadtest.schedule import ARRIVALS, PROFILES, mean_rate, times
+from loadtest.plan import schedule
+from loadtest.plan.schedule import ARRIVALS, PROFILES, mean_rate, times
 from modelathe.errors import UsageError
 
 WITH_SETTINGS = {"ramp": "ramp:to=500", "step": "step:to=500", "spike": "spike:to=500"}

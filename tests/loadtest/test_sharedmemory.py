@@ -15,11 +15,12 @@ import numpy as np
 import psutil
 import pytest
 
-from loadtest import drive, payload
-from loadtest.plan import Plan
-from loadtest.results import MISMATCH, read
-from loadtest.summary import summarize
-from loadtest.traffic import Fresh, Part
+from loadtest.judge.summary import summarize
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Fresh, Part
+from loadtest.record.results import MISMATCH, read
+from loadtest.run import drive
 from modelathe.client import connect
 from modelathe.connection import Connection
 from modelathe.errors import MachineError, RequestRejected, UsageError

@@ -4,7 +4,7 @@ from math import ceil
 import numpy as np
 import pytest
 
-from loadtest.statistics import curve, milliseconds, percentile, windows
+from loadtest.record.statistics import curve, milliseconds, percentile, windows
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(0, 1), (1, 1), (50, 50), (99, 99), (99.5, 100), (100, 100)])

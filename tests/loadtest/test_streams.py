@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
-from loadtest import drive, eventloop
-from loadtest.plan import Plan
-from loadtest.results import ERROR, MISMATCH, OK, TIMEOUT, Flight, Writer, read
-from loadtest.senders.stream import StreamSender
-from loadtest.summary import summarize
-from loadtest.traffic import Part
+from loadtest.judge.summary import summarize
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.record.results import ERROR, MISMATCH, OK, TIMEOUT, Flight, Writer, read
+from loadtest.run import drive, eventloop
+from loadtest.send.stream import StreamSender
 from modelathe.client import connect
 from modelathe.connection import Connection
 from modelathe.errors import RequestRejected

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.thresholds import METRICS, judge, line, parse
+from loadtest.judge.thresholds import METRICS, judge, line, parse
 from modelathe.errors import UsageError
 
 TIMES = {"mean": 5.0, "p50": 4.0, "p90": 8.0, "p95": 9.0, "p99": 15.0, "p999": 40.0, "max": 50.0}

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from loadtest.traffic import Chooser, Fresh, Part, Sequences, firsts
+from loadtest.plan.traffic import Chooser, Fresh, Part, Sequences, firsts
 from modelathe.errors import BadInput, UsageError
 from modelathe.tensors import BATCH, TensorSpec
 

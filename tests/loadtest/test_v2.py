@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from loadtest import drive, wire
-from loadtest.counts import counted
-from loadtest.plan import Plan
-from loadtest.summary import summarize
-from loadtest.traffic import Part
+from loadtest.judge.summary import summarize
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.record.counts import counted
+from loadtest.run import drive
+from loadtest.send import wire
 from modelathe.client import connect
 from modelathe.connection import Connection
 from modelathe.errors import BadInput, ModelMissing, ServerFault, ServerNonsense

@@ -11,23 +11,17 @@ import grpc
 import numpy as np
 import pytest
 
-from loadtest import (
-    drive,
-    exports,
-    nullserver,
-    page,
-    payload,
-    play,
-    scenario,
-    statistics,
-    summary,
-    thresholds,
-    verdicts,
-)
 from loadtest.commands import scenario as scenario_command
-from loadtest.plan import Plan
-from loadtest.results import DROPPED, ERROR, OK, TIMEOUT, VERDICTS, Results
-from loadtest.traffic import Part
+from loadtest.judge import summary, thresholds
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.record import statistics
+from loadtest.record.results import DROPPED, ERROR, OK, TIMEOUT, VERDICTS, Results
+from loadtest.report import exports, page
+from loadtest.run import drive
+from loadtest.scenario import play, scenario, verdicts
+from loadtest.selftest import nullserver
 
 QUIET = {"p99": 0.1, "p999": 0.2, "max": 0.5}
 

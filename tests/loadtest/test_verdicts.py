@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest import trend, verdicts
-from loadtest.memory import Memory
-from loadtest.verdicts import Played
+from loadtest.judge import trend
+from loadtest.run.memory import Memory
+from loadtest.scenario import verdicts
+from loadtest.scenario.verdicts import Played
 
 RNG = np.random.default_rng(0)
 SECONDS = 600.0

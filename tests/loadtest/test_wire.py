@@ -5,8 +5,8 @@ import tritonclient.grpc as grpc_library
 import tritonclient.http as http_library
 from tritonclient.grpc import service_pb2
 
-from loadtest import wire
-from loadtest.results import Script, Turn
+from loadtest.record.results import Script, Turn
+from loadtest.send import wire
 
 INPUTS = {
     "x": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -13,13 +13,14 @@ import numpy as np
 import psutil
 import pytest
 
-from loadtest import drive, payload, workers
-from loadtest.answers import Answers
-from loadtest.package import pack, unpack
-from loadtest.plan import Plan
-from loadtest.results import read
-from loadtest.summary import summarize
-from loadtest.traffic import Fresh, Part
+from loadtest.judge.summary import summarize
+from loadtest.plan.data import payload
+from loadtest.plan.data.answers import Answers
+from loadtest.plan.package import pack, unpack
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Fresh, Part
+from loadtest.record.results import read
+from loadtest.run import drive, workers
 from modelathe.errors import ServerAbsent, UsageError
 from modelathe.tensors import BATCH, TensorSpec
 
@@ -103,7 +104,7 @@ def test_more_workers_than_requests_in_flight() -> None:
 
 
 def _children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "loadtest.worker" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process().children() if "loadtest.run.worker" in " ".join(child.cmdline())]
 
 
 def _worker_of(process: "subprocess.Popen[str]") -> psutil.Process:

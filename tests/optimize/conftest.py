@@ -5,7 +5,7 @@ from pathlib import Path
 import onnxruntime.transformers  # noqa: F401  It adds a folder to sys.path once, which a test's own undoing would lose.
 import pytest
 
-from loadtest import validity
+from loadtest.judge import validity
 from optimize import ruler
 from optimize import workload as workloads
 from optimize.cli import main

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from loadtest import payload
+from loadtest.plan.data import payload
 from modelathe.client import connect
 from optimize import doctor, measure, ruler
 from optimize.predict import OnnxPredictor

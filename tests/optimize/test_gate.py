@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir
 import pytest
 
-from loadtest import summary
+from loadtest.judge import summary
 from optimize import endpoint, explain, gate
 from optimize.errors import BadRecipe, BusyMachine, GateRefused
 from optimize.evaluate import Difference, Score

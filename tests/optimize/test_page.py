@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.plan import Plan
+from loadtest.plan.plan import Plan
 from optimize.report import figures, page, table
 
 BATCHES = ("1", "32")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from loadtest import answers
+from loadtest.plan.data import answers
 from modelathe.tensors import BATCH, TensorSpec
 from optimize import gate, parity
 from optimize.export import mates

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest import counts
+from loadtest.record import counts
 from modelathe.client import connect
 from modelathe.errors import LatheError, RequestRejected
 from modelathe.tensors import BATCH, Dim, TensorSpec

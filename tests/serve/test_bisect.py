@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest import counts
+from loadtest.record import counts
 from modelathe.client import connect
 from modelathe.errors import RequestRejected
 from serve.pipelines import publish

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest import counts
+from loadtest.record import counts
 from modelathe.client import Client, connect
 from modelathe.errors import BadInput
 from modelathe.tensors import BATCH, Dim, TensorSpec

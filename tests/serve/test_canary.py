@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from loadtest import payload
+from loadtest.plan.data import payload
 from serve import canary, repository, staging
 from serve.canary import Comparison, Thresholds
 from serve.cli import main

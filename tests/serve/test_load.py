@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from loadtest.cli import main
-from loadtest.results import OK, read
-from loadtest.summary import summarize
+from loadtest.judge.summary import summarize
+from loadtest.record.results import OK, read
 from serve.server import Endpoint
 from tests.conftest import TINY, TINY_WEIGHT
 from tests.serve.test_up import serve

@@ -6,9 +6,11 @@ from statistics import median
 
 import pytest
 
-from loadtest import drive, payload, summary
-from loadtest.plan import Plan
-from loadtest.traffic import Part
+from loadtest.judge import summary
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.run import drive
 from serve import metrics, source
 from serve.server import running
 

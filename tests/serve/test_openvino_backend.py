@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from loadtest import counts
+from loadtest.record import counts
 from modelathe.client import connect
 from modelathe.errors import RequestRejected
 from modelathe.tensors import BATCH, Dim, TensorSpec

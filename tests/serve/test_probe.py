@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.counts import counted
+from loadtest.record.counts import counted
 from modelathe.client import connect
 from modelathe.errors import LatheError
 from modelathe.tensors import BATCH, TensorSpec

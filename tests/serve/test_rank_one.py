@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto as T
 
-from loadtest import payload
 from loadtest.cli import main as loadtest
+from loadtest.plan.data import payload
 from modelathe.client import Client, connect
 from modelathe.tensors import BATCH, Dim, TensorSpec, from_served, to_served
 from serve.cli import main

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from loadtest import counts
+from loadtest.record import counts
 from modelathe.client import connect
 from modelathe.errors import LatheError, ModelMissing, RequestRejected, ServerFault
 from serve.errors import BadRepository, PortTaken

@@ -1,0 +1,1 @@
+"""MLPerf: the four scenarios of MLPerf Inference, and their log."""

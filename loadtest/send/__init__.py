@@ -1,0 +1,1 @@
+"""Send: requests as bytes, over HTTP, gRPC, streams and shared memory, and their answers back."""

@@ -1,0 +1,45 @@
+"""Choice: which sender a plan asks for."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from loadtest.plan.data.answers import Answers
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.send import wire
+from loadtest.send.grpc import GrpcSender
+from loadtest.send.http import HttpSender
+from loadtest.send.sender import Encode, Sender, encoder
+from loadtest.send.sharedmemory import SharedSender, shared
+from loadtest.send.stream import StreamSender
+from modelathe.client import Client
+from modelathe.connection import address
+
+
+@contextmanager
+def sending(plan: Plan, client: Client, parts: Sequence[Part], answers: Answers | None) -> Iterator[Sender]:
+    """Yield the sender of a plan, not yet open; what it keeps on the machine and in the server ends with the block."""
+    protocol, place, _ = address(plan.url)
+    if plan.connection.shared_memory is None:
+        request = (
+            partial(wire.http_request, place, connection=plan.connection) if protocol == "http" else wire.grpc_request
+        )
+        yield _sender(plan, encoder(request, parts, plan.sequence), answers)
+        return
+    named = (
+        partial(wire.http_shared_request, place, connection=plan.connection)
+        if protocol == "http"
+        else wire.grpc_shared_request
+    )
+    with shared(plan, client, parts, named) as memory:
+        yield SharedSender(_sender(plan, memory.encode, None), memory, answers)
+
+
+def _sender(plan: Plan, encode: Encode, answers: Answers | None) -> Sender:
+    (protocol, place, encrypted), connection = address(plan.url), plan.connection
+    if protocol == "http":
+        tls = connection.tls() if encrypted else None
+        return HttpSender(place, encode, plan.timeout, answers, tls, elsewhere=connection.shared_memory is not None)
+    kind = StreamSender if connection.streams else GrpcSender
+    return kind(plan.url, encode, plan.timeout, answers, connection)

@@ -1,1 +1,0 @@
-"""How requests reach the server, one module for each way."""
