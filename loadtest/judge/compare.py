@@ -31,7 +31,7 @@ from loadtest.judge import baseline, stretches
 from loadtest.judge.baseline import BIN, Baseline
 from loadtest.judge.stretches import Cut
 from loadtest.plan.plan import Plan
-from loadtest.report.terminal import number
+from loadtest.record.statistics import number
 from modelathe.commandline import document
 from modelathe.errors import BadInput, LatheError, Refused
 

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from loadtest.judge import thresholds, validity
 from loadtest.judge.breakdown import by_model
-from loadtest.record.responses import figures
 from loadtest.record.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, VERDICTS, Results, read
 from loadtest.record.statistics import Seconds, largest, milliseconds
 from modelathe.commandline import document
@@ -79,7 +78,7 @@ def summary(results: Results, sentences: Sequence[str] = ()) -> dict[str, Any]:
         lag_ms={key: value for key, value in milliseconds(lag).items() if key in ("p99", "p999", "max")},
         loop_lag_ms=end.get("loop_lag_ms") or {},
         backlog=end.get("backlog"),
-        responses=figures(results),
+        responses=_responses(results),
         models=by_model(results, sending_time(results)),
         **_client(end),
         server=_server(results),
@@ -260,3 +259,26 @@ def _notes(values: dict[str, Any], end: dict[str, Any]) -> list[str]:
     if end.get("server_error"):
         notes.append(f"the server's own figures are missing: {end['server_error']}")
     return notes
+
+
+def _responses(results: Results) -> dict[str, Any] | None:
+    """Return what the responses of answered requests say; None where each request had one.
+
+    Returns:
+        `requests` (answered in several), `per_request` (their mean number of responses), `first_ms` (percentiles of the
+        time from the planned moment to the first one) and `gap_ms` (of the times between one and the next).
+    """
+    responses, answered = results.responses, results.of("ok", "mismatch")
+    if responses is None:
+        return None
+    kept = answered[responses.request]
+    request, at = responses.request[kept], responses.at[kept]
+    if not len(request):
+        return None
+    begins = np.concatenate([[True], np.diff(request) > 0])
+    return {
+        "requests": int(begins.sum()),
+        "per_request": len(request) / int(begins.sum()),
+        "first_ms": milliseconds(at[begins] - results.planned[request[begins]]),
+        "gap_ms": milliseconds(np.diff(at)[~begins[1:]]),
+    }

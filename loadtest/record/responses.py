@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.record.statistics import Seconds, milliseconds
-
-if TYPE_CHECKING:
-    from loadtest.record.results import Results
+from loadtest.record.statistics import Seconds
 
 
 @dataclass(frozen=True)
@@ -51,26 +48,3 @@ class Collected:
     def whole(self, order: NDArray[np.int64]) -> Responses:
         """Return all of them, for requests that are sorted by `order`."""
         return Responses(np.array(self.request, np.int64), np.array(self.at, np.float64)).ordered(order)
-
-
-def figures(results: "Results") -> dict[str, Any] | None:
-    """Return what the responses of answered requests say; None where each request had one.
-
-    Returns:
-        `requests` (answered in several), `per_request` (their mean number of responses), `first_ms` (percentiles of the
-        time from the planned moment to the first one) and `gap_ms` (of the times between one and the next).
-    """
-    responses, answered = results.responses, results.of("ok", "mismatch")
-    if responses is None:
-        return None
-    kept = answered[responses.request]
-    request, at = responses.request[kept], responses.at[kept]
-    if not len(request):
-        return None
-    begins = np.concatenate([[True], np.diff(request) > 0])
-    return {
-        "requests": int(begins.sum()),
-        "per_request": len(request) / int(begins.sum()),
-        "first_ms": milliseconds(at[begins] - results.planned[request[begins]]),
-        "gap_ms": milliseconds(np.diff(at)[~begins[1:]]),
-    }

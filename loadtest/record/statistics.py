@@ -82,3 +82,13 @@ def windows(end: float, most: int) -> Seconds:
 
 def _widths() -> Iterator[float]:
     return (10.0**exponent * step for exponent in count(-3) for step in (1, 2, 5))
+
+
+def number(value: float | None) -> str:
+    """Return a figure with three significant digits and without an exponent; a dash when there is none."""
+    if value is None or value != value:
+        return "-"
+    if np.isinf(value):
+        return "inf"
+    digits = max(0, 2 - int(np.floor(np.log10(abs(value))))) if value else 0
+    return f"{value:,.{digits}f}"

@@ -12,8 +12,7 @@ import numpy as np
 from loadtest.judge import breakdown
 from loadtest.judge.summary import corrected
 from loadtest.record.results import MISMATCH, OK, TIMEOUT, Results
-from loadtest.record.statistics import curve, percentile, windows
-from loadtest.report.terminal import number
+from loadtest.record.statistics import curve, number, percentile, windows
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b82f6", "#d97706", "#0d9488", "#dc2626", "#94a3b8"
 PURPLE, PALE_BLUE, LIGHT_BLUE, PALE = "#8b5cf6", "#93c5fd", "#60a5fa", "#cbd5e1"

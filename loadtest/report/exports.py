@@ -11,7 +11,8 @@ import numpy as np
 
 from loadtest.judge import thresholds
 from loadtest.record.results import VERDICTS, Results
-from loadtest.report.terminal import facts, headline, latencies, number, plan_line
+from loadtest.record.statistics import number
+from loadtest.report.terminal import facts, headline, latencies, plan_line
 from modelathe import files
 
 _COLUMNS = ("planned", "sent", "done", "verdict", "model", "payload", "tries", "kind")

@@ -15,8 +15,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.record.statistics import percentile
-from loadtest.report.terminal import number
+from loadtest.record.statistics import number, percentile
 
 if TYPE_CHECKING:
     from loadtest.plan.plan import Plan

@@ -6,17 +6,9 @@ from typing import Any
 
 from loadtest.judge.summary import load_file
 from loadtest.record.results import Results
+from loadtest.record.statistics import number
 from loadtest.report.exports import replacing
-from loadtest.report.terminal import (
-    MISMATCH_COLUMNS,
-    facts,
-    headline,
-    latencies,
-    load,
-    mismatch_rows,
-    number,
-    plan_line,
-)
+from loadtest.report.terminal import MISMATCH_COLUMNS, facts, headline, latencies, load, mismatch_rows, plan_line
 
 
 def write(results: Path, destination: Path) -> None:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from loadtest.judge.thresholds import line
+from loadtest.record.statistics import number
 
 
 def text(values: dict[str, Any]) -> RenderableType:
@@ -163,13 +163,3 @@ def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
         ours = "" if server["overhead"] is None else f", ours {server['overhead']:+.1%}"
         rows.append(("server's time", f"{number(server['request_ms'])} ms a request{ours}"))
     return rows
-
-
-def number(value: float | None) -> str:
-    """Return a figure with three significant digits and without an exponent; a dash when there is none."""
-    if value is None or value != value:
-        return "-"
-    if np.isinf(value):
-        return "inf"
-    digits = max(0, 2 - int(np.floor(np.log10(abs(value))))) if value else 0
-    return f"{value:,.{digits}f}"

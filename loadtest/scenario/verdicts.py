@@ -11,8 +11,7 @@ from loadtest.judge import trend
 from loadtest.plan import schedule
 from loadtest.record import results
 from loadtest.record.results import MISMATCH, OK, TIMEOUT, Results
-from loadtest.record.statistics import Seconds, percentile, windows
-from loadtest.report.terminal import number
+from loadtest.record.statistics import Seconds, number, percentile, windows
 from loadtest.run.memory import Memory
 
 SURE = 0.01

@@ -10,7 +10,8 @@ from typing import Any
 from plotly import graph_objects
 from plotly.subplots import make_subplots
 
-from loadtest.report.terminal import latencies, number
+from loadtest.record.statistics import number
+from loadtest.report.terminal import latencies
 from optimize.gate import DEFAULT_KEEP
 from optimize.report import table
 

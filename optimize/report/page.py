@@ -12,6 +12,7 @@ import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from loadtest.record.statistics import number
 from loadtest.report import terminal as report
 from modelathe import files
 from optimize.report import figures, ratios, table
@@ -88,9 +89,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(
-        number=report.number, score="{:.4f}".format, change=_change, whole=table.number, metric=table.metric
-    )
+    found.filters.update(number=number, score="{:.4f}".format, change=_change, whole=table.number, metric=table.metric)
     found.filters.update(moved=table.moved)
     found.filters.update(interval=ratios.interval, control=ratios.control, times=ratios.times)
     return found

@@ -11,8 +11,9 @@ from loadtest.judge import breakdown
 from loadtest.judge.summary import summarize
 from loadtest.plan.plan import Plan
 from loadtest.record.results import DROPPED, ERROR, OK, TIMEOUT, Flight, Writer, read
+from loadtest.record.statistics import number
 from loadtest.report import page
-from loadtest.report.terminal import headline, number, text
+from loadtest.report.terminal import headline, text
 
 SERVER = {
     "success": 90,
