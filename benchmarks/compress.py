@@ -26,8 +26,8 @@ from optimize.evaluate import compare as paired
 from optimize.predict import RUNTIMES
 from optimize.report import page
 from optimize.workload import Workload
-from serve import scratch
-from serve.target import Target
+from serve.config.target import Target
+from serve.repository import scratch
 
 OUTPUT = Path("build/compress")
 BATCHES = (1, 32)

@@ -37,10 +37,13 @@ from optimize.report import page
 from optimize.ruler import Speeds
 from optimize.step import Context
 from optimize.workload import Workload
-from serve import curve, install, server, staging
-from serve.server import Endpoint
-from serve.settings import Settings
-from serve.target import Target
+from serve.config import curve
+from serve.config.settings import Settings
+from serve.config.target import Target
+from serve.repository import staging
+from serve.server import install
+from serve.server import tritonserver as server
+from serve.server.tritonserver import Endpoint
 
 RESULTS = Path("benchmarks/results")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -25,7 +25,8 @@ from serving import TEXTS, publish_texts
 from loadtest.plan.data import payload
 from loadtest.selftest import nullserver
 from modelathe.tensors import Arrays
-from serve import server, source
+from serve.repository import source
+from serve.server import tritonserver as server
 
 OUTPUT = Path("build/bench")
 Figures = dict[str, float]

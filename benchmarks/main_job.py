@@ -25,9 +25,10 @@ from optimize.errors import GateRefused
 from optimize.predict import OnnxPredictor
 from optimize.report import page
 from optimize.workload import Workload
-from serve import server, staging
-from serve.server import Endpoint
-from serve.target import Target
+from serve.config.target import Target
+from serve.repository import staging
+from serve.server import tritonserver as server
+from serve.server.tritonserver import Endpoint
 
 OUTPUT = Path("build/bench")
 EXAMPLES = ("digits_cnn", "sentence_embedding")

@@ -27,7 +27,7 @@ from optimize import bundle as bundles
 from optimize import evaluate, measure, predict
 from optimize.export import graph as graphs
 from optimize.tensorrt import compiler
-from serve.target import Target
+from serve.config.target import Target
 
 HALF, BFLOAT = {"use": "quantize.half"}, {"use": "quantize.half", "dtype": "bfloat16"}
 # `partial`: what stays float shows in the size; a network whose weights are mostly recurrent is no cell without it.

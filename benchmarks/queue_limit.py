@@ -13,7 +13,9 @@ from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.run import drive
 from modelathe.tensors import TensorSpec
-from serve import model_config, repository, server
+from serve.config import model_config
+from serve.repository import tree as repository
+from serve.server import tritonserver as server
 
 REPOSITORY, MODEL, SECONDS = Path("model_repository"), "digits_cnn", 5.0
 

@@ -28,7 +28,7 @@ from optimize import measure
 from optimize import workload as workloads
 from optimize.export.onnx import export
 from optimize.report import page
-from serve.target import Target
+from serve.config.target import Target
 
 OUTPUT = Path("build/bench")
 BATCHES = (1, 16, 32)

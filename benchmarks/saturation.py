@@ -18,8 +18,9 @@ import beside
 
 from modelathe.tensors import TensorSpec
 from optimize.predict import OnnxPredictor
-from serve import server, source
-from serve.server import Endpoint
+from serve.repository import source
+from serve.server import tritonserver as server
+from serve.server.tritonserver import Endpoint
 
 CONNECTIONS, SECONDS = 64, 9
 BEGIN, WATCHED = 4.0, 4.0

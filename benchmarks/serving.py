@@ -28,8 +28,13 @@ from rich.table import Table
 from loadtest.plan.data import payload
 from loadtest.record import results
 from optimize.predict import OnnxPredictor
-from serve import metrics, repository, rollout, server, settings, source, staging
-from serve.server import Endpoint
+from serve.config import settings
+from serve.repository import source, staging
+from serve.repository import tree as repository
+from serve.rollout import rollout
+from serve.server import tritonserver as server
+from serve.server.tritonserver import Endpoint
+from serve.watch import metrics
 
 OUTPUT = Path("build/bench")
 COMMITTED, MODEL = Path("model_repository/digits_cnn/1"), "digits_cnn"

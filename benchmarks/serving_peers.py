@@ -34,7 +34,7 @@ from rich.table import Table
 
 from optimize import ruler
 from optimize.ruler import Ratio
-from serve import server
+from serve.server import tritonserver as server
 
 OUTPUT = Path("build/bench")
 SERVERS = Path("benchmarks/peer_servers")

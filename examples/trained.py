@@ -15,7 +15,7 @@ from optimize import digest, evaluate, splits, train
 from optimize.predict import TorchPredictor
 from optimize.step import Context
 from optimize.workload import Workload
-from serve.target import Target
+from serve.config.target import Target
 
 CACHE = Path(__file__).parent.parent / "build" / "examples"
 SEED = 0

@@ -22,7 +22,8 @@ from optimize.predict import TorchPredictor, open_graph
 from optimize.quantize import left
 from optimize.recipe import Recipe
 from optimize.workload import Workload, fewest
-from serve import model_config, scratch
+from serve.config import model_config
+from serve.repository import scratch
 
 SAMPLES = 512
 """So many evaluation samples are drawn to measure how much an output depends on its batch mates."""

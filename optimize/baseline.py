@@ -16,7 +16,7 @@ from optimize.export.onnx import export
 from optimize.measure import Cost
 from optimize.predict import TorchPredictor
 from optimize.workload import Workload
-from serve import scratch
+from serve.repository import scratch
 
 Progress = Callable[[str, float], None]
 TRAINED = "trained"

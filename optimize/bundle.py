@@ -30,7 +30,7 @@ from optimize.predict import TorchPredictor
 from optimize.structure import rebuild, structure, unsaved
 from optimize.workload import Workload, fewest, file_of
 from optimize.workload import load as load_workload
-from serve import scratch
+from serve.repository import scratch
 
 FORMAT = 3
 NO_KEY = Key()

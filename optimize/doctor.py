@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 
 from optimize import cpu
-from serve import releases
-from serve.doctor import Check, gpu, server
+from serve.config import releases
+from serve.server.doctor import Check, gpu, server
 
 PYTHON = ((3, 11), (3, 13))
 REQUIRED = {

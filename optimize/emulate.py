@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimize.export import graph
-from serve import scratch
+from serve.repository import scratch
 
 if TYPE_CHECKING:
     import onnx_ir

@@ -31,9 +31,13 @@ from optimize.gate import Gate
 from optimize.predict import EndpointPredictor, OnnxPredictor, cut, open_graph
 from optimize.recipe import Recipe
 from optimize.workload import Workload, fewest
-from serve import install, model_config, rollout, server, staging
-from serve.server import Endpoint
-from serve.target import Target
+from serve.config import model_config
+from serve.config.target import Target
+from serve.repository import staging
+from serve.rollout import rollout
+from serve.server import install
+from serve.server import tritonserver as server
+from serve.server.tritonserver import Endpoint
 
 REQUESTS, THREADS, PAYLOADS = 256, 16, 16
 

@@ -11,7 +11,7 @@ from optimize import copies
 from optimize.errors import BadGraph, BadModel
 from optimize.predict import GraphPredictor, TorchPredictor, open_graph
 from optimize.workload import Workload, fewest
-from serve.target import Target
+from serve.config.target import Target
 
 
 def copy(subject: Any, scratch: Path) -> Any:

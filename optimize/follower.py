@@ -15,7 +15,7 @@ from optimize import step as steps
 from optimize.bundle import Bundle
 from optimize.workload import Workload
 from optimize.workload import load as load_workload
-from serve import scratch
+from serve.repository import scratch
 
 if TYPE_CHECKING:
     from optimize.recipe import Recipe

@@ -25,7 +25,7 @@ from optimize.export.onnx import export
 from optimize.predict import answering, session_options
 from optimize.step import METHODS
 from optimize.workload import fewest
-from serve import scratch
+from serve.repository import scratch
 
 if TYPE_CHECKING:
     import onnx_ir

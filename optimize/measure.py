@@ -11,7 +11,7 @@ import numpy as np
 from modelathe.tensors import Arrays, TensorSpec
 from optimize import ruler
 from optimize.ruler import LIMIT, LOOKS, Speeds
-from serve.target import Target
+from serve.config.target import Target
 
 if TYPE_CHECKING:
     from torch import nn

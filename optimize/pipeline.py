@@ -28,8 +28,9 @@ from optimize.measure import Cost
 from optimize.recipe import Recipe, ordered
 from optimize.speed import Timing
 from optimize.workload import Workload, fewest
-from serve import curve, model_config, scratch, settings
-from serve.target import TENSORRT, Target
+from serve.config import curve, model_config, settings
+from serve.config.target import TENSORRT, Target
+from serve.repository import scratch
 
 
 def run(

@@ -17,8 +17,9 @@ from modelathe.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, from_ser
 from optimize import doctor, emulate, extra
 from optimize.attention import without_fast_path
 from optimize.errors import BadGraph, BadModel
-from serve import gpu, onnx_file
-from serve.target import Target
+from serve.config import gpu
+from serve.config.target import Target
+from serve.repository import onnx_file
 
 RUN = "give it the inputs of the workload that it was made from, or make it again"
 """What to do about a graph that was loaded and does not run."""

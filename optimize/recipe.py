@@ -15,8 +15,8 @@ from loadtest.plan.schedule import FASTEST, MOST_IN_FLIGHT
 from optimize.errors import BadRecipe
 from optimize.export.onnx import Onnx
 from optimize.step import METHODS, NAMES, for_target
-from serve.settings import Settings
-from serve.target import Target
+from serve.config.settings import Settings
+from serve.config.target import Target
 
 STAGES = ("torch", "export", "graph")
 

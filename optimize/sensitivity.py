@@ -14,7 +14,7 @@ from optimize import splits
 from optimize.errors import BadBundle, BadGraph, BadModel, BadRecipe, NoEffect
 from optimize.export import graph, inner
 from optimize.workload import Workload, fewest
-from serve import scratch
+from serve.repository import scratch
 
 if TYPE_CHECKING:
     import onnx_ir

@@ -12,7 +12,7 @@ from optimize.baseline import TRAINED
 from optimize.explain import Stage
 from optimize.measure import Cost
 from optimize.ruler import CONTROL, Speeds
-from serve.target import Target
+from serve.config.target import Target
 
 PATIENCE = 100.0
 """Seconds more than usual that a promise of speed may take until it is decided."""

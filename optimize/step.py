@@ -18,7 +18,7 @@ from optimize.export import onnx as export_onnx
 from optimize.prune import channels, heads, layers, weights
 from optimize.quantize import dynamic, fp8, half, mixed, nncf, qat, smooth, static, weight_only
 from optimize.workload import DATA, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 if TYPE_CHECKING:
     from torch import nn

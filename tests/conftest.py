@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from modelathe.tensors import BATCH, TensorSpec
-from serve import rollout, staging
-from serve.install import install
-from serve.server import Endpoint, running
-from serve.target import Target
+from serve.config.target import Target
+from serve.repository import staging
+from serve.rollout import rollout
+from serve.server.install import install
+from serve.server.tritonserver import Endpoint, running
 
 MOST_RERUNS = 5
 """Second and third tries of `timed` tests that one run of the suite may need in all."""

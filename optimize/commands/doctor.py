@@ -18,7 +18,7 @@ def doctor(as_json: bool) -> None:
       optimize doctor
     """
     from optimize import doctor as doctors
-    from serve import releases
+    from serve.config import releases
 
     error = report(doctors.checks(), as_json, images=releases.TENSORRT)
     if error:

@@ -118,7 +118,7 @@ def _option(name: str, hint: Any, text: str) -> Callable[[Any], Any]:
 
 def _target(batch: str, device: str, runtime: str) -> Any:
     from optimize.recipe import build
-    from serve.target import Target
+    from serve.config.target import Target
 
     sizes = [int(size) if size.strip().isdigit() else size for size in batch.split(",")]
     return build(Target, {"device": device, "runtime": runtime, "batch": sizes}, "--device, --runtime, --batch")

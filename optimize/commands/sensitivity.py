@@ -78,8 +78,8 @@ def _study(
 ) -> Any:
     from optimize import recipe, step
     from optimize import sensitivity as study
-    from serve import scratch
-    from serve.target import Target
+    from serve.config.target import Target
+    from serve.repository import scratch
 
     names = method or f"quantize.{'static' if workload.calibration else 'dynamic'},prune.channels"
     configs = [_config(name.strip(), ratio) for name in names.split(",")]

@@ -8,7 +8,7 @@ import numpy as np
 
 from modelathe.tensors import Array, Arrays
 from optimize.errors import BadGraph
-from serve.target import Target
+from serve.config.target import Target
 
 
 def deviation(

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from modelathe.tensors import Arrays, Dim, TensorSpec
 from optimize.errors import BadGraph
 from optimize.export import graph, pooling
-from serve import scratch
+from serve.repository import scratch
 
 if TYPE_CHECKING:
     import onnx_ir

@@ -11,7 +11,7 @@ from optimize import cpu
 from optimize.errors import BadRecipe
 from optimize.export import graph
 from optimize.quantize import left, table
-from serve.target import TENSORRT, Target
+from serve.config.target import TENSORRT, Target
 
 if TYPE_CHECKING:
     import onnx_ir

@@ -18,7 +18,7 @@ from optimize import sample
 from optimize.errors import BadRecipe, NoEffect
 from optimize.export import graph
 from optimize.quantize import left, ranges
-from serve.target import TENSORRT, Target
+from serve.config.target import TENSORRT, Target
 
 if TYPE_CHECKING:
     import onnx_ir

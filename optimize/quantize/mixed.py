@@ -20,14 +20,14 @@ from pydantic.dataclasses import dataclass
 from optimize.errors import BadGraph, BadRecipe, NoEffect
 from optimize.export import graph
 from optimize.quantize import left
-from serve import scratch
+from serve.repository import scratch
 
 if TYPE_CHECKING:
     from optimize.evaluate import Quality
     from optimize.recipe import Budget
     from optimize.sensitivity import Effect, Untreated
     from optimize.step import Context
-    from serve.target import Target
+    from serve.config.target import Target
 
 NAME = "quantize.mixed"
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "LSTM")

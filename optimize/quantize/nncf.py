@@ -17,7 +17,7 @@ from optimize import cpu, extra
 from optimize.errors import BadGraph
 from optimize.export import graph
 from optimize.quantize import calibrate, joins, left, table
-from serve.target import TENSORRT
+from serve.config.target import TENSORRT
 
 if TYPE_CHECKING:
     import onnx_ir

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from optimize import cpu
 from optimize.export import graph, pooling
 from optimize.quantize import calibrate, joins, left, table
-from serve.target import TENSORRT
+from serve.config.target import TENSORRT
 
 if TYPE_CHECKING:
     import onnx_ir

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from optimize.errors import BadGraph, BadRecipe, NoEffect
 from optimize.export import graph, share
 from optimize.quantize import left, table
-from serve.target import TENSORRT, Target
+from serve.config.target import TENSORRT, Target
 
 if TYPE_CHECKING:
     import onnx_ir

@@ -19,7 +19,7 @@ from optimize.errors import BadGraph
 from optimize.export import graph as graphs
 from optimize.tensorrt import rules
 from optimize.tensorrt.rules import Finding
-from serve import gpu
+from serve.config import gpu
 from serve.tensorrt import ask
 from serve.tensorrt.capability import CAPABILITIES, USUAL, WITHOUT_FP8
 

@@ -26,8 +26,8 @@ from optimize.tensorrt import compiler, rules
 from optimize.tensorrt.compiler import Compiled
 from optimize.tensorrt.rules import Finding
 from optimize.workload import fewest
-from serve import gpu, model_config, settings
-from serve.target import LARGEST_BATCH, Target
+from serve.config import gpu, model_config, settings
+from serve.config.target import LARGEST_BATCH, Target
 from serve.tensorrt import ask
 from serve.tensorrt.capability import USUAL
 

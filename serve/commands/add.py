@@ -11,7 +11,7 @@ from modelathe.commandline import PATH, document, emit, json_option, reporting
 from modelathe.errors import BadInput, UsageError
 from modelathe.tensors import Dim
 from serve.commands.versions import load_timeout_option, repository_option
-from serve.settings import DESCRIPTIONS
+from serve.config.settings import DESCRIPTIONS
 
 
 def _dim(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, Dim]:
@@ -37,7 +37,7 @@ def _batch(_context: click.Context, _option: click.Parameter, text: str | None) 
         raise UsageError(f"--batch {text}: not batch sizes", fix="write them as in --batch 1,32") from None
 
 
-# What `serve.settings` says of each setting is the help; they stand there and nowhere else.
+# What `serve.config.settings` says of each setting is the help; they stand there and nowhere else.
 SETTINGS = "\b\nSettings for --set KEY=VALUE, or for the [serve] table of --settings:\n" + "\n".join(
     f"  {name:15} {text}" for name, text in DESCRIPTIONS.items()
 )
@@ -89,9 +89,12 @@ def add(
     Example:
       serve add model.onnx --name classifier --set queue_delay_us=200
     """
-    from serve import dryload, rollout, settings, staging
-    from serve import source as sources
-    from serve.target import Target
+    from serve.config import settings
+    from serve.config.target import Target
+    from serve.repository import source as sources
+    from serve.repository import staging
+    from serve.rollout import rollout
+    from serve.server import dryload
 
     found = sources.load(source, dims, axis)
     model = name or found.name

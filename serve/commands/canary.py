@@ -13,7 +13,7 @@ from serve.commands.versions import repository_option
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from serve.canary import Comparison, Judgement
+    from serve.rollout.canary import Comparison, Judgement
 
 
 LEAST_SHARE = 1e-6
@@ -77,10 +77,10 @@ def canary(
     from loadtest.plan.data import payload, read
     from loadtest.plan.data.request import Signature
     from modelathe.tensors import TensorSpec
-    from serve import canary as canaries
-    from serve import repository as repositories
-    from serve import rollout
-    from serve.errors import CanaryRefused
+    from serve.config.errors import CanaryRefused
+    from serve.repository import tree as repositories
+    from serve.rollout import canary as canaries
+    from serve.rollout import rollout
 
     for version in (old, new):
         rollout.known(repository, model, version)

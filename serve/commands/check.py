@@ -12,7 +12,7 @@ from modelathe.errors import UsageError
 from serve.commands.versions import repository_option
 
 if TYPE_CHECKING:
-    from serve.lint import Finding
+    from serve.repository.lint import Finding
 
 
 @click.command()
@@ -32,8 +32,8 @@ def check(model: str | None, repository: Path, image: str, load: bool, strict: b
     Example:
       serve check --repository build/model_repository
     """
-    from serve import lint
-    from serve.errors import BadRepository
+    from serve.config.errors import BadRepository
+    from serve.repository import lint
 
     if image and not re.fullmatch(r"\d\d\.\d\d", image):
         raise UsageError(f"--image {image} is no release", fix="write it as in --image 26.07")
@@ -62,7 +62,8 @@ def _tried(
     repository: Path, model: str | None, found: "list[Finding]", report: Callable[[str, float], None]
 ) -> "list[Finding]":
     """Load each model whose files are in order; return what the server found."""
-    from serve import dryload, lint
+    from serve.repository import lint
+    from serve.server import dryload
 
     broken = {finding.model for finding in found if finding.level == "error"}
     names = [name for name in lint.names(repository) if name not in broken and model in (None, name)]

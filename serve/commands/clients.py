@@ -25,10 +25,11 @@ def clients(model: str, repository: Path, url: str, grpc_url: str, output: Path 
     Example:
       serve clients digits_cnn --repository build/model_repository --output build/clients
     """
-    from serve import clients as made
-    from serve import interface, rollout
-    from serve import repository as repositories
-    from serve.errors import BadRepository
+    from serve.clients import generate as made
+    from serve.config.errors import BadRepository
+    from serve.repository import interface
+    from serve.repository import tree as repositories
+    from serve.rollout import rollout
 
     rollout.standings(repository, model)
     live = repositories.live(repository, model)

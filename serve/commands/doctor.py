@@ -9,7 +9,7 @@ import click
 from modelathe.commandline import document, emit, json_option
 
 if TYPE_CHECKING:
-    from serve.doctor import Check
+    from serve.server.doctor import Check
 
 MITIGATION = (
     "so it listens on loopback alone, and keeps what loads, shares or logs behind a secret of each start",
@@ -28,8 +28,8 @@ def doctor(as_json: bool) -> None:
     Example:
       serve doctor
     """
-    from serve import doctor as doctors
-    from serve import releases
+    from serve.config import releases
+    from serve.server import doctor as doctors
 
     holes = {
         f"CVE-{number}": {"closed_in": release, "note": releases.GRAVEST.get(number, "")}
@@ -51,7 +51,7 @@ def doctor(as_json: bool) -> None:
 def report(found: "Sequence[Check]", as_json: bool, **more: Any) -> Any:
     """Print the checks, or emit them; return the error to raise where something is missing that a CPU needs."""
     from modelathe.errors import MachineError
-    from serve.doctor import broken
+    from serve.server.doctor import broken
 
     faults = broken(found)
     result = {"checks": [asdict(check) for check in found], **more}

@@ -19,13 +19,13 @@ def install(prefix: Path | None, gpu: bool, also: tuple[str, ...], as_json: bool
     Example:
       serve install
     """
-    import serve.install
+    import serve.server.install
 
-    place = serve.install.install(
+    place = serve.server.install.install(
         prefix, progress=lambda line: click.echo(line, err=True), gpu=gpu, openvino="openvino" in also
     )
     if as_json:
-        made = serve.install.environment(place)
+        made = serve.server.install.environment(place)
         emit(document(prefix=place, gpu=made.gpu, openvino=made.openvino))
     else:
         click.echo(f"server ready to run: {place}")

@@ -25,7 +25,7 @@ def monitoring(folder: Path, repository: Path, url: str, p99_ms: float | None, a
     Example:
       serve monitoring build/monitoring --repository build/model_repository --p99-ms 50
     """
-    from serve import monitoring as files
+    from serve.watch import monitoring as files
 
     written = files.write(folder, repository, url, p99_ms)
     if as_json:

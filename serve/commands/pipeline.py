@@ -11,7 +11,7 @@ from modelathe.errors import UsageError
 from serve.commands.versions import repository_option
 
 if TYPE_CHECKING:
-    from serve.staging import Version
+    from serve.repository.staging import Version
 
 name_option = click.option("--name", help="The pipeline's name.  [default: MODEL_text or MODEL_image]")
 check_option = click.option("--check/--no-check", default=True, help="Let a throw-away server answer through it first.")
@@ -118,8 +118,8 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def _publish(build: "Callable[..., list[Version]]", model: str, options: dict[str, Any], as_json: bool) -> None:
-    from serve import repository as repositories
-    from serve import rollout
+    from serve.repository import tree as repositories
+    from serve.rollout import rollout
 
     place = options.pop("repository")
     with reporting() as report:

@@ -36,7 +36,7 @@ def proxy(
     Example:
       serve proxy build/nginx --tls-cert server.crt --tls-key server.key
     """
-    from serve import proxy as proxies
+    from serve.server import proxy as proxies
 
     conf = proxies.write(folder, url, listen, tls_cert, tls_key, clients=tls_clients, limit=body_limit, timeout=timeout)
     if as_json:

@@ -48,8 +48,8 @@ def stub(
     from threading import Event
     from typing import cast
 
-    from serve.stub.answers import Answers
-    from serve.stub.running import running
+    from serve.clients.standin.answers import Answers
+    from serve.clients.standin.running import running
 
     with running(
         repository,

@@ -11,8 +11,8 @@ from modelathe.errors import LatheError, MachineError, UsageError
 from serve.commands.versions import load_timeout_option
 
 if TYPE_CHECKING:
-    from serve.options import Listen
-    from serve.state import Running
+    from serve.server.options import Listen
+    from serve.server.state import Running
 
 PORT = click.IntRange(0, 65535)
 LEVEL = click.Choice(["error", "warning", "info", "verbose"])
@@ -56,7 +56,10 @@ def up(
     Example:
       serve up build/model_repository --http-port 8000
     """
-    from serve import promotion, releases, server, state
+    from serve.config import releases
+    from serve.rollout import promotion
+    from serve.server import state
+    from serve.server import tritonserver as server
 
     # The holes are those of the server's release.
     listen = _listen(release=container or releases.CARRIED, **listening)
@@ -72,7 +75,7 @@ def up(
         fix = "end that one with: serve down; or serve a copy of the repository"
         raise MachineError("is served already", where=f"{repository}, at {other.http}", fix=fix)
     if detach:
-        from serve import detach as detached
+        from serve.server import detach as detached
 
         ready = detached.start(repository, listen, probe, log, load_timeout)
         _announce(ready, as_json, "`serve down` stops the server")
@@ -95,7 +98,7 @@ def _listen(
     accept_open_cves: bool,
     **addresses: Any,
 ) -> "Listen":
-    from serve.options import Listen, Tls
+    from serve.server.options import Listen, Tls
 
     if bool(tls_cert) != bool(tls_key) or (tls_clients and not tls_cert):
         raise UsageError(
@@ -110,7 +113,7 @@ def _container(repository: Path, release: str, listen: "Listen", only_print: boo
     import shlex
     import shutil
 
-    from serve import container
+    from serve.server import container
 
     command = container.command(repository, release, listen)
     if only_print:
@@ -146,7 +149,7 @@ def status(as_json: bool) -> None:
     Example:
       serve status
     """
-    from serve import state
+    from serve.server import state
 
     found = [_asked(running) for running in state.everything()]
     if not as_json:
@@ -177,7 +180,9 @@ def _fault(found: list[dict[str, Any]]) -> MachineError | None:
 
 
 def _asked(running: "Running") -> dict[str, Any]:
-    from serve import probe, rollout, state
+    from serve.rollout import rollout
+    from serve.server import state
+    from serve.watch import probe
 
     condition = running.condition
     if running.endpoint is None:
@@ -205,7 +210,7 @@ def down(http_port: int | None, as_json: bool) -> None:
     Example:
       serve down
     """
-    from serve import detach, state
+    from serve.server import detach, state
 
     found = state.everything()
     chosen = [running for running in found if http_port in (None, running.port)]

@@ -10,7 +10,7 @@ from modelathe.commandline import PATH, document, emit, json_option
 from modelathe.errors import UsageError
 
 if TYPE_CHECKING:
-    from serve.rollout import Promoted
+    from serve.rollout.rollout import Promoted
 
 repository_option = click.option(
     "--repository", type=PATH, default="model_repository", show_default=True, help="The model repository."
@@ -34,8 +34,8 @@ def list_(repository: Path, as_json: bool) -> None:
     Example:
       serve list --repository build/model_repository
     """
-    from serve import repository as repositories
-    from serve import rollout
+    from serve.repository import tree as repositories
+    from serve.rollout import rollout
 
     found = {model: rollout.standings(repository, model) for model in repositories.models(repository)}
     if as_json:
@@ -67,7 +67,7 @@ def promote(model: str, version: int | None, repository: Path, load_timeout: flo
     Example:
       serve promote digits_cnn 2 --repository build/model_repository
     """
-    from serve import rollout
+    from serve.rollout import rollout
 
     _tell(repository, model, rollout.promote(repository, model, version, limit=load_timeout), as_json)
 
@@ -84,7 +84,7 @@ def rollback(model: str, repository: Path, load_timeout: float, as_json: bool) -
     Example:
       serve rollback digits_cnn --repository build/model_repository
     """
-    from serve import rollout
+    from serve.rollout import rollout
 
     _tell(repository, model, rollout.roll_back(repository, model, limit=load_timeout), as_json)
 
@@ -102,7 +102,7 @@ def remove(model: str, keep: int | None, whole: bool, repository: Path, as_json:
     Example:
       serve remove digits_cnn --keep 3 --repository build/model_repository
     """
-    from serve import rollout
+    from serve.rollout import rollout
 
     if whole == bool(keep):
         raise UsageError("one of --keep and --all says what goes", fix="say --keep N, or --all for the whole model")
@@ -124,8 +124,9 @@ def why(model: str, repository: Path, as_json: bool) -> None:
     Example:
       serve why digits_cnn --repository build/model_repository
     """
-    from serve import repository as repositories
-    from serve import rollout, state
+    from serve.repository import tree as repositories
+    from serve.rollout import rollout
+    from serve.server import state
 
     endpoint = state.serving(repository)
     rollout.standings(repository, model)
@@ -153,8 +154,9 @@ def show(model: str, version: int | None, repository: Path, as_json: bool) -> No
     """
     from google.protobuf import json_format
 
-    from serve import describe, model_config, rollout
-    from serve import repository as repositories
+    from serve.config import describe, model_config
+    from serve.repository import tree as repositories
+    from serve.rollout import rollout
 
     rollout.standings(repository, model)
     if version is None:
@@ -171,7 +173,7 @@ def show(model: str, version: int | None, repository: Path, as_json: bool) -> No
 
 
 def _tell(repository: Path, model: str, promoted: "Promoted", as_json: bool) -> None:
-    from serve import rollout
+    from serve.rollout import rollout
 
     parts = rollout.together(repository, model, promoted.number)
     if as_json:
@@ -184,7 +186,7 @@ def _tell(repository: Path, model: str, promoted: "Promoted", as_json: bool) -> 
 
 
 def _explain(lineage: dict[str, Any]) -> None:
-    from serve import repository as repositories
+    from serve.repository import tree as repositories
 
     click.echo(f"version {lineage['number']}, live since {(lineage.get('lived') or ['an unknown time'])[-1]}")
     click.echo(f"  digest: {repositories.total(lineage['digests'])[:12]}")

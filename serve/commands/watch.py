@@ -19,8 +19,8 @@ from modelathe.errors import MachineError, UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from serve.metrics import Rates
-    from serve.state import Running
+    from serve.server.state import Running
+    from serve.watch.metrics import Rates
 
 SHORTEST = 0.1
 _HEADINGS = ("req/s", "p50\nms", "p95\nms", "p99\nms", "batch", "queue\nms", "compute\nms", "pending", "failed/s")
@@ -46,7 +46,7 @@ def watch(url: str | None, interval: float, count: int | None, as_json: bool) ->
     Example:
       serve watch --interval 5s
     """
-    from serve import metrics
+    from serve.watch import metrics
 
     if interval < SHORTEST:
         raise UsageError("--interval is too short", fix=f"give {SHORTEST * 1000:.0f}ms or more")
@@ -83,7 +83,8 @@ def watch(url: str | None, interval: float, count: int | None, as_json: bool) ->
 
 def _found(url: str | None) -> "tuple[str, Running | None]":
     """Return the address to ask, and the server there where it is a `serve up` of this user's."""
-    from serve import metrics, state
+    from serve.server import state
+    from serve.watch import metrics
 
     running = {metrics.address(one.endpoint.metrics): one for one in state.everything() if one.endpoint}
     if url:

@@ -11,10 +11,11 @@ import numpy as np
 from loadtest.plan.data.payload import describe
 from modelathe.errors import UsageError
 from modelathe.tensors import Dim, TensorSpec
-from serve import onnx_file, repository, staging
-from serve.errors import BadRepository
+from serve.config.errors import BadRepository
 from serve.pipelines import publish as publishing
 from serve.pipelines.publish import Called, Part, called, pipeline
+from serve.repository import onnx_file, staging
+from serve.repository import tree as repository
 
 Mode = Literal["gray", "rgb"]
 Scores = Literal["logits", "probabilities"]

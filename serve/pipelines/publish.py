@@ -16,10 +16,13 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelIns
 from modelathe.client import Client
 from modelathe.errors import RequestRejected, UsageError
 from modelathe.tensors import Arrays, Dim, TensorSpec
-from serve import dryload, model_config, numbering, repository, scratch, staging
-from serve.errors import BadRepository
-from serve.settings import Settings
-from serve.target import Target
+from serve.config import model_config
+from serve.config.errors import BadRepository
+from serve.config.settings import Settings
+from serve.config.target import Target
+from serve.repository import numbering, scratch, staging
+from serve.repository import tree as repository
+from serve.server import dryload
 
 MODELS = Path(__file__).with_name("models")
 """The files of our Python models: a folder for each, and beside them what they share."""
@@ -163,7 +166,7 @@ def publish(
 ) -> list[staging.Version]:
     """Publish the parts of a pipeline, the pipeline itself last.
 
-    The first version is live by its configuration; `serve.rollout.promote` then tells a running server. Of a pipeline
+    The first version is live by its configuration; `rollout.promote` then tells a running server. Of a pipeline
     that was there before, all parts wait to be promoted, and are promoted together. Where one cannot be published,
     those before it are taken back.
 

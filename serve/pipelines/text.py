@@ -10,11 +10,11 @@ import numpy as np
 from loadtest.plan.data.payload import describe
 from modelathe.errors import UsageError
 from modelathe.tensors import Dim, TensorSpec
-from serve import staging
-from serve.errors import BadRepository
-from serve.install import environment
+from serve.config.errors import BadRepository
 from serve.pipelines import publish as publishing
 from serve.pipelines.publish import Called, Part, Trial, called, pipeline
+from serve.repository import staging
+from serve.server.install import environment
 
 Style = Literal["ensemble", "bls"]
 Roles = dict[str, TensorSpec]

@@ -10,7 +10,7 @@ from typing import Any
 
 from modelathe import interpreter
 from modelathe.errors import MachineError
-from serve import scratch
+from serve.repository import scratch
 
 
 def there() -> bool:

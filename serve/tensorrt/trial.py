@@ -5,8 +5,9 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
-from serve import gpu, scratch
-from serve.errors import BadRepository
+from serve.config import gpu
+from serve.config.errors import BadRepository
+from serve.repository import scratch
 from serve.tensorrt import ask
 from serve.tensorrt.capability import CAPABILITIES, USUAL
 
@@ -69,6 +70,6 @@ def _profiles(model: str, prefix: str, parameters: dict[str, str]) -> dict[str, 
 
 
 def _shapes(text: str) -> dict[str, tuple[int, ...]]:
-    """Return shapes by tensor of a text as `serve.gpu.joined_shapes` writes it."""
+    """Return shapes by tensor of a text as `serve.config.gpu.joined_shapes` writes it."""
     pairs = (entry.rpartition(":") for entry in text.split(",") if entry)
     return {name: tuple(map(int, sizes.split("x"))) for name, _, sizes in pairs}

@@ -29,7 +29,7 @@ from modelathe.errors import (
     UsageError,
 )
 from modelathe.tensors import BATCH, UNBOUNDED, Dim, TensorSpec
-from serve.address import parse_url
+from serve.config.address import parse_url
 
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 X = np.arange(8, dtype=np.float32).reshape(2, 4)

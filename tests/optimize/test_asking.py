@@ -18,7 +18,7 @@ from optimize.errors import BadGraph, BadModel, BadWorkload
 from optimize.export import mates
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor, TorchPredictor
-from serve.target import Target
+from serve.config.target import Target
 from tests.optimize.brought import ROW, WIDTH, Net, agree, brought, through_a_bundle
 from tests.optimize.conftest import Optimize
 

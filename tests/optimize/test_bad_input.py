@@ -23,7 +23,7 @@ from optimize.export.onnx import Onnx
 from optimize.predict import OnnxPredictor, TorchPredictor
 from optimize.step import METHODS, NAMES, Context
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 from tests.optimize.conftest import SMALL, Optimize
 
 LENGTH, WIDTH, WORDS = 6, 16, 300

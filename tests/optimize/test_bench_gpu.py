@@ -16,9 +16,9 @@ from modelathe.client import connect
 from optimize import doctor, measure, ruler
 from optimize.predict import OnnxPredictor
 from optimize.workload import Workload
-from serve import repository
-from serve.server import running
-from serve.target import Target
+from serve.config.target import Target
+from serve.repository import tree as repository
+from serve.server.tritonserver import running
 
 ROOT = Path(__file__).parent.parent.parent
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -13,7 +13,7 @@ from optimize.predict import TorchPredictor
 from optimize.prune.channels import Channels
 from optimize.step import Context, apply
 from optimize.workload import Workload
-from serve.target import Target
+from serve.config.target import Target
 
 
 @pytest.fixture

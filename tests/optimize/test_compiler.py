@@ -30,7 +30,7 @@ from optimize.export.onnx import export
 from optimize.step import NAMES, Context, apply, for_target
 from optimize.tensorrt import compiler, plan, rules
 from optimize.workload import Workload
-from serve.target import Target
+from serve.config.target import Target
 from serve.tensorrt import ask, build
 from tests.optimize.conftest import Optimize
 from tests.optimize.test_tensorrt import (

@@ -24,7 +24,7 @@ from optimize.quantize.weight_only import WeightOnly
 from optimize.recipe import Recipe
 from optimize.step import METHODS
 from optimize.workload import Batch, load
-from serve.target import Target
+from serve.config.target import Target
 
 NET = """
 import torch

@@ -19,7 +19,7 @@ from optimize.predict import forward
 from optimize.step import Context
 from optimize.train import tensors
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 from tests.optimize.conftest import Optimize
 from tests.optimize.small import Small, batches
 

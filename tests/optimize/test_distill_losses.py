@@ -19,7 +19,7 @@ from optimize.distill.relations import Relations
 from optimize.errors import BadModel
 from optimize.step import Context
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 SPEC = TensorSpec("x", "float32", (BATCH, 12))
 

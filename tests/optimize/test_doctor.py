@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from optimize import doctor
-from serve import install
-from serve.doctor import Check, broken
-from serve.errors import NotInstalled
+from serve.config.errors import NotInstalled
+from serve.server import install
+from serve.server.doctor import Check, broken
 from tests.optimize.conftest import Optimize
 
 

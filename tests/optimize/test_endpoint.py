@@ -18,8 +18,8 @@ from optimize.export.onnx import export
 from optimize.gate import Gate
 from optimize.predict import OnnxPredictor, TorchPredictor
 from optimize.workload import Batch, Workload
-from serve import model_config
-from serve.target import Target
+from serve.config import model_config
+from serve.config.target import Target
 
 TOKENS = Dim("tokens", 1, 8, 32)
 

@@ -14,7 +14,7 @@ from optimize.export import graph
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 ROW = TensorSpec("input", "float32", (BATCH, 8))
 

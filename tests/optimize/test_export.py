@@ -20,7 +20,7 @@ from optimize.export.mates import deviation
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor, TorchPredictor
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 ROW = (TensorSpec("x", "float32", (BATCH, 16)),)
 STEPS = Dim("steps", 1, 10, 40)

@@ -15,7 +15,7 @@ from optimize import bundle as bundles
 from optimize import workload as workloads
 from optimize.digest import Key
 from optimize.errors import BadBundle
-from serve import scratch
+from serve.repository import scratch
 from tests.optimize.conftest import SMALL, Ended, Optimize
 
 UserFile = Callable[..., str]

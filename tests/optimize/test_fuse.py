@@ -21,7 +21,7 @@ from optimize.predict import OnnxPredictor, TorchPredictor
 from optimize.quantize.dynamic import Dynamic
 from optimize.quantize.static import Static
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 LENGTH = Dim("length", 2, 12, 40)
 ROWS = TensorSpec("x", "float32", (BATCH, LENGTH, 32))

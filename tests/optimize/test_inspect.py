@@ -18,7 +18,7 @@ from optimize.quantize.dynamic import Dynamic
 from optimize.quantize.static import Static
 from optimize.step import Context, apply
 from optimize.workload import Workload
-from serve.target import Target
+from serve.config.target import Target
 from tests.optimize.conftest import Optimize
 
 WIDE = 768

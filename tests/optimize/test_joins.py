@@ -16,7 +16,7 @@ from optimize.predict import OnnxPredictor, TorchPredictor
 from optimize.quantize.static import Static
 from optimize.step import Context
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 IMAGE = TensorSpec("image", "float32", (BATCH, 3, 16, 16), (-1, 1))
 

@@ -20,7 +20,7 @@ from optimize.quantize.static import Static
 from optimize.quantize.weight_only import WeightOnly
 from optimize.step import METHODS, Context
 from optimize.workload import Workload
-from serve.target import Target
+from serve.config.target import Target
 from tests.optimize.conftest import Optimize
 from tests.optimize.test_quantize import distance, workload
 

@@ -15,7 +15,7 @@ from optimize.export import graph
 from optimize.export.onnx import export
 from optimize.measure import Cost
 from optimize.ruler import Speeds
-from serve.target import Target
+from serve.config.target import Target
 
 ROW = (TensorSpec("input", "float32", (BATCH, 64)),)
 

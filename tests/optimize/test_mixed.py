@@ -18,7 +18,7 @@ from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor
 from optimize.quantize.mixed import Mixed
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 WIDTH = 1024
 ROW = TensorSpec("input", "float32", (BATCH, 32))

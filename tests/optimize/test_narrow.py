@@ -29,8 +29,8 @@ from optimize.quantize.weight_only import WeightOnly
 from optimize.recipe import Recipe
 from optimize.step import Context
 from optimize.workload import Batch, Workload
-from serve import onnx_file
-from serve.target import Target
+from serve.config.target import Target
+from serve.repository import onnx_file
 
 Apply = Callable[[Any], Path]
 

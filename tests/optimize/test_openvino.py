@@ -26,8 +26,8 @@ from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor, OpenVinoPredictor, TorchPredictor
 from optimize.quantize import nncf
 from optimize.workload import Batch, Workload, load
-from serve import repository
-from serve.target import Target
+from serve.config.target import Target
+from serve.repository import tree as repository
 from tests.optimize.conftest import SMALL, Optimize
 from tests.optimize.test_step_contract import context
 

@@ -24,8 +24,8 @@ from optimize.prune.sparse import grams
 from optimize.quantize import calibrate, fp8, smooth, static
 from optimize.step import Context
 from optimize.workload import Batch, Workload
-from serve import scratch
-from serve.target import Target
+from serve.config.target import Target
+from serve.repository import scratch
 
 WIDTH, LONGEST = 8, 12
 FREE = Dim("length", 2, 6, 64)

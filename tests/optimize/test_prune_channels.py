@@ -24,7 +24,7 @@ from optimize.prune.group import Group, Member
 from optimize.prune.ranking import Ranked, choose
 from optimize.step import Context
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 IMAGE = TensorSpec("x", "float32", (BATCH, 3, 16, 16), (-2, 2))
 ROW = TensorSpec("x", "float32", (BATCH, 12))

@@ -13,7 +13,7 @@ from optimize import measure
 from optimize.errors import BusyMachine, NoEffect
 from optimize.prune import cost
 from optimize.ruler import CONTROL, Speeds
-from serve.target import Target
+from serve.config.target import Target
 
 LUCK = (-1.4, -1, -0.6, -0.3, 0, 0.3, 0.6, 1, 1.4)
 WIDTH = 1000

@@ -20,7 +20,7 @@ from optimize.predict import OnnxPredictor, TorchPredictor
 from optimize.prune.heads import Heads
 from optimize.step import Context
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 WIDTH, LENGTH = 16, 5
 SEQUENCE = TensorSpec("input", "float32", (BATCH, LENGTH, WIDTH))

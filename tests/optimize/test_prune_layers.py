@@ -17,7 +17,7 @@ from optimize.prune.layers import Layers
 from optimize.step import Context
 from optimize.structure import Skip
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 WIDTH = 8
 

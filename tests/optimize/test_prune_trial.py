@@ -18,7 +18,7 @@ from optimize.prune.channels import Channels
 from optimize.prune.trial import exact, sound
 from optimize.step import Context
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 IMAGE = TensorSpec("x", "float32", (BATCH, 3, 8, 8), (-1, 1))
 SEQUENCE = TensorSpec("x", "float32", (BATCH, 6, 12), (-1, 1))

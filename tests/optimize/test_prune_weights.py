@@ -17,7 +17,7 @@ from optimize.prune import sparse
 from optimize.prune.weights import Weights
 from optimize.step import METHODS, Context
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 Score = Literal["magnitude", "wanda", "sparsegpt"]
 SCORES: tuple[Score, ...] = get_args(Score)

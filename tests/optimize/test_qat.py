@@ -23,7 +23,7 @@ from optimize.quantize.dynamic import Dynamic
 from optimize.quantize.qat import Qat
 from optimize.recipe import ordered
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 TOKENS = TensorSpec("tokens", "float32", (BATCH, Dim("steps", 1, 6, 20), 12))
 MASK = TensorSpec("mask", "float32", (BATCH, Dim("steps", 1, 6, 20)))

@@ -25,7 +25,7 @@ from optimize.quantize.static import Static
 from optimize.recipe import Recipe
 from optimize.step import METHODS
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 Quantize = Callable[[object, Path, Workload], Path]
 

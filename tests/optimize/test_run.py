@@ -14,7 +14,8 @@ import pytest
 from modelathe.client import connect
 from optimize import pipeline, recipe
 from optimize.workload import load
-from serve import control, server, state
+from serve.server import control, state
+from serve.server import tritonserver as server
 from tests.optimize.conftest import SMALL, Optimize
 
 SOURCE = f"{SMALL}:workload"

@@ -16,7 +16,7 @@ from optimize.prune.units import Slice, Units
 from optimize.quantize import calibrate
 from optimize.step import Context
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 from tests.optimize.test_huggingface import WORDS, text_folder
 
 SAMPLES = 4000

@@ -21,7 +21,7 @@ from optimize.quantize.dynamic import Dynamic
 from optimize.report import figures
 from optimize.report import sensitivity as report
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 ROW = TensorSpec("input", "float32", (BATCH, 256))
 

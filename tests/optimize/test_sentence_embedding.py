@@ -13,7 +13,7 @@ from optimize.errors import BadWorkload
 from optimize.evaluate import evaluate
 from optimize.export.onnx import export
 from optimize.predict import OnnxPredictor, TorchPredictor
-from serve.target import Target
+from serve.config.target import Target
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sentence_embedding.py"
 

@@ -14,7 +14,7 @@ from optimize import processes, train
 from optimize.errors import BadData
 from optimize.step import Context
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 from tests.optimize.small import IMAGES, LABELS
 
 SIZE, COUNT, EPOCHS = 2, 1024, 2

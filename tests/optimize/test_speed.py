@@ -14,7 +14,7 @@ from optimize.report import table
 from optimize.ruler import CONTROL, Speeds
 from optimize.speed import Timing
 from optimize.workload import Workload
-from serve.target import Target
+from serve.config.target import Target
 
 TIMES = {"trained": 10.0, "1-prune": 5.0, "2-export": 5.0, "3-quantize": 5.7}
 """A recipe whose last step costs speed, though the result is faster than the trained model."""

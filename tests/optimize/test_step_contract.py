@@ -18,7 +18,7 @@ from optimize.export.onnx import Onnx, export
 from optimize.predict import OnnxPredictor, TorchPredictor
 from optimize.step import METHODS, NAMES, Context
 from optimize.workload import Workload
-from serve.target import Target
+from serve.config.target import Target
 from tests.optimize import architectures
 
 TRANSFORMERS = ("prune.heads", "prune.layers", "export.fuse")

@@ -14,7 +14,7 @@ from optimize.prune import importance
 from optimize.prune.channels import Channels
 from optimize.step import Context
 from optimize.workload import Batch, Workload
-from serve.target import Target
+from serve.config.target import Target
 
 SPEC = TensorSpec("x", "float32", (BATCH, 12))
 

@@ -25,8 +25,8 @@ from optimize.quantize.fp8 import Fp8
 from optimize.step import Context, apply
 from optimize.tensorrt import plan, rules
 from optimize.workload import Workload
-from serve import gpu, model_config
-from serve.target import Target
+from serve.config import gpu, model_config
+from serve.config.target import Target
 from tests.optimize.conftest import Optimize
 
 Graph = dict[str, Any]

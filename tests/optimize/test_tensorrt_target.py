@@ -23,9 +23,9 @@ from optimize.predict import OnnxPredictor, open_graph
 from optimize.step import METHODS, Context, apply
 from optimize.tensorrt import compiler, rules
 from optimize.workload import Batch, Workload
-from serve import model_config
-from serve.repository import LINEAGE
-from serve.target import Target
+from serve.config import model_config
+from serve.config.target import Target
+from serve.repository.tree import LINEAGE
 from tests.optimize.conftest import SMALL, Optimize
 
 pytestmark = pytest.mark.tensorrt

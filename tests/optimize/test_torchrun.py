@@ -65,7 +65,7 @@ if __name__ == "__main__":
     from safetensors.torch import save_file
     from optimize import processes, train
     from optimize.step import Context
-    from serve.target import Target
+    from serve.config.target import Target
 
     made = workload(int(sys.argv[2]))
     module = made.build()

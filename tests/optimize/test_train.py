@@ -24,7 +24,7 @@ from optimize.splits import Sets
 from optimize.step import Context, fingerprint
 from optimize.train import tensors
 from optimize.workload import Batch, Workload, load
-from serve.target import Target
+from serve.config.target import Target
 from tests.optimize.conftest import SMALL
 
 

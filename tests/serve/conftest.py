@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from serve.server import Endpoint, running
-from serve.stub.running import Place
-from serve.stub.running import running as stand_in
+from serve.clients.standin.running import Place
+from serve.clients.standin.running import running as stand_in
+from serve.server.tritonserver import Endpoint, running
 from tests.serve.kinds import publish_kinds
 
 

@@ -15,9 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from serve import control, promotion, repository, rollout, staging
-from serve.server import Endpoint
-from serve.target import Target
+from serve.config.target import Target
+from serve.repository import staging
+from serve.repository import tree as repository
+from serve.rollout import promotion, rollout
+from serve.server import control
+from serve.server.tritonserver import Endpoint
 from tests.conftest import TINY_INPUTS, TINY_OUTPUTS
 
 OPERATIONS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.chmod"}

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from serve import settings, staging
-from serve.target import Target
+from serve.config import settings
+from serve.config.target import Target
+from serve.repository import staging
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
 from tests.serve.test_backend import save
 

@@ -13,9 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from modelathe.client import connect
 from modelathe.errors import UsageError
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from serve import onnx_file, repository, rollout, source, staging
-from serve.errors import BadRepository
-from serve.server import running
+from serve.config.errors import BadRepository
+from serve.repository import onnx_file, source, staging
+from serve.repository import tree as repository
+from serve.rollout import rollout
+from serve.server.tritonserver import running
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
 from tests.serve.test_up import serve
 

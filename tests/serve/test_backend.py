@@ -15,10 +15,11 @@ from loadtest.record import counts
 from modelathe.client import connect
 from modelathe.errors import LatheError, RequestRejected
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from serve import model_config, staging
-from serve.install import BACKENDS
-from serve.server import Endpoint, running
-from serve.target import Target
+from serve.config import model_config
+from serve.config.target import Target
+from serve.repository import staging
+from serve.server.install import BACKENDS
+from serve.server.tritonserver import Endpoint, running
 from tests.conftest import TINY, TINY_WEIGHT
 
 SHARED = ("graph", "complete", "binding", "instance")

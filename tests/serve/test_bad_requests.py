@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from modelathe.client import connect
-from serve import settings as served
-from serve import staging
-from serve.server import Endpoint, running
-from serve.target import Target
+from serve.config import settings as served
+from serve.config.target import Target
+from serve.repository import staging
+from serve.server.tritonserver import Endpoint, running
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
 
 GOOD = np.ones((2, 4), np.float32)

@@ -13,9 +13,10 @@ from onnx import TensorProto as T
 from modelathe.client import connect
 from modelathe.errors import UsageError
 from modelathe.tensors import BATCH, UNBATCHED, Dim, TensorSpec
-from serve import batching, onnx_file, repository, source
 from serve.cli import main
-from serve.server import running
+from serve.repository import batching, onnx_file, source
+from serve.repository import tree as repository
+from serve.server.tritonserver import running
 from tests.serve.test_backend import save
 
 X = TensorSpec("x", "float32", (BATCH, 3), values=(-1, 1))

@@ -8,10 +8,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from serve import staging
-from serve.errors import ServerFailed
-from serve.server import running
-from serve.target import Target
+from serve.config.errors import ServerFailed
+from serve.config.target import Target
+from serve.repository import staging
+from serve.server.tritonserver import running
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
 from tests.serve.test_backend import imported, save
 

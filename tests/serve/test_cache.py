@@ -12,9 +12,13 @@ from loadtest.record import counts
 from modelathe.client import Client, connect
 from modelathe.errors import BadInput
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from serve import cache, canary, lint, model_config, probe, repository, settings
-from serve.server import Endpoint, running
-from serve.target import Target
+from serve.config import cache, model_config, settings
+from serve.config.target import Target
+from serve.repository import lint
+from serve.repository import tree as repository
+from serve.rollout import canary
+from serve.server.tritonserver import Endpoint, running
+from serve.watch import probe
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
 from tests.serve.kinds import publish
 from tests.serve.test_backend import save

@@ -9,11 +9,13 @@ import pytest
 from click.testing import CliRunner
 
 from loadtest.plan.data import payload
-from serve import canary, repository, staging
-from serve.canary import Comparison, Thresholds
 from serve.cli import main
 from serve.commands.canary import _way_out as way_out
-from serve.errors import BadRepository
+from serve.config.errors import BadRepository
+from serve.repository import staging
+from serve.repository import tree as repository
+from serve.rollout import canary
+from serve.rollout.canary import Comparison, Thresholds
 from tests.conftest import TINY, TINY_INPUTS, TINY_WEIGHT
 from tests.serve.test_up import serve
 

@@ -24,10 +24,11 @@ import pytest
 
 from modelathe.client import connect
 from modelathe.errors import UsageError
-from serve import container, options, proxy, repository
-from serve.errors import BadRepository
-from serve.options import Listen, Tls
-from serve.server import Endpoint, running
+from serve.config.errors import BadRepository
+from serve.repository import tree as repository
+from serve.server import container, options, proxy
+from serve.server.options import Listen, Tls
+from serve.server.tritonserver import Endpoint, running
 from tests.conftest import TINY
 from tests.serve.test_server import eventually, group_is_gone
 from tests.serve.test_up import FREE, serve

@@ -16,9 +16,9 @@ from onnx import TensorProto as T
 
 from modelathe.client import connect
 from modelathe.errors import LatheError
-from serve import server
 from serve.cli import main
-from serve.server import running
+from serve.server import tritonserver as server
+from serve.server.tritonserver import running
 from tests.serve.test_backend import save
 
 Tensor = tuple[str, str, list[int], str]

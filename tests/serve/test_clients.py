@@ -15,10 +15,11 @@ import pytest
 
 from modelathe.errors import UsageError
 from modelathe.tensors import NUMPY_DTYPES
-from serve import clients, interface
-from serve.errors import BadRepository
-from serve.server import Endpoint
-from serve.stub.running import Place
+from serve.clients import generate as clients
+from serve.clients.standin.running import Place
+from serve.config.errors import BadRepository
+from serve.repository import interface
+from serve.server.tritonserver import Endpoint
 from tests.conftest import TINY, TINY_WEIGHT
 from tests.serve.kinds import ODD, TABLE
 from tests.serve.test_up import serve

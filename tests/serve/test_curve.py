@@ -1,8 +1,8 @@
 """Batch size and queue delay from a measured curve."""
 
-from serve import settings
-from serve.curve import fill
-from serve.settings import Settings
+from serve.config import settings
+from serve.config.curve import fill
+from serve.config.settings import Settings
 
 GPU = {1: 1.0, 8: 1.2, 32: 2.0, 64: 3.9, 128: 7.9}
 

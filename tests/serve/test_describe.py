@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve import describe
+from serve.config import describe
 from tests.serve.test_golden import CASES, built
 
 SAID = {

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve import doctor, releases
+from serve.config import releases
+from serve.server import doctor
 from tests.serve.test_up import serve
 
 

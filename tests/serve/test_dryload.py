@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from modelathe.tensors import BATCH, TensorSpec
-from serve import dryload, staging
-from serve.errors import BadRepository, ServerFailed
-from serve.settings import Settings
-from serve.target import Target
+from serve.config.errors import BadRepository, ServerFailed
+from serve.config.settings import Settings
+from serve.config.target import Target
+from serve.repository import staging
+from serve.server import dryload
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
 
 

@@ -9,10 +9,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from modelathe.tensors import BATCH, TensorSpec
-from serve import lint, onnx_file, repository, rollout, staging
-from serve.errors import BadRepository
-from serve.server import running
-from serve.target import Target
+from serve.config.errors import BadRepository
+from serve.config.target import Target
+from serve.repository import lint, onnx_file, staging
+from serve.repository import tree as repository
+from serve.rollout import rollout
+from serve.server.tritonserver import running
 from tests.conftest import TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
 from tests.serve.test_up import serve
 

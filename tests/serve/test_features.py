@@ -14,9 +14,13 @@ from loadtest.record import counts
 from modelathe.client import connect
 from modelathe.errors import RequestRejected
 from modelathe.tensors import BATCH, TensorSpec
-from serve import dryload, probe, repository, settings, source, staging
-from serve.server import Endpoint, running
-from serve.target import Target
+from serve.config import settings
+from serve.config.target import Target
+from serve.repository import source, staging
+from serve.repository import tree as repository
+from serve.server import dryload
+from serve.server.tritonserver import Endpoint, running
+from serve.watch import probe
 from tests.conftest import TINY_WEIGHT, save_tiny
 from tests.serve.test_backend import imported, save
 

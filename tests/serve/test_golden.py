@@ -8,8 +8,8 @@ import pytest
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from serve import gpu, model_config, settings
-from serve.target import Target
+from serve.config import gpu, model_config, settings
+from serve.config.target import Target
 
 GOLDEN = Path(__file__).with_name("golden")
 TOKENS = Dim("tokens", 1, 32, 128)

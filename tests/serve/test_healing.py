@@ -16,10 +16,13 @@ import pytest
 from loadtest.record.counts import counted
 from modelathe.client import connect
 from modelathe.errors import LatheError
-from serve import control, healing, probe, processes, scratch, settings, staging
-from serve.healing import Rest, Watch
-from serve.server import Endpoint, running
-from serve.target import Target
+from serve.config import settings
+from serve.config.target import Target
+from serve.repository import scratch, staging
+from serve.server import control, processes
+from serve.server.tritonserver import Endpoint, running
+from serve.watch import healing, probe
+from serve.watch.healing import Rest, Watch
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
 from tests.serve.test_server import eventually
 

@@ -12,13 +12,13 @@ import pytest
 
 from modelathe.client import connect
 from modelathe.tensors import BATCH, TensorSpec
-from serve import staging
-from serve.errors import ServerFailed
-from serve.install import environment
+from serve.config.errors import ServerFailed
+from serve.config.target import Target
 from serve.pipelines import publish as publishing
 from serve.pipelines.image import image
-from serve.server import Endpoint, running
-from serve.target import Target
+from serve.repository import staging
+from serve.server.install import environment
+from serve.server.tritonserver import Endpoint, running
 from tests.serve.test_backend import save
 from tests.serve.test_pipelines import draw, images
 from tests.serve.test_up import serve

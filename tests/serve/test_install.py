@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from serve import install
-from serve.errors import NotInstalled
+from serve.config.errors import NotInstalled
+from serve.server import install
 from tests.serve.test_up import serve
 
 

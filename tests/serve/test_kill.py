@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
-from serve import control, repository, rollout, staging
-from serve.target import Target
+from serve.config.target import Target
+from serve.repository import staging
+from serve.repository import tree as repository
+from serve.rollout import rollout
+from serve.server import control
 from tests.conftest import TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
 from tests.serve.test_server import eventually
 from tests.serve.test_up import ROOT, serve, up

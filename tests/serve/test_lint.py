@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve import lint, repository, staging
-from serve.errors import BadRepository
+from serve.config.errors import BadRepository
+from serve.repository import lint, staging
+from serve.repository import tree as repository
 from tests.conftest import TINY, save_tiny
 from tests.serve.test_up import serve
 

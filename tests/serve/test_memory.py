@@ -11,8 +11,9 @@ from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.run import drive
-from serve import metrics, source
-from serve.server import running
+from serve.repository import source
+from serve.server.tritonserver import running
+from serve.watch import metrics
 
 COMMITTED, MODEL = Path("model_repository"), "digits_cnn"
 MINUTES, EVERY = 2, 5

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from modelathe.errors import ServerAbsent, ServerNonsense, UsageError
-from serve import metrics
-from serve.server import Endpoint
+from serve.server.tritonserver import Endpoint
+from serve.watch import metrics
 from tests.conftest import TINY
 
 FIRST, SECOND = ((Path(__file__).parent / "recorded" / f"metrics-{n}.txt").read_text() for n in (1, 2))

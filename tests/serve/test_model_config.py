@@ -2,9 +2,9 @@ import pytest
 
 from modelathe.errors import BadInput
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from serve import model_config
-from serve.errors import BadRepository
-from serve.target import Target
+from serve.config import model_config
+from serve.config.errors import BadRepository
+from serve.config.target import Target
 
 TOKENS = Dim("tokens", 1, 32, 128)
 IDS = TensorSpec("input_ids", "int64", (BATCH, TOKENS), values=(0, 30521))

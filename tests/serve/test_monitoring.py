@@ -24,9 +24,11 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from modelathe.client import connect
 from modelathe.errors import ServerFault
-from serve import metrics, monitoring, settings, staging
-from serve.server import running
-from serve.target import Target
+from serve.config import settings
+from serve.config.target import Target
+from serve.repository import staging
+from serve.server.tritonserver import running
+from serve.watch import metrics, monitoring
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
 from tests.serve.test_server import eventually
 from tests.serve.test_up import serve

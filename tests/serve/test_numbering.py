@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from modelathe import files
 from modelathe.client import connect
-from serve import numbering, repository, rollout, staging
-from serve.errors import BadRepository
-from serve.server import running
-from serve.settings import Settings
-from serve.target import Target
+from serve.config.errors import BadRepository
+from serve.config.settings import Settings
+from serve.config.target import Target
+from serve.repository import numbering, staging
+from serve.repository import tree as repository
+from serve.rollout import rollout
+from serve.server.tritonserver import running
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
 
 

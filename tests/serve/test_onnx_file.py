@@ -10,8 +10,8 @@ from onnx import TensorProto as T
 from onnx import helper
 
 from modelathe.tensors import BATCH, Dim
-from serve import onnx_file, source
-from serve.errors import BadRepository
+from serve.config.errors import BadRepository
+from serve.repository import onnx_file, source
 from tests.serve.test_backend import save
 
 X = ("x", T.FLOAT, ["N", 4])

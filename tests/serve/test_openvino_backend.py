@@ -14,10 +14,12 @@ from loadtest.record import counts
 from modelathe.client import connect
 from modelathe.errors import RequestRejected
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from serve import install, model_config, staging
-from serve.errors import NotInstalled, ServerFailed
-from serve.server import Endpoint, running
-from serve.target import Target
+from serve.config import model_config
+from serve.config.errors import NotInstalled, ServerFailed
+from serve.config.target import Target
+from serve.repository import staging
+from serve.server import install
+from serve.server.tritonserver import Endpoint, running
 from tests.conftest import TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
 from tests.serve.test_backend import GOOD, IDS, ROWS, TABLE, ask_at_once, imported, save
 

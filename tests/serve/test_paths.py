@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from modelathe.client import connect
-from serve import lint, scratch, staging
-from serve.errors import BadRepository, ServerFailed
-from serve.server import running
+from serve.config.errors import BadRepository, ServerFailed
+from serve.repository import lint, scratch, staging
+from serve.server.tritonserver import running
 from tests.conftest import TINY, TINY_WEIGHT
 
 X = np.ones((1, 4), np.float32)

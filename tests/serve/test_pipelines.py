@@ -18,14 +18,17 @@ from loadtest.record import counts
 from modelathe.client import connect
 from modelathe.errors import LatheError, RequestRejected, UsageError
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from serve import canary, lint, probe, repository, rollout, staging
-from serve.errors import BadRepository
-from serve.install import Environment, environment
+from serve.config.errors import BadRepository
+from serve.config.settings import Settings
+from serve.config.target import Target
 from serve.pipelines.image import image
 from serve.pipelines.text import text
-from serve.server import Endpoint, running
-from serve.settings import Settings
-from serve.target import Target
+from serve.repository import lint, staging
+from serve.repository import tree as repository
+from serve.rollout import canary, rollout
+from serve.server.install import Environment, environment
+from serve.server.tritonserver import Endpoint, running
+from serve.watch import probe
 from tests.serve.test_backend import ask_at_once, save
 from tests.serve.test_probe import backend_processes
 from tests.serve.test_server import eventually

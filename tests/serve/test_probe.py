@@ -13,10 +13,13 @@ from loadtest.record.counts import counted
 from modelathe.client import connect
 from modelathe.errors import LatheError
 from modelathe.tensors import BATCH, TensorSpec
-from serve import control, dryload, interface, probe, rollout, staging
-from serve.errors import BadRepository
-from serve.server import Endpoint, running
-from serve.target import Target
+from serve.config.errors import BadRepository
+from serve.config.target import Target
+from serve.repository import interface, staging
+from serve.rollout import rollout
+from serve.server import control, dryload
+from serve.server.tritonserver import Endpoint, running
+from serve.watch import probe
 from tests.conftest import TINY, TINY_OUTPUTS, save_tiny
 from tests.serve.test_server import eventually
 

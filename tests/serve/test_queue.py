@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from modelathe.tensors import BATCH, TensorSpec
-from serve import settings, staging
-from serve.server import Endpoint, running
-from serve.target import Target
+from serve.config import settings
+from serve.config.target import Target
+from serve.repository import staging
+from serve.server.tritonserver import Endpoint, running
 from tests.serve.test_backend import save
 
 X, Y = TensorSpec("x", "float32", (BATCH, 1)), TensorSpec("y", "float32", (BATCH, 1))

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from serve import model_config, repository, rollout
+from serve.config import model_config
+from serve.repository import tree as repository
+from serve.rollout import rollout
 from tests.serve.test_up import serve
 
 PAST = st.sampled_from(["staged", "failed", "lived"])

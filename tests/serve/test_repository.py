@@ -11,9 +11,11 @@ import pytest
 from modelathe import files
 from modelathe.errors import UsageError
 from modelathe.tensors import TensorSpec
-from serve import model_config, repository, staging
-from serve.errors import BadRepository
-from serve.target import Target
+from serve.config import model_config
+from serve.config.errors import BadRepository
+from serve.config.target import Target
+from serve.repository import staging
+from serve.repository import tree as repository
 from tests.conftest import TINY_INPUTS, TINY_OUTPUTS, save_tiny
 
 

@@ -14,9 +14,12 @@ import pytest
 
 from modelathe.client import connect
 from modelathe.errors import ModelMissing
-from serve import control, repository, rollout, staging
-from serve.errors import BadRepository, ServerFailed
-from serve.server import Endpoint, running
+from serve.config.errors import BadRepository, ServerFailed
+from serve.repository import staging
+from serve.repository import tree as repository
+from serve.rollout import rollout
+from serve.server import control
+from serve.server.tritonserver import Endpoint, running
 from tests.conftest import TINY, TINY_WEIGHT, save_tiny
 from tests.serve.test_probe import backend_processes
 from tests.serve.test_server import eventually

@@ -12,8 +12,8 @@ import pytest
 from loadtest.selftest import nullserver
 from modelathe import interpreter
 from modelathe.client import connect
-from serve import install
-from serve.server import running
+from serve.server import install
+from serve.server.tritonserver import running
 from tests.conftest import TINY, TINY_WEIGHT
 from tests.serve.test_up import FREE, ROOT
 
@@ -23,8 +23,8 @@ NAMES = (
 )
 STARTERS = {
     "modelathe/interpreter.py",
-    "serve/install.py",  # with PYTHONSAFEPATH
-    "serve/server.py",  # isolated, from the folder of the server's environment
+    "serve/server/install.py",  # with PYTHONSAFEPATH
+    "serve/server/tritonserver.py",  # isolated, from the folder of the server's environment
     "optimize/tensorrt/plan.py",  # a script of ours by its path
 }
 

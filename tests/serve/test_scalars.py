@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from onnx import TensorProto as T
 
 from modelathe.client import connect
-from serve import lint
 from serve.cli import main
-from serve.server import Endpoint, running
+from serve.repository import lint
+from serve.server.tritonserver import Endpoint, running
 from tests.serve.test_backend import save
 
 X = np.array([1, 2, 3, 6], np.float32)

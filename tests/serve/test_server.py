@@ -18,10 +18,12 @@ import pytest
 
 from modelathe.client import connect
 from modelathe.errors import ServerAbsent, ServerFault
-from serve import control, model_config, server
-from serve.errors import BadRepository, NotInstalled, PortTaken, ServerFailed
-from serve.options import Listen
-from serve.server import Endpoint, running
+from serve.config import model_config
+from serve.config.errors import BadRepository, NotInstalled, PortTaken, ServerFailed
+from serve.server import control
+from serve.server import tritonserver as server
+from serve.server.options import Listen
+from serve.server.tritonserver import Endpoint, running
 from tests.conftest import TINY, TINY_WEIGHT
 
 ONE = {"x": np.ones((1, 4), np.float32)}
@@ -343,7 +345,7 @@ def test_the_end_of_a_server_that_was_ready_is_not_an_earlier_load_that_failed(
 
 def test_server_ends_with_a_parent_that_is_killed(model_repository: Path, server_prefix: Path, logs: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from serve.server import running\n"
+        "import sys, time; from pathlib import Path; from serve.server.tritonserver import running\n"
         "with running(Path(sys.argv[1]), log=Path(sys.argv[2])) as endpoint:\n"
         "    print(endpoint.pid, flush=True); time.sleep(600)"
     )

@@ -7,8 +7,8 @@ import pytest
 
 from modelathe.errors import BadInput, UsageError
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from serve import model_config, settings
-from serve.target import Target
+from serve.config import model_config, settings
+from serve.config.target import Target
 
 X = TensorSpec("x", "float32", (BATCH, Dim("tokens", 1, 8, 64)))
 Y = TensorSpec("y", "float32", (BATCH, 3))

@@ -7,9 +7,10 @@ import pytest
 
 from modelathe.errors import BadInput
 from modelathe.tensors import BATCH, TensorSpec
-from serve import model_config, probe, settings
-from serve.server import Endpoint, running
-from serve.target import Target
+from serve.config import model_config, settings
+from serve.config.target import Target
+from serve.server.tritonserver import Endpoint, running
+from serve.watch import probe
 from tests.serve.kinds import publish
 from tests.serve.test_backend import save
 from tests.serve.test_features import Session

@@ -13,10 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 from modelathe.errors import MachineError
-from serve import control, promotion, repository, rollout, scratch, state
 from serve.cli import main
-from serve.errors import NoAnswer, ServerFailed, StillLoading
-from serve.server import Endpoint, running
+from serve.config.errors import NoAnswer, ServerFailed, StillLoading
+from serve.repository import scratch
+from serve.repository import tree as repository
+from serve.rollout import promotion, rollout
+from serve.server import control, state
+from serve.server.tritonserver import Endpoint, running
 from tests.conftest import TINY
 from tests.serve.test_image_models import publish as publish_image
 from tests.serve.test_rollout import Publish

@@ -21,9 +21,9 @@ import pytest
 from loadtest.record import counts
 from modelathe.client import connect
 from modelathe.errors import LatheError, ModelMissing, RequestRejected, ServerFault
-from serve.errors import BadRepository, PortTaken
-from serve.server import Endpoint
-from serve.stub.running import Place, running
+from serve.clients.standin.running import Place, running
+from serve.config.errors import BadRepository, PortTaken
+from serve.server.tritonserver import Endpoint
 from tests.conftest import TINY
 from tests.serve.kinds import ODD
 from tests.serve.test_up import FREE, ROOT, serve

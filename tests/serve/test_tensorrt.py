@@ -7,7 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from serve import dryload, gpu, model_config, repository
+from serve.config import gpu, model_config
+from serve.repository import tree as repository
+from serve.server import dryload
 from tests.conftest import TINY, save_tiny
 from tests.serve.test_backend import save
 from tests.serve.test_up import serve

@@ -8,10 +8,10 @@ import pytest
 
 from modelathe.client import connect
 from modelathe.tensors import BATCH, TensorSpec
-from serve import staging
+from serve.config.target import Target
 from serve.pipelines.text import text
-from serve.server import Endpoint, running
-from serve.target import Target
+from serve.repository import staging
+from serve.server.tritonserver import Endpoint, running
 from tests.serve.test_backend import save
 from tests.serve.test_pipelines import EMBEDDING, SPECIAL, TOKENS, VECTORS, WORDS, texts
 from tests.serve.test_rollout import asked

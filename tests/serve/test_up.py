@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from modelathe.client import connect
-from serve.server import wait
+from serve.server.tritonserver import wait
 from tests.conftest import TINY
 from tests.serve.test_server import eventually, group_is_gone, shared_memory
 

@@ -21,9 +21,10 @@ from rich.console import Console
 
 from modelathe.client import connect
 from modelathe.errors import MachineError
-from serve import metrics, state
 from serve.commands import watch
-from serve.server import Endpoint
+from serve.server import state
+from serve.server.tritonserver import Endpoint
+from serve.watch import metrics
 from tests.conftest import TINY
 from tests.serve.test_up import ROOT, serve, up
 

@@ -1,0 +1,1 @@
+"""Clients: code and commands that ask a published model."""

@@ -1,0 +1,1 @@
+"""Repository: models and their versions on disk, read, checked and written."""
