@@ -43,7 +43,7 @@ from serve.config.target import Target
 from serve.repository import staging
 from serve.server import install
 from serve.server import tritonserver as server
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 
 RESULTS = Path("benchmarks/results")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

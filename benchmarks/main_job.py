@@ -28,7 +28,7 @@ from optimize.workload import Workload
 from serve.config.target import Target
 from serve.repository import staging
 from serve.server import tritonserver as server
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 
 OUTPUT = Path("build/bench")
 EXAMPLES = ("digits_cnn", "sentence_embedding")

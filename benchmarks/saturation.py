@@ -20,7 +20,7 @@ from modelathe.tensors import TensorSpec
 from optimize.predict import OnnxPredictor
 from serve.repository import source
 from serve.server import tritonserver as server
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 
 CONNECTIONS, SECONDS = 64, 9
 BEGIN, WATCHED = 4.0, 4.0

@@ -33,8 +33,9 @@ from serve.repository import source, staging
 from serve.repository import tree as repository
 from serve.rollout import rollout
 from serve.server import tritonserver as server
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 from serve.watch import metrics
+from serve.watch.healing import watching
 
 OUTPUT = Path("build/bench")
 COMMITTED, MODEL = Path("model_repository/digits_cnn/1"), "digits_cnn"
@@ -104,7 +105,7 @@ def release(place: Path, seconds: float) -> dict[str, float]:
 def death(place: Path) -> dict[str, float]:
     """Kill the backend process under load, with the probe on, and see when answers are right again."""
     file = OUTPUT / "death.jsonl"
-    with server.running(place, probe=True) as endpoint, load(endpoint, place, file, 20, RATE) as told:
+    with server.running(place) as endpoint, watching(endpoint, place), load(endpoint, place, file, 20, RATE) as told:
         time.sleep(6)
         killed = time.time()
         for pid in saturation.instances(endpoint):

@@ -37,7 +37,7 @@ from serve.repository import staging
 from serve.rollout import rollout
 from serve.server import install
 from serve.server import tritonserver as server
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 
 REQUESTS, THREADS, PAYLOADS = 256, 16, 16
 

@@ -14,8 +14,9 @@ from modelathe.tensors import BATCH, TensorSpec
 from serve.config.target import Target
 from serve.repository import staging
 from serve.rollout import rollout
+from serve.server.endpoint import Endpoint
 from serve.server.install import install
-from serve.server.tritonserver import Endpoint, running
+from serve.server.tritonserver import running
 
 MOST_RERUNS = 5
 """Second and third tries of `timed` tests that one run of the suite may need in all."""

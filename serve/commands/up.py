@@ -60,6 +60,7 @@ def up(
     from serve.rollout import promotion
     from serve.server import state
     from serve.server import tritonserver as server
+    from serve.watch import healing
 
     # The holes are those of the server's release.
     listen = _listen(release=container or releases.CARRIED, **listening)
@@ -83,9 +84,9 @@ def up(
     with ExitStack() as stack:
         tell = stack.enter_context(state.claimed(repository))
         promotion.settle(repository)
-        endpoint = stack.enter_context(
-            server.running(repository, listen=listen, log=log, probe=probe, timeout=load_timeout)
-        )
+        endpoint = stack.enter_context(server.running(repository, listen=listen, log=log, timeout=load_timeout))
+        if probe:
+            stack.enter_context(healing.watching(endpoint, repository))
         tell(endpoint)
         _announce(state.describe(endpoint, repository), as_json, "Ctrl-C stops the server")
         server.wait(endpoint)

@@ -18,7 +18,7 @@ from serve.config.errors import BadRepository, NoAnswer, ServerFailed, StillLoad
 from serve.repository import scratch
 from serve.repository import tree as repository
 from serve.server import control, state
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 
 JOURNAL = ".promotion.json"
 LIMIT = 120.0

@@ -16,7 +16,7 @@ from serve.repository import numbering, scratch
 from serve.repository import tree as repository
 from serve.rollout import promotion
 from serve.server import control
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 
 State = Literal["live", "previous", "failed", "staged", "loading"]
 

@@ -15,7 +15,7 @@ from modelathe.errors import MachineError
 from serve.config.errors import ServerFailed
 from serve.repository import tree as repositories
 from serve.server import control
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 
 Condition = Literal["starting", "live", "silent"]
 

@@ -15,8 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, NoReturn
@@ -26,9 +26,9 @@ from serve.config.errors import BadRepository, PortTaken, ServerFailed
 from serve.repository import scratch
 from serve.repository import tree as repositories
 from serve.server import control, ending, options, processes
+from serve.server.endpoint import Endpoint
 from serve.server.install import Environment, environment
 from serve.server.options import LOOPBACK, Listen
-from serve.watch.healing import watching
 
 LAUNCH = Path(__file__).with_name("launch.py")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel keeps it, not a place for files of ours
@@ -46,36 +46,6 @@ LOOK = 0.2
 """Seconds between two looks at whether the server still runs."""
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """A server that is ready.
-
-    Args:
-        http: `http://127.0.0.1:PORT`.
-        grpc: `grpc://127.0.0.1:PORT`.
-        metrics: `http://127.0.0.1:PORT`; the figures are under `/metrics`.
-        pid: the process id of tritonserver.
-        log: what it prints.
-        models: the models that it was started with.
-        secret: opens the restricted protocols (`serve.server.control`).
-        tls: whether gRPC is encrypted.
-    """
-
-    http: str
-    grpc: str
-    metrics: str
-    pid: int
-    log: Path
-    models: tuple[str, ...]
-    secret: str = field(repr=False)
-    tls: bool = False
-
-    @property
-    def plain(self) -> str:
-        """The address at which this machine speaks without TLS."""
-        return self.http if self.tls else self.grpc
-
-
 @contextmanager
 def running(
     repository: Path,
@@ -83,7 +53,6 @@ def running(
     models: Sequence[str] | None = None,
     listen: Listen = LOOPBACK,
     log: Path | None = None,
-    probe: bool = False,
     cache: bool = True,
     prefix: Path | None = None,
     timeout: float = 120,
@@ -99,7 +68,6 @@ def running(
         models: which models to load; default all.
         listen: addresses, ports, TLS and how much is logged; free ports of the loopback address unless given.
         log: file for what the server prints; default a temporary one, which is kept only if the server fails.
-        probe: watch every model and load it again when a backend process of it has died (`serve.watch.healing`).
         cache: answer from the response cache for models that ask for it; a proof asks the models themselves.
         prefix: the server's environment; default `serve.server.install.prefix()`.
         timeout: seconds until all models must be ready.
@@ -139,8 +107,7 @@ def running(
         process = partial(_process, command, place, output, grace, region)
         with _started(process, planned, timeout) as (tritonserver, endpoint):
             try:
-                with watching(endpoint, repository) if probe else nullcontext():
-                    yield endpoint
+                yield endpoint
             except MachineError as error:
                 if isinstance(error, ServerFailed) or tritonserver.poll() is None:
                     raise

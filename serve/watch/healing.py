@@ -15,7 +15,6 @@ from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,11 +22,10 @@ from modelathe.client import Client
 from modelathe.errors import LatheError
 from serve.config.errors import BadRepository
 from serve.repository import tree as repositories
+from serve.rollout import promotion
 from serve.server import control, processes
+from serve.server.endpoint import Endpoint
 from serve.watch import probe
-
-if TYPE_CHECKING:
-    from serve.server.tritonserver import Endpoint
 
 LOOK = 0.2
 """Seconds between two looks at the processes."""
@@ -46,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def watching(endpoint: "Endpoint", place: Path) -> Iterator[None]:
+def watching(endpoint: Endpoint, place: Path) -> Iterator[None]:
     """Watch all models from two threads while the block lasts, those too that come later; healing warns."""
     stop, watch = threading.Event(), Watch(endpoint, place)
     _tried(watch.look)  # what dies from now on was known
@@ -97,7 +95,7 @@ class Rest:
 class Watch:
     """What is known of the models of a server, and what is done about it."""
 
-    def __init__(self, endpoint: "Endpoint", place: Path) -> None:
+    def __init__(self, endpoint: Endpoint, place: Path) -> None:
         self._endpoint, self._place = endpoint, place
         self._known: dict[int, str] = {}  # processes that lived, by id, and their models
         self._fallen: dict[int, str] = {}  # those of them that were dead at the last look
@@ -157,8 +155,6 @@ class Watch:
 
     def _heal(self, model: str) -> bool:
         """Load the model again unless it was just now; return whether its processes are new ones."""
-        from serve.rollout import promotion  # it needs the module of the server, which imports this one
-
         with self._healing:
             rest, now = self._rests.setdefault(model, Rest()), time.monotonic()
             if now < rest.until or not (self._place / model).exists():

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -20,9 +20,7 @@ from modelathe.tensors import Arrays, TensorSpec
 from serve.repository import interface
 from serve.repository import tree as repositories
 from serve.server import control, processes
-
-if TYPE_CHECKING:
-    from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 
 State = Literal["answers", "silent", "dead", "not loaded"]
 DEAD = "is not healthy"
@@ -85,9 +83,7 @@ def _bits(spec: TensorSpec) -> float:
     return one * math.prod(spec.shape(1))
 
 
-def ask(
-    client: Client, endpoint: "Endpoint", model: str, asked: Question, rng: np.random.Generator
-) -> tuple[State, str]:
+def ask(client: Client, endpoint: Endpoint, model: str, asked: Question, rng: np.random.Generator) -> tuple[State, str]:
     """Ask the model once, and return its state and, unless it answers, what was said instead."""
     try:
         client.infer(model, asked.draw(rng), sequence=asked.sequence)
@@ -100,7 +96,7 @@ def ask(
         return "dead" if dead else "silent", error.what
 
 
-def health(endpoint: "Endpoint", place: Path) -> dict[str, str]:
+def health(endpoint: Endpoint, place: Path) -> dict[str, str]:
     """Ask every model of the repository once; return `answers`, or another state and why, for each."""
     living = Counter(processes.scan(endpoint.pid).living.values())
     found, rng = {}, np.random.default_rng()

@@ -30,8 +30,9 @@ from loadtest.send import wire
 from modelathe.client import connect
 from modelathe.connection import Connection, address
 from modelathe.errors import BadInput, ServerAbsent, UsageError
+from serve.server.endpoint import Endpoint
 from serve.server.options import Listen, Tls
-from serve.server.tritonserver import Endpoint, running
+from serve.server.tritonserver import running
 from tests.conftest import TINY, TINY_INPUTS, TINY_WEIGHT
 from tests.serve.test_care import needs_nginx, nginx
 

@@ -24,7 +24,7 @@ from loadtest.send import wire
 from modelathe.client import connect
 from modelathe.connection import Connection
 from modelathe.errors import LatheError, UsageError
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 from tests.conftest import TINY
 
 NAME = "tiny.models.example.com"

@@ -17,7 +17,8 @@ from modelathe.client import connect
 from modelathe.errors import BadInput
 from modelathe.tensors import BATCH, UNBOUNDED, Dim, TensorSpec
 from serve.cli import main as serve
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from tests.serve.test_backend import save
 
 FLOATS = {"datatype": "FP32"}

@@ -24,7 +24,7 @@ from loadtest.selftest import nullserver, selftest
 from modelathe.client import connect
 from modelathe.errors import ModelMissing, UsageError
 from modelathe.tensors import BATCH, TensorSpec
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 from tests.conftest import TINY
 
 PAYLOADS = payload.generate(nullserver.INPUTS, 16, 0)

@@ -25,7 +25,7 @@ from modelathe.client import connect
 from modelathe.connection import Connection
 from modelathe.errors import MachineError, RequestRejected, UsageError
 from serve.server.control import ADMIN_KEY
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 from tests.conftest import TINY, TINY_INPUTS, TINY_WEIGHT
 
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc", "stream"])

@@ -27,7 +27,8 @@ from modelathe.client import connect
 from modelathe.connection import Connection
 from modelathe.errors import RequestRejected
 from modelathe.outputs import FINAL
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from tests.loadtest.peers import flights
 
 COUNTS = [3, 1, 4]

@@ -7,7 +7,8 @@ import pytest
 
 from serve.clients.standin.running import Place
 from serve.clients.standin.running import running as stand_in
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from tests.serve.kinds import publish_kinds
 
 

@@ -20,7 +20,7 @@ from serve.repository import staging
 from serve.repository import tree as repository
 from serve.rollout import promotion, rollout
 from serve.server import control
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 from tests.conftest import TINY_INPUTS, TINY_OUTPUTS
 
 OPERATIONS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.chmod"}

@@ -18,8 +18,9 @@ from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve.config import model_config
 from serve.config.target import Target
 from serve.repository import staging
+from serve.server.endpoint import Endpoint
 from serve.server.install import BACKENDS
-from serve.server.tritonserver import Endpoint, running
+from serve.server.tritonserver import running
 from tests.conftest import TINY, TINY_WEIGHT
 
 SHARED = ("graph", "complete", "binding", "instance")

@@ -22,7 +22,8 @@ from modelathe.client import connect
 from serve.config import settings as served
 from serve.config.target import Target
 from serve.repository import staging
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
 
 GOOD = np.ones((2, 4), np.float32)

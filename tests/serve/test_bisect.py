@@ -16,7 +16,7 @@ from loadtest.record import counts
 from modelathe.client import connect
 from modelathe.errors import RequestRejected
 from serve.pipelines import publish
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 from tests.serve.test_backend import TABLE, ask_at_once, imported
 from tests.serve.test_backend import lab as lab
 

@@ -17,7 +17,8 @@ from serve.config.target import Target
 from serve.repository import lint
 from serve.repository import tree as repository
 from serve.rollout import canary
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from serve.watch import probe
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
 from tests.serve.kinds import publish

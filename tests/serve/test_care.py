@@ -27,8 +27,10 @@ from modelathe.errors import UsageError
 from serve.config.errors import BadRepository
 from serve.repository import tree as repository
 from serve.server import container, options, proxy
+from serve.server.endpoint import Endpoint
 from serve.server.options import Listen, Tls
-from serve.server.tritonserver import Endpoint, running
+from serve.server.tritonserver import running
+from serve.watch.healing import watching
 from tests.conftest import TINY
 from tests.serve.test_server import eventually, group_is_gone
 from tests.serve.test_up import FREE, serve
@@ -113,7 +115,7 @@ def test_grpc_is_encrypted(model_repository: Path, server_prefix: Path, certific
     authority, ours = certificates / "ca.crt", {"private_key": "client.key", "certificate_chain": "client.crt"}
     tls = Tls(certificates / "server.crt", certificates / "server.key", authority if mutual else None)
     own = {key: str(certificates / name) for key, name in ours.items()}
-    with running(model_repository, listen=Listen(tls=tls), probe=True) as endpoint:
+    with running(model_repository, listen=Listen(tls=tls)) as endpoint, watching(endpoint, model_repository):
         with channel(endpoint, root_certificates=str(authority), **(own if mutual else {})) as client:
             assert client.is_model_ready(TINY)
         with channel(endpoint) as client, pytest.raises(InferenceServerException):

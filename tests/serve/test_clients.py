@@ -19,7 +19,7 @@ from serve.clients import generate as clients
 from serve.clients.standin.running import Place
 from serve.config.errors import BadRepository
 from serve.repository import interface
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 from tests.conftest import TINY, TINY_WEIGHT
 from tests.serve.kinds import ODD, TABLE
 from tests.serve.test_up import serve

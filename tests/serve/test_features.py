@@ -19,7 +19,8 @@ from serve.config.target import Target
 from serve.repository import source, staging
 from serve.repository import tree as repository
 from serve.server import dryload
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from serve.watch import probe
 from tests.conftest import TINY_WEIGHT, save_tiny
 from tests.serve.test_backend import imported, save

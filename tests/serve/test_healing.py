@@ -20,9 +20,10 @@ from serve.config import settings
 from serve.config.target import Target
 from serve.repository import scratch, staging
 from serve.server import control, processes
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from serve.watch import healing, probe
-from serve.watch.healing import Rest, Watch
+from serve.watch.healing import Rest, Watch, watching
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
 from tests.serve.test_server import eventually
 
@@ -87,7 +88,7 @@ def test_one_of_two_killed_processes_is_replaced_while_the_other_answers(
 ) -> None:
     monkeypatch.setattr(healing, "LEFT", 0.5)
     publish(place, instances=2)
-    with running(place, probe=True, grace=0) as endpoint, load(endpoint, 3) as said:
+    with running(place, grace=0) as endpoint, watching(endpoint, place), load(endpoint, 3) as said:
         assert eventually(lambda: len(said) > 100)
         before = living(endpoint)
         os.kill(min(before), signal.SIGKILL)
@@ -218,7 +219,7 @@ def test_the_probe_outlives_its_own_exceptions(
         return call
 
     publish(place)
-    with running(place, probe=True, grace=0) as endpoint:
+    with running(place, grace=0) as endpoint, watching(endpoint, place):
         # The start itself looks at the processes too.
         monkeypatch.setattr(processes, "scan", faulty("scan", processes.scan))
         monkeypatch.setattr(probe, "question", faulty("question", probe.question))

@@ -17,8 +17,9 @@ from serve.config.target import Target
 from serve.pipelines import publish as publishing
 from serve.pipelines.image import image
 from serve.repository import staging
+from serve.server.endpoint import Endpoint
 from serve.server.install import environment
-from serve.server.tritonserver import Endpoint, running
+from serve.server.tritonserver import running
 from tests.serve.test_backend import save
 from tests.serve.test_pipelines import draw, images
 from tests.serve.test_up import serve

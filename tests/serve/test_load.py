@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from loadtest.cli import main
 from loadtest.judge.summary import summarize
 from loadtest.record.results import OK, read
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 from tests.conftest import TINY, TINY_WEIGHT
 from tests.serve.test_up import serve
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from modelathe.errors import ServerAbsent, ServerNonsense, UsageError
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 from serve.watch import metrics
 from tests.conftest import TINY
 

@@ -19,7 +19,8 @@ from serve.config.errors import NotInstalled, ServerFailed
 from serve.config.target import Target
 from serve.repository import staging
 from serve.server import install
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from tests.conftest import TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
 from tests.serve.test_backend import GOOD, IDS, ROWS, TABLE, ask_at_once, imported, save
 

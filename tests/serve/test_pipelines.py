@@ -26,9 +26,11 @@ from serve.pipelines.text import text
 from serve.repository import lint, staging
 from serve.repository import tree as repository
 from serve.rollout import canary, rollout
+from serve.server.endpoint import Endpoint
 from serve.server.install import Environment, environment
-from serve.server.tritonserver import Endpoint, running
+from serve.server.tritonserver import running
 from serve.watch import probe
+from serve.watch.healing import watching
 from tests.serve.test_backend import ask_at_once, save
 from tests.serve.test_probe import backend_processes
 from tests.serve.test_server import eventually
@@ -372,7 +374,7 @@ def test_the_probe_heals_what_a_pipeline_calls(place: Path, tmp_path: Path, capl
     copy = tmp_path / "model_repository"
     for name in ("rows", "rows_label", "rows_decoder", "rows_image"):
         shutil.copytree(place / name, copy / name)
-    with running(copy, probe=True, grace=0) as endpoint:
+    with running(copy, grace=0) as endpoint, watching(endpoint, copy):
         for process in backend_processes(endpoint.pid):
             os.kill(process, signal.SIGKILL)
         assert eventually(lambda: set(probe.health(endpoint, copy).values()) == {"answers"})

@@ -18,8 +18,10 @@ from serve.config.target import Target
 from serve.repository import interface, staging
 from serve.rollout import rollout
 from serve.server import control, dryload
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from serve.watch import probe
+from serve.watch.healing import watching
 from tests.conftest import TINY, TINY_OUTPUTS, save_tiny
 from tests.serve.test_server import eventually
 
@@ -44,7 +46,11 @@ def answers(url: str) -> bool:
 def test_probe_replaces_a_killed_backend_process(
     model_repository: Path, server_prefix: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING), running(model_repository, probe=True, grace=0) as endpoint:
+    with (
+        caplog.at_level(logging.WARNING),
+        running(model_repository, grace=0) as endpoint,
+        watching(endpoint, model_repository),
+    ):
         dead = backend_processes(endpoint.pid)
         assert len(dead) == 1
         os.kill(dead[0], signal.SIGKILL)
@@ -93,7 +99,7 @@ def test_the_probe_follows_to_a_version_with_other_inputs(
     publish_tiny(place)
     wide = save_tiny(tmp_path / "wide.onnx", np.ones((6, 3), np.float32))
     specs = (TensorSpec("x", "float32", (BATCH, 6)),), TINY_OUTPUTS
-    with running(place, probe=True, grace=0) as endpoint, connect(endpoint.grpc) as client:
+    with running(place, grace=0) as endpoint, watching(endpoint, place), connect(endpoint.grpc) as client:
         assert eventually(lambda: counted(client, TINY).inference_count > 33)  # the warm-up, and then the probe
         with staging.stage(place, TINY, wide, *specs, Target(cores=1)) as staged:
             number = staging.publish(staged, {}).number

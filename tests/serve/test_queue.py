@@ -12,7 +12,8 @@ from modelathe.tensors import BATCH, TensorSpec
 from serve.config import settings
 from serve.config.target import Target
 from serve.repository import staging
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from tests.serve.test_backend import save
 
 X, Y = TensorSpec("x", "float32", (BATCH, 1)), TensorSpec("y", "float32", (BATCH, 1))

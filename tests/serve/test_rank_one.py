@@ -13,7 +13,8 @@ from loadtest.plan.data import payload
 from modelathe.client import Client, connect
 from modelathe.tensors import BATCH, Dim, TensorSpec, from_served, to_served
 from serve.cli import main
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from tests.serve.test_backend import save
 
 IDS = np.arange(1, 9, dtype=np.int64)

@@ -19,7 +19,8 @@ from serve.repository import staging
 from serve.repository import tree as repository
 from serve.rollout import rollout
 from serve.server import control
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from tests.conftest import TINY, TINY_WEIGHT, save_tiny
 from tests.serve.test_probe import backend_processes
 from tests.serve.test_server import eventually

@@ -12,7 +12,8 @@ from onnx import TensorProto as T
 from modelathe.client import connect
 from serve.cli import main
 from serve.repository import lint
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from tests.serve.test_backend import save
 
 X = np.array([1, 2, 3, 6], np.float32)

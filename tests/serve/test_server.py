@@ -22,8 +22,9 @@ from serve.config import model_config
 from serve.config.errors import BadRepository, NotInstalled, PortTaken, ServerFailed
 from serve.server import control
 from serve.server import tritonserver as server
+from serve.server.endpoint import Endpoint
 from serve.server.options import Listen
-from serve.server.tritonserver import Endpoint, running
+from serve.server.tritonserver import running
 from tests.conftest import TINY, TINY_WEIGHT
 
 ONE = {"x": np.ones((1, 4), np.float32)}

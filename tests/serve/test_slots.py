@@ -9,7 +9,8 @@ from modelathe.errors import BadInput
 from modelathe.tensors import BATCH, TensorSpec
 from serve.config import model_config, settings
 from serve.config.target import Target
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from serve.watch import probe
 from tests.serve.kinds import publish
 from tests.serve.test_backend import save

@@ -19,7 +19,8 @@ from serve.repository import scratch
 from serve.repository import tree as repository
 from serve.rollout import promotion, rollout
 from serve.server import control, state
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from tests.conftest import TINY
 from tests.serve.test_image_models import publish as publish_image
 from tests.serve.test_rollout import Publish

@@ -23,7 +23,7 @@ from modelathe.client import connect
 from modelathe.errors import LatheError, ModelMissing, RequestRejected, ServerFault
 from serve.clients.standin.running import Place, running
 from serve.config.errors import BadRepository, PortTaken
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 from tests.conftest import TINY
 from tests.serve.kinds import ODD
 from tests.serve.test_up import FREE, ROOT, serve

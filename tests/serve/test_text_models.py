@@ -11,7 +11,8 @@ from modelathe.tensors import BATCH, TensorSpec
 from serve.config.target import Target
 from serve.pipelines.text import text
 from serve.repository import staging
-from serve.server.tritonserver import Endpoint, running
+from serve.server.endpoint import Endpoint
+from serve.server.tritonserver import running
 from tests.serve.test_backend import save
 from tests.serve.test_pipelines import EMBEDDING, SPECIAL, TOKENS, VECTORS, WORDS, texts
 from tests.serve.test_rollout import asked

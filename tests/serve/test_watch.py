@@ -23,7 +23,7 @@ from modelathe.client import connect
 from modelathe.errors import MachineError
 from serve.commands import watch
 from serve.server import state
-from serve.server.tritonserver import Endpoint
+from serve.server.endpoint import Endpoint
 from serve.watch import metrics
 from tests.conftest import TINY
 from tests.serve.test_up import ROOT, serve, up
