@@ -9,9 +9,9 @@ from typing import Any
 
 from loadtest.plan.data import payload
 from modelathe.tensors import TensorSpec
-from optimize import ruler
-from optimize.predict import OnnxPredictor
-from optimize.ruler import CONTROL, Speeds
+from optimize.judge import ruler
+from optimize.judge.ruler import CONTROL, Speeds
+from optimize.predict.runtimes import OnnxPredictor
 
 SERVED, ALONE = "served", "alone"
 SECONDS = 5.0

@@ -17,15 +17,17 @@ import peers
 from rich.console import Console
 from rich.table import Table
 
-from optimize import bundle as bundles
-from optimize import digest, measure, pipeline, recipe, ruler, splits
-from optimize import workload as workloads
-from optimize.errors import GateRefused
-from optimize.evaluate import Quality, evaluate
-from optimize.evaluate import compare as paired
-from optimize.predict import RUNTIMES
+from optimize.judge import measure, ruler
+from optimize.judge.evaluate import Quality, evaluate
+from optimize.judge.evaluate import compare as paired
+from optimize.model.errors import GateRefused
+from optimize.predict.runtimes import RUNTIMES
 from optimize.report import page
-from optimize.workload import Workload
+from optimize.run import digest, pipeline, recipe
+from optimize.source import splits
+from optimize.source import workload as workloads
+from optimize.source.workload import Workload
+from optimize.step import bundle as bundles
 from serve.config.target import Target
 from serve.repository import scratch
 

@@ -29,14 +29,16 @@ from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.run import drive
-from optimize import doctor, endpoint, measure
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor
-from optimize.quantize import half
+from optimize.judge import measure
+from optimize.judge.ruler import Speeds
+from optimize.machine import doctor
+from optimize.methods.export.onnx import export
+from optimize.methods.quantize import half
+from optimize.predict.runtimes import OnnxPredictor
 from optimize.report import page
-from optimize.ruler import Speeds
-from optimize.step import Context
-from optimize.workload import Workload
+from optimize.run import endpoint
+from optimize.source.workload import Workload
+from optimize.step.contract import Context
 from serve.config import curve
 from serve.config.settings import Settings
 from serve.config.target import Target
@@ -178,7 +180,7 @@ def half_load(running: Endpoint, made: Workload, rate: float, effort: Effort) ->
 
 
 def figures(found: Sequence[Mapping[str, Any]], speeds: Speeds, half_loaded: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of one network by name; ratios are taken within turns, as `optimize.ruler` says."""
+    """Return the figures of one network by name; ratios are taken within turns, as `optimize.judge.ruler` says."""
 
     def ratio(over: tuple[str, str], under: tuple[str, str]) -> float:
         # Seconds for a sample, so that a larger ratio is faster.

@@ -20,11 +20,13 @@ from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.run import drive
-from optimize import bundle, endpoint, pipeline, recipe, workload
-from optimize.errors import GateRefused
-from optimize.predict import OnnxPredictor
+from optimize.model.errors import GateRefused
+from optimize.predict.runtimes import OnnxPredictor
 from optimize.report import page
-from optimize.workload import Workload
+from optimize.run import endpoint, pipeline, recipe
+from optimize.source import workload
+from optimize.source.workload import Workload
+from optimize.step import bundle
 from serve.config.target import Target
 from serve.repository import staging
 from serve.server import tritonserver as server

@@ -23,9 +23,10 @@ from zoo import EXAMPLES, NAMES
 
 from modelathe.errors import LatheError
 from modelathe.tensors import Dim, TensorSpec
-from optimize import bundle as bundles
-from optimize import evaluate, measure, predict
-from optimize.export import graph as graphs
+from optimize.graph import graph as graphs
+from optimize.judge import evaluate, measure
+from optimize.predict import runtimes as predict
+from optimize.step import bundle as bundles
 from optimize.tensorrt import compiler
 from serve.config.target import Target
 

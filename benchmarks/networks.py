@@ -12,8 +12,8 @@ from torch import nn
 
 from loadtest.plan.data import payload
 from modelathe.tensors import Arrays, Dim, TensorSpec
-from optimize import workload
-from optimize.workload import Batch, Workload
+from optimize.source import workload
+from optimize.source.workload import Batch, Workload
 
 EXAMPLE = Path("examples/sentence_embedding.py")
 BATCH = Dim("batch", 1, 8, 256)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from modelathe.tensors import Arrays
-from optimize.export import graph
-from optimize.export.onnx import export
-from optimize.train import label_loss, tensors
-from optimize.workload import Workload
+from optimize.graph import graph
+from optimize.methods.export.onnx import export
+from optimize.source.workload import Workload
+from optimize.train.fit import label_loss, tensors
 
 OLIVE = Path(".venv-peers/bin/python")
 """An environment with olive-ai; `make bench-compress` makes it."""
@@ -51,7 +51,7 @@ def onnxruntime_static(fp32: Path, workload: Workload, folder: Path) -> Path:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    from optimize.quantize import calibrate
+    from optimize.methods.quantize import calibrate
 
     prepared, made = folder / "prepared.onnx", folder / "model.onnx"
     with graph.quiet():

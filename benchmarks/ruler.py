@@ -24,10 +24,10 @@ from rich.table import Table
 from torch import nn
 
 from modelathe.tensors import BATCH, TensorSpec
-from optimize import measure
-from optimize import workload as workloads
-from optimize.export.onnx import export
+from optimize.judge import measure
+from optimize.methods.export.onnx import export
 from optimize.report import page
+from optimize.source import workload as workloads
 from serve.config.target import Target
 
 OUTPUT = Path("build/bench")

@@ -32,8 +32,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from optimize import ruler
-from optimize.ruler import Ratio
+from optimize.judge import ruler
+from optimize.judge.ruler import Ratio
 from serve.server import tritonserver as server
 
 OUTPUT = Path("build/bench")

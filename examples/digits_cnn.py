@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
-from optimize.workload import Batch, Workload
+from optimize.source.workload import Batch, Workload
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 SEED = 0

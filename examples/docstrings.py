@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
-from optimize.workload import Batch, Workload
+from optimize.source.workload import Batch, Workload
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "xml")
 WORDS, VOCABULARY, PAD = 32, 4096, 0

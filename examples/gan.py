@@ -14,7 +14,7 @@ from torch.nn import functional
 from trained import SEED, again, learned
 
 from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
-from optimize.workload import Batch, Workload
+from optimize.source.workload import Batch, Workload
 
 NOISE, BATCH_SIZE, SAMPLES, EPOCHS = 32, 64, 640, 40
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from trained import again, by_loss, learned
 
 from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
-from optimize.workload import Batch, Workload
+from optimize.source.workload import Batch, Workload
 
 SAMPLES, BATCH_SIZE = 2000, 100
 

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
-from optimize.workload import Batch, Workload
+from optimize.source.workload import Batch, Workload
 
 PAIRS = 1500
 TOP = 10

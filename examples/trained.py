@@ -11,10 +11,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from optimize import digest, evaluate, splits, train
-from optimize.predict import TorchPredictor
-from optimize.step import Context
-from optimize.workload import Workload
+from optimize.judge import evaluate
+from optimize.predict.runtimes import TorchPredictor
+from optimize.run import digest
+from optimize.source import splits
+from optimize.source.workload import Workload
+from optimize.step.contract import Context
+from optimize.train import fit as train
 from serve.config.target import Target
 
 CACHE = Path(__file__).parent.parent / "build" / "examples"

@@ -10,7 +10,7 @@ from torch.nn import functional
 from trained import again, by_loss, learned
 
 from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
-from optimize.workload import Batch, Workload
+from optimize.source.workload import Batch, Workload
 
 WIDTHS = (32, 64, 128)
 BATCH_SIZE, NOISE, BARS = 60, 0.2, 3

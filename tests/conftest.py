@@ -46,7 +46,7 @@ def save_tiny(path: Path, weight: np.ndarray = TINY_WEIGHT) -> Path:
 
 @functools.cache
 def lacks_gpu() -> str:
-    from optimize import doctor
+    from optimize.machine import doctor
 
     return doctor.lacks_gpu()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optimize.step import METHODS
+from optimize.step.contract import METHODS
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {

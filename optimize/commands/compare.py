@@ -18,11 +18,11 @@ def compare(first: str, second: str, as_json: bool) -> None:
     Example:
       optimize compare examples/digits_cnn.py:workload build/runs/digits_cnn/4-quantize.static
     """
-    from optimize import evaluate as evaluation
-    from optimize import source as sources
     from optimize.commands.evaluate import choose
-    from optimize.predict import TorchPredictor
+    from optimize.judge import evaluate as evaluation
+    from optimize.predict.runtimes import TorchPredictor
     from optimize.report import table
+    from optimize.run import open as sources
 
     with reporting() as progress:
         bundles = [sources.load(source) for source in (first, second)]

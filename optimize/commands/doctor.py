@@ -17,7 +17,7 @@ def doctor(as_json: bool) -> None:
     Example:
       optimize doctor
     """
-    from optimize import doctor as doctors
+    from optimize.machine import doctor as doctors
     from serve.config import releases
 
     error = report(doctors.checks(), as_json, images=releases.TENSORRT)

@@ -7,8 +7,8 @@ import click
 from modelathe.commandline import document, emit, json_option, reporting
 
 if TYPE_CHECKING:
-    from optimize.bundle import Bundle
-    from optimize.predict import Predictor
+    from optimize.predict.runtimes import Predictor
+    from optimize.step.bundle import Bundle
 
 
 @click.command()
@@ -30,10 +30,10 @@ def evaluate(source: str, kind: str | None, endpoint: str | None, as_json: bool)
       optimize evaluate build/runs/digits_cnn/4-quantize.static
       optimize evaluate examples/digits_cnn.py:workload --endpoint grpc://127.0.0.1:8001/digits_cnn
     """
-    from optimize import evaluate as evaluation
-    from optimize import source as sources
-    from optimize.predict import TorchPredictor
+    from optimize.judge import evaluate as evaluation
+    from optimize.predict.runtimes import TorchPredictor
     from optimize.report import table
+    from optimize.run import open as sources
 
     with reporting() as progress:
         bundle = sources.load(source)
@@ -58,7 +58,7 @@ def choose(bundle: "Bundle", kind: str | None, endpoint: str | None) -> "Predict
         UsageError: both a form and an endpoint, or the ONNX form of a model that was not exported.
     """
     from modelathe.errors import UsageError
-    from optimize.predict import RUNTIMES, EndpointPredictor, OnnxPredictor, TorchPredictor
+    from optimize.predict.runtimes import RUNTIMES, EndpointPredictor, OnnxPredictor, TorchPredictor
 
     if endpoint and kind:
         raise UsageError("--predictor and --endpoint exclude each other", fix="give one of them")

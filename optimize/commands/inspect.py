@@ -7,7 +7,7 @@ import click
 from modelathe.commandline import document, emit, json_option, reporting
 
 if TYPE_CHECKING:
-    from optimize.layers import Inspection
+    from optimize.run.inspect import Inspection
 
 
 @click.command()
@@ -24,8 +24,8 @@ def inspect(source: str, batch: int, as_json: bool) -> None:
     Example:
       optimize inspect examples/digits_cnn.py:workload
     """
-    from optimize import layers
-    from optimize import source as sources
+    from optimize.run import inspect as layers
+    from optimize.run import open as sources
 
     with reporting() as progress:
         bundle = sources.load(source)

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from modelathe.commandline import PATH, document, emit, json_option, reporting
 from optimize.commands.overlap import overlap_option
-from optimize.step import METHODS, NAMES
+from optimize.step.contract import METHODS, NAMES
 
 FAMILIES = tuple(dict.fromkeys(method.name.partition(".")[0] for method in METHODS.values()))
 BATCHES = "1,32"
@@ -117,7 +117,7 @@ def _option(name: str, hint: Any, text: str) -> Callable[[Any], Any]:
 
 
 def _target(batch: str, device: str, runtime: str) -> Any:
-    from optimize.recipe import build
+    from optimize.run.recipe import build
     from serve.config.target import Target
 
     sizes = [int(size) if size.strip().isdigit() else size for size in batch.split(",")]
@@ -134,9 +134,10 @@ def _run(
     allow_overlap: bool,
     as_json: bool,
 ) -> None:
-    from optimize import follower, pipeline, processes, recipe
-    from optimize import source as sources
     from optimize.report import table
+    from optimize.run import follower, pipeline, recipe
+    from optimize.run import open as sources
+    from optimize.train import processes
 
     if processes.rank():
         return follower.follow()

@@ -52,9 +52,11 @@ def run(
       optimize run examples/digits_cnn.py:workload --recipe examples/digits_cnn.toml \\
         --repository build/model_repository
     """
-    from optimize import follower, pipeline, processes, recipe, workload
-    from optimize.errors import BusyMachine, GateRefused
+    from optimize.model.errors import BusyMachine, GateRefused
     from optimize.report import table
+    from optimize.run import follower, pipeline, recipe
+    from optimize.source import workload
+    from optimize.train import processes
 
     if processes.rank():
         return follower.follow()

@@ -13,7 +13,7 @@ from modelathe.errors import UsageError
 from optimize.commands.overlap import overlap_option
 
 if TYPE_CHECKING:
-    from optimize.workload import Workload
+    from optimize.source.workload import Workload
 
 
 @click.command()
@@ -42,10 +42,10 @@ def sensitivity(source: str, output: Path, as_json: bool, samples: int, allow_ov
     Example:
       optimize sensitivity examples/digits_cnn.py:workload --output build/sensitivity.html
     """
-    from optimize import sensitivity as study
-    from optimize import source as sources
-    from optimize import splits
+    from optimize.judge import effect as study
     from optimize.report import sensitivity as report
+    from optimize.run import open as sources
+    from optimize.source import splits
 
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.is_dir() or not os.access(output.parent, os.W_OK):
@@ -76,8 +76,9 @@ def sensitivity(source: str, output: Path, as_json: bool, samples: int, allow_ov
 def _study(
     bundle: Any, workload: "Workload", progress: Any, *, method: str, ratio: float, depth: int, batch: str, seed: int
 ) -> Any:
-    from optimize import recipe, step
-    from optimize import sensitivity as study
+    from optimize.judge import effect as study
+    from optimize.run import recipe
+    from optimize.step import contract as step
     from serve.config.target import Target
     from serve.repository import scratch
 
@@ -93,8 +94,8 @@ def _study(
 
 
 def _config(name: str, ratio: float) -> Any:
-    from optimize import recipe
-    from optimize.step import NAMES
+    from optimize.run import recipe
+    from optimize.step.contract import NAMES
 
     if name not in NAMES:
         raise UsageError(f"--method: there is no method {name!r}", fix=f"use one of {', '.join(NAMES)}")

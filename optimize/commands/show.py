@@ -17,8 +17,8 @@ def show(bundle: Path, as_json: bool) -> None:
     Example:
       optimize show build/runs/digits_cnn/4-quantize.static
     """
-    from optimize.bundle import describe
     from optimize.report import table
+    from optimize.step.bundle import describe
 
     description = describe(bundle)
     if as_json:

@@ -58,7 +58,7 @@ def tensorrt(
     Example:
       optimize tensorrt build/runs/digits_cnn/4-quantize.static --output build/tensorrt
     """
-    from optimize import bundle as bundles
+    from optimize.step import bundle as bundles
     from optimize.tensorrt import plan
 
     try:

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from loadtest.record.statistics import number
 from loadtest.report.terminal import latencies
-from optimize.gate import DEFAULT_KEEP
+from optimize.judge.gate import DEFAULT_KEEP
 from optimize.report import table
 
 TRAINED, STEP, RESULT = "#94a3b8", "#3b82f6", "#d97706"

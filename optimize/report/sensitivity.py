@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
+from optimize.judge.ruler import Ratio
 from optimize.report import figures, page
 from optimize.report import table as terminal
-from optimize.ruler import Ratio
 
 
 def write(document: dict[str, Any], output: Path) -> Path:

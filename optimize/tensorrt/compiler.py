@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from modelathe.errors import MachineError, UsageError
 from modelathe.tensors import TensorSpec
-from optimize import extra
-from optimize.errors import BadGraph
-from optimize.export import graph as graphs
+from optimize.graph import graph as graphs
+from optimize.machine import extra
+from optimize.model.errors import BadGraph
 from optimize.tensorrt import rules
 from optimize.tensorrt.rules import Finding
 from serve.config import gpu

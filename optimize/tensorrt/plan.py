@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from modelathe.errors import MachineError
-from optimize import extra
-from optimize.bundle import Bundle, replacing
-from optimize.errors import BadBundle
+from optimize.machine import extra
+from optimize.model.errors import BadBundle
+from optimize.source.workload import fewest
+from optimize.step.bundle import Bundle, replacing
 from optimize.tensorrt import compiler, rules
 from optimize.tensorrt.compiler import Compiled
 from optimize.tensorrt.rules import Finding
-from optimize.workload import fewest
 from serve.config import gpu, model_config, settings
 from serve.config.target import LARGEST_BATCH, Target
 from serve.tensorrt import ask
@@ -207,8 +207,8 @@ def _shape_options(shapes: dict[str, dict[str, tuple[int, ...]]]) -> list[str]:
 
 def _config(bundle: Bundle, graph: Path) -> Any:
     """Return the config with the TensorRT accelerator; the server batches as far as the profile reaches."""
-    from optimize.endpoint import output_specs
-    from optimize.predict import OnnxPredictor
+    from optimize.predict.runtimes import OnnxPredictor
+    from optimize.run.endpoint import output_specs
 
     workload = bundle.workload
     rng = np.random.default_rng(0)

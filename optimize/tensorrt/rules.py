@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from modelathe.tensors import Array
-from optimize.errors import BadGraph
-from optimize.export import graph
+from optimize.graph import graph
+from optimize.model.errors import BadGraph
 
 if TYPE_CHECKING:
     import onnx_ir

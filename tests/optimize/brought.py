@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
-from optimize import bundle as bundles
-from optimize.bundle import Bundle
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor, TorchPredictor
-from optimize.workload import Batch, Workload
+from optimize.methods.export.onnx import export
+from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.source.workload import Batch, Workload
+from optimize.step import bundle as bundles
+from optimize.step.bundle import Bundle
 
 WIDTH = 12
 ROW = TensorSpec("x", "float32", (BATCH, WIDTH), (-1, 1))

@@ -6,11 +6,11 @@ import onnxruntime.transformers  # noqa: F401  It adds a folder to sys.path once
 import pytest
 
 from loadtest.judge import validity
-from optimize import ruler
-from optimize import workload as workloads
 from optimize.cli import main
-from optimize.ruler import Speeds
-from optimize.workload import Workload
+from optimize.judge import ruler
+from optimize.judge.ruler import Speeds
+from optimize.source import workload as workloads
+from optimize.source.workload import Workload
 
 SMALL = Path(__file__).with_name("small.py")
 

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations, prune
 
 from modelathe.errors import BadInput, Refused
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from optimize.workload import Workload
+from optimize.source.workload import Workload
 from tests.optimize.brought import agree, brought, through_a_bundle
 
 MODULES = int(os.environ.get("MODULES", "6"))

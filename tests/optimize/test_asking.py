@@ -12,12 +12,14 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from optimize import endpoint, layers, macs, workload
-from optimize.bundle import Bundle
-from optimize.errors import BadGraph, BadModel, BadWorkload
-from optimize.export import mates
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor, TorchPredictor
+from optimize.judge import macs, mates
+from optimize.methods.export.onnx import export
+from optimize.model.errors import BadGraph, BadModel, BadWorkload
+from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.run import endpoint
+from optimize.run import inspect as layers
+from optimize.source import workload
+from optimize.step.bundle import Bundle
 from serve.config.target import Target
 from tests.optimize.brought import ROW, WIDTH, Net, agree, brought, through_a_bundle
 from tests.optimize.conftest import Optimize

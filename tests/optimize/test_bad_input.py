@@ -15,14 +15,16 @@ from torch.nn import functional
 
 from modelathe.errors import LatheError
 from modelathe.tensors import BATCH, TensorSpec
-from optimize import bundle as bundles
-from optimize import errors, recipe, step
-from optimize import workload as workloads
-from optimize.errors import BadData, BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
-from optimize.export.onnx import Onnx
-from optimize.predict import OnnxPredictor, TorchPredictor
-from optimize.step import METHODS, NAMES, Context
-from optimize.workload import Batch, Workload
+from optimize.methods.export.onnx import Onnx
+from optimize.model import errors
+from optimize.model.errors import BadData, BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
+from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.run import recipe
+from optimize.source import workload as workloads
+from optimize.source.workload import Batch, Workload
+from optimize.step import bundle as bundles
+from optimize.step import contract as step
+from optimize.step.contract import METHODS, NAMES, Context
 from serve.config.target import Target
 from tests.optimize.conftest import SMALL, Optimize
 

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 
 from loadtest.plan.data import payload
 from modelathe.client import connect
-from optimize import doctor, measure, ruler
-from optimize.predict import OnnxPredictor
-from optimize.workload import Workload
+from optimize.judge import measure, ruler
+from optimize.machine import doctor
+from optimize.predict.runtimes import OnnxPredictor
+from optimize.source.workload import Workload
 from serve.config.target import Target
 from serve.repository import tree as repository
 from serve.server.tritonserver import running

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optimize import bundle as bundles
-from optimize.bundle import Bundle
-from optimize.errors import BadBundle, BadWorkload
-from optimize.predict import TorchPredictor
-from optimize.prune.channels import Channels
-from optimize.step import Context, apply
-from optimize.workload import Workload
+from optimize.methods.prune.channels import Channels
+from optimize.model.errors import BadBundle, BadWorkload
+from optimize.predict.runtimes import TorchPredictor
+from optimize.source.workload import Workload
+from optimize.step import bundle as bundles
+from optimize.step.bundle import Bundle
+from optimize.step.contract import Context, apply
 from serve.config.target import Target
 
 
@@ -68,7 +68,7 @@ def test_not_a_bundle(tmp_path: Path, pruned: Bundle) -> None:
 
 
 def test_the_workload_behind_it_changed(small: Workload, user_file: Callable[..., str], tmp_path: Path) -> None:
-    from optimize.workload import load
+    from optimize.source.workload import load
 
     made = load(user_file())
     folder = bundles.save(Bundle(made, made.build()), tmp_path / "bundle").folder

@@ -22,14 +22,14 @@ from torch import nn
 from modelathe import interpreter
 from modelathe.errors import MachineError, UsageError
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from optimize import extra
-from optimize.bundle import Bundle
-from optimize.errors import BadBundle, BadGraph, MissingExtra
-from optimize.export import graph as graphs
-from optimize.export.onnx import export
-from optimize.step import NAMES, Context, apply, for_target
+from optimize.graph import graph as graphs
+from optimize.machine import extra
+from optimize.methods.export.onnx import export
+from optimize.model.errors import BadBundle, BadGraph, MissingExtra
+from optimize.source.workload import Workload
+from optimize.step.bundle import Bundle
+from optimize.step.contract import NAMES, Context, apply, for_target
 from optimize.tensorrt import compiler, plan, rules
-from optimize.workload import Workload
 from serve.config.target import Target
 from serve.tensorrt import ask, build
 from tests.optimize.conftest import Optimize

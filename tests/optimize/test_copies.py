@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from optimize import bundle as bundles
-from optimize.copies import computes, copied, folded
-from optimize.errors import BadModel
-from optimize.export import graph
-from optimize.macs import total
-from optimize.predict import answering
+from optimize.graph import graph
+from optimize.judge.macs import total
+from optimize.model.copies import computes, copied, folded
+from optimize.model.errors import BadModel
+from optimize.predict.runtimes import answering
+from optimize.step import bundle as bundles
 from tests.optimize.brought import ROW, WIDTH, Net, agree, brought, through_a_bundle
 from tests.optimize.conftest import Optimize
 

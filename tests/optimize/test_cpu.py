@@ -10,10 +10,10 @@ from onnx import numpy_helper
 from torch import nn
 
 from modelathe.tensors import BATCH, TensorSpec
-from optimize import cpu
-from optimize.quantize.dynamic import Dynamic
-from optimize.quantize.nncf import Nncf
-from optimize.quantize.static import Static
+from optimize.machine import cpu
+from optimize.methods.quantize.dynamic import Dynamic
+from optimize.methods.quantize.nncf import Nncf
+from optimize.methods.quantize.static import Static
 from tests.optimize.test_quantize import Quantize, distance, quantize, workload
 
 __all__ = ["quantize"]

@@ -12,18 +12,22 @@ import pytest
 import torch
 from torch import nn
 
-from optimize import advance, baseline, bundle, cpu, digest, pipeline, recipe, splits, train, workload
-from optimize.bundle import Bundle
-from optimize.distill.logits import Logits
-from optimize.errors import BadBundle
-from optimize.quantize.dynamic import Dynamic
-from optimize.quantize.mixed import Mixed
-from optimize.quantize.qat import Qat
-from optimize.quantize.static import Static
-from optimize.quantize.weight_only import WeightOnly
-from optimize.recipe import Recipe
-from optimize.step import METHODS
-from optimize.workload import Batch, load
+from optimize.machine import cpu
+from optimize.methods.distill.logits import Logits
+from optimize.methods.quantize.dynamic import Dynamic
+from optimize.methods.quantize.mixed import Mixed
+from optimize.methods.quantize.qat import Qat
+from optimize.methods.quantize.static import Static
+from optimize.methods.quantize.weight_only import WeightOnly
+from optimize.model.errors import BadBundle
+from optimize.run import advance, baseline, digest, pipeline, recipe
+from optimize.run.recipe import Recipe
+from optimize.source import splits, workload
+from optimize.source.workload import Batch, load
+from optimize.step import bundle
+from optimize.step.bundle import Bundle
+from optimize.step.contract import METHODS
+from optimize.train import fit as train
 from serve.config.target import Target
 
 NET = """
@@ -42,7 +46,7 @@ class Net(nn.Module):
 USER = """
 import numpy as np
 from modelathe.tensors import BATCH, TensorSpec
-from optimize.workload import Batch, Workload
+from optimize.source.workload import Batch, Workload
 
 X = np.random.default_rng(0).normal(size=(96, 8)).astype("float32")
 Y = np.arange(96) % 3

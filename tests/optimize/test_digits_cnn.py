@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from optimize import evaluate
-from optimize import workload as workloads
-from optimize.predict import TorchPredictor
-from optimize.workload import Workload
+from optimize.judge import evaluate
+from optimize.predict.runtimes import TorchPredictor
+from optimize.source import workload as workloads
+from optimize.source.workload import Workload
 
 
 def images(workload: Workload, kind: str) -> set[bytes]:

@@ -13,12 +13,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from modelathe.tensors import Array
-from optimize import evaluate, gate, intervals
-from optimize.errors import BadRecipe, BadWorkload
-from optimize.evaluate import Difference, Score
-from optimize.recipe import Budget
+from optimize.judge import evaluate, gate, intervals
+from optimize.judge.evaluate import Difference, Score
+from optimize.model.errors import BadRecipe, BadWorkload
 from optimize.report import figures, page, table
-from optimize.workload import Workload
+from optimize.run.recipe import Budget
+from optimize.source.workload import Workload
 from tests.optimize.conftest import Optimize
 from tests.optimize.test_faults import UNTRAINED
 from tests.optimize.test_page import bundle_only

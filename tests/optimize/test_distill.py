@@ -9,16 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from optimize import bundle, cpu, step
-from optimize.distill import layers, relations, teacher
-from optimize.distill.features import Features
-from optimize.distill.logits import Logits
-from optimize.distill.relations import Relations
-from optimize.errors import BadData, BadModel, BadWorkload, NoEffect
-from optimize.predict import forward
-from optimize.step import Context
-from optimize.train import tensors
-from optimize.workload import Batch, Workload
+from optimize.machine import cpu
+from optimize.methods.distill import layers, relations, teacher
+from optimize.methods.distill.features import Features
+from optimize.methods.distill.logits import Logits
+from optimize.methods.distill.relations import Relations
+from optimize.model.errors import BadData, BadModel, BadWorkload, NoEffect
+from optimize.predict.runtimes import forward
+from optimize.source.workload import Batch, Workload
+from optimize.step import bundle
+from optimize.step import contract as step
+from optimize.step.contract import Context
+from optimize.train.fit import tensors
 from serve.config.target import Target
 from tests.optimize.conftest import Optimize
 from tests.optimize.small import Small, batches

@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, TensorSpec
-from optimize import step
-from optimize.distill import logits
-from optimize.distill.features import Features
-from optimize.distill.logits import Logits
-from optimize.distill.relations import Relations
-from optimize.errors import BadModel
-from optimize.step import Context
-from optimize.workload import Batch, Workload
+from optimize.methods.distill import logits
+from optimize.methods.distill.features import Features
+from optimize.methods.distill.logits import Logits
+from optimize.methods.distill.relations import Relations
+from optimize.model.errors import BadModel
+from optimize.source.workload import Batch, Workload
+from optimize.step import contract as step
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 SPEC = TensorSpec("x", "float32", (BATCH, 12))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from optimize import doctor
+from optimize.machine import doctor
 from serve.config.errors import NotInstalled
 from serve.server import install
 from serve.server.doctor import Check, broken

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, Arrays, Dim, TensorSpec
-from optimize import endpoint, recipe
-from optimize.baseline import Trained, cost
-from optimize.bundle import Bundle
-from optimize.endpoint import output_specs
-from optimize.evaluate import evaluate
-from optimize.export.onnx import export
-from optimize.gate import Gate
-from optimize.predict import OnnxPredictor, TorchPredictor
-from optimize.workload import Batch, Workload
+from optimize.judge.evaluate import evaluate
+from optimize.judge.gate import Gate
+from optimize.methods.export.onnx import export
+from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.run import endpoint, recipe
+from optimize.run.baseline import Trained, cost
+from optimize.run.endpoint import output_specs
+from optimize.source.workload import Batch, Workload
+from optimize.step.bundle import Bundle
 from serve.config import model_config
 from serve.config.target import Target
 

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, TensorSpec
-from optimize import ensure
-from optimize.errors import BadGraph, BadModel
-from optimize.export import graph
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor
-from optimize.workload import Batch, Workload
+from optimize.graph import graph
+from optimize.judge import ensure
+from optimize.methods.export.onnx import export
+from optimize.model.errors import BadGraph, BadModel
+from optimize.predict.runtimes import OnnxPredictor
+from optimize.source.workload import Batch, Workload
 from serve.config.target import Target
 
 ROW = TensorSpec("input", "float32", (BATCH, 8))

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from modelathe.tensors import Arrays
-from optimize import evaluate
-from optimize.errors import BadModel, BadWorkload
-from optimize.evaluate import Score
-from optimize.predict import TorchPredictor
-from optimize.workload import Workload
+from optimize.judge import evaluate
+from optimize.judge.evaluate import Score
+from optimize.model.errors import BadModel, BadWorkload
+from optimize.predict.runtimes import TorchPredictor
+from optimize.source.workload import Workload
 
 
 def score(samples: list[float]) -> Score:

@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from optimize import explain
-from optimize.explain import Stage
-from optimize.ruler import Ratio
+from optimize.judge import explain
+from optimize.judge.explain import Stage
+from optimize.judge.ruler import Ratio
 
 CALM = {8: Ratio(1.0, 0.99, 1.01)}
 

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from optimize import advance, recipe
-from optimize.errors import BadGraph, BadModel, BadWorkload
-from optimize.export import graph, verify
-from optimize.export.mates import deviation
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor, TorchPredictor
-from optimize.workload import Batch, Workload
+from optimize.graph import graph
+from optimize.judge.mates import deviation
+from optimize.methods.export import verify
+from optimize.methods.export.onnx import export
+from optimize.model.errors import BadGraph, BadModel, BadWorkload
+from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.run import advance, recipe
+from optimize.source.workload import Batch, Workload
 from serve.config.target import Target
 
 ROW = (TensorSpec("x", "float32", (BATCH, 16)),)

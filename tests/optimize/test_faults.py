@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from optimize import baseline
-from optimize import bundle as bundles
-from optimize import workload as workloads
-from optimize.digest import Key
-from optimize.errors import BadBundle
+from optimize.model.errors import BadBundle
+from optimize.run import baseline
+from optimize.run.digest import Key
+from optimize.source import workload as workloads
+from optimize.step import bundle as bundles
 from serve.repository import scratch
 from tests.optimize.conftest import SMALL, Ended, Optimize
 

@@ -12,15 +12,15 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from optimize import step
-from optimize.errors import BadRecipe, NoEffect
-from optimize.export import graph
-from optimize.export.fuse import Fuse
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor, TorchPredictor
-from optimize.quantize.dynamic import Dynamic
-from optimize.quantize.static import Static
-from optimize.workload import Batch, Workload
+from optimize.graph import graph
+from optimize.methods.export.fuse import Fuse
+from optimize.methods.export.onnx import export
+from optimize.methods.quantize.dynamic import Dynamic
+from optimize.methods.quantize.static import Static
+from optimize.model.errors import BadRecipe, NoEffect
+from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.source.workload import Batch, Workload
+from optimize.step import contract as step
 from serve.config.target import Target
 
 LENGTH = Dim("length", 2, 12, 40)

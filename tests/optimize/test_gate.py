@@ -9,13 +9,14 @@ import onnx_ir
 import pytest
 
 from loadtest.judge import summary
-from optimize import endpoint, explain, gate
-from optimize.errors import BadRecipe, BusyMachine, GateRefused
-from optimize.evaluate import Difference, Score
-from optimize.explain import Stage
-from optimize.recipe import Budget, Recipe
-from optimize.ruler import CONTROL, Ratio, Speeds
-from optimize.workload import Workload
+from optimize.judge import explain, gate
+from optimize.judge.evaluate import Difference, Score
+from optimize.judge.explain import Stage
+from optimize.judge.ruler import CONTROL, Ratio, Speeds
+from optimize.model.errors import BadRecipe, BusyMachine, GateRefused
+from optimize.run import endpoint
+from optimize.run.recipe import Budget, Recipe
+from optimize.source.workload import Workload
 from tests.loadtest.test_validity import made
 
 

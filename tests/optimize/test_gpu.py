@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from optimize import doctor
+from optimize.machine import doctor
 from tests.optimize.conftest import SMALL, Optimize
 
 pytestmark = pytest.mark.gpu

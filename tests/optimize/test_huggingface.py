@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from optimize import bundle as bundles
-from optimize import huggingface, source, texts, workload
-from optimize.errors import BadData, BadWorkload
-from optimize.predict import TorchPredictor
+from optimize.model.errors import BadData, BadWorkload
+from optimize.predict.runtimes import TorchPredictor
+from optimize.run import open as source
+from optimize.source import huggingface, texts, workload
+from optimize.step import bundle as bundles
 from tests.optimize.conftest import Optimize
 
 transformers = pytest.importorskip("transformers")

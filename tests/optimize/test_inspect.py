@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from optimize import layers, macs, measure
-from optimize.bundle import Bundle
-from optimize.export.onnx import export
-from optimize.layers import Inspection
-from optimize.quantize.dynamic import Dynamic
-from optimize.quantize.static import Static
-from optimize.step import Context, apply
-from optimize.workload import Workload
+from optimize.judge import macs, measure
+from optimize.methods.export.onnx import export
+from optimize.methods.quantize.dynamic import Dynamic
+from optimize.methods.quantize.static import Static
+from optimize.run import inspect as layers
+from optimize.run.inspect import Inspection
+from optimize.source.workload import Workload
+from optimize.step.bundle import Bundle
+from optimize.step.contract import Context, apply
 from serve.config.target import Target
 from tests.optimize.conftest import Optimize
 

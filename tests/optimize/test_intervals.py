@@ -8,10 +8,10 @@ import pytest
 from scipy.stats import binom
 
 from modelathe.tensors import Array
-from optimize import gate, intervals
-from optimize.evaluate import Difference, Score
-from optimize.recipe import Budget
-from optimize.workload import mean
+from optimize.judge import gate, intervals
+from optimize.judge.evaluate import Difference, Score
+from optimize.run.recipe import Budget
+from optimize.source.workload import mean
 
 SIZES = (24, 100, 500)
 TRUE = 0.93

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, TensorSpec
-from optimize import step
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor, TorchPredictor
-from optimize.quantize.static import Static
-from optimize.step import Context
-from optimize.workload import Batch, Workload
+from optimize.methods.export.onnx import export
+from optimize.methods.quantize.static import Static
+from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.source.workload import Batch, Workload
+from optimize.step import contract as step
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 IMAGE = TensorSpec("image", "float32", (BATCH, 3, 16, 16), (-1, 1))
@@ -99,7 +99,7 @@ def test_small_values_survive_large_ones(way: str, tmp_path: Path) -> None:
 
 def test_one_scale_for_both_would_wipe_the_small_ones_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or there were nothing to leave float."""
-    monkeypatch.setattr("optimize.quantize.joins.apart", lambda *_: [])
+    monkeypatch.setattr("optimize.methods.quantize.joins.apart", lambda *_: [])
     load = made("concatenated")
     source = export(load.build(), load.inputs, load.outputs, tmp_path / "model.onnx")
     path, _ = quantized(Static(), source, load, tmp_path / "scratch")

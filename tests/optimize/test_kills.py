@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from optimize import bundle
-from optimize.step import fingerprint
+from optimize.step import bundle
+from optimize.step.contract import fingerprint
 
 USER = """
 import numpy as np
 import torch
 from torch import nn
 from modelathe.tensors import BATCH, TensorSpec
-from optimize.workload import Batch, Workload
+from optimize.source.workload import Batch, Workload
 
 X = np.random.default_rng(0).normal(size=(96, 8)).astype("float32")
 

@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, TensorSpec
-from optimize import step
-from optimize.errors import NoEffect
-from optimize.export.onnx import export
-from optimize.quantize.dynamic import Dynamic
-from optimize.quantize.half import Half
-from optimize.quantize.left import floats, told
-from optimize.quantize.mixed import Mixed
-from optimize.quantize.static import Static
-from optimize.quantize.weight_only import WeightOnly
-from optimize.step import METHODS, Context
-from optimize.workload import Workload
+from optimize.methods.export.onnx import export
+from optimize.methods.quantize.dynamic import Dynamic
+from optimize.methods.quantize.half import Half
+from optimize.methods.quantize.left import floats, told
+from optimize.methods.quantize.mixed import Mixed
+from optimize.methods.quantize.static import Static
+from optimize.methods.quantize.weight_only import WeightOnly
+from optimize.model.errors import NoEffect
+from optimize.source.workload import Workload
+from optimize.step import contract as step
+from optimize.step.contract import METHODS, Context
 from serve.config.target import Target
 from tests.optimize.conftest import Optimize
 from tests.optimize.test_quantize import distance, workload

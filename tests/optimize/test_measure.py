@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
-from optimize import macs, measure, predict
-from optimize.errors import BadGraph
-from optimize.export import graph
-from optimize.export.onnx import export
-from optimize.measure import Cost
-from optimize.ruler import Speeds
+from optimize.graph import graph
+from optimize.judge import macs, measure
+from optimize.judge.measure import Cost
+from optimize.judge.ruler import Speeds
+from optimize.methods.export.onnx import export
+from optimize.model.errors import BadGraph
+from optimize.predict import runtimes as predict
 from serve.config.target import Target
 
 ROW = (TensorSpec("input", "float32", (BATCH, 64)),)

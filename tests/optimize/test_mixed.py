@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
-from optimize import sensitivity, step
-from optimize.errors import BadRecipe, NoEffect
-from optimize.evaluate import evaluate
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor
-from optimize.quantize.mixed import Mixed
-from optimize.workload import Batch, Workload
+from optimize.judge import effect as sensitivity
+from optimize.judge.evaluate import evaluate
+from optimize.methods.export.onnx import export
+from optimize.methods.quantize.mixed import Mixed
+from optimize.model.errors import BadRecipe, NoEffect
+from optimize.predict.runtimes import OnnxPredictor
+from optimize.source.workload import Batch, Workload
+from optimize.step import contract as step
 from serve.config.target import Target
 
 WIDTH = 1024

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from modelathe.tensors import Arrays
-from optimize import ensure, gate, parity, recipe
-from optimize.errors import BadGraph, BadRecipe
-from optimize.evaluate import Difference, Score
-from optimize.export import mates, verify
-from optimize.recipe import Budget
+from optimize.judge import ensure, gate, mates, parity
+from optimize.judge.evaluate import Difference, Score
+from optimize.methods.export import verify
+from optimize.model.errors import BadGraph, BadRecipe
+from optimize.run import recipe
+from optimize.run.recipe import Budget
 
 NAN = float("nan")
 TRAINED = Score("accuracy", np.ones(9), 0.9, 0.8, 1.0, True, True)

@@ -14,21 +14,21 @@ from onnx import TensorProto
 from torch import nn
 
 from modelathe.tensors import BATCH, Array, TensorSpec
-from optimize import step
-from optimize.errors import BadRecipe, NoEffect
-from optimize.evaluate import relative_error
-from optimize.export import graph
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor, open_graph
-from optimize.quantize.dynamic import Dynamic
-from optimize.quantize.fp8 import Fp8
-from optimize.quantize.half import Half
-from optimize.quantize.mixed import Mixed
-from optimize.quantize.ranges import largest
-from optimize.quantize.weight_only import WeightOnly
-from optimize.recipe import Recipe
-from optimize.step import Context
-from optimize.workload import Batch, Workload
+from optimize.graph import graph
+from optimize.judge.evaluate import relative_error
+from optimize.methods.export.onnx import export
+from optimize.methods.quantize.dynamic import Dynamic
+from optimize.methods.quantize.fp8 import Fp8
+from optimize.methods.quantize.half import Half
+from optimize.methods.quantize.mixed import Mixed
+from optimize.methods.quantize.weight_only import WeightOnly
+from optimize.model.errors import BadRecipe, NoEffect
+from optimize.predict.ranges import largest
+from optimize.predict.runtimes import OnnxPredictor, open_graph
+from optimize.run.recipe import Recipe
+from optimize.source.workload import Batch, Workload
+from optimize.step import contract as step
+from optimize.step.contract import Context
 from serve.config.target import Target
 from serve.repository import onnx_file
 
@@ -320,8 +320,8 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TensorSpec
 def test_tables_have_scales_of_their_own_rows(
     tables: Any, shrinks: float, close: float, embedder: tuple[Path, TensorSpec, Any], small: Workload, tmp_path: Path
 ) -> None:
-    from optimize import ensure
-    from optimize.quantize import weight_only
+    from optimize.judge import ensure
+    from optimize.methods.quantize import weight_only
 
     path = embedder[0]
     private = ensure.copy(path, tmp_path)
@@ -378,7 +378,7 @@ def test_weight_only_is_not_for_openvino(config: Any, exported: Path, small: Wor
 
 
 def test_ranges_reads_inner_values_and_leaves_the_file(exported: Path, small: Workload, tmp_path: Path) -> None:
-    from optimize import ensure
+    from optimize.judge import ensure
 
     private = ensure.copy(exported, tmp_path)
     before = private.read_bytes()

@@ -17,15 +17,18 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from modelathe.tensors import BATCH, Arrays, TensorSpec
-from optimize import bundle as bundles
-from optimize import measure, pipeline, predict, recipe, step
-from optimize.errors import BadGraph, BadRecipe, MissingExtra
-from optimize.evaluate import evaluate
-from optimize.export import graph
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor, OpenVinoPredictor, TorchPredictor
-from optimize.quantize import nncf
-from optimize.workload import Batch, Workload, load
+from optimize.graph import graph
+from optimize.judge import measure
+from optimize.judge.evaluate import evaluate
+from optimize.methods.export.onnx import export
+from optimize.methods.quantize import nncf
+from optimize.model.errors import BadGraph, BadRecipe, MissingExtra
+from optimize.predict import runtimes as predict
+from optimize.predict.runtimes import OnnxPredictor, OpenVinoPredictor, TorchPredictor
+from optimize.run import pipeline, recipe
+from optimize.source.workload import Batch, Workload, load
+from optimize.step import bundle as bundles
+from optimize.step import contract as step
 from serve.config.target import Target
 from serve.repository import tree as repository
 from tests.optimize.conftest import SMALL, Optimize
@@ -57,7 +60,7 @@ def save(path: Path, nodes: list[onnx.NodeProto], outputs: str, weights: dict[st
 def test_signals_are_survived_after_two_models(exported: Path) -> None:
     code = (
         "import gc, os, pathlib, signal, sys\n"
-        "from optimize.predict import OpenVinoPredictor\n"
+        "from optimize.predict.runtimes import OpenVinoPredictor\n"
         "path = pathlib.Path(sys.argv[1])\n"
         "first, second = OpenVinoPredictor(path, cores=1), OpenVinoPredictor(path, cores=1)\n"
         "first.__exit__()\n"

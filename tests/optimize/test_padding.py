@@ -14,16 +14,17 @@ from onnx import numpy_helper
 from torch import nn
 
 from modelathe.tensors import BATCH, Array, Dim, TensorSpec
-from optimize import padding, train
-from optimize.distill import layers, logits, relations
-from optimize.errors import BadWorkload
-from optimize.export.onnx import export
-from optimize.prune import importance
-from optimize.prune import layers as depth
-from optimize.prune.sparse import grams
-from optimize.quantize import calibrate, fp8, smooth, static
-from optimize.step import Context
-from optimize.workload import Batch, Workload
+from optimize.methods.distill import layers, logits, relations
+from optimize.methods.export.onnx import export
+from optimize.methods.prune import importance
+from optimize.methods.prune import layers as depth
+from optimize.methods.prune.sparse import grams
+from optimize.methods.quantize import calibrate, fp8, smooth, static
+from optimize.model.errors import BadWorkload
+from optimize.source import padding
+from optimize.source.workload import Batch, Workload
+from optimize.step.contract import Context
+from optimize.train import fit as train
 from serve.config.target import Target
 from serve.repository import scratch
 

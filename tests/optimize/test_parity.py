@@ -10,9 +10,8 @@ from torch import nn
 
 from loadtest.plan.data import answers
 from modelathe.tensors import BATCH, TensorSpec
-from optimize import gate, parity
-from optimize.export import mates
-from optimize.export.onnx import export
+from optimize.judge import gate, mates, parity
+from optimize.methods.export.onnx import export
 
 ROW = TensorSpec("x", "float32", (BATCH, 4), (0, 1))
 

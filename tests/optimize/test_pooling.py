@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, TensorSpec
-from optimize.export import graph, pooling
-from optimize.export.onnx import export
+from optimize.graph import graph, pooling
+from optimize.methods.export.onnx import export
 
 IMAGE = (TensorSpec("input", "float32", (BATCH, 3, 12, 12)),)
 

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from modelathe.errors import LatheError, UsageError
-from optimize import predict
-from optimize.errors import BadGraph, BadModel
-from optimize.predict import EndpointPredictor, OnnxPredictor, RtxPredictor, forward
+from optimize.model.errors import BadGraph, BadModel
+from optimize.predict import runtimes as predict
+from optimize.predict.runtimes import EndpointPredictor, OnnxPredictor, RtxPredictor, forward
 
 
 class Returns(nn.Module):

@@ -13,17 +13,18 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, Array, TensorSpec
-from optimize import bundle as bundles
-from optimize import macs, measure, step
-from optimize.errors import BadModel, NoEffect
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor, TorchPredictor
-from optimize.prune import cost, dependency, importance, recurrent
-from optimize.prune.channels import Channels, needs
-from optimize.prune.group import Group, Member
-from optimize.prune.ranking import Ranked, choose
-from optimize.step import Context
-from optimize.workload import Batch, Workload
+from optimize.judge import macs, measure
+from optimize.methods.export.onnx import export
+from optimize.methods.prune import cost, dependency, importance, recurrent
+from optimize.methods.prune.channels import Channels, needs
+from optimize.methods.prune.group import Group, Member
+from optimize.methods.prune.ranking import Ranked, choose
+from optimize.model.errors import BadModel, NoEffect
+from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.source.workload import Batch, Workload
+from optimize.step import bundle as bundles
+from optimize.step import contract as step
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 IMAGE = TensorSpec("x", "float32", (BATCH, 3, 16, 16), (-2, 2))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from torch import nn
 
-from optimize import measure
-from optimize.errors import BusyMachine, NoEffect
-from optimize.prune import cost
-from optimize.ruler import CONTROL, Speeds
+from optimize.judge import measure
+from optimize.judge.ruler import CONTROL, Speeds
+from optimize.methods.prune import cost
+from optimize.model.errors import BusyMachine, NoEffect
 from serve.config.target import Target
 
 LUCK = (-1.4, -1, -0.6, -0.3, 0, 0.3, 0.6, 1, 1.4)

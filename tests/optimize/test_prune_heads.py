@@ -11,15 +11,17 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, Array, TensorSpec
-from optimize import bundle as bundles
-from optimize import macs, recipe, step
-from optimize.attention import Attention
-from optimize.errors import BadBundle, BadRecipe, NoEffect
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor, TorchPredictor
-from optimize.prune.heads import Heads
-from optimize.step import Context
-from optimize.workload import Batch, Workload
+from optimize.judge import macs
+from optimize.methods.export.onnx import export
+from optimize.methods.prune.heads import Heads
+from optimize.model.attention import Attention
+from optimize.model.errors import BadBundle, BadRecipe, NoEffect
+from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.run import recipe
+from optimize.source.workload import Batch, Workload
+from optimize.step import bundle as bundles
+from optimize.step import contract as step
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 WIDTH, LENGTH = 16, 5

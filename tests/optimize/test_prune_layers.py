@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, Array, TensorSpec
-from optimize import bundle as bundles
-from optimize import recipe, step
-from optimize.errors import BadRecipe, NoEffect
-from optimize.predict import TorchPredictor
-from optimize.prune.layers import Layers
-from optimize.step import Context
-from optimize.structure import Skip
-from optimize.workload import Batch, Workload
+from optimize.methods.prune.layers import Layers
+from optimize.model.errors import BadRecipe, NoEffect
+from optimize.model.structure import Skip
+from optimize.predict.runtimes import TorchPredictor
+from optimize.run import recipe
+from optimize.source.workload import Batch, Workload
+from optimize.step import bundle as bundles
+from optimize.step import contract as step
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 WIDTH = 8

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, TensorSpec
-from optimize import step
-from optimize.errors import BadModel, NoEffect
-from optimize.predict import TorchPredictor
-from optimize.prune.channels import Channels
-from optimize.prune.trial import exact, sound
-from optimize.step import Context
-from optimize.workload import Batch, Workload
+from optimize.methods.prune.channels import Channels
+from optimize.methods.prune.trial import exact, sound
+from optimize.model.errors import BadModel, NoEffect
+from optimize.predict.runtimes import TorchPredictor
+from optimize.source.workload import Batch, Workload
+from optimize.step import contract as step
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 IMAGE = TensorSpec("x", "float32", (BATCH, 3, 8, 8), (-1, 1))

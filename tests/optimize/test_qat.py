@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from optimize import step
-from optimize.errors import BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
-from optimize.evaluate import evaluate
-from optimize.predict import OnnxPredictor
-from optimize.prune.channels import Channels
-from optimize.quantize import captured, qat
-from optimize.quantize.dynamic import Dynamic
-from optimize.quantize.qat import Qat
-from optimize.recipe import ordered
-from optimize.workload import Batch, Workload
+from optimize.judge.evaluate import evaluate
+from optimize.methods.prune.channels import Channels
+from optimize.methods.quantize import captured, qat
+from optimize.methods.quantize.dynamic import Dynamic
+from optimize.methods.quantize.qat import Qat
+from optimize.model.errors import BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
+from optimize.predict.runtimes import OnnxPredictor
+from optimize.run.recipe import ordered
+from optimize.source.workload import Batch, Workload
+from optimize.step import contract as step
 from serve.config.target import Target
 
 TOKENS = TensorSpec("tokens", "float32", (BATCH, Dim("steps", 1, 6, 20), 12))

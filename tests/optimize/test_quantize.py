@@ -14,17 +14,19 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from optimize import measure, pipeline, step
-from optimize.errors import BadData, BadGraph, NoEffect
-from optimize.export import graph
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor, TorchPredictor
-from optimize.quantize import calibrate
-from optimize.quantize.dynamic import Dynamic
-from optimize.quantize.static import Static
-from optimize.recipe import Recipe
-from optimize.step import METHODS
-from optimize.workload import Batch, Workload
+from optimize.graph import graph
+from optimize.judge import measure
+from optimize.methods.export.onnx import export
+from optimize.methods.quantize import calibrate
+from optimize.methods.quantize.dynamic import Dynamic
+from optimize.methods.quantize.static import Static
+from optimize.model.errors import BadData, BadGraph, NoEffect
+from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.run import pipeline
+from optimize.run.recipe import Recipe
+from optimize.source.workload import Batch, Workload
+from optimize.step import contract as step
+from optimize.step.contract import METHODS
 from serve.config.target import Target
 
 Quantize = Callable[[object, Path, Workload], Path]

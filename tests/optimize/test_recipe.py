@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from optimize import recipe as recipes
-from optimize.distill.logits import Logits
-from optimize.errors import BadRecipe
-from optimize.export.onnx import Onnx
-from optimize.prune.channels import Channels
-from optimize.quantize.static import Static
+from optimize.methods.distill.logits import Logits
+from optimize.methods.export.onnx import Onnx
+from optimize.methods.prune.channels import Channels
+from optimize.methods.quantize.static import Static
+from optimize.model.errors import BadRecipe
+from optimize.run import recipe as recipes
 
 EXAMPLES = sorted(Path("examples").glob("*.toml"))
 

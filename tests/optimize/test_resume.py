@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from optimize import resume
-from optimize.baseline import silent
-from optimize.recipe import Recipe
+from optimize.run import resume
+from optimize.run.baseline import silent
+from optimize.run.recipe import Recipe
 
 
 def test_a_new_run_takes_the_old_proof_away_first(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from optimize import ruler
-from optimize.ruler import CONTROL, FEWEST, LOOKS, Ratio, Speeds
+from optimize.judge import ruler
+from optimize.judge.ruler import CONTROL, FEWEST, LOOKS, Ratio, Speeds
 
 BATCHES = (1, 32)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from modelathe.client import connect
-from optimize import pipeline, recipe
-from optimize.workload import load
+from optimize.run import pipeline, recipe
+from optimize.source.workload import load
 from serve.server import control, state
 from serve.server import tritonserver as server
 from tests.optimize.conftest import SMALL, Optimize

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, Arrays, Dim, TensorSpec
-from optimize import huggingface, padding, sample, texts
-from optimize.prune import heads, importance
-from optimize.prune.units import Slice, Units
-from optimize.quantize import calibrate
-from optimize.step import Context
-from optimize.workload import Batch, Workload
+from optimize.methods.prune import heads, importance
+from optimize.methods.prune.units import Slice, Units
+from optimize.methods.quantize import calibrate
+from optimize.source import huggingface, padding, sample, texts
+from optimize.source.workload import Batch, Workload
+from optimize.step.contract import Context
 from serve.config.target import Target
 from tests.optimize.test_huggingface import WORDS, text_folder
 

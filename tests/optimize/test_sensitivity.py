@@ -12,15 +12,16 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, TensorSpec
-from optimize import sensitivity, step
-from optimize.bundle import Bundle
-from optimize.errors import BadBundle
-from optimize.export.onnx import export
-from optimize.prune.channels import Channels
-from optimize.quantize.dynamic import Dynamic
+from optimize.judge import effect as sensitivity
+from optimize.methods.export.onnx import export
+from optimize.methods.prune.channels import Channels
+from optimize.methods.quantize.dynamic import Dynamic
+from optimize.model.errors import BadBundle
 from optimize.report import figures
 from optimize.report import sensitivity as report
-from optimize.workload import Batch, Workload
+from optimize.source.workload import Batch, Workload
+from optimize.step import contract as step
+from optimize.step.bundle import Bundle
 from serve.config.target import Target
 
 ROW = TensorSpec("input", "float32", (BATCH, 256))

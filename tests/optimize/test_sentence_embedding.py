@@ -8,11 +8,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from optimize import measure, recipe, step, workload
-from optimize.errors import BadWorkload
-from optimize.evaluate import evaluate
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor, TorchPredictor
+from optimize.judge import measure
+from optimize.judge.evaluate import evaluate
+from optimize.methods.export.onnx import export
+from optimize.model.errors import BadWorkload
+from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.run import recipe
+from optimize.source import workload
+from optimize.step import contract as step
 from serve.config.target import Target
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sentence_embedding.py"

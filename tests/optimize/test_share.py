@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, TensorSpec
-from optimize import measure
-from optimize.export import graph
-from optimize.export.onnx import export
-from optimize.quantize.dynamic import Dynamic
-from optimize.quantize.half import Half
-from optimize.quantize.nncf import Nncf
-from optimize.quantize.static import Static
-from optimize.quantize.weight_only import WeightOnly
+from optimize.graph import graph
+from optimize.judge import measure
+from optimize.methods.export.onnx import export
+from optimize.methods.quantize.dynamic import Dynamic
+from optimize.methods.quantize.half import Half
+from optimize.methods.quantize.nncf import Nncf
+from optimize.methods.quantize.static import Static
+from optimize.methods.quantize.weight_only import WeightOnly
 from tests.optimize.test_quantize import Quantize, distance, kernels, quantize, workload
 
 __all__ = ["quantize"]

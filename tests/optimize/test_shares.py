@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from optimize import processes, train
-from optimize.errors import BadData
-from optimize.step import Context
-from optimize.workload import Batch, Workload
+from optimize.model.errors import BadData
+from optimize.source.workload import Batch, Workload
+from optimize.step.contract import Context
+from optimize.train import fit as train
+from optimize.train import processes
 from serve.config.target import Target
 from tests.optimize.small import IMAGES, LABELS
 

@@ -14,13 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from modelathe.tensors import BATCH, TensorSpec
-from optimize.errors import NoEffect
-from optimize.export import graph
-from optimize.predict import OnnxPredictor
-from optimize.quantize import fold
-from optimize.quantize.dynamic import Dynamic
-from optimize.quantize.smooth import Smooth
-from optimize.quantize.static import Static
+from optimize.graph import graph
+from optimize.methods.quantize import fold
+from optimize.methods.quantize.dynamic import Dynamic
+from optimize.methods.quantize.smooth import Smooth
+from optimize.methods.quantize.static import Static
+from optimize.model.errors import NoEffect
+from optimize.predict.runtimes import OnnxPredictor
 from tests.optimize.test_quantize import ROW, Quantize, distance, kernels, quantize, workload
 
 __all__ = ["quantize"]

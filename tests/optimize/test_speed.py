@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from modelathe.errors import LatheError
-from optimize import explain, pipeline, recipe, ruler, speed
-from optimize.errors import BusyMachine, GateRefused
+from optimize.judge import explain, ruler, speed
+from optimize.judge.ruler import CONTROL, Speeds
+from optimize.judge.speed import Timing
+from optimize.model.errors import BusyMachine, GateRefused
 from optimize.report import table
-from optimize.ruler import CONTROL, Speeds
-from optimize.speed import Timing
-from optimize.workload import Workload
+from optimize.run import pipeline, recipe
+from optimize.source.workload import Workload
 from serve.config.target import Target
 
 TIMES = {"trained": 10.0, "1-prune": 5.0, "2-export": 5.0, "3-quantize": 5.7}

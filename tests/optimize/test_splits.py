@@ -11,12 +11,14 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from modelathe.tensors import BATCH, Array, Dim, TensorSpec
-from optimize import bundle, splits, step
-from optimize.errors import BadData, BadWorkload
-from optimize.quantize.half import Half
-from optimize.quantize.mixed import Mixed
-from optimize.texts import Texts
-from optimize.workload import Batch, Workload
+from optimize.methods.quantize.half import Half
+from optimize.methods.quantize.mixed import Mixed
+from optimize.model.errors import BadData, BadWorkload
+from optimize.source import splits
+from optimize.source.texts import Texts
+from optimize.source.workload import Batch, Workload
+from optimize.step import bundle
+from optimize.step import contract as step
 from tests.optimize.conftest import Optimize
 from tests.optimize.small import IMAGES, LABELS, TEST, TRAIN, batches
 from tests.optimize.test_kills import USER

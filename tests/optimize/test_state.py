@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from optimize import bundle as bundles
-from optimize import state
-from optimize.bundle import Bundle
-from optimize.errors import BadBundle, BadModel, BadWorkload
-from optimize.predict import TorchPredictor
-from optimize.step import fingerprint
+from optimize.model import state
+from optimize.model.errors import BadBundle, BadModel, BadWorkload
+from optimize.predict.runtimes import TorchPredictor
+from optimize.step import bundle as bundles
+from optimize.step.bundle import Bundle
+from optimize.step.contract import fingerprint
 from tests.optimize.brought import WIDTH, Net, agree, brought, through_a_bundle
 from tests.optimize.conftest import Ended, Optimize
 

@@ -12,12 +12,12 @@ import torch
 from pydantic import ValidationError
 
 from modelathe.errors import LatheError
-from optimize import step
-from optimize.errors import BadWorkload, NoEffect
-from optimize.export.onnx import Onnx, export
-from optimize.predict import OnnxPredictor, TorchPredictor
-from optimize.step import METHODS, NAMES, Context
-from optimize.workload import Workload
+from optimize.methods.export.onnx import Onnx, export
+from optimize.model.errors import BadWorkload, NoEffect
+from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.source.workload import Workload
+from optimize.step import contract as step
+from optimize.step.contract import METHODS, NAMES, Context
 from serve.config.target import Target
 from tests.optimize import architectures
 

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, TensorSpec
-from optimize import step
-from optimize.prune import importance
-from optimize.prune.channels import Channels
-from optimize.step import Context
-from optimize.workload import Batch, Workload
+from optimize.methods.prune import importance
+from optimize.methods.prune.channels import Channels
+from optimize.source.workload import Batch, Workload
+from optimize.step import contract as step
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 SPEC = TensorSpec("x", "float32", (BATCH, 12))

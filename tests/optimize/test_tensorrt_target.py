@@ -14,15 +14,16 @@ from torch import nn
 
 from modelathe.errors import UsageError
 from modelathe.tensors import BATCH, Dim, TensorSpec
-from optimize import bundle as bundles
-from optimize import doctor, recipe
-from optimize.errors import BadGraph
-from optimize.evaluate import evaluate, relative_error
-from optimize.export.onnx import export
-from optimize.predict import OnnxPredictor, open_graph
-from optimize.step import METHODS, Context, apply
+from optimize.judge.evaluate import evaluate, relative_error
+from optimize.machine import doctor
+from optimize.methods.export.onnx import export
+from optimize.model.errors import BadGraph
+from optimize.predict.runtimes import OnnxPredictor, open_graph
+from optimize.run import recipe
+from optimize.source.workload import Batch, Workload
+from optimize.step import bundle as bundles
+from optimize.step.contract import METHODS, Context, apply
 from optimize.tensorrt import compiler, rules
-from optimize.workload import Batch, Workload
 from serve.config import model_config
 from serve.config.target import Target
 from serve.repository.tree import LINEAGE

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from optimize import bundle
+from optimize.step import bundle
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.slow
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 from modelathe.tensors import BATCH, TensorSpec
-from optimize.workload import Batch, Workload
+from optimize.source.workload import Batch, Workload
 
 DATA = np.random.default_rng(0).normal(size=(108, 4)).astype(np.float32)
 
@@ -64,7 +64,7 @@ if __name__ == "__main__":
     from pathlib import Path
     from safetensors.torch import save_file
     from optimize import processes, train
-    from optimize.step import Context
+    from optimize.step.contract import Context
     from serve.config.target import Target
 
     made = workload(int(sys.argv[2]))

@@ -15,15 +15,18 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from optimize import advance, baseline, bundle, pipeline, recipe, step, train
-from optimize.digest import Key
-from optimize.distill.logits import Logits
-from optimize.errors import BadModel
-from optimize.predict import forward
-from optimize.splits import Sets
-from optimize.step import Context, fingerprint
-from optimize.train import tensors
-from optimize.workload import Batch, Workload, load
+from optimize.methods.distill.logits import Logits
+from optimize.model.errors import BadModel
+from optimize.predict.runtimes import forward
+from optimize.run import advance, baseline, pipeline, recipe
+from optimize.run.digest import Key
+from optimize.source.splits import Sets
+from optimize.source.workload import Batch, Workload, load
+from optimize.step import bundle
+from optimize.step import contract as step
+from optimize.step.contract import Context, fingerprint
+from optimize.train import fit as train
+from optimize.train.fit import tensors
 from serve.config.target import Target
 from tests.optimize.conftest import SMALL
 

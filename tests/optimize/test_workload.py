@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from optimize import step
-from optimize import workload as workloads
-from optimize.errors import BadData, BadWorkload
-from optimize.predict import TorchPredictor
-from optimize.workload import Batch, Workload
+from optimize.model.errors import BadData, BadWorkload
+from optimize.predict.runtimes import TorchPredictor
+from optimize.source import workload as workloads
+from optimize.source.workload import Batch, Workload
+from optimize.step import contract as step
 
 UserFile = Callable[..., str]
 

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from optimize import recipe, step, workload
+from optimize.run import recipe
+from optimize.source import workload
+from optimize.step import contract as step
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples"

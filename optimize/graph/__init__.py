@@ -1,0 +1,1 @@
+"""Graph: what is done to ONNX files by several methods."""

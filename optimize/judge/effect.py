@@ -1,0 +1,277 @@
+"""Sensitivity: what a method costs and gains on one layer, or one group of layers, with all others left alone."""
+
+import glob
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modelathe.tensors import TensorSpec
+from optimize.graph import graph
+from optimize.model.errors import BadBundle, BadGraph, BadModel, BadRecipe, NoEffect
+from optimize.predict import inner
+from optimize.source import splits
+from optimize.source.workload import Workload, fewest
+from serve.repository import scratch
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+    from optimize.judge.evaluate import Quality
+    from optimize.step.bundle import Bundle
+    from optimize.step.contract import Context
+
+SECONDS = 4.0
+"""After how many seconds a treated file is no more timed against the untreated one, if nine rounds took no longer."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one method does to the model where it treats one layer, or one group of layers, alone.
+
+    Args:
+        name: of the layer or group.
+        method: as recipes spell it.
+        metric: the workload's first score.
+        loss: how much worse the treated model's score is, over the judged samples; positive is worse.
+        low, high: paired 95 % interval of `loss`.
+        error: root mean square of the change of an output over that of the output, the largest of all outputs.
+        bytes_saved: the untreated file's minus the treated one's.
+        speedup: how many times faster than the untreated file, by batch size.
+        interval: 95 % interval of `speedup`.
+        control: 95 % interval of how many times faster the untreated file is than itself, in the same rounds.
+    """
+
+    name: str
+    method: str
+    metric: str
+    loss: float
+    low: float
+    high: float
+    error: float
+    bytes_saved: int
+    speedup: Mapping[str, float] = field(default_factory=dict)
+    interval: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    control: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Untreated:
+    """The float model that every effect is against: its ONNX file, its quality, and the trained model's."""
+
+    path: Path
+    quality: "Quality"
+    trained: "Quality"
+
+
+def judged(workload: Workload, samples: int) -> tuple[Workload, str]:
+    """Return the workload with the samples that a study judges on as its evaluation set, and the set that they are of.
+
+    What is chosen by a study must not be judged on the same samples again: they are those of a search inside a step. A
+    workload that has none is judged on its evaluation set, and the study's page says so.
+    """
+    kind = splits.source(workload)
+    return (workload, "evaluation") if kind is None else (splits.selecting(workload, samples), kind)
+
+
+def untreated(path: Path, context: "Context") -> Untreated:
+    """Judge the float ONNX file `path` on the evaluation samples of `context.workload`."""
+    from optimize.judge.evaluate import evaluate
+    from optimize.predict.runtimes import TorchPredictor, open_graph
+
+    workload = context.workload
+    trained = evaluate(TorchPredictor(context.trained, workload.outputs), workload)
+    with open_graph(path, context.target) as predictor:
+        return Untreated(path, evaluate(predictor, workload, trained.outputs), trained)
+
+
+def treat(config: Any, subject: Any, folder: Path, context: "Context") -> Any:
+    """Apply a method to a copy of `subject` and return what it made: an ONNX file in `folder`, or a module.
+
+    Raises:
+        BadRecipe: the target's runtime lacks what the method writes.
+        NoEffect: the method changed nothing.
+        Whatever else the method raises.
+    """
+    from optimize.judge import ensure
+    from optimize.step.contract import METHODS, fingerprint, for_target
+
+    config = for_target(config, context.target)
+    made = METHODS[type(config)].apply(config, ensure.copy(subject, folder), replace(context, scratch=folder))
+    if fingerprint(made) == fingerprint(subject):
+        raise NoEffect("nothing changed", fix="leave the layer out")
+    return made
+
+
+def effect(name: str, method: str, path: Path, against: Untreated, context: "Context") -> Effect:
+    """Judge the file of a model of which the layer or group `name` was treated; its speed is not measured."""
+    from optimize.judge import measure
+    from optimize.judge.evaluate import compare, evaluate, relative_error
+    from optimize.predict.runtimes import open_graph
+
+    with open_graph(path, context.target) as predictor:
+        quality = evaluate(predictor, context.workload, against.trained.outputs)
+    before, after = against.quality.scores[0], quality.scores[0]
+    loss, low, high = compare(context.workload, after, before).loss
+    saved = measure.file_bytes(against.path) - measure.file_bytes(path)
+    changed = max(
+        (
+            relative_error(quality.outputs[output], array)
+            for output, array in against.quality.outputs.items()
+            if array.dtype.kind == "f"
+        ),
+        default=0.0,
+    )
+    return Effect(name, method, before.metric, loss, low, high, changed, saved)
+
+
+def others(path: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Return globs that together match every node of an ONNX file but `names`."""
+    kept = set(names)
+    return tuple(glob.escape(str(node.name)) for node in graph.load(path).graph if node.name and node.name not in kept)
+
+
+def gains(path: Path, names: Sequence[str], inputs: Sequence[TensorSpec]) -> dict[str, float]:
+    """Return what there is to gain at each of these nodes: its share of the multiplications plus that of the bytes.
+
+    Estimated, not measured, so that a search that goes by it ends the same way every time.
+
+    Args:
+        path: a float ONNX file.
+        names: of nodes with a constant weight.
+        inputs: their typical sizes count, for one sample.
+    """
+    nodes = {str(node.name): node for node in graph.quantizable(path).graph if node.name in names}
+    sizes = {name: sum(weight.size for weight in _weights(node)) for name, node in nodes.items()}
+    results = {name: str(node.outputs[0].name) for name, node in nodes.items()}
+    rng = np.random.default_rng(0)
+    sample = {spec.name: spec.generate(rng, batch=fewest(inputs)) for spec in inputs}
+    values = next(inner.values(path, list(results.values()), [sample]))
+    work = {name: sizes[name] * _uses(node, values[results[name]].shape) for name, node in nodes.items()}
+    return {name: work[name] / max(sum(work.values()), 1) + sizes[name] / max(sum(sizes.values()), 1) for name in nodes}
+
+
+def _weights(node: "onnx_ir.Node") -> list["onnx_ir.TensorProtocol"]:
+    return [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
+
+
+def _uses(node: "onnx_ir.Node", result: tuple[int, ...]) -> float:
+    """Return how often each weight of the node is multiplied with something, given the shape of its result."""
+    if node.op_type == "Gather":
+        return 0
+    if node.op_type in ("Conv", "ConvTranspose"):
+        # A transposed one multiplies at the points of its input, of which a stride makes more.
+        strides = node.attributes.get_ints("strides", ()) if node.op_type == "ConvTranspose" else ()
+        return math.prod(result[2:]) / math.prod(strides)
+    # [steps, directions, batch, hidden] or [..., rows, columns].
+    return result[0] if node.op_type in ("LSTM", "GRU") else math.prod(result[:-1])
+
+
+def groups(names: Iterable[str], depth: int) -> dict[str, list[str]]:
+    """Return the layers by the first `depth` parts of their module's path; 0 leaves every layer by itself."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        module = name.rpartition("/")[0] or name
+        found.setdefault(".".join(module.split(".")[:depth]) if depth else name, []).append(name)
+    return found
+
+
+def study(
+    configs: Sequence[Any], source: "Bundle", context: "Context", depth: int = 0
+) -> tuple[list[Effect], list[dict[str, str]]]:
+    """Treat each layer, or group of layers, alone with each of the methods, and measure what that costs and gains.
+
+    Args:
+        configs: of methods that can `exclude` layers; the config's own is added to.
+        source: a float model: of a workload, or a bundle whose last step is a torch step or the export.
+        context: its workload gives the judged samples, its target the batch sizes to time.
+        depth: as for `groups`.
+
+    Returns:
+        The effects, methods and layers in their order; and `{name, method, why}` of what could not be treated.
+
+    Raises:
+        BadRecipe: a method that cannot leave layers alone.
+        BadBundle: the model is not a float one any more.
+    """
+    from optimize.methods.export.onnx import export
+    from optimize.step.contract import METHODS
+
+    _check(configs, source)
+    workload = context.workload
+    effects: list[Effect] = []
+    skipped: list[dict[str, str]] = []
+    with scratch.folder() as place:
+        context.progress("judging the untreated model", 0.0)
+        plain = source.graph or export(source.module, workload.inputs, workload.outputs, place / "model.onnx")
+        against = untreated(plain, context)
+        for config in configs:
+            method = METHODS[type(config)]
+            subject = plain if method.stage == "graph" else source.module
+            found = groups(method.matches(subject), depth)
+            for number, (name, members) in enumerate(found.items(), 1):
+                context.progress(f"{method.name}: {name}, {number} of {len(found)}", number / len(found))
+                try:
+                    with scratch.folder() as folder:
+                        path = _alone(config, subject, members, folder, context)
+                        effects.append(
+                            _timed(effect(name, method.name, path, against, context), path, against, context)
+                        )
+                except (NoEffect, BadGraph, BadModel) as refusal:
+                    skipped.append({"name": name, "method": method.name, "why": refusal.what})
+    return effects, skipped
+
+
+def _check(configs: Sequence[Any], source: "Bundle") -> None:
+    from optimize.step.contract import METHODS, NAMES
+
+    for config in configs:
+        method = METHODS[type(config)]
+        if not hasattr(config, "exclude") or method.stage == "export":
+            able = [name for name, kind in NAMES.items() if "exclude" in {entry.name for entry in fields(kind)}]
+            raise BadRecipe(f"{method.name} cannot leave layers alone", fix=f"use one of {', '.join(able)}")
+    last = source.lineage[-1]["name"] if source.lineage else ""
+    if last in NAMES and METHODS[NAMES[last]].stage != "torch" and last != "export.onnx":
+        raise BadBundle(
+            f"its last step is {last}: its layers cannot be told apart any more",
+            where=str(source.folder),
+            fix="give a workload, or the bundle of a step before",
+        )
+
+
+def _alone(config: Any, subject: Any, members: Sequence[str], folder: Path, context: "Context") -> Path:
+    """Return the ONNX file of the model in which only `members` were treated."""
+    from optimize.methods.export.onnx import export
+    from optimize.step.contract import METHODS
+
+    method, workload = METHODS[type(config)], context.workload
+    if method.stage == "graph":
+        spared = others(subject, members)
+    else:
+        spared = tuple(glob.escape(name) for name in method.matches(subject) if name not in members)
+    made = treat(replace(config, exclude=(*config.exclude, *spared)), subject, folder, context)
+    if isinstance(made, Path):
+        return made
+    return export(made, workload.inputs, workload.outputs, folder / "model.onnx")
+
+
+def _timed(untimed: Effect, path: Path, against: Untreated, context: "Context") -> Effect:
+    """Return the effect with its speed, measured against the untreated file."""
+    from optimize.judge import measure
+
+    files = {"untreated": against.path, "treated": path}
+    speeds = measure.speed(files, context.workload.inputs, context.target, seconds=SECONDS)
+    ratios = speeds.ratios("treated", "untreated")
+    return replace(
+        untimed,
+        speedup={str(batch): ratio.value for batch, ratio in ratios.items()},
+        interval={str(batch): (ratio.low, ratio.high) for batch, ratio in ratios.items()},
+        control={str(batch): (ratio.low, ratio.high) for batch, ratio in speeds.control().items()},
+    )

@@ -1,0 +1,1 @@
+"""Machine: what this one has of what optimize works with."""

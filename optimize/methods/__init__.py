@@ -1,0 +1,1 @@
+"""Methods: what makes a model smaller or faster, one file each, and the table of all."""

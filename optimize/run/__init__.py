@@ -1,0 +1,1 @@
+"""Run: a recipe from its first step to the endpoint."""

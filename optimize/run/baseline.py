@@ -1,0 +1,85 @@
+"""Baseline: the trained model as the user brought it, exported to FP32 ONNX. All ratios and losses are against it."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelathe.tensors import Arrays
+from optimize.judge import macs, measure
+from optimize.judge.evaluate import Quality, evaluate
+from optimize.judge.measure import Cost
+from optimize.methods.export.onnx import export
+from optimize.model.errors import BadBundle
+from optimize.predict.runtimes import TorchPredictor
+from optimize.run.digest import Key
+from optimize.source.workload import Workload
+from optimize.step import bundle as bundles
+from optimize.step.bundle import Bundle
+from serve.repository import scratch
+
+Progress = Callable[[str, float], None]
+TRAINED = "trained"
+
+
+def silent(_text: str, _fraction: float) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The trained model: its bundle with the FP32 ONNX, its quality and its cost (speed not yet measured)."""
+
+    bundle: Bundle
+    quality: Quality
+    cost: Cost
+
+    @property
+    def reference(self) -> Arrays:
+        """The outputs that every score may compare with."""
+        return self.quality.outputs
+
+
+def establish(workload: Workload, folder: Path, key: Key, progress: Progress = silent) -> Trained:
+    """Return the trained model with its FP32 ONNX in `folder`, made there unless one of that key is there."""
+    made = reusable(folder, workload, key, progress)
+    if made is None:
+        progress("exporting the trained model", 0.0)
+        with scratch.folder() as place:
+            module = workload.build()
+            graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH, real=workload.first())
+            made = bundles.save(Bundle(workload, module, graph), folder, key)
+    progress("evaluating the trained model", 0.5)
+    quality = evaluate(TorchPredictor(made.module, workload.outputs), workload)
+    return Trained(made, quality, cost(made))
+
+
+def reusable(folder: Path, workload: Workload, key: Key, progress: Progress = silent) -> Bundle | None:
+    """Return the bundle in `folder` if its key is `key`; any other is removed, with a word why, and None."""
+    if not folder.exists():
+        return None
+    try:
+        if differs := Key(bundles.describe(folder)["made_of"]).changed(key):
+            raise BadBundle(f"changed since it was made: {differs}", where=str(folder), fix="it is made again")
+        return bundles.load(folder, workload)
+    except BadBundle as error:
+        progress(f"{folder.name} is made again: {error.what}", 0.0)
+        shutil.rmtree(folder)
+        return None
+
+
+def cost(made: Bundle) -> Cost:
+    """Return what can be counted of a bundle; the times are empty."""
+    return Cost(
+        measure.file_bytes(graph_of(made)),
+        measure.parameters(made.module),
+        macs.total(made.module, made.workload.inputs),
+        {},
+        {},
+    )
+
+
+def graph_of(made: Bundle) -> Path:
+    """Return the ONNX file of a bundle that a step or the baseline saved; those always have one."""
+    assert made.graph is not None
+    return made.graph

@@ -1,0 +1,210 @@
+"""Recipe: seed, budget, target and an ordered list of steps, to and from TOML."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from loadtest.plan.schedule import FASTEST, MOST_IN_FLIGHT
+from optimize.methods.export.onnx import Onnx
+from optimize.model.errors import BadRecipe
+from optimize.step.contract import METHODS, NAMES, for_target
+from serve.config.settings import Settings
+from serve.config.target import Target
+
+STAGES = ("torch", "export", "graph")
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Budget:
+    """What the result must keep and may cost.
+
+    Args:
+        keep: share of the trained model's metric to keep, for metrics bounded in [0, 1] of which more is better.
+        max_drop: absolute loss of the metric that is allowed, a rise where less is better; not together with `keep`.
+        bytes: largest ONNX file, in bytes.
+        p99_ms: largest 99th percentile of latency, in ms, in the load test at the endpoint.
+    """
+
+    keep: float | None = Field(default=None, gt=0, le=1)
+    max_drop: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    bytes: int | None = Field(default=None, gt=0)
+    p99_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Load:
+    """The load test at the end of a run: closed loop with `concurrency`, or open loop at `rate` per second."""
+
+    duration: float = Field(default=5.0, gt=0, allow_inf_nan=False, description="Seconds.")
+    concurrency: int = Field(default=8, ge=1, le=MOST_IN_FLIGHT)
+    rate: float | None = Field(default=None, gt=0, le=FASTEST)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run in data: everything that is needed to do it again.
+
+    Args:
+        steps: configs whose types stand in `optimize.step.contract.METHODS`, torch steps before graph steps; the export
+            is
+            inserted where it is missing.
+        seed: seeds every random choice.
+        budget: what the result must keep and may cost.
+        target: where the result will run.
+        load: the load test at the endpoint.
+        serve: how the result is served, beside what the target says.
+    """
+
+    steps: tuple[Any, ...]
+    seed: int = 0
+    budget: Budget = Budget()
+    target: Target = Target()
+    load: Load = Load()
+    serve: Settings = Settings()
+
+    def __post_init__(self) -> None:
+        """State in each step what its config leaves to the target."""
+        object.__setattr__(self, "steps", tuple(for_target(step, self.target) for step in self.steps))
+
+    def document(self) -> dict[str, Any]:
+        """Return the plain mapping that `parse` reads back."""
+        values: dict[str, Any] = {"seed": self.seed, "target": self.target.document()}
+        for name in ("budget", "load"):
+            values[name] = {key: value for key, value in asdict(getattr(self, name)).items() if value is not None}
+        if asked := self.serve.document():
+            values["serve"] = asked
+        values["step"] = [{"use": METHODS[type(step)].name, **_plain(step)} for step in self.steps]
+        return values
+
+    def toml(self) -> str:
+        """Return the recipe as TOML."""
+        return tomli_w.dumps(self.document())
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe from a TOML file.
+
+    Raises:
+        BadRecipe: no such file, not TOML, an unknown key, a wrong value, or steps out of order.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRecipe("is not a text file", where=str(path), fix="give the path of a TOML file") from error
+    except OSError as error:
+        reason = "" if isinstance(error, FileNotFoundError | IsADirectoryError) else f": {error.strerror}"
+        raise BadRecipe(
+            f"there is no such recipe{reason}", where=str(path), fix="give the path of a TOML file"
+        ) from error
+    try:
+        return parse(tomllib.loads(text), str(path))
+    except tomllib.TOMLDecodeError as error:
+        raise BadRecipe(
+            f"is not TOML: {error}", where=str(path), fix="mend that line; text stands in quotes"
+        ) from error
+
+
+def parse(document: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Return the recipe that a mapping describes.
+
+    Raises:
+        BadRecipe: as `load`.
+    """
+    _check_keys(document, ["seed", "budget", "target", "load", "serve", "step"], where)
+    tables = document.get("step", [])
+    if not isinstance(tables, list) or not tables:
+        raise BadRecipe("has no steps", where=where, fix="add a [[step]] table with a `use` key")
+    steps = tuple(_step(table, f"{where}, step {number}") for number, table in enumerate(tables, 1))
+    seed = document.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise BadRecipe(f"seed is {seed!r}", where=where, fix="use a whole number from 0 to 4294967295")
+    recipe = Recipe(
+        ordered(steps, where),
+        seed,
+        build(Budget, document.get("budget", {}), f"{where}, [budget]"),
+        build(Target, document.get("target", {}), f"{where}, [target]"),
+        build(Load, document.get("load", {}), f"{where}, [load]"),
+        build(Settings, document.get("serve", {}), f"{where}, [serve]"),
+    )
+    if recipe.budget.keep is not None and recipe.budget.max_drop is not None:
+        raise BadRecipe("keep and max_drop are both given", where=f"{where}, [budget]", fix="keep one of them")
+    return recipe
+
+
+def ordered(steps: tuple[Any, ...], where: str = "recipe") -> tuple[Any, ...]:
+    """Return the steps with the export inserted where it is missing.
+
+    Raises:
+        BadRecipe: a torch step after a graph step, or two exports; the message gives the order that works.
+    """
+    stages = [STAGES.index(METHODS[type(step)].stage) for step in steps]
+    if stages != sorted(stages) or stages.count(1) > 1:
+        right = [
+            METHODS[type(step)].name for _, step in sorted(zip(stages, steps, strict=True), key=lambda pair: pair[0])
+        ]
+        exports = [name for name in right if METHODS[NAMES[name]].stage == "export"]
+        one = f"keep one of {', '.join(exports)}: each exports the model"
+        raise BadRecipe(
+            "the steps are out of order: torch steps, then one export, then graph steps",
+            where=where,
+            fix=one if len(exports) > 1 else f"this order works: {', '.join(right)}",
+        )
+    if 1 in stages:
+        return steps
+    torch_steps = stages.count(0)
+    return (*steps[:torch_steps], Onnx(), *steps[torch_steps:])
+
+
+def build(config: type, values: object, where: str) -> Any:
+    """Return `config(**values)`, or say in one line which field is wrong.
+
+    Raises:
+        BadRecipe: an unknown key (with the one that was probably meant) or a wrong value.
+    """
+    if not isinstance(values, Mapping):
+        raise BadRecipe(f"is {values!r}, not a table", where=where, fix="write it as a [table] with keys")
+    _check_keys(values, [entry.name for entry in fields(config)], where)
+    try:
+        return TypeAdapter(config).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise BadRecipe(
+            f"{name} = {first['input']!r} cannot be",
+            where=where,
+            fix=first["msg"].replace("Input", name, 1).replace("tuple", "list"),
+        ) from error
+
+
+def _step(table: object, where: str) -> Any:
+    if not isinstance(table, Mapping) or not isinstance(table.get("use"), str):
+        raise BadRecipe("has no `use`", where=where, fix=f"use one of {', '.join(NAMES)}")
+    name = table["use"]
+    if name not in NAMES:
+        raise BadRecipe(f"there is no method {name!r}", where=where, fix=_meant(name, list(NAMES)))
+    return build(NAMES[name], {key: value for key, value in table.items() if key != "use"}, f"{where} ({name})")
+
+
+def _check_keys(table: Mapping[str, Any], known: list[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise BadRecipe(f"unknown key {key!r}", where=where, fix=_meant(key, known))
+
+
+def _meant(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known) or 'no key at all'}"
+
+
+def _plain(step: Any) -> dict[str, Any]:
+    values = {entry.name: getattr(step, entry.name) for entry in fields(step)}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if value is not None
+    }

@@ -1,0 +1,365 @@
+"""Workload: what the user brings, and how it is loaded from the user's file."""
+
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modelathe.errors import LatheError
+from modelathe.tensors import Array, Arrays, Dim, TensorSpec
+from optimize.model.errors import BadData, BadWorkload
+from optimize.run import digest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+DATA = ("evaluation", "selection", "calibration", "training")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Named input arrays with the batch axis first, and whatever `loss` and `scores` need to judge the outputs.
+
+    `targets` is an array (one row a sample), a mapping of such arrays, or None.
+    """
+
+    inputs: Arrays
+    targets: Any = None
+
+
+Batches = Callable[[], Iterable[Batch]]
+
+
+def mean(scores: Array) -> float:
+    """Return the mean, which is the figure unless a workload says otherwise."""
+    return float(np.mean(scores))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A trained model with its data and its metric.
+
+    Args:
+        name: names the model in the repository: letters, digits, `_` and `-`.
+        model: the trained module, or a function that builds it and loads its weights. It is called with the inputs by
+            name and returns a tensor (one output), or a tuple or mapping with one tensor for each name in `outputs`.
+        inputs: one TensorSpec for each argument of the model's forward; the first dim of each is the batch axis.
+        outputs: names of the outputs, in the model's order.
+        evaluation: a function that returns the evaluation batches, the same ones in the same order at every call.
+        scores: called as `scores(outputs, targets, reference)` over the whole evaluation set in order; `outputs` and
+            `reference` (the trained model's outputs) are mappings of arrays, `targets` is concatenated likewise.
+            Returns one float for each judged sample under each score's name; the first score is the gated metric.
+        calibration: a function that returns batches for the ranges of static quantization, never evaluation samples.
+        training: a function that returns training batches; one call is one epoch.
+        selection: a function that returns batches like evaluation's, of other samples, on which a search inside a step
+            may judge; without it, such a search takes training samples, or calibration's where these have targets.
+        students: functions that build further, smaller modules with the same inputs and outputs, by name, for
+            distillation; their weights are whatever the function gives them.
+        loss: `loss(outputs, targets)` on torch tensors, returns a scalar; needed where a step trains with labels.
+        mask: `mask(inputs)` returns for the input arrays of a batch which positions hold tokens, [n, length], 0 where
+            there is padding, which then counts in no calibration, score or distillation loss. Without one, an input
+            named `attention_mask` says it. Inputs come batch first, and so does what layers make of them. In
+            calibration, padding is cut off where the length is a free Dim.
+        bounded: whether the figures lie in [0, 1]: that of the first score, and of those that `higher_is_better` does
+            not name; of these, more is better. A budget may then say `keep = 0.99`.
+        higher_is_better: whether more of a score is better, by its name; False for a loss, an error or a perplexity.
+            Every score must be named where the workload is not bounded.
+        aggregate: turns an array of per-sample scores into the figure; the mean unless it says otherwise.
+    """
+
+    name: str
+    model: "nn.Module | Callable[[], nn.Module]"
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    evaluation: Batches
+    scores: Callable[[Arrays, Any, Arrays], Mapping[str, Array]]
+    calibration: Batches | None = None
+    training: Batches | None = None
+    selection: Batches | None = None
+    loss: "Callable[[Mapping[str, torch.Tensor], Any], torch.Tensor] | None" = None
+    students: "Mapping[str, Callable[[], nn.Module]]" = field(default_factory=dict)
+    mask: Callable[[Arrays], Array] | None = None
+    bounded: bool = False
+    aggregate: Callable[[Array], float] = mean
+    higher_is_better: Mapping[str, bool] = field(default_factory=dict)
+    source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", self.name):
+            raise BadWorkload(
+                f"the name {self.name!r} cannot name a model", fix="use up to 100 of A-Z, a-z, 0-9, '_' and '-'"
+            )
+        if isinstance(self.outputs, str):
+            raise BadWorkload(
+                f"outputs is the text {self.outputs!r}, not a tuple", where=self.name, fix=f"write ({self.outputs!r},)"
+            )
+        for what, names in (("inputs", [spec.name for spec in self.inputs]), ("outputs", list(self.outputs))):
+            if not names or len(set(names)) < len(names) or not all(names):
+                raise BadWorkload(
+                    f"{what} needs one distinct name for each tensor, got {names}",
+                    where=self.name,
+                    fix=f"name every tensor of the model in the workload's {what}",
+                )
+        if not isinstance(self.higher_is_better, Mapping) or set(map(type, self.higher_is_better.values())) - {bool}:
+            raise BadWorkload(
+                f"higher_is_better is {self.higher_is_better!r}",
+                where=self.name,
+                fix='give True or False for each score by name, as in {"accuracy": True, "perplexity": False}',
+            )
+        for spec in self.inputs:
+            if not spec.batched:
+                raise BadWorkload(
+                    f"input {spec.name!r} has no batch axis",
+                    where=self.name,
+                    fix="start its dims with modelathe.tensors.BATCH",
+                )
+
+    def batches(self, kind: str) -> Iterator[Batch]:
+        """Yield the batches of `kind`, a name in `DATA`, each checked against the TensorSpecs."""
+        source: Batches | None = getattr(self, kind)
+        if source is None:
+            raise BadWorkload(
+                f"the workload has no {kind} data", where=self.name, fix=f"give Workload a {kind} function"
+            )
+        count = 0
+        iterator = guarded(lambda: iter(source()), f"{kind}()", self.source)
+        while (batch := guarded(lambda: next(iterator, None), f"{kind}()", self.source)) is not None:
+            _check_batch(batch, self.inputs, f"{self.name}: {kind} batch {count}")
+            yield batch
+            count += 1
+        if not count:
+            raise BadData(f"{kind}() returned no batch", where=self.name, fix="let it return its batches at every call")
+
+    def first(self) -> Arrays:
+        """Return the inputs of the first evaluation batch."""
+        return next(self.batches("evaluation")).inputs
+
+    def build(self, student: str = "") -> "nn.Module":
+        """Return the trained model, or the named student, in evaluation mode: a copy that may be changed.
+
+        Raises:
+            BadWorkload: no such student, the user's code raised or returned something else than a module, or one whose
+                state no step can hold, such as parameters of 16 bits.
+            BadModel: the module cannot be copied.
+        """
+        from torch import nn
+
+        from optimize.model import copies, state
+
+        if student and student not in self.students:
+            raise BadWorkload(
+                f"there is no student {student!r}",
+                where=self.source or self.name,
+                fix=f"students of this workload: {', '.join(self.students) or 'none; give Workload(students={…})'}",
+            )
+        given = self.students[student] if student else self.model
+        what = f"students[{student!r}]()" if student else "model()"
+        model = given if isinstance(given, nn.Module) else guarded(given, what, self.source)
+        if not isinstance(model, nn.Module):
+            raise BadWorkload(
+                f"{what.removesuffix('()')} is {type(model).__name__}, not a torch.nn.Module",
+                where=self.name,
+                fix="give the trained module, or a function that returns it",
+            )
+        model = copies.unwrapped(model)
+        state.check(model, what.removesuffix("()"), self.source or self.name)
+        # The user's function may return one and the same module at every call.
+        copy = copies.copied(model)
+        state.separate(copy)
+        guarded(copy.eval, "eval()", self.source)
+        return copy
+
+
+def load(source: str) -> Workload:
+    """Return the workload that `path/to/file.py:function`, `package.module:function` or a Hugging Face folder names.
+
+    Raises:
+        BadWorkload: no such file or function, or the user's code raised; the message names the user's own line.
+    """
+    if (Path(source) / "config.json").is_file():
+        from optimize.source import huggingface
+
+        return huggingface.workload(Path(source))
+    place, _, name = source.rpartition(":")
+    if not place:
+        place, name = source, "workload"
+    with digest.importing(place):
+        if place.endswith(".py"):
+            module = guarded(lambda: _import_file(Path(place)), place, place)
+        else:
+            module = _import_module(place)
+    made = getattr(module, name, None)
+    if made is None:
+        raise BadWorkload(
+            f"there is no {name!r} in it",
+            where=place,
+            fix="define a function that returns a Workload, and name it here",
+        )
+    file = getattr(module, "__file__", None) or place
+    workload = made if isinstance(made, Workload) else guarded(made, f"{name}()", str(file))
+    if not isinstance(workload, Workload):
+        raise BadWorkload(
+            f"{name}() returned {type(workload).__name__}, not a Workload", where=place, fix="return a Workload"
+        )
+    # Now, so that no later change of a file passes for the code that runs here.
+    digest.code(f"{place}:{name}")
+    return replace(workload, source=f"{place}:{name}")
+
+
+def file_of(source: str) -> Path | None:
+    """Return the Python file behind a workload source, or a folder's weights, or None when it cannot be found."""
+    if source.endswith("/"):
+        from optimize.source import huggingface
+
+        return huggingface.weights(Path(source))
+    place = source.rpartition(":")[0] or source
+    if place.endswith(".py"):
+        return Path(place)
+    module = sys.modules.get(place)
+    return Path(module.__file__) if module and module.__file__ else None
+
+
+def concatenate(parts: list[Any], what: str) -> Any:
+    """Join per-batch arrays, or mappings of arrays, along the batch axis; None stays None.
+
+    Raises:
+        BadData: the batches differ in kind, keys or shape.
+    """
+    same = "let every evaluation batch have the same kind of targets"
+    if any(isinstance(part, Mapping) for part in parts):
+        keys = parts[0].keys() if isinstance(parts[0], Mapping) else ()
+        if not all(isinstance(part, Mapping) and part.keys() == keys for part in parts):
+            raise BadData(f"{what} has other keys in some batch", fix=same)
+        return {key: concatenate([part[key] for part in parts], f"{what} {key!r}") for key in keys}
+    if all(part is None for part in parts):
+        return None
+    arrays = [np.asarray(part) for part in parts]
+    if len({array.shape[1:] for array in arrays}) > 1:
+        raise BadData(f"{what} has another shape in each batch", fix="pad the evaluation batches to one length")
+    if any(part is None or not array.shape for part, array in zip(parts, arrays, strict=True)):
+        raise BadData(f"{what} is not an array in some batch", fix=same)
+    return np.concatenate(arrays)
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise BadWorkload("there is no such file", where=str(path), fix="give path/to/file.py:function")
+    # A name that is the same in every run, and that no other module has.
+    name = f"workload_of_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise BadWorkload("is not a Python file", where=str(path), fix="give path/to/file.py:function")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickling look their module up by name; the file may import what lies beside it.
+    sys.modules[name] = module
+    _look_in(path.resolve().parent)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import_module(place: str) -> ModuleType:
+    """Import `package.module`, from the working directory too, which a console script does not search."""
+    fix = "give path/to/file.py:function or package.module:function"
+    if Path(place).exists() and not Path(place).is_dir():
+        raise BadWorkload("is not a Python file", where=place, fix=fix)
+    if (Path(place) / "bundle.json").is_file():
+        raise BadWorkload(
+            "is a bundle, not a workload",
+            where=place,
+            fix="give the workload that it was made from; optimize show says it",
+        )
+    if not all(part.isidentifier() for part in place.split(".")):
+        raise BadWorkload("there is no such file or module", where=place or "SOURCE", fix=fix)
+    _look_in(Path.cwd())
+    try:
+        module: ModuleType = guarded(lambda: importlib.import_module(place), place, place)
+    except BadWorkload as error:
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and f"{place}.".startswith(f"{cause.name}."):
+            raise BadWorkload("there is no such module", where=place, fix=fix) from cause
+        raise
+    return module
+
+
+def _look_in(folder: Path) -> None:
+    # Last, so that no file of the user's takes the place of a module that lathe needs.
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def guarded(call: Callable[[], Any], what: str, source: str) -> Any:
+    """Run the user's code; what it raises becomes one line that names the user's own file and line.
+
+    Raises:
+        BadWorkload: whatever the code raised, also when it wants the process to exit.
+    """
+    try:
+        return call()
+    except (LatheError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        file = (source.rpartition(":")[0] if ".py:" in source else source) or what
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename.endswith(Path(file).name)]
+        line = f", line {lines[-1]}" if lines else ""
+        if isinstance(error, SyntaxError) and error.lineno:
+            line = f", line {error.lineno}"
+        message = str(error).strip().splitlines() or [""]
+        raise BadWorkload(
+            f"{what} raised {type(error).__name__}: {message[0]}",
+            where=f"{file}{line}",
+            fix="run the file by itself to see the whole traceback, and mend it",
+        ) from error
+
+
+def _check_batch(batch: object, specs: tuple[TensorSpec, ...], where: str) -> None:
+    if not isinstance(batch, Batch):
+        raise BadData(f"is {type(batch).__name__}, not a Batch", where=where, fix="yield Batch(inputs, targets)")
+    if not isinstance(batch.inputs, Mapping) or not all(isinstance(a, np.ndarray) for a in batch.inputs.values()):
+        raise BadData("its inputs are not a mapping of numpy arrays", where=where, fix="yield Batch({name: array}, …)")
+    names = {spec.name for spec in specs}
+    fix = "let the data and the workload's TensorSpecs say the same"
+    if set(batch.inputs) != names:
+        found = sorted(map(str, batch.inputs))
+        raise BadData(f"has the inputs {found}, the workload declares {sorted(names)}", where=where, fix=fix)
+    if len({array.shape[:1] for array in batch.inputs.values()}) != 1:
+        raise BadData("its inputs differ in batch size", where=where, fix="give every input one row for each sample")
+    for spec in specs:
+        _check_array(batch.inputs[spec.name], spec, where, fix)
+
+
+def _check_array(array: Array, spec: TensorSpec, where: str, fix: str) -> None:
+    if str(array.dtype) != spec.dtype:
+        what = f"input {spec.name!r} is {array.dtype}, the workload declares {spec.dtype}"
+        raise BadData(what, where=where, fix=fix)
+    wrong = len(array.shape) != len(spec.dims) or any(
+        not dim.minimum <= size <= dim.maximum if isinstance(dim, Dim) else dim != size
+        for size, dim in list(zip(array.shape, spec.dims, strict=False))[1:]
+    )
+    if wrong:
+        wanted = ", ".join(f"{d.name} {d.minimum}..{d.maximum}" if isinstance(d, Dim) else str(d) for d in spec.dims)
+        what = f"input {spec.name!r} has the shape {array.shape}, the workload declares ({wanted})"
+        raise BadData(what, where=where, fix=fix)
+    if not len(array):
+        raise BadData(f"input {spec.name!r} has no samples", where=where, fix="leave empty batches out")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        sample = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise BadData(
+            f"input {spec.name!r} has a NaN or infinite value in sample {sample}",
+            where=where,
+            fix="clean the data, or drop that sample",
+        )
+
+
+def fewest(inputs: Sequence[TensorSpec]) -> int:
+    """Return the fewest samples that a model with these inputs takes in one call."""
+    return max((spec.shape(size="minimum")[0] for spec in inputs if spec.batched), default=1)

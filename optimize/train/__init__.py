@@ -1,0 +1,1 @@
+"""Train: one loop for all methods that learn, in one process or several."""
