@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optimize.step.contract import METHODS
+from optimize.methods.table import METHODS
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {

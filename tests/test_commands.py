@@ -21,7 +21,7 @@ from modelathe.commandline import CommandGroup, document, emit, json_option
 from modelathe.errors import BadInput
 from optimize import cli as optimize_cli
 from optimize.commands.method import FAMILIES
-from optimize.step.contract import NAMES
+from optimize.methods.table import NAMES
 from serve import cli as serve_cli
 
 GROUPS = {"optimize": optimize_cli.main, "serve": serve_cli.main, "loadtest": loadtest_cli.main}

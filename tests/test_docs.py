@@ -7,7 +7,7 @@ import pytest
 
 from loadtest.cli import main as loadtest
 from optimize.cli import main as optimize
-from optimize.step.contract import NAMES
+from optimize.methods.table import NAMES
 from serve.cli import main as serve
 
 ROOT = Path(__file__).parent.parent

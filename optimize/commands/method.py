@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from modelathe.commandline import PATH, document, emit, json_option, reporting
 from optimize.commands.overlap import overlap_option
-from optimize.step.contract import METHODS, NAMES
+from optimize.methods.table import METHODS, NAMES
 
 FAMILIES = tuple(dict.fromkeys(method.name.partition(".")[0] for method in METHODS.values()))
 BATCHES = "1,32"

@@ -11,6 +11,7 @@ from loadtest.plan.options import Number
 from modelathe.commandline import PATH, document, emit, json_option, reporting
 from modelathe.errors import UsageError
 from optimize.commands.overlap import overlap_option
+from optimize.methods.table import NAMES
 
 if TYPE_CHECKING:
     from optimize.source.workload import Workload
@@ -77,8 +78,9 @@ def _study(
     bundle: Any, workload: "Workload", progress: Any, *, method: str, ratio: float, depth: int, batch: str, seed: int
 ) -> Any:
     from optimize.judge import effect as study
+    from optimize.methods import apply as step
     from optimize.run import recipe
-    from optimize.step import contract as step
+    from optimize.step.contract import Context
     from serve.config.target import Target
     from serve.repository import scratch
 
@@ -89,13 +91,12 @@ def _study(
     sizes = [int(size) if size.strip().isdigit() else size for size in batch.split(",")]
     target = recipe.build(Target, {"batch": sizes}, "--batch")
     with scratch.folder() as folder:
-        context = step.Context(workload, workload.build(), target, seed, folder, progress)
+        context = Context(workload, workload.build(), target, seed, folder, progress)
         return study.study(configs, bundle, context, depth)
 
 
 def _config(name: str, ratio: float) -> Any:
     from optimize.run import recipe
-    from optimize.step.contract import NAMES
 
     if name not in NAMES:
         raise UsageError(f"--method: there is no method {name!r}", fix=f"use one of {', '.join(NAMES)}")

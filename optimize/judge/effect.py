@@ -11,6 +11,8 @@ import numpy as np
 
 from modelathe.tensors import TensorSpec
 from optimize.graph import graph
+from optimize.methods.apply import for_target
+from optimize.methods.table import METHODS, NAMES
 from optimize.model.errors import BadBundle, BadGraph, BadModel, BadRecipe, NoEffect
 from optimize.predict import inner
 from optimize.source import splits
@@ -101,7 +103,7 @@ def treat(config: Any, subject: Any, folder: Path, context: "Context") -> Any:
         Whatever else the method raises.
     """
     from optimize.judge import ensure
-    from optimize.step.contract import METHODS, fingerprint, for_target
+    from optimize.step.contract import fingerprint
 
     config = for_target(config, context.target)
     made = METHODS[type(config)].apply(config, ensure.copy(subject, folder), replace(context, scratch=folder))
@@ -202,7 +204,6 @@ def study(
         BadBundle: the model is not a float one any more.
     """
     from optimize.methods.export.onnx import export
-    from optimize.step.contract import METHODS
 
     _check(configs, source)
     workload = context.workload
@@ -230,7 +231,6 @@ def study(
 
 
 def _check(configs: Sequence[Any], source: "Bundle") -> None:
-    from optimize.step.contract import METHODS, NAMES
 
     for config in configs:
         method = METHODS[type(config)]
@@ -249,7 +249,6 @@ def _check(configs: Sequence[Any], source: "Bundle") -> None:
 def _alone(config: Any, subject: Any, members: Sequence[str], folder: Path, context: "Context") -> Path:
     """Return the ONNX file of the model in which only `members` were treated."""
     from optimize.methods.export.onnx import export
-    from optimize.step.contract import METHODS
 
     method, workload = METHODS[type(config)], context.workload
     if method.stage == "graph":

@@ -13,8 +13,10 @@ from optimize.judge import speed
 from optimize.judge.evaluate import Quality, evaluate
 from optimize.judge.mates import deviation
 from optimize.judge.measure import Cost
+from optimize.methods import apply as steps_of
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize import left
+from optimize.methods.table import METHODS
 from optimize.predict.runtimes import TorchPredictor, open_graph
 from optimize.run import digest, follower
 from optimize.run.baseline import Progress, Trained, cost, graph_of, reusable
@@ -22,8 +24,8 @@ from optimize.run.recipe import Recipe
 from optimize.source import sample, splits
 from optimize.source.workload import Workload, fewest
 from optimize.step import bundle as bundles
-from optimize.step import contract as steps_of
 from optimize.step.bundle import Bundle
+from optimize.step.contract import Context, Method
 from serve.config import model_config
 from serve.repository import scratch
 
@@ -49,7 +51,7 @@ def advance(
 
     The graph of the `last` graph step goes without the names of its nodes, which no step will ask for.
     """
-    method = steps_of.METHODS[type(step)]
+    method = METHODS[type(step)]
     workload = source.workload
     checkpoints = folder.absolute().with_name(f".{folder.name}.checkpoint")
     checkpoint = checkpoints / key.digest[:16]
@@ -59,7 +61,7 @@ def advance(
     progress(method.name, 0.0)
     with scratch.folder() as place:
         # The teacher is a model of its own: a step trains `source.module`, which may be the very same object.
-        context = steps_of.Context(
+        context = Context(
             follower.workload_for(step, workload),
             trained.bundle.module,
             recipe.target,
@@ -103,7 +105,7 @@ def advance(
 
 
 def _judged(
-    made: Bundle, method: steps_of.Method, trained: Trained, recipe: Recipe, sets: splits.Sets
+    made: Bundle, method: Method, trained: Trained, recipe: Recipe, sets: splits.Sets
 ) -> tuple[Quality, dict[str, Any]]:
     """Judge what a step made, in torch before the export; return its quality, and what the lineage says of it."""
     workload, graph = made.workload, graph_of(made)
@@ -152,7 +154,7 @@ def every_step(recipe: Recipe, trained: Trained, sets: splits.Sets, folder: Path
     keys: dict[str, str] = {}
     current, quality, kept = trained.bundle, trained.quality, 0
     for number, step in enumerate(recipe.steps, 1):
-        name, last = steps_of.METHODS[type(step)].name, number == len(recipe.steps)
+        name, last = METHODS[type(step)].name, number == len(recipe.steps)
         place = folder / folder_name(number, name)
         key = digest.step(step, current, recipe, sets, last=last)
         made = reusable(place, current.workload, key, progress) if kept == number - 1 else None
@@ -161,7 +163,7 @@ def every_step(recipe: Recipe, trained: Trained, sets: splits.Sets, folder: Path
         else:
             kept += 1
             progress(f"{name}: kept from the last run", 1.0)
-            made, quality = _judged_again(made, current, steps_of.METHODS[type(step)], trained, recipe, sets)
+            made, quality = _judged_again(made, current, METHODS[type(step)], trained, recipe, sets)
         elements.append(dict(made.lineage[-1]))
         keys[place.name] = key.digest
         current = made
@@ -169,7 +171,7 @@ def every_step(recipe: Recipe, trained: Trained, sets: splits.Sets, folder: Path
 
 
 def _judged_again(
-    made: Bundle, before: Bundle, method: steps_of.Method, trained: Trained, recipe: Recipe, sets: splits.Sets
+    made: Bundle, before: Bundle, method: Method, trained: Trained, recipe: Recipe, sets: splits.Sets
 ) -> tuple[Bundle, Quality]:
     """Return a bundle that was kept and its quality; its lineage, on disk too, says what is found out today.
 

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelathe.commandline import version
 from optimize.machine import cpu
+from optimize.methods.apply import reads
+from optimize.methods.table import METHODS
 from optimize.model.errors import BadWorkload
 
 if TYPE_CHECKING:
@@ -85,7 +87,7 @@ def step(config: Any, source: "Bundle", recipe: "Recipe", sets: "Sets", *, last:
         sets: of the workload.
         last: whether it is the recipe's last step, whose graph loses the names of its nodes.
     """
-    from optimize.step.contract import METHODS, fingerprint, reads
+    from optimize.step.contract import fingerprint
 
     method = METHODS[type(config)]
     in_graph = method.stage == "graph"

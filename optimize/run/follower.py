@@ -9,12 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimize.methods import apply as steps
+from optimize.methods.table import METHODS
 from optimize.run import recipe
 from optimize.source.workload import Workload
 from optimize.source.workload import load as load_workload
 from optimize.step import bundle as bundles
-from optimize.step import contract as steps
 from optimize.step.bundle import Bundle
+from optimize.step.contract import Context
 from optimize.train import processes
 from serve.repository import scratch
 
@@ -68,14 +70,14 @@ def follow() -> None:
 
 
 def _together(step: Any) -> bool:
-    return processes.size() > 1 and "training" in steps.METHODS[type(step)].needs(step)
+    return processes.size() > 1 and "training" in METHODS[type(step)].needs(step)
 
 
 def _apply(told: dict[str, Any], workload: Workload) -> None:
     plan = recipe.parse(told["recipe"])
     module = bundles.load(Path(told["bundle"]), workload).module if told["bundle"] else workload.build()
     with scratch.folder() as place:
-        context = steps.Context(
+        context = Context(
             workload, workload.build(), plan.target, plan.seed, place, lambda *_: None, Path(told["checkpoint"])
         )
         steps.apply(plan.steps[0], module, context)

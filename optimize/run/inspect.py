@@ -20,11 +20,11 @@ from modelathe.tensors import Arrays, TensorSpec
 from optimize.graph import graph
 from optimize.judge import macs, measure
 from optimize.methods.export.onnx import export
+from optimize.methods.table import METHODS
 from optimize.model.errors import BadGraph
 from optimize.predict.runtimes import answering, session_options
 from optimize.source.workload import fewest
 from optimize.step.bundle import Bundle
-from optimize.step.contract import METHODS
 from serve.repository import scratch
 
 if TYPE_CHECKING:

@@ -20,7 +20,9 @@ from optimize.judge.gate import Gate
 from optimize.judge.measure import Cost
 from optimize.judge.speed import Timing
 from optimize.machine import extra
+from optimize.methods import apply as steps_of
 from optimize.methods.export.onnx import Onnx
+from optimize.methods.table import METHODS, NAMES
 from optimize.model.errors import BadGraph, BadRecipe, BadWorkload, BusyMachine, GateRefused
 from optimize.run import digest, resume
 from optimize.run.advance import advance, every_step, folder_name, measured
@@ -29,7 +31,6 @@ from optimize.run.recipe import Recipe, ordered
 from optimize.source import splits
 from optimize.source.workload import Workload, fewest
 from optimize.step import bundle as bundles
-from optimize.step import contract as steps_of
 from optimize.step.bundle import Bundle
 from serve.config import curve, model_config, settings
 from serve.config.target import TENSORRT, Target
@@ -104,7 +105,7 @@ def _run(
     """Run in a folder that is this run's alone; arguments as for `run`."""
     from optimize.report import page
 
-    names = [steps_of.METHODS[type(step)].name for step in recipe.steps]
+    names = [METHODS[type(step)].name for step in recipe.steps]
     folders = [folder_name(number, name) for number, name in enumerate((TRAINED, *names))]
     resume.prepare(folder, recipe, folders, progress)
     trained = establish(workload, folder / folders[0], digest.trained(workload, sets), progress)
@@ -300,7 +301,7 @@ def _gates(
     gates = [gate.quality(recipe.budget, first, result, difference, strict)]
     gates += gate.size(recipe.budget, measure.file_bytes(graph_of(last)))
     stages = timing.stages()
-    promises = set().union(*(steps_of.METHODS[type(step)].promises for step in recipe.steps))
+    promises = set().union(*(METHODS[type(step)].promises for step in recipe.steps))
     if "smaller" in promises:
         gates.append(gate.smaller(timing.ratios(timing.result)["size"], stages))
     if "faster" in promises:
@@ -319,7 +320,7 @@ def _stop(gates: list[Gate], folder: Path, result: dict[str, Any]) -> None:
 
 def _places(result: dict[str, Any]) -> dict[str, Any]:
     """Return the gated metric of the torch model that was exported, of the ONNX file, and of the endpoint if served."""
-    in_torch = [step for step in result["steps"] if steps_of.METHODS[steps_of.NAMES[step["name"]]].stage == "torch"]
+    in_torch = [step for step in result["steps"] if METHODS[NAMES[step["name"]]].stage == "torch"]
     return {
         "torch": (in_torch or [result["trained"]])[-1]["quality"],
         "onnx": result["result"]["quality"],
@@ -328,5 +329,5 @@ def _places(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config(entry: dict[str, Any]) -> Any:
-    config = steps_of.NAMES.get(entry["name"])
+    config = NAMES.get(entry["name"])
     return None if config is None or config is Onnx else config(**entry["config"])

@@ -12,9 +12,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from loadtest.plan.schedule import FASTEST, MOST_IN_FLIGHT
+from optimize.methods.apply import for_target
 from optimize.methods.export.onnx import Onnx
+from optimize.methods.table import METHODS, NAMES
 from optimize.model.errors import BadRecipe
-from optimize.step.contract import METHODS, NAMES, for_target
 from serve.config.settings import Settings
 from serve.config.target import Target
 

@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from modelathe.errors import LatheError
 from modelathe.tensors import BATCH, TensorSpec
+from optimize.methods import apply as step
 from optimize.methods.export.onnx import Onnx
+from optimize.methods.table import METHODS, NAMES
 from optimize.model import errors
 from optimize.model.errors import BadData, BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
 from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
@@ -23,8 +25,7 @@ from optimize.run import recipe
 from optimize.source import workload as workloads
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
-from optimize.step import contract as step
-from optimize.step.contract import METHODS, NAMES, Context
+from optimize.step.contract import Context, fingerprint
 from serve.config.target import Target
 from tests.optimize.conftest import SMALL, Optimize
 
@@ -307,12 +308,12 @@ def test_every_method_on_every_awkward_model(
     result = exports(model)
     if name != "export.onnx":
         subject: Any = result if METHODS[NAMES[name]].stage == "graph" else made.build()
-        before = step.fingerprint(subject)
+        before = fingerprint(subject)
         try:
             result = step.apply(config(name), subject, context(made, tmp_path))
         except LatheError as error:
             result = error
-        assert step.fingerprint(subject) == before
+        assert fingerprint(subject) == before
     if isinstance(result, LatheError):
         explained(result, name, model, MODELS[model].__name__)
         assert (model, name) in REFUSED, str(result)
@@ -384,7 +385,7 @@ def test_spoiled_calibration_data(
     if in_torch and not always:
         # A ranking may rest on few samples; `step.apply` sees to it that the result answers with finite numbers.
         changed = step.apply(config(name, **options), subject, context(made, tmp_path))
-        assert step.fingerprint(changed) != step.fingerprint(subject)
+        assert fingerprint(changed) != fingerprint(subject)
         return
     with pytest.raises(BadData, match=said) as raised:
         step.apply(config(name, **options), subject, context(made, tmp_path))

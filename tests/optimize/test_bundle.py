@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from optimize.methods.apply import apply
 from optimize.methods.prune.channels import Channels
 from optimize.model.errors import BadBundle, BadWorkload
 from optimize.predict.runtimes import TorchPredictor
 from optimize.source.workload import Workload
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle
-from optimize.step.contract import Context, apply
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 

@@ -24,11 +24,13 @@ from modelathe.errors import MachineError, UsageError
 from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize.graph import graph as graphs
 from optimize.machine import extra
+from optimize.methods.apply import apply, for_target
 from optimize.methods.export.onnx import export
+from optimize.methods.table import NAMES
 from optimize.model.errors import BadBundle, BadGraph, MissingExtra
 from optimize.source.workload import Workload
 from optimize.step.bundle import Bundle
-from optimize.step.contract import NAMES, Context, apply, for_target
+from optimize.step.contract import Context
 from optimize.tensorrt import compiler, plan, rules
 from serve.config.target import Target
 from serve.tensorrt import ask, build

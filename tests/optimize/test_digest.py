@@ -19,6 +19,7 @@ from optimize.methods.quantize.mixed import Mixed
 from optimize.methods.quantize.qat import Qat
 from optimize.methods.quantize.static import Static
 from optimize.methods.quantize.weight_only import WeightOnly
+from optimize.methods.table import METHODS
 from optimize.model.errors import BadBundle
 from optimize.run import advance, baseline, digest, pipeline, recipe
 from optimize.run.recipe import Recipe
@@ -26,7 +27,6 @@ from optimize.source import splits, workload
 from optimize.source.workload import Batch, load
 from optimize.step import bundle
 from optimize.step.bundle import Bundle
-from optimize.step.contract import METHODS
 from optimize.train import fit as train
 from serve.config.target import Target
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from optimize.machine import cpu
+from optimize.methods import apply as step
 from optimize.methods.distill import layers, relations, teacher
 from optimize.methods.distill.features import Features
 from optimize.methods.distill.logits import Logits
@@ -18,8 +19,7 @@ from optimize.model.errors import BadData, BadModel, BadWorkload, NoEffect
 from optimize.predict.runtimes import forward
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle
-from optimize.step import contract as step
-from optimize.step.contract import Context
+from optimize.step.contract import Context, fingerprint
 from optimize.train.fit import tensors
 from serve.config.target import Target
 from tests.optimize.conftest import Optimize
@@ -243,7 +243,7 @@ def test_bfloat16_learns_the_same(kind: Any, poor: Workload, tmp_path: Path) -> 
         )
         for precision in ("float32", "bfloat16")
     ]
-    assert step.fingerprint(made[0]) != step.fingerprint(made[1])
+    assert fingerprint(made[0]) != fingerprint(made[1])
     assert all(parameter.dtype == torch.float32 for parameter in made[1].parameters())
     # Rounding leads another way down: what counts is that both arrive.
     untrained = apart(poor.build("narrow"), poor, kind)

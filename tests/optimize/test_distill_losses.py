@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, TensorSpec
+from optimize.methods import apply as step
 from optimize.methods.distill import logits
 from optimize.methods.distill.features import Features
 from optimize.methods.distill.logits import Logits
 from optimize.methods.distill.relations import Relations
 from optimize.model.errors import BadModel
 from optimize.source.workload import Batch, Workload
-from optimize.step import contract as step
 from optimize.step.contract import Context
 from serve.config.target import Target
 

@@ -13,14 +13,16 @@ from torch.nn import functional
 
 from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize.graph import graph
+from optimize.methods import apply as step
 from optimize.methods.export.fuse import Fuse
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize.dynamic import Dynamic
 from optimize.methods.quantize.static import Static
+from optimize.methods.table import METHODS
 from optimize.model.errors import BadRecipe, NoEffect
 from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
 from optimize.source.workload import Batch, Workload
-from optimize.step import contract as step
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 LENGTH = Dim("length", 2, 12, 40)
@@ -106,7 +108,7 @@ def workload(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> Workload:
 def apply(config: object, source: Path, made: Workload, folder: Path) -> Path:
     scratch = folder / type(config).__name__
     scratch.mkdir(parents=True)
-    context = step.Context(made, made.build(), Target(), 0, scratch, lambda text, fraction: None)
+    context = Context(made, made.build(), Target(), 0, scratch, lambda text, fraction: None)
     return Path(step.apply(config, source, context))
 
 
@@ -181,6 +183,6 @@ def test_another_runtime_is_refused(tmp_path: Path) -> None:
     # No target has another runtime in every installation; the step must not depend on which there are.
     target = Target()
     object.__setattr__(target, "runtime", "openvino")
-    context = step.Context(made, made.build(), target, 0, tmp_path, lambda text, fraction: None)
+    context = Context(made, made.build(), target, 0, tmp_path, lambda text, fraction: None)
     with pytest.raises(BadRecipe, match="the target's runtime is openvino"):
-        step.METHODS[Fuse].apply(Fuse(), Path(shutil.copy(source, tmp_path / "copy.onnx")), context)
+        METHODS[Fuse].apply(Fuse(), Path(shutil.copy(source, tmp_path / "copy.onnx")), context)

@@ -11,6 +11,7 @@ from torch import nn
 
 from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize.judge import macs, measure
+from optimize.methods.apply import apply
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize.dynamic import Dynamic
 from optimize.methods.quantize.static import Static
@@ -18,7 +19,7 @@ from optimize.run import inspect as layers
 from optimize.run.inspect import Inspection
 from optimize.source.workload import Workload
 from optimize.step.bundle import Bundle
-from optimize.step.contract import Context, apply
+from optimize.step.contract import Context
 from serve.config.target import Target
 from tests.optimize.conftest import Optimize
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, TensorSpec
+from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize.static import Static
 from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
 from optimize.source.workload import Batch, Workload
-from optimize.step import contract as step
 from optimize.step.contract import Context
 from serve.config.target import Target
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, TensorSpec
+from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize.dynamic import Dynamic
 from optimize.methods.quantize.half import Half
@@ -16,10 +17,10 @@ from optimize.methods.quantize.left import floats, told
 from optimize.methods.quantize.mixed import Mixed
 from optimize.methods.quantize.static import Static
 from optimize.methods.quantize.weight_only import WeightOnly
+from optimize.methods.table import METHODS
 from optimize.model.errors import NoEffect
 from optimize.source.workload import Workload
-from optimize.step import contract as step
-from optimize.step.contract import METHODS, Context
+from optimize.step.contract import Context
 from serve.config.target import Target
 from tests.optimize.conftest import Optimize
 from tests.optimize.test_quantize import distance, workload

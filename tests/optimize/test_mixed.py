@@ -13,12 +13,13 @@ from torch import nn
 from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
 from optimize.judge import effect as sensitivity
 from optimize.judge.evaluate import evaluate
+from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize.mixed import Mixed
 from optimize.model.errors import BadRecipe, NoEffect
 from optimize.predict.runtimes import OnnxPredictor
 from optimize.source.workload import Batch, Workload
-from optimize.step import contract as step
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 WIDTH = 1024
@@ -72,7 +73,7 @@ def search(made: Workload, exported: Path, tmp_path: Path) -> Search:
         scratch = tmp_path / str(len(list(tmp_path.iterdir())))
         scratch.mkdir()
         teacher = trained or made.build()
-        context = step.Context(workload, teacher, Target(cores=1), 0, scratch, lambda text, _: said.append(text))
+        context = Context(workload, teacher, Target(cores=1), 0, scratch, lambda text, _: said.append(text))
         return step.apply(config, exported, context), said
 
     return run

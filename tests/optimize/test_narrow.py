@@ -16,6 +16,7 @@ from torch import nn
 from modelathe.tensors import BATCH, Array, TensorSpec
 from optimize.graph import graph
 from optimize.judge.evaluate import relative_error
+from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize.dynamic import Dynamic
 from optimize.methods.quantize.fp8 import Fp8
@@ -27,7 +28,6 @@ from optimize.predict.ranges import largest
 from optimize.predict.runtimes import OnnxPredictor, open_graph
 from optimize.run.recipe import Recipe
 from optimize.source.workload import Batch, Workload
-from optimize.step import contract as step
 from optimize.step.contract import Context
 from serve.config.target import Target
 from serve.repository import onnx_file

@@ -20,15 +20,17 @@ from modelathe.tensors import BATCH, Arrays, TensorSpec
 from optimize.graph import graph
 from optimize.judge import measure
 from optimize.judge.evaluate import evaluate
+from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize import nncf
+from optimize.methods.table import METHODS
 from optimize.model.errors import BadGraph, BadRecipe, MissingExtra
 from optimize.predict import runtimes as predict
 from optimize.predict.runtimes import OnnxPredictor, OpenVinoPredictor, TorchPredictor
 from optimize.run import pipeline, recipe
 from optimize.source.workload import Batch, Workload, load
 from optimize.step import bundle as bundles
-from optimize.step import contract as step
+from optimize.step.contract import Context
 from serve.config.target import Target
 from serve.repository import tree as repository
 from tests.optimize.conftest import SMALL, Optimize
@@ -172,13 +174,13 @@ def save_copy(path: Path, folder: Path) -> Path:
 def test_a_step_is_tried_in_the_runtime_of_the_target(
     small: Workload, exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def fuse(config: Any, subject: Path, _context: step.Context) -> Path:
+    def fuse(config: Any, subject: Path, _context: Context) -> Path:
         model = graph.load(subject)
         next(node for node in model.graph if node.op_type == "Relu").domain = "theirs"
         return graph.save(model, subject)
 
-    row = step.METHODS[nncf.Nncf]
-    monkeypatch.setitem(step.METHODS, nncf.Nncf, replace(row, apply=fuse))  # type: ignore[attr-defined]
+    row = METHODS[nncf.Nncf]
+    monkeypatch.setitem(METHODS, nncf.Nncf, replace(row, apply=fuse))  # type: ignore[attr-defined]
     with pytest.raises(BadGraph, match=r"after quantize\.nncf: OpenVINO cannot load it"):
         step.apply(nncf.Nncf(), exported, replace(context(small, tmp_path), target=OPENVINO))
 

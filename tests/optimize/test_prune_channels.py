@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from modelathe.tensors import BATCH, Array, TensorSpec
 from optimize.judge import macs, measure
+from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.methods.prune import cost, dependency, importance, recurrent
 from optimize.methods.prune.channels import Channels, needs
@@ -23,7 +24,6 @@ from optimize.model.errors import BadModel, NoEffect
 from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
-from optimize.step import contract as step
 from optimize.step.contract import Context
 from serve.config.target import Target
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from modelathe.tensors import BATCH, Array, TensorSpec
 from optimize.judge import macs
+from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.methods.prune.heads import Heads
 from optimize.model.attention import Attention
@@ -20,7 +21,6 @@ from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
 from optimize.run import recipe
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
-from optimize.step import contract as step
 from optimize.step.contract import Context
 from serve.config.target import Target
 

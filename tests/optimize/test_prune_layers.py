@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from modelathe.tensors import BATCH, Array, TensorSpec
+from optimize.methods import apply as step
 from optimize.methods.prune.layers import Layers
 from optimize.model.errors import BadRecipe, NoEffect
 from optimize.model.structure import Skip
@@ -16,7 +17,6 @@ from optimize.predict.runtimes import TorchPredictor
 from optimize.run import recipe
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
-from optimize.step import contract as step
 from optimize.step.contract import Context
 from serve.config.target import Target
 

@@ -9,15 +9,16 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, Array, TensorSpec
+from optimize.methods import apply as step
 from optimize.methods.prune import sparse
 from optimize.methods.prune.weights import Weights
+from optimize.methods.table import METHODS
 from optimize.model.errors import BadRecipe, NoEffect
 from optimize.predict.runtimes import TorchPredictor
 from optimize.run import recipe
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
-from optimize.step import contract as step
-from optimize.step.contract import METHODS, Context
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 Score = Literal["magnitude", "wanda", "sparsegpt"]

@@ -14,6 +14,7 @@ from torch import nn
 
 from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize.judge.evaluate import evaluate
+from optimize.methods import apply as step
 from optimize.methods.prune.channels import Channels
 from optimize.methods.quantize import captured, qat
 from optimize.methods.quantize.dynamic import Dynamic
@@ -22,7 +23,7 @@ from optimize.model.errors import BadGraph, BadModel, BadRecipe, BadWorkload, No
 from optimize.predict.runtimes import OnnxPredictor
 from optimize.run.recipe import ordered
 from optimize.source.workload import Batch, Workload
-from optimize.step import contract as step
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 TOKENS = TensorSpec("tokens", "float32", (BATCH, Dim("steps", 1, 6, 20), 12))
@@ -68,7 +69,7 @@ def train(tmp_path: Path) -> Callable[..., tuple[Path, list[str]]]:
 
     def run(config: Qat, made: Workload) -> tuple[Path, list[str]]:
         said: list[str] = []
-        context = step.Context(made, made.build(), Target(cores=1), 0, tmp_path, lambda text, _: said.append(text))
+        context = Context(made, made.build(), Target(cores=1), 0, tmp_path, lambda text, _: said.append(text))
         return step.apply(config, made.build(), context), said
 
     return run

@@ -16,17 +16,18 @@ from torch import nn
 from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize.graph import graph
 from optimize.judge import measure
+from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize import calibrate
 from optimize.methods.quantize.dynamic import Dynamic
 from optimize.methods.quantize.static import Static
+from optimize.methods.table import METHODS
 from optimize.model.errors import BadData, BadGraph, NoEffect
 from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
 from optimize.run import pipeline
 from optimize.run.recipe import Recipe
 from optimize.source.workload import Batch, Workload
-from optimize.step import contract as step
-from optimize.step.contract import METHODS
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 Quantize = Callable[[object, Path, Workload], Path]
@@ -106,7 +107,7 @@ def quantize(tmp_path: Path) -> Quantize:
         scratch = tmp_path / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        context = step.Context(made, made.build(), Target(), 0, scratch, lambda text, fraction: None)
+        context = Context(made, made.build(), Target(), 0, scratch, lambda text, fraction: None)
         return Path(step.apply(config, source, context))
 
     return run
@@ -219,7 +220,7 @@ def test_activations_are_asymmetric_or_symmetric_as_asked(
 def test_activations_go_by_the_target(tmp_path: Path) -> None:
     made = workload(convolutional(), IMAGE)
     source = export(made.build(), made.inputs, made.outputs, tmp_path / "model.onnx")
-    context = step.Context(made, made.build(), Target(device="cuda"), 0, tmp_path, lambda text, fraction: None)
+    context = Context(made, made.build(), Target(device="cuda"), 0, tmp_path, lambda text, fraction: None)
     nodes = graph.load(METHODS[Static].apply(Static(), source, context)).graph
     assert all((graph.constant(node.inputs[2]) == 0).all() for node in nodes if node.op_type == "QuantizeLinear")
 

@@ -20,8 +20,8 @@ from optimize.model.errors import BadBundle
 from optimize.report import figures
 from optimize.report import sensitivity as report
 from optimize.source.workload import Batch, Workload
-from optimize.step import contract as step
 from optimize.step.bundle import Bundle
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 ROW = TensorSpec("input", "float32", (BATCH, 256))
@@ -52,7 +52,7 @@ def pair() -> Workload:
 @pytest.fixture
 def study(pair: Workload, tmp_path: Path) -> Callable[..., Any]:
     def run(*configs: object, depth: int = 0, lineage: tuple[dict[str, Any], ...] = ()) -> Any:
-        context = step.Context(pair, pair.build(), Target(cores=1, batch=(4,)), 0, tmp_path, lambda text, _: None)
+        context = Context(pair, pair.build(), Target(cores=1, batch=(4,)), 0, tmp_path, lambda text, _: None)
         return sensitivity.study(configs, Bundle(pair, pair.build(), lineage=lineage), context, depth)
 
     return run
@@ -89,7 +89,7 @@ def test_a_loss_that_rises_is_a_loss(pair: Workload, tmp_path: Path) -> None:
     path = export(pair.build(), pair.inputs, pair.outputs, tmp_path / "model.onnx")
     effects = []
     for workload in (pair, rising):
-        context = step.Context(workload, pair.build(), Target(cores=1), 0, tmp_path, lambda text, _: None)
+        context = Context(workload, pair.build(), Target(cores=1), 0, tmp_path, lambda text, _: None)
         folder = tmp_path / workload.name / str(len(effects))
         folder.mkdir(parents=True)
         treated = sensitivity.treat(Dynamic(), path, folder, context)

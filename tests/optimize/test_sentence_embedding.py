@@ -10,12 +10,13 @@ import pytest
 
 from optimize.judge import measure
 from optimize.judge.evaluate import evaluate
+from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.model.errors import BadWorkload
 from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
 from optimize.run import recipe
 from optimize.source import workload
-from optimize.step import contract as step
+from optimize.step.contract import Context
 from serve.config.target import Target
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sentence_embedding.py"
@@ -129,7 +130,7 @@ def test_int8_keeps_size_speed_and_neighbours(
     for number, config in enumerate(read.steps[1:]):
         scratch = tmp_path / str(number)
         scratch.mkdir()
-        context = step.Context(made, module, read.target, 0, scratch, lambda text, fraction: None)
+        context = Context(made, module, read.target, 0, scratch, lambda text, fraction: None)
         result = step.apply(config, result, context)
 
     assert measure.file_bytes(source) / measure.file_bytes(result) >= 3.8

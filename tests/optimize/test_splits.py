@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from modelathe.tensors import BATCH, Array, Dim, TensorSpec
+from optimize.methods import apply as step
 from optimize.methods.quantize.half import Half
 from optimize.methods.quantize.mixed import Mixed
 from optimize.model.errors import BadData, BadWorkload
@@ -18,7 +19,6 @@ from optimize.source import splits
 from optimize.source.texts import Texts
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle
-from optimize.step import contract as step
 from tests.optimize.conftest import Optimize
 from tests.optimize.small import IMAGES, LABELS, TEST, TRAIN, batches
 from tests.optimize.test_kills import USER

@@ -12,12 +12,13 @@ import torch
 from pydantic import ValidationError
 
 from modelathe.errors import LatheError
+from optimize.methods import apply as step
 from optimize.methods.export.onnx import Onnx, export
+from optimize.methods.table import METHODS, NAMES
 from optimize.model.errors import BadWorkload, NoEffect
 from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
 from optimize.source.workload import Workload
-from optimize.step import contract as step
-from optimize.step.contract import METHODS, NAMES, Context
+from optimize.step.contract import Context, fingerprint
 from serve.config.target import Target
 from tests.optimize import architectures
 
@@ -63,11 +64,11 @@ def test_changes_a_copy_and_leaves_the_subject(
 ) -> None:
     method = METHODS[kind]
     subject = subjects[method.stage]
-    before = step.fingerprint(subject)
+    before = fingerprint(subject)
     torch.manual_seed(0)
     result = step.apply(config(kind), subject, context(workload, tmp_path))
-    assert step.fingerprint(subject) == before
-    assert step.fingerprint(result) != before
+    assert fingerprint(subject) == before
+    assert fingerprint(result) != before
     if isinstance(result, Path):
         assert result.is_relative_to(tmp_path)
 
@@ -150,9 +151,7 @@ def test_the_same_seed_gives_the_same_result(
         scratch = tmp_path / str(number)
         scratch.mkdir()
         torch.manual_seed(0)
-        made.append(
-            step.fingerprint(step.apply(config(kind), subjects[METHODS[kind].stage], context(workload, scratch)))
-        )
+        made.append(fingerprint(step.apply(config(kind), subjects[METHODS[kind].stage], context(workload, scratch))))
     assert made[0] == made[1]
 
 

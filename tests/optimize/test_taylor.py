@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, TensorSpec
+from optimize.methods import apply as step
 from optimize.methods.prune import importance
 from optimize.methods.prune.channels import Channels
 from optimize.source.workload import Batch, Workload
-from optimize.step import contract as step
 from optimize.step.contract import Context
 from serve.config.target import Target
 

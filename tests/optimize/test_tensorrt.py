@@ -17,13 +17,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from modelathe.errors import MachineError
 from modelathe.tensors import BATCH, Dim, TensorSpec
+from optimize.methods.apply import apply
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize.fp8 import Fp8
 from optimize.model.errors import BadBundle, BadGraph
 from optimize.source.workload import Workload
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle
-from optimize.step.contract import Context, apply
+from optimize.step.contract import Context
 from optimize.tensorrt import plan, rules
 from serve.config import gpu, model_config
 from serve.config.target import Target

@@ -16,13 +16,15 @@ from modelathe.errors import UsageError
 from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize.judge.evaluate import evaluate, relative_error
 from optimize.machine import doctor
+from optimize.methods.apply import apply
 from optimize.methods.export.onnx import export
+from optimize.methods.table import METHODS
 from optimize.model.errors import BadGraph
 from optimize.predict.runtimes import OnnxPredictor, open_graph
 from optimize.run import recipe
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
-from optimize.step.contract import METHODS, Context, apply
+from optimize.step.contract import Context
 from optimize.tensorrt import compiler, rules
 from serve.config import model_config
 from serve.config.target import Target

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from optimize.methods import apply as step
 from optimize.methods.distill.logits import Logits
 from optimize.model.errors import BadModel
 from optimize.predict.runtimes import forward
@@ -23,7 +24,6 @@ from optimize.run.digest import Key
 from optimize.source.splits import Sets
 from optimize.source.workload import Batch, Workload, load
 from optimize.step import bundle
-from optimize.step import contract as step
 from optimize.step.contract import Context, fingerprint
 from optimize.train import fit as train
 from optimize.train.fit import tensors

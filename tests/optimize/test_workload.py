@@ -11,7 +11,7 @@ from optimize.model.errors import BadData, BadWorkload
 from optimize.predict.runtimes import TorchPredictor
 from optimize.source import workload as workloads
 from optimize.source.workload import Batch, Workload
-from optimize.step import contract as step
+from optimize.step.contract import fingerprint
 
 UserFile = Callable[..., str]
 
@@ -111,5 +111,5 @@ def test_parameters_of_16_bits_are_refused_with_the_way_out(kind: torch.dtype, s
 
 
 def test_a_digest_takes_numbers_of_any_type() -> None:
-    found = {step.fingerprint(nn.Linear(2, 2).to(kind)) for kind in (torch.float64, torch.float16, torch.bfloat16)}
+    found = {fingerprint(nn.Linear(2, 2).to(kind)) for kind in (torch.float64, torch.float16, torch.bfloat16)}
     assert len(found) == 3

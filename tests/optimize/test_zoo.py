@@ -13,7 +13,6 @@ from click.testing import CliRunner, Result
 
 from optimize.run import recipe
 from optimize.source import workload
-from optimize.step import contract as step
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples"
@@ -99,7 +98,7 @@ def test_weights_are_trained_once_and_again_when_their_file_changed(
         made = workload.load(f"{example}:workload")
         # Random augmentation that was read before must not show in the weights.
         next(made.batches("training"))
-        return step.fingerprint(made.build()), "training the weights of mlp, once" in capsys.readouterr().err
+        return fingerprint(made.build()), "training the weights of mlp, once" in capsys.readouterr().err
 
     example.write_text(source)
     first = fingerprint()

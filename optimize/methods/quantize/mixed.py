@@ -18,7 +18,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize.graph import graph
+from optimize.methods.apply import for_target
 from optimize.methods.quantize import left
+from optimize.methods.table import NAMES
 from optimize.model.errors import BadGraph, BadRecipe, NoEffect
 from serve.repository import scratch
 
@@ -69,8 +71,6 @@ def suited(config: Mixed, target: "Target") -> Mixed:
     Raises:
         BadRecipe: the target's runtime lacks what the method that quantizes writes.
     """
-    from optimize.step.contract import NAMES, for_target
-
     for_target(_int8(config, ()), target)
     if config.weight_only:
         for_target(NAMES["quantize.weight_only"](), target)
@@ -203,15 +203,12 @@ def _budget(config: Mixed, context: "Context") -> "Budget":
 
 def _int8(config: Mixed, exclude: tuple[str, ...]) -> Any:
     """Return the config of the method that quantizes, through the table: methods do not know each other."""
-    from optimize.step.contract import NAMES
-
     return NAMES[f"quantize.{config.ranges}"](exclude=exclude)
 
 
 def _packed(path: Path, floats: Sequence[str], judge: _Judge, context: "Context") -> tuple[Path, list[str]]:
     """Give the float layers 8-bit weights, the least sensitive first; return the file and the layers left float."""
     from optimize.judge import effect as sensitivity
-    from optimize.step.contract import NAMES
 
     found, packed = path, list[str]()
     for name in reversed(floats):
