@@ -25,7 +25,7 @@ from optimize.predict.runtimes import RUNTIMES
 from optimize.report import page
 from optimize.run import digest, pipeline, recipe
 from optimize.source import splits
-from optimize.source import workload as workloads
+from optimize.source.load import load_workload
 from optimize.source.workload import Workload
 from optimize.step import bundle as bundles
 from serve.config.target import Target
@@ -250,7 +250,7 @@ def main(names: tuple[str, ...]) -> None:
     written = OUTPUT / "compress.json"
     results = json.loads(written.read_text()) if written.exists() else {}
     for name in names or SUBJECTS:
-        made = workloads.load(f"examples/{name}.py:workload")
+        made = load_workload(f"examples/{name}.py:workload")
         with scratch.alone(OUTPUT):
             found, qualities = compare(made)
         show(name, found)

@@ -35,8 +35,8 @@ from optimize.machine import doctor
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize import half
 from optimize.predict.runtimes import OnnxPredictor
+from optimize.predict.specs import output_specs
 from optimize.report import page
-from optimize.run import endpoint
 from optimize.source.workload import Workload
 from optimize.step.contract import Context
 from serve.config import curve
@@ -108,7 +108,7 @@ def publish(
         graph = files.get(name, files[FP16])
         with OnnxPredictor(graph, target.device) as onnx:
             outputs = onnx.predict(payload.generate(made.inputs, 1, 0)[0])
-        specs = endpoint.output_specs(made, graph, outputs)
+        specs = output_specs(made, graph, outputs)
         with staging.stage(place, name, graph, made.inputs, specs, target, asked) as staged:
             staging.publish(staged, {})
 

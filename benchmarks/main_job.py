@@ -22,9 +22,10 @@ from loadtest.plan.traffic import Part
 from loadtest.run import drive
 from optimize.model.errors import GateRefused
 from optimize.predict.runtimes import OnnxPredictor
+from optimize.predict.specs import output_specs
 from optimize.report import page
-from optimize.run import endpoint, pipeline, recipe
-from optimize.source import workload
+from optimize.run import pipeline, recipe
+from optimize.source.load import load_workload
 from optimize.source.workload import Workload
 from optimize.step import bundle
 from serve.config.target import Target
@@ -54,7 +55,7 @@ WANTED = {
 
 def main_job(name: str) -> dict[str, Any]:
     """Run one example's recipe; a refusal by a gate still has its figures."""
-    made = workload.load(f"examples/{name}.py:workload")
+    made = load_workload(f"examples/{name}.py:workload")
     plan = recipe.load(Path(f"examples/{name}.toml"))
     try:
         return pipeline.run(plan, made, output=OUTPUT / name, repository=OUTPUT / "model_repository")
@@ -83,7 +84,7 @@ def published(made: Workload, graphs: dict[str, Path], target: Target) -> Path:
     for name, graph in graphs.items():
         with OnnxPredictor(graph) as onnx:
             outputs = onnx.predict(payload.generate(made.inputs, 1, 0)[0])
-        specs = endpoint.output_specs(made, graph, outputs)
+        specs = output_specs(made, graph, outputs)
         with staging.stage(place, name, graph, made.inputs, specs, target) as staged:
             staging.publish(staged, {})
     return place

@@ -12,7 +12,7 @@ from torch import nn
 
 from loadtest.plan.data import payload
 from modelathe.tensors import Arrays, Dim, TensorSpec
-from optimize.source import workload
+from optimize.source.load import load_workload
 from optimize.source.workload import Batch, Workload
 
 EXAMPLE = Path("examples/sentence_embedding.py")
@@ -27,7 +27,7 @@ def minilm() -> Workload:
     if any(importlib.util.find_spec(name) is None for name in PACKAGES):
         return sentences()
     sys.path.insert(0, str(EXAMPLE.parent))
-    made = workload.load(f"{EXAMPLE}:workload")
+    made = load_workload(f"{EXAMPLE}:workload")
     inputs = tuple(replace(spec, dims=(BATCH, *spec.dims[1:])) for spec in made.inputs)
     return replace(made, name="minilm", inputs=inputs)
 

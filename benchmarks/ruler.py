@@ -27,7 +27,7 @@ from modelathe.tensors import BATCH, TensorSpec
 from optimize.judge import measure
 from optimize.methods.export.onnx import export
 from optimize.report import page
-from optimize.source import workload as workloads
+from optimize.source.load import load_workload
 from serve.config.target import Target
 
 OUTPUT = Path("build/bench")
@@ -52,7 +52,7 @@ class Last(nn.Module):
 
 def networks(folder: Path) -> dict[str, tuple[Path, Sequence[TensorSpec]]]:
     """Export a convolutional, a recurrent and an attention network; weights make no difference to the time."""
-    digits = workloads.load("examples/digits_cnn.py:workload")
+    digits = load_workload("examples/digits_cnn.py:workload")
     layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
     series = (TensorSpec("series", "float32", (BATCH, 24, 32)),)
     tokens = (TensorSpec("src", "float32", (BATCH, 24, 64)),)

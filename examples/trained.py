@@ -13,8 +13,8 @@ from torch import nn
 
 from optimize.judge import evaluate
 from optimize.predict.runtimes import TorchPredictor
-from optimize.run import digest
 from optimize.source import splits
+from optimize.source.code import code
 from optimize.source.workload import Workload
 from optimize.step.contract import Context
 from optimize.train import fit as train
@@ -55,7 +55,7 @@ def learned(untrained: Callable[[], Workload], file: str, training: Training) ->
         fresh = replace(untrained(), source=f"{file}:workload")
         # Not of the training data: reading it would advance its random generator.
         path = CACHE / f"{workload.name}.safetensors"
-        wanted = digest.code(fresh.source) | dict(splits.read(replace(fresh, training=None)).digests)
+        wanted = code(fresh.source) | dict(splits.read(replace(fresh, training=None)).digests)
         with torch.random.fork_rng():
             torch.manual_seed(SEED)
             module = fresh.build()

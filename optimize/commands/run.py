@@ -7,6 +7,7 @@ import click
 from loadtest.plan.options import Number
 from modelathe.commandline import PATH, emit, json_option, reporting
 from optimize.commands.overlap import overlap_option
+from optimize.source.load import load_workload
 
 
 @click.command()
@@ -55,7 +56,6 @@ def run(
     from optimize.model.errors import BusyMachine, GateRefused
     from optimize.report import table
     from optimize.run import follower, pipeline, recipe
-    from optimize.source import workload
     from optimize.train import processes
 
     if processes.rank():
@@ -64,7 +64,7 @@ def run(
         with follower.leading(), reporting() as progress:
             result = pipeline.run(
                 recipe.load(recipe_path),
-                workload.load(source),
+                load_workload(source),
                 output=output,
                 repository=repository,
                 force=force,

@@ -43,9 +43,9 @@ def sensitivity(source: str, output: Path, as_json: bool, samples: int, allow_ov
     Example:
       optimize sensitivity examples/digits_cnn.py:workload --output build/sensitivity.html
     """
-    from optimize.judge import effect as study
     from optimize.report import sensitivity as report
     from optimize.run import open as sources
+    from optimize.run.study import judged
     from optimize.source import splits
 
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def sensitivity(source: str, output: Path, as_json: bool, samples: int, allow_ov
     with reporting() as progress:
         source_bundle = sources.load(source)
         sets = splits.read(source_bundle.workload, progress, allow_overlap=allow_overlap)
-        workload, judged_on = study.judged(source_bundle.workload, samples)
+        workload, judged_on = judged(source_bundle.workload, samples)
         progress(f"judging on {judged_on} samples", 0.0)
         effects, skipped = _study(source_bundle, workload, progress, **options)
     result = document(
@@ -77,9 +77,8 @@ def sensitivity(source: str, output: Path, as_json: bool, samples: int, allow_ov
 def _study(
     bundle: Any, workload: "Workload", progress: Any, *, method: str, ratio: float, depth: int, batch: str, seed: int
 ) -> Any:
-    from optimize.judge import effect as study
     from optimize.methods import apply as step
-    from optimize.run import recipe
+    from optimize.run import recipe, study
     from optimize.step.contract import Context
     from serve.config.target import Target
     from serve.repository import scratch

@@ -3,7 +3,7 @@
 import glob
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,23 +11,15 @@ import numpy as np
 
 from modelathe.tensors import TensorSpec
 from optimize.graph import graph
-from optimize.methods.apply import for_target
-from optimize.methods.table import METHODS, NAMES
-from optimize.model.errors import BadBundle, BadGraph, BadModel, BadRecipe, NoEffect
+from optimize.model.errors import NoEffect
 from optimize.predict import inner
-from optimize.source import splits
-from optimize.source.workload import Workload, fewest
-from serve.repository import scratch
+from optimize.source.workload import fewest
 
 if TYPE_CHECKING:
     import onnx_ir
 
     from optimize.judge.evaluate import Quality
-    from optimize.step.bundle import Bundle
-    from optimize.step.contract import Context
-
-SECONDS = 4.0
-"""After how many seconds a treated file is no more timed against the untreated one, if nine rounds took no longer."""
+    from optimize.step.contract import Context, Method
 
 
 @dataclass(frozen=True)
@@ -73,16 +65,6 @@ class Untreated:
     trained: "Quality"
 
 
-def judged(workload: Workload, samples: int) -> tuple[Workload, str]:
-    """Return the workload with the samples that a study judges on as its evaluation set, and the set that they are of.
-
-    What is chosen by a study must not be judged on the same samples again: they are those of a search inside a step. A
-    workload that has none is judged on its evaluation set, and the study's page says so.
-    """
-    kind = splits.source(workload)
-    return (workload, "evaluation") if kind is None else (splits.selecting(workload, samples), kind)
-
-
 def untreated(path: Path, context: "Context") -> Untreated:
     """Judge the float ONNX file `path` on the evaluation samples of `context.workload`."""
     from optimize.judge.evaluate import evaluate
@@ -94,7 +76,7 @@ def untreated(path: Path, context: "Context") -> Untreated:
         return Untreated(path, evaluate(predictor, workload, trained.outputs), trained)
 
 
-def treat(config: Any, subject: Any, folder: Path, context: "Context") -> Any:
+def treat(method: "Method", config: Any, subject: Any, folder: Path, context: "Context") -> Any:
     """Apply a method to a copy of `subject` and return what it made: an ONNX file in `folder`, or a module.
 
     Raises:
@@ -105,8 +87,8 @@ def treat(config: Any, subject: Any, folder: Path, context: "Context") -> Any:
     from optimize.judge import ensure
     from optimize.step.contract import fingerprint
 
-    config = for_target(config, context.target)
-    made = METHODS[type(config)].apply(config, ensure.copy(subject, folder), replace(context, scratch=folder))
+    config = method.suited(config, context.target)
+    made = method.apply(config, ensure.copy(subject, folder), replace(context, scratch=folder))
     if fingerprint(made) == fingerprint(subject):
         raise NoEffect("nothing changed", fix="leave the layer out")
     return made
@@ -174,103 +156,3 @@ def _uses(node: "onnx_ir.Node", result: tuple[int, ...]) -> float:
         return math.prod(result[2:]) / math.prod(strides)
     # [steps, directions, batch, hidden] or [..., rows, columns].
     return result[0] if node.op_type in ("LSTM", "GRU") else math.prod(result[:-1])
-
-
-def groups(names: Iterable[str], depth: int) -> dict[str, list[str]]:
-    """Return the layers by the first `depth` parts of their module's path; 0 leaves every layer by itself."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        module = name.rpartition("/")[0] or name
-        found.setdefault(".".join(module.split(".")[:depth]) if depth else name, []).append(name)
-    return found
-
-
-def study(
-    configs: Sequence[Any], source: "Bundle", context: "Context", depth: int = 0
-) -> tuple[list[Effect], list[dict[str, str]]]:
-    """Treat each layer, or group of layers, alone with each of the methods, and measure what that costs and gains.
-
-    Args:
-        configs: of methods that can `exclude` layers; the config's own is added to.
-        source: a float model: of a workload, or a bundle whose last step is a torch step or the export.
-        context: its workload gives the judged samples, its target the batch sizes to time.
-        depth: as for `groups`.
-
-    Returns:
-        The effects, methods and layers in their order; and `{name, method, why}` of what could not be treated.
-
-    Raises:
-        BadRecipe: a method that cannot leave layers alone.
-        BadBundle: the model is not a float one any more.
-    """
-    from optimize.methods.export.onnx import export
-
-    _check(configs, source)
-    workload = context.workload
-    effects: list[Effect] = []
-    skipped: list[dict[str, str]] = []
-    with scratch.folder() as place:
-        context.progress("judging the untreated model", 0.0)
-        plain = source.graph or export(source.module, workload.inputs, workload.outputs, place / "model.onnx")
-        against = untreated(plain, context)
-        for config in configs:
-            method = METHODS[type(config)]
-            subject = plain if method.stage == "graph" else source.module
-            found = groups(method.matches(subject), depth)
-            for number, (name, members) in enumerate(found.items(), 1):
-                context.progress(f"{method.name}: {name}, {number} of {len(found)}", number / len(found))
-                try:
-                    with scratch.folder() as folder:
-                        path = _alone(config, subject, members, folder, context)
-                        effects.append(
-                            _timed(effect(name, method.name, path, against, context), path, against, context)
-                        )
-                except (NoEffect, BadGraph, BadModel) as refusal:
-                    skipped.append({"name": name, "method": method.name, "why": refusal.what})
-    return effects, skipped
-
-
-def _check(configs: Sequence[Any], source: "Bundle") -> None:
-
-    for config in configs:
-        method = METHODS[type(config)]
-        if not hasattr(config, "exclude") or method.stage == "export":
-            able = [name for name, kind in NAMES.items() if "exclude" in {entry.name for entry in fields(kind)}]
-            raise BadRecipe(f"{method.name} cannot leave layers alone", fix=f"use one of {', '.join(able)}")
-    last = source.lineage[-1]["name"] if source.lineage else ""
-    if last in NAMES and METHODS[NAMES[last]].stage != "torch" and last != "export.onnx":
-        raise BadBundle(
-            f"its last step is {last}: its layers cannot be told apart any more",
-            where=str(source.folder),
-            fix="give a workload, or the bundle of a step before",
-        )
-
-
-def _alone(config: Any, subject: Any, members: Sequence[str], folder: Path, context: "Context") -> Path:
-    """Return the ONNX file of the model in which only `members` were treated."""
-    from optimize.methods.export.onnx import export
-
-    method, workload = METHODS[type(config)], context.workload
-    if method.stage == "graph":
-        spared = others(subject, members)
-    else:
-        spared = tuple(glob.escape(name) for name in method.matches(subject) if name not in members)
-    made = treat(replace(config, exclude=(*config.exclude, *spared)), subject, folder, context)
-    if isinstance(made, Path):
-        return made
-    return export(made, workload.inputs, workload.outputs, folder / "model.onnx")
-
-
-def _timed(untimed: Effect, path: Path, against: Untreated, context: "Context") -> Effect:
-    """Return the effect with its speed, measured against the untreated file."""
-    from optimize.judge import measure
-
-    files = {"untreated": against.path, "treated": path}
-    speeds = measure.speed(files, context.workload.inputs, context.target, seconds=SECONDS)
-    ratios = speeds.ratios("treated", "untreated")
-    return replace(
-        untimed,
-        speedup={str(batch): ratio.value for batch, ratio in ratios.items()},
-        interval={str(batch): (ratio.low, ratio.high) for batch, ratio in ratios.items()},
-        control={str(batch): (ratio.low, ratio.high) for batch, ratio in speeds.control().items()},
-    )

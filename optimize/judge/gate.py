@@ -8,11 +8,11 @@ from typing import Any
 
 from loadtest.judge import thresholds, validity
 from optimize.judge import explain
+from optimize.judge.budget import Budget
 from optimize.judge.evaluate import Difference, Score
 from optimize.judge.explain import Stage
 from optimize.judge.ruler import CLEAR, FEWEST, LIMIT, Speeds, more_seconds
 from optimize.model.errors import BadRecipe, BusyMachine, GateRefused
-from optimize.run.recipe import Budget
 from optimize.source.workload import Workload
 
 DEFAULT_KEEP = 0.99

@@ -12,11 +12,11 @@ from optimize.judge.explain import Stage
 from optimize.judge.measure import Cost
 from optimize.judge.ruler import CONTROL, Speeds
 from optimize.machine import doctor
-from optimize.run.baseline import TRAINED
 from serve.config.target import Target
 
 PATIENCE = 100.0
 """Seconds more than usual that a promise of speed may take until it is decided."""
+TRAINED = "trained"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Apply: one step, from what it needs to what its result must be."""
 
+from dataclasses import replace
 from typing import Any
 
-from optimize.methods.table import METHODS
+from optimize.methods.table import BY_NAME, METHODS
 from optimize.model.errors import BadWorkload, NoEffect
 from optimize.source import splits
 from optimize.source.workload import DATA, Workload
@@ -84,7 +85,7 @@ def apply(step: object, subject: Subject, context: Context) -> Subject:
         # What a cut takes from a weight, its computation would put back.
         private = copies.folded(private)
     before = fingerprint(private)
-    result = method.apply(step, private, context)
+    result = method.apply(step, private, replace(context, methods=BY_NAME))
     if method.stage != "export" and fingerprint(result) == before:
         raise NoEffect(
             f"{method.name} changed nothing",

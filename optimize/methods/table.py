@@ -12,11 +12,24 @@ from optimize.methods.export import onnx as export_onnx
 from optimize.methods.prune import channels, heads, layers, weights
 from optimize.methods.quantize import dynamic, fp8, half, mixed, nncf, qat, smooth, static, weight_only
 from optimize.step.contract import Method
+from serve.config.target import Target
 
 
 def nothing(_config: object) -> tuple[str, ...]:
     """Return what a method needs that needs nothing of the workload but its model."""
     return ()
+
+
+def _searched(config: mixed.Mixed, target: Target) -> mixed.Mixed:
+    """Return the config of a search.
+
+    Raises:
+        BadRecipe: the target's runtime lacks what a method writes that the search applies.
+    """
+    for name in mixed.over(config):
+        kind, method = BY_NAME[name]
+        method.suited(kind(), target)
+    return config
 
 
 METHODS: Mapping[type, Method] = {
@@ -52,7 +65,7 @@ METHODS: Mapping[type, Method] = {
         mixed.apply,
         mixed.matches,
         selects=True,
-        suited=mixed.suited,
+        suited=_searched,
     ),
     nncf.Nncf: Method("quantize.nncf", "graph", frozenset({"smaller", "faster"}), nncf.needs, nncf.apply, nncf.matches),
     dynamic.Dynamic: Method(
@@ -79,3 +92,4 @@ METHODS: Mapping[type, Method] = {
     fp8.Fp8: Method("quantize.fp8", "graph", frozenset({"smaller"}), fp8.needs, fp8.apply, fp8.matches),
 }
 NAMES: Mapping[str, type] = {method.name: config for config, method in METHODS.items()}
+BY_NAME: Mapping[str, tuple[type, Method]] = {method.name: (config, method) for config, method in METHODS.items()}

@@ -26,6 +26,7 @@ from optimize.source.workload import Workload, fewest
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle
 from optimize.step.contract import Context, Method
+from optimize.step.key import Key
 from serve.config import model_config
 from serve.repository import scratch
 
@@ -39,7 +40,7 @@ def advance(
     trained: Trained,
     recipe: Recipe,
     sets: splits.Sets,
-    key: digest.Key,
+    key: Key,
     folder: Path,
     progress: Progress,
     *,

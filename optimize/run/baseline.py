@@ -12,14 +12,13 @@ from optimize.judge.measure import Cost
 from optimize.methods.export.onnx import export
 from optimize.model.errors import BadBundle
 from optimize.predict.runtimes import TorchPredictor
-from optimize.run.digest import Key
 from optimize.source.workload import Workload
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle
+from optimize.step.key import Key
 from serve.repository import scratch
 
 Progress = Callable[[str, float], None]
-TRAINED = "trained"
 
 
 def silent(_text: str, _fraction: float) -> None:

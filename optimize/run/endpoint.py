@@ -21,12 +21,13 @@ from loadtest.plan.traffic import Part
 from loadtest.report import page
 from loadtest.run import drive
 from modelathe.client import Client, connect
-from modelathe.tensors import UNBOUNDED, Arrays, Dim, TensorSpec, from_served, to_served
+from modelathe.tensors import Arrays, from_served, to_served
 from optimize.judge import gate, parity
 from optimize.judge.evaluate import Quality, collect, compare, judge
 from optimize.judge.gate import Gate
 from optimize.model.errors import BadWorkload
-from optimize.predict.runtimes import EndpointPredictor, OnnxPredictor, cut, open_graph
+from optimize.predict.runtimes import EndpointPredictor, cut, open_graph
+from optimize.predict.specs import output_specs
 from optimize.run.baseline import Progress, Trained, graph_of
 from optimize.run.recipe import Recipe
 from optimize.source import sample
@@ -140,29 +141,6 @@ def unproven(made: Bundle, quality: Quality, recipe: Recipe, repository: Path, g
     ) as staged:
         version = _publish(staged, made, gates, unknown)
     return Proof(None, None, gates, {**version, "unmeasured": why})
-
-
-def output_specs(workload: Workload, graph: Path, outputs: Arrays) -> list[TensorSpec]:
-    """Return TensorSpecs of the outputs, batch axis first.
-
-    Args:
-        workload: gives the ranges of the dims that an output shares with an input.
-        graph: the ONNX file; says which of an output's dims change size.
-        outputs: some answers of it, which have the dtypes and the typical sizes.
-    """
-    shared = {dim.name: dim for spec in workload.inputs for dim in spec.dims if isinstance(dim, Dim)}
-    with OnnxPredictor(graph) as onnx:
-        shapes = {output.name: output.shape for output in onnx.session.get_outputs()}
-
-    def dims(name: str) -> list[int | Dim]:
-        sizes = outputs[name].shape[1:]
-        return [
-            shared.get(stated, Dim(stated, 1, size, UNBOUNDED)) if isinstance(stated, str) else size
-            for stated, size in zip(shapes[name][1:], sizes, strict=True)
-        ]
-
-    batch = workload.inputs[0].dims[0]
-    return [TensorSpec(name, str(outputs[name].dtype), (batch, *dims(name))) for name in workload.outputs]
 
 
 def _compare(

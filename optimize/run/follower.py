@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from optimize.methods import apply as steps
 from optimize.methods.table import METHODS
 from optimize.run import recipe
+from optimize.source.load import load_workload
 from optimize.source.workload import Workload
-from optimize.source.workload import load as load_workload
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle
 from optimize.step.contract import Context

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from optimize.source import workload as workloads
+from optimize.source.load import load_workload
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle
 
@@ -15,5 +15,5 @@ def load(source: str) -> Bundle:
     """
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         return bundles.load(Path(source))
-    workload = workloads.load(source)
+    workload = load_workload(source)
     return Bundle(workload, workload.build())

@@ -18,7 +18,7 @@ from optimize.judge import explain, gate, macs, measure, speed
 from optimize.judge.evaluate import Quality, compare
 from optimize.judge.gate import Gate
 from optimize.judge.measure import Cost
-from optimize.judge.speed import Timing
+from optimize.judge.speed import TRAINED, Timing
 from optimize.machine import extra
 from optimize.methods import apply as steps_of
 from optimize.methods.export.onnx import Onnx
@@ -26,12 +26,13 @@ from optimize.methods.table import METHODS, NAMES
 from optimize.model.errors import BadGraph, BadRecipe, BadWorkload, BusyMachine, GateRefused
 from optimize.run import digest, resume
 from optimize.run.advance import advance, every_step, folder_name, measured
-from optimize.run.baseline import TRAINED, Progress, Trained, cost, establish, graph_of, silent
+from optimize.run.baseline import Progress, Trained, cost, establish, graph_of, silent
 from optimize.run.recipe import Recipe, ordered
 from optimize.source import splits
 from optimize.source.workload import Workload, fewest
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle
+from optimize.step.key import Key
 from serve.config import curve, model_config, settings
 from serve.config.target import TENSORRT, Target
 from serve.repository import scratch
@@ -187,7 +188,7 @@ def apply_one(
         if source.graph is None:
             source = replace(source, graph=graph_of(trained.bundle), key=trained.bundle.key)
         # What the bundle was made of is not what trains it now: the user's code of today does.
-        key = digest.Key({**trained.bundle.key.parts, **digest.step(step, source, recipe, sets).parts})
+        key = Key({**trained.bundle.key.parts, **digest.step(step, source, recipe, sets).parts})
         made, quality, element = advance(step, source, trained, recipe, sets, key, output, progress)
         progress("measuring speed", 0.0)
         files = {TRAINED: graph_of(trained.bundle), "source": graph_of(source), "result": graph_of(made)}
@@ -248,7 +249,7 @@ def _check(recipe: Recipe, workload: Workload) -> None:
         raise BadWorkload(
             "was not loaded from a file",
             where=workload.name,
-            fix='use optimize.source.workload.load("path/to/file.py:function")',
+            fix='use optimize.source.workload.load_workload("path/to/file.py:function")',
         )
     extra.require_runtime(recipe.target.runtime)
     for step in recipe.steps:

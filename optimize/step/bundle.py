@@ -27,9 +27,9 @@ from optimize.model import state
 from optimize.model.errors import BadBundle
 from optimize.model.structure import rebuild, structure, unsaved
 from optimize.predict.runtimes import TorchPredictor
-from optimize.run.digest import Key
-from optimize.source.workload import Workload, fewest, file_of
-from optimize.source.workload import load as load_workload
+from optimize.source.load import file_of, load_workload
+from optimize.source.workload import Workload, fewest
+from optimize.step.key import Key
 from serve.repository import scratch
 
 FORMAT = 3

@@ -9,7 +9,7 @@ from loadtest.judge import validity
 from optimize.cli import main
 from optimize.judge import ruler
 from optimize.judge.ruler import Speeds
-from optimize.source import workload as workloads
+from optimize.source.load import load_workload
 from optimize.source.workload import Workload
 
 SMALL = Path(__file__).with_name("small.py")
@@ -61,12 +61,12 @@ def each_step_faster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def small() -> Workload:
-    return workloads.load(f"{SMALL}:workload")
+    return load_workload(f"{SMALL}:workload")
 
 
 @pytest.fixture(scope="session")
 def encoder() -> Workload:
-    return workloads.load(f"{SMALL.with_name('encoder.py')}:workload")
+    return load_workload(f"{SMALL.with_name('encoder.py')}:workload")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from optimize.model.errors import BadGraph, BadModel, BadWorkload
 from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
 from optimize.run import endpoint
 from optimize.run import inspect as layers
-from optimize.source import workload
+from optimize.source.load import load_workload
 from optimize.step.bundle import Bundle
 from serve.config.target import Target
 from tests.optimize.brought import ROW, WIDTH, Net, agree, brought, through_a_bundle
@@ -434,7 +434,7 @@ def test_the_json_of_an_export_that_fails_is_one_document(optimize: Optimize, tm
         "from tests.optimize.brought import brought\nfrom tests.optimize.test_asking import Solving\n"
         "def workload():\n    return brought(Solving)\n"
     )
-    source = workload.load(f"{tmp_path / 'user.py'}:workload").source
+    source = load_workload(f"{tmp_path / 'user.py'}:workload").source
     ended = optimize("export", source, "--output", tmp_path / "made", "--json")
     assert ended.code == 4
     assert (

@@ -22,7 +22,7 @@ from optimize.model import errors
 from optimize.model.errors import BadData, BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
 from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
 from optimize.run import recipe
-from optimize.source import workload as workloads
+from optimize.source.load import load_workload
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
 from optimize.step.contract import Context, fingerprint
@@ -508,7 +508,7 @@ def test_two_exports_and_a_bundle_in_the_place_of_a_workload(tmp_path: Path) -> 
     assert raised.value.fix == "keep one of quantize.qat, export.onnx: each exports the model"
     (tmp_path / bundles.DESCRIPTION).write_text("{}")
     with pytest.raises(BadWorkload, match="is a bundle, not a workload"):
-        workloads.load(str(tmp_path))
+        load_workload(str(tmp_path))
 
 
 COMMANDS: list[tuple[int, tuple[object, ...]]] = [
@@ -529,7 +529,7 @@ def test_the_bundle_that_is_given_never_changes(
     user_file: Callable[..., str], optimize: Optimize, tmp_path: Path
 ) -> None:
     source = user_file(("    small.load_state_dict(weights())\n", ""))
-    made = workloads.load(source)
+    made = load_workload(source)
     given = bundles.save(bundles.Bundle(made, made.build()), tmp_path / "given").folder
     assert given
     before = contents(given)

@@ -10,6 +10,7 @@ from optimize.methods.apply import apply
 from optimize.methods.prune.channels import Channels
 from optimize.model.errors import BadBundle, BadWorkload
 from optimize.predict.runtimes import TorchPredictor
+from optimize.source.load import load_workload
 from optimize.source.workload import Workload
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle
@@ -69,9 +70,8 @@ def test_not_a_bundle(tmp_path: Path, pruned: Bundle) -> None:
 
 
 def test_the_workload_behind_it_changed(small: Workload, user_file: Callable[..., str], tmp_path: Path) -> None:
-    from optimize.source.workload import load
 
-    made = load(user_file())
+    made = load_workload(user_file())
     folder = bundles.save(Bundle(made, made.build()), tmp_path / "bundle").folder
     assert folder
     user_file(("nn.Linear(768, 10)", "nn.Linear(768, 10, bias=False)"))

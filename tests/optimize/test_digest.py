@@ -24,7 +24,9 @@ from optimize.model.errors import BadBundle
 from optimize.run import advance, baseline, digest, pipeline, recipe
 from optimize.run.recipe import Recipe
 from optimize.source import splits, workload
-from optimize.source.workload import Batch, load
+from optimize.source.code import code
+from optimize.source.load import load_workload
+from optimize.source.workload import Batch
 from optimize.step import bundle
 from optimize.step.bundle import Bundle
 from optimize.train import fit as train
@@ -106,7 +108,7 @@ def fresh(place: Path) -> workload.Workload:
     for name in [name for name in sys.modules if name.partition(".")[0] == "nets"]:
         del sys.modules[name]
     sys.path[:] = [path for path in sys.path if not (Path(path) / "nets").is_dir()]
-    return load(f"{place / 'user.py'}:workload")
+    return load_workload(f"{place / 'user.py'}:workload")
 
 
 def make(
@@ -162,7 +164,9 @@ def test_a_change_of_the_users_code_makes_everything_anew(what: str, place: Path
 def test_a_module_that_was_edited_after_it_was_imported_is_what_runs(place: Path) -> None:
     fresh(place)
     (place / "nets" / "net.py").write_text(NET.replace("relu", "tanh"))
-    assert keep(place, user=load(f"{place / 'user.py'}:workload"))[0] == [*STEPS], "this process runs the old one"
+    assert keep(place, user=load_workload(f"{place / 'user.py'}:workload"))[0] == [*STEPS], (
+        "this process runs the old one"
+    )
     assert keep(place)[0] == []
 
 
@@ -222,7 +226,7 @@ def test_which_steps_ask_what_the_cpu_can_do(
 
 def test_code_leaves_out_what_is_not_the_users(place: Path) -> None:
     (place / "user.py").write_text(USER.replace("import numpy as np", "import json, scipy.special, numpy as np", 1))
-    assert sorted(digest.code(fresh(place).source)) == ["nets", "nets.net", "user.py"]
+    assert sorted(code(fresh(place).source)) == ["nets", "nets.net", "user.py"]
 
 
 def test_code_that_is_imported_by_a_name_of_its_own_counts_too(place: Path) -> None:
@@ -230,8 +234,8 @@ def test_code_that_is_imported_by_a_name_of_its_own_counts_too(place: Path) -> N
     lines = "import importlib\nMODULE = importlib.import_module('by' + '_name')\n"
     (place / "user.py").write_text(lines + USER)
     sys.modules.pop("by_name", None)
-    assert "by_name" in digest.code(fresh(place).source)
-    assert "by_name" in digest.code(fresh(place).source), "though it is not imported a second time"
+    assert "by_name" in code(fresh(place).source)
+    assert "by_name" in code(fresh(place).source), "though it is not imported a second time"
 
 
 CONFIGS: dict[str, tuple[dict[str, object], list[str]]] = {
@@ -264,7 +268,7 @@ def test_a_step_is_made_anew_when_data_changed_that_it_reads(kind: str, place: P
     user = fresh(place)
     # Data that change and code that does not: as if it were read from a file.
     (place / "other.py").write_text(USER.replace(old, new))
-    changed = replace(user, **{kind: getattr(load(f"{place / 'other.py'}:workload"), kind)})
+    changed = replace(user, **{kind: getattr(load_workload(f"{place / 'other.py'}:workload"), kind)})
     found, said = keep(place, user=changed)
     assert found == kept
     assert f"changed since it was made: {kind} data" in said

@@ -4,7 +4,7 @@ import numpy as np
 
 from optimize.judge import evaluate
 from optimize.predict.runtimes import TorchPredictor
-from optimize.source import workload as workloads
+from optimize.source.load import load_workload
 from optimize.source.workload import Workload
 
 
@@ -13,14 +13,14 @@ def images(workload: Workload, kind: str) -> set[bytes]:
 
 
 def test_the_committed_weights_reach_98_percent_on_held_out_digits() -> None:
-    digits = workloads.load("examples/digits_cnn.py:workload")
+    digits = load_workload("examples/digits_cnn.py:workload")
     quality = evaluate.evaluate(TorchPredictor(digits.build(), digits.outputs), digits)
     assert quality.scores[0].value >= 0.98
     assert len(quality.scores[0].samples) == 540
 
 
 def test_calibration_and_evaluation_share_no_image() -> None:
-    digits = workloads.load("examples/digits_cnn.py:workload")
+    digits = load_workload("examples/digits_cnn.py:workload")
     assert not images(digits, "evaluation") & images(digits, "calibration")
     batch = next(digits.batches("training"))
     assert batch.inputs["image"].shape == (64, 1, 28, 28)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from modelathe.tensors import Array
 from optimize.judge import evaluate, gate, intervals
+from optimize.judge.budget import Budget
 from optimize.judge.evaluate import Difference, Score
 from optimize.model.errors import BadRecipe, BadWorkload
 from optimize.report import figures, page, table
-from optimize.run.recipe import Budget
 from optimize.source.workload import Workload
 from tests.optimize.conftest import Optimize
 from tests.optimize.test_faults import UNTRAINED

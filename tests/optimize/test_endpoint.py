@@ -13,9 +13,9 @@ from optimize.judge.evaluate import evaluate
 from optimize.judge.gate import Gate
 from optimize.methods.export.onnx import export
 from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.predict.specs import output_specs
 from optimize.run import endpoint, recipe
 from optimize.run.baseline import Trained, cost
-from optimize.run.endpoint import output_specs
 from optimize.source.workload import Batch, Workload
 from optimize.step.bundle import Bundle
 from serve.config import model_config

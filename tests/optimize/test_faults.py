@@ -12,9 +12,9 @@ import pytest
 
 from optimize.model.errors import BadBundle
 from optimize.run import baseline
-from optimize.run.digest import Key
-from optimize.source import workload as workloads
+from optimize.source.load import load_workload
 from optimize.step import bundle as bundles
+from optimize.step.key import Key
 from serve.repository import scratch
 from tests.optimize.conftest import SMALL, Ended, Optimize
 
@@ -188,7 +188,7 @@ def test_one_run_at_a_time_in_a_folder(optimize: Optimize, tmp_path: Path) -> No
 
 
 def test_a_damaged_step_of_a_run_is_made_again(user_file: UserFile, tmp_path: Path) -> None:
-    workload = workloads.load(user_file(UNTRAINED))
+    workload = load_workload(user_file(UNTRAINED))
     folder = tmp_path / "1-step"
     bundles.save(bundles.Bundle(workload, workload.build()), folder)
     assert baseline.reusable(folder, workload, Key()) is not None

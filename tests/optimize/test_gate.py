@@ -10,12 +10,13 @@ import pytest
 
 from loadtest.judge import summary
 from optimize.judge import explain, gate
+from optimize.judge.budget import Budget
 from optimize.judge.evaluate import Difference, Score
 from optimize.judge.explain import Stage
 from optimize.judge.ruler import CONTROL, Ratio, Speeds
 from optimize.model.errors import BadRecipe, BusyMachine, GateRefused
 from optimize.run import endpoint
-from optimize.run.recipe import Budget, Recipe
+from optimize.run.recipe import Recipe
 from optimize.source.workload import Workload
 from tests.loadtest.test_validity import made
 

@@ -12,7 +12,8 @@ import torch
 from optimize.model.errors import BadData, BadWorkload
 from optimize.predict.runtimes import TorchPredictor
 from optimize.run import open as source
-from optimize.source import huggingface, texts, workload
+from optimize.source import huggingface, texts
+from optimize.source.load import load_workload
 from optimize.step import bundle as bundles
 from tests.optimize.conftest import Optimize
 
@@ -57,7 +58,7 @@ def text_folder(folder: Path, architecture: str = "BertForSequenceClassification
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier whose labels are its own answers, one in eight of them wrong."""
     folder = text_folder(tmp_path_factory.mktemp("models") / "tiny.bert")
-    made = workload.load(str(folder))
+    made = load_workload(str(folder))
     predictor = TorchPredictor(made.build(), made.outputs)
     rows = []
     for number, text in enumerate(sentences()):
@@ -79,7 +80,7 @@ def test_a_classifier_with_labels_has_its_accuracy(classifier: Path, optimize: O
 
 
 def test_the_workload_says_what_the_model_takes(classifier: Path) -> None:
-    made = workload.load(str(classifier))
+    made = load_workload(str(classifier))
     assert made.name == "tiny_bert"
     assert made.outputs == ("logits",)
     ids, mask = made.inputs
@@ -132,7 +133,7 @@ def test_an_encoder_is_pooled_as_sentence_transformers_wrote_it_down(tmp_path: P
         hidden = bert(**{name: torch.from_numpy(array) for name, array in inputs.items()}).last_hidden_state.numpy()
 
     def answer() -> Any:
-        made = workload.load(str(folder))
+        made = load_workload(str(folder))
         assert made.outputs == ("sentence_embedding",)
         return TorchPredictor(made.build(), made.outputs).predict(inputs)["sentence_embedding"]
 
@@ -143,7 +144,7 @@ def test_an_encoder_is_pooled_as_sentence_transformers_wrote_it_down(tmp_path: P
     np.testing.assert_allclose(np.linalg.norm(answer(), axis=1), 1, atol=1e-5)
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
     with pytest.raises(BadWorkload, match="pooling_mode_max_tokens"):
-        workload.load(str(folder))
+        load_workload(str(folder))
 
 
 @pytest.mark.slow
@@ -163,7 +164,7 @@ def test_an_encoder_is_judged_by_its_distance_from_the_trained_model(
 
 def test_roberta_counts_its_positions_from_behind_the_padding(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "roberta", "RobertaForSequenceClassification", pad_token_id=1)
-    ids = workload.load(str(folder)).inputs[0]
+    ids = load_workload(str(folder)).inputs[0]
     assert ids.dims[1].maximum == 38  # type: ignore[union-attr]
 
 
@@ -263,7 +264,7 @@ def test_a_folder_that_cannot_be_used_is_refused_by_name(name: str, tmp_path: Pa
     damage, kind, words = FAULTS[name]
     damage(folder)
     with pytest.raises(kind, match=words) as raised:
-        workload.load(str(folder))
+        load_workload(str(folder))
     assert raised.value.fix  # type: ignore[attr-defined]
 
 
@@ -276,7 +277,7 @@ def test_a_vision_model_without_fit_images_is_refused(arrays: Any, tmp_path: Pat
     if arrays:
         np.savez(folder / "data.npz", **arrays)
     with pytest.raises(BadData, match=r"data\.npz"):
-        workload.load(str(folder))
+        load_workload(str(folder))
 
 
 def test_a_folder_without_transformers_says_what_to_install(

@@ -9,8 +9,8 @@ from scipy.stats import binom
 
 from modelathe.tensors import Array
 from optimize.judge import gate, intervals
+from optimize.judge.budget import Budget
 from optimize.judge.evaluate import Difference, Score
-from optimize.run.recipe import Budget
 from optimize.source.workload import mean
 
 SIZES = (24, 100, 500)

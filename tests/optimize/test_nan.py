@@ -14,11 +14,11 @@ from onnx import TensorProto, helper
 
 from modelathe.tensors import Arrays
 from optimize.judge import ensure, gate, mates, parity
+from optimize.judge.budget import Budget
 from optimize.judge.evaluate import Difference, Score
 from optimize.methods.export import verify
 from optimize.model.errors import BadGraph, BadRecipe
 from optimize.run import recipe
-from optimize.run.recipe import Budget
 
 NAN = float("nan")
 TRAINED = Score("accuracy", np.ones(9), 0.9, 0.8, 1.0, True, True)

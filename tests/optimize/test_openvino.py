@@ -28,7 +28,8 @@ from optimize.model.errors import BadGraph, BadRecipe, MissingExtra
 from optimize.predict import runtimes as predict
 from optimize.predict.runtimes import OnnxPredictor, OpenVinoPredictor, TorchPredictor
 from optimize.run import pipeline, recipe
-from optimize.source.workload import Batch, Workload, load
+from optimize.source.load import load_workload
+from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
 from optimize.step.contract import Context
 from serve.config.target import Target
@@ -347,7 +348,7 @@ def test_one_step_for_openvino(optimize: Optimize, tmp_path: Path) -> None:
     ended = optimize("quantize", f"{SMALL}:workload", *options)
     assert ended.code == 0, ended.err
     document = json.loads(ended.out)
-    made = load(f"{SMALL}:workload")
+    made = load_workload(f"{SMALL}:workload")
     with OpenVinoPredictor(bundle / "model.onnx") as openvino:
         assert document["quality"]["value"] == pytest.approx(evaluate(openvino, made).scores[0].value, abs=0.01)
 

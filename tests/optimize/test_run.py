@@ -13,7 +13,7 @@ import pytest
 
 from modelathe.client import connect
 from optimize.run import pipeline, recipe
-from optimize.source.workload import load
+from optimize.source.load import load_workload
 from serve.server import control, state
 from serve.server import tritonserver as server
 from tests.optimize.conftest import SMALL, Optimize
@@ -55,7 +55,7 @@ def finished(
     (place / "recipe.toml").write_text(RECIPE)
     document = pipeline.run(
         recipe.load(place / "recipe.toml"),
-        load(SOURCE),
+        load_workload(SOURCE),
         output=place / "run",
         repository=place / "repository",
     )

@@ -16,9 +16,12 @@ from optimize.judge import effect as sensitivity
 from optimize.methods.export.onnx import export
 from optimize.methods.prune.channels import Channels
 from optimize.methods.quantize.dynamic import Dynamic
+from optimize.methods.table import METHODS
 from optimize.model.errors import BadBundle
 from optimize.report import figures
 from optimize.report import sensitivity as report
+from optimize.run import study as studies
+from optimize.run.study import groups
 from optimize.source.workload import Batch, Workload
 from optimize.step.bundle import Bundle
 from optimize.step.contract import Context
@@ -53,7 +56,7 @@ def pair() -> Workload:
 def study(pair: Workload, tmp_path: Path) -> Callable[..., Any]:
     def run(*configs: object, depth: int = 0, lineage: tuple[dict[str, Any], ...] = ()) -> Any:
         context = Context(pair, pair.build(), Target(cores=1, batch=(4,)), 0, tmp_path, lambda text, _: None)
-        return sensitivity.study(configs, Bundle(pair, pair.build(), lineage=lineage), context, depth)
+        return studies.study(configs, Bundle(pair, pair.build(), lineage=lineage), context, depth)
 
     return run
 
@@ -92,7 +95,7 @@ def test_a_loss_that_rises_is_a_loss(pair: Workload, tmp_path: Path) -> None:
         context = Context(workload, pair.build(), Target(cores=1), 0, tmp_path, lambda text, _: None)
         folder = tmp_path / workload.name / str(len(effects))
         folder.mkdir(parents=True)
-        treated = sensitivity.treat(Dynamic(), path, folder, context)
+        treated = sensitivity.treat(METHODS[Dynamic], Dynamic(), path, folder, context)
         against = sensitivity.untreated(path, context)
         effects.append(sensitivity.effect("all", "quantize.dynamic", treated, against, context))
     negated, direct = effects
@@ -107,9 +110,9 @@ def test_a_group_is_treated_together(study: Callable[..., Any]) -> None:
 
 def test_layers_are_grouped_by_the_path_of_their_module() -> None:
     names = ["encoder.layer.0.dense/MatMul", "encoder.layer.1.dense/MatMul", "head/Gemm", "MatMul"]
-    assert list(sensitivity.groups(names, 0)) == names
-    assert sensitivity.groups(names, 1) == {"encoder": names[:2], "head": names[2:3], "MatMul": names[3:]}
-    assert list(sensitivity.groups(names, 3)) == ["encoder.layer.0", "encoder.layer.1", "head", "MatMul"]
+    assert list(groups(names, 0)) == names
+    assert groups(names, 1) == {"encoder": names[:2], "head": names[2:3], "MatMul": names[3:]}
+    assert list(groups(names, 3)) == ["encoder.layer.0", "encoder.layer.1", "head", "MatMul"]
 
 
 def test_a_quantized_bundle_is_refused(study: Callable[..., Any]) -> None:

@@ -20,11 +20,12 @@ from optimize.methods.distill.logits import Logits
 from optimize.model.errors import BadModel
 from optimize.predict.runtimes import forward
 from optimize.run import advance, baseline, pipeline, recipe
-from optimize.run.digest import Key
+from optimize.source.load import load_workload
 from optimize.source.splits import Sets
-from optimize.source.workload import Batch, Workload, load
+from optimize.source.workload import Batch, Workload
 from optimize.step import bundle
 from optimize.step.contract import Context, fingerprint
+from optimize.step.key import Key
 from optimize.train import fit as train
 from optimize.train.fit import tensors
 from serve.config.target import Target
@@ -103,7 +104,7 @@ def test_other_weights_find_no_checkpoint(small: Workload, tmp_path: Path) -> No
 
 
 def test_only_the_same_bundle_finds_a_checkpoint(tmp_path: Path) -> None:
-    workload, place, plan = load(f"{SMALL}:workload"), tmp_path / "run" / "1-distill.logits", recipe.Recipe(())
+    workload, place, plan = load_workload(f"{SMALL}:workload"), tmp_path / "run" / "1-distill.logits", recipe.Recipe(())
     trained = baseline.establish(workload, tmp_path / "run" / "0-trained", Key())
 
     def killed(key: Key) -> bool:
@@ -176,7 +177,7 @@ def test_a_killed_command_resumes_and_leaves_nothing_behind(tmp_path: Path, user
     assert resumed and 3 <= int(resumed[1]) < 8
     assert "epoch 2," not in again.stderr
     assert not (tmp_path / ".killed.checkpoint").exists()
-    made = step.apply(Logits(epochs=8), load(source).build(), context(load(source), tmp_path, None))
+    made = step.apply(Logits(epochs=8), load_workload(source).build(), context(load_workload(source), tmp_path, None))
     assert fingerprint(bundle.load(tmp_path / "killed").module) == fingerprint(made)
 
 
@@ -195,7 +196,7 @@ def test_a_run_that_starts_anew_forgets_its_checkpoints(small: Workload, tmp_pat
 
         pipeline.run(
             recipe.load(tmp_path / "recipe.toml"),
-            load(f"{SMALL}:workload"),
+            load_workload(f"{SMALL}:workload"),
             output=tmp_path / "run",
             patience=0.0,
             progress=progress,

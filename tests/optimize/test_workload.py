@@ -9,7 +9,7 @@ from torch import nn
 
 from optimize.model.errors import BadData, BadWorkload
 from optimize.predict.runtimes import TorchPredictor
-from optimize.source import workload as workloads
+from optimize.source.load import load_workload
 from optimize.source.workload import Batch, Workload
 from optimize.step.contract import fingerprint
 
@@ -33,7 +33,7 @@ UserFile = Callable[..., str]
 )
 def test_a_bad_file_is_one_line_with_the_place(user_file: UserFile, change: tuple[str, str], said: str) -> None:
     with pytest.raises(BadWorkload) as error:
-        workloads.load(user_file(change))
+        load_workload(user_file(change))
     assert said in error.value.what
 
 
@@ -43,18 +43,18 @@ def test_the_users_own_line_is_named(user_file: UserFile) -> None:
     lines = Path(wanted).read_text().splitlines()
     line = next(number for number, text in enumerate(lines, 1) if "RuntimeError('here')" in text)
     with pytest.raises(BadWorkload) as error:
-        workloads.load(source)
+        load_workload(source)
     assert error.value.where == f"{wanted}, line {line}"
 
 
 def test_no_such_file_or_module() -> None:
     for source in ("no/such/file.py:workload", "no_such_package.module:workload"):
         with pytest.raises(BadWorkload):
-            workloads.load(source)
+            load_workload(source)
 
 
 def test_a_missing_weight_is_named(user_file: UserFile) -> None:
-    made = workloads.load(user_file(("    torch.manual_seed(0)", "    open('no-such-weights.safetensors')")))
+    made = load_workload(user_file(("    torch.manual_seed(0)", "    open('no-such-weights.safetensors')")))
     with pytest.raises(BadWorkload, match="no-such-weights"):
         made.build()
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from optimize.run import recipe
-from optimize.source import workload
+from optimize.source.load import load_workload
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples"
@@ -95,7 +95,7 @@ def test_weights_are_trained_once_and_again_when_their_file_changed(
     source = (EXAMPLES / "mlp.py").read_text().replace("epochs=60", "epochs=1")
 
     def fingerprint() -> tuple[str, bool]:
-        made = workload.load(f"{example}:workload")
+        made = load_workload(f"{example}:workload")
         # Random augmentation that was read before must not show in the weights.
         next(made.batches("training"))
         return fingerprint(made.build()), "training the weights of mlp, once" in capsys.readouterr().err

@@ -18,18 +18,15 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize.graph import graph
-from optimize.methods.apply import for_target
+from optimize.judge.budget import Budget
 from optimize.methods.quantize import left
-from optimize.methods.table import NAMES
 from optimize.model.errors import BadGraph, BadRecipe, NoEffect
 from serve.repository import scratch
 
 if TYPE_CHECKING:
     from optimize.judge.effect import Effect, Untreated
     from optimize.judge.evaluate import Quality
-    from optimize.run.recipe import Budget
-    from optimize.step.contract import Context
-    from serve.config.target import Target
+    from optimize.step.contract import Context, Method
 
 NAME = "quantize.mixed"
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "LSTM")
@@ -65,16 +62,9 @@ def needs(config: Mixed) -> tuple[str, ...]:
     return ("calibration",) if config.ranges == "static" else ()
 
 
-def suited(config: Mixed, target: "Target") -> Mixed:
-    """Return the config.
-
-    Raises:
-        BadRecipe: the target's runtime lacks what the method that quantizes writes.
-    """
-    for_target(_int8(config, ()), target)
-    if config.weight_only:
-        for_target(NAMES["quantize.weight_only"](), target)
-    return config
+def over(config: Mixed) -> tuple[str, ...]:
+    """Return the methods that the search applies, by name."""
+    return (f"quantize.{config.ranges}", *(("quantize.weight_only",) if config.weight_only else ()))
 
 
 def matches(subject: Path) -> list[str]:
@@ -174,7 +164,8 @@ class _Search:
         folder = self._judge.context.scratch / f"{len(self._files)}-float"
         folder.mkdir()
         try:
-            path = sensitivity.treat(_int8(self._config, exclude), self._subject, folder, self._judge.context)
+            context = self._judge.context
+            path = sensitivity.treat(*_int8(self._config, exclude, context), self._subject, folder, context)
         except BadGraph as failure:
             self._judge.context.progress(f"{NAME}: {failure.what}", 0.9)
             return False
@@ -192,7 +183,6 @@ def _unweighted(config: Mixed, subject: Path) -> list[str]:
 
 def _budget(config: Mixed, context: "Context") -> "Budget":
     from optimize.judge import gate
-    from optimize.run.recipe import Budget
 
     if config.keep is not None and config.max_drop is not None:
         raise BadRecipe("keep and max_drop are both given", where=NAME, fix="keep one of them")
@@ -201,22 +191,24 @@ def _budget(config: Mixed, context: "Context") -> "Budget":
     return budget
 
 
-def _int8(config: Mixed, exclude: tuple[str, ...]) -> Any:
-    """Return the config of the method that quantizes, through the table: methods do not know each other."""
-    return NAMES[f"quantize.{config.ranges}"](exclude=exclude)
+def _int8(config: Mixed, exclude: tuple[str, ...], context: "Context") -> tuple["Method", Any]:
+    """Return the method that quantizes and its config, from the context: methods do not know each other."""
+    kind, method = context.methods[f"quantize.{config.ranges}"]
+    return method, kind(exclude=exclude)
 
 
 def _packed(path: Path, floats: Sequence[str], judge: _Judge, context: "Context") -> tuple[Path, list[str]]:
     """Give the float layers 8-bit weights, the least sensitive first; return the file and the layers left float."""
     from optimize.judge import effect as sensitivity
 
+    kind, method = context.methods["quantize.weight_only"]
     found, packed = path, list[str]()
     for name in reversed(floats):
         folder = context.scratch / f"{len(packed)}-packed-{floats.index(name)}"
         folder.mkdir()
-        weights = NAMES["quantize.weight_only"](exclude=sensitivity.others(path, [*packed, name]))
+        weights = kind(exclude=sensitivity.others(path, [*packed, name]))
         try:
-            tried = sensitivity.treat(weights, path, folder, judge.context)
+            tried = sensitivity.treat(method, weights, path, folder, judge.context)
         except NoEffect:
             continue  # it knows no convolutions
         if judge.keeps(judge.quality(tried), f"{name} with 8-bit weights"):
@@ -238,9 +230,9 @@ def _ranking(config: Mixed, subject: Path, against: "Untreated", context: "Conte
     refused = list[str]()
     for number, name in enumerate(names, 1):
         with scratch.folder() as folder:
-            alone = _int8(config, sensitivity.others(subject, [name]))
+            alone = _int8(config, sensitivity.others(subject, [name]), context)
             try:
-                path = sensitivity.treat(alone, subject, folder, context)
+                path = sensitivity.treat(*alone, subject, folder, context)
             except NoEffect:
                 continue  # it stays float anyway
             except BadGraph:
