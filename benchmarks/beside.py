@@ -11,7 +11,7 @@ from loadtest.plan.data import payload
 from modelathe.tensors import TensorSpec
 from optimize.judge import ruler
 from optimize.judge.ruler import CONTROL, Speeds
-from optimize.predict.runtimes import OnnxPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 
 SERVED, ALONE = "served", "alone"
 SECONDS = 5.0

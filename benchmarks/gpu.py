@@ -34,7 +34,7 @@ from optimize.judge.ruler import Speeds
 from optimize.machine import doctor
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize import half
-from optimize.predict.runtimes import OnnxPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.predict.specs import output_specs
 from optimize.report import page
 from optimize.source.workload import Workload

@@ -21,7 +21,7 @@ from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.run import drive
 from optimize.model.errors import GateRefused
-from optimize.predict.runtimes import OnnxPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.predict.specs import output_specs
 from optimize.report import page
 from optimize.run import pipeline, recipe

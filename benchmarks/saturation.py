@@ -17,7 +17,7 @@ from typing import Any
 import beside
 
 from modelathe.tensors import TensorSpec
-from optimize.predict.runtimes import OnnxPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from serve.repository import source
 from serve.server import tritonserver as server
 from serve.server.endpoint import Endpoint

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from loadtest.plan.data import payload
 from loadtest.record import results
-from optimize.predict.runtimes import OnnxPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from serve.config import settings
 from serve.repository import source, staging
 from serve.repository import tree as repository

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from optimize.judge import evaluate
-from optimize.predict.runtimes import TorchPredictor
+from optimize.predict.module import TorchPredictor
 from optimize.source import splits
 from optimize.source.code import code
 from optimize.source.workload import Workload

@@ -1,1 +1,1 @@
-"""modelathe: what the three rooms stand on. It imports none of them."""
+"""modelathe: what the three rooms stand on: errors, command line, tensors, files, and a client for any V2 server."""

@@ -5,8 +5,6 @@ the folder that now names it is made durable too. A reader sees the old content 
 What a killed writer left under a hidden name is removed by the next one.
 """
 
-import ctypes
-import errno
 import fcntl
 import os
 import re
@@ -20,8 +18,6 @@ from typing import IO
 
 _YOUNG = 60.0
 """Seconds that something hidden may be without its lock: it is made first and locked next."""
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-"""Of Linux's `renameat2`, which the standard library does not offer."""
 
 
 def write(path: Path, content: str | bytes, mode: int | None = None) -> Path:
@@ -66,41 +62,24 @@ def place(folder: Path, destination: Path) -> None:
     move(folder, destination)
 
 
-def swap(folder: Path, other: Path) -> None:
-    """Let two folders of one file system change places in one step, the content of the first durable before."""
-    sync(folder)
-    try:
-        _exchange(folder, other)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise
-        # Such a file system has no single step: a kill in between leaves the old folder complete under this name.
-        aside = other.with_name(f".{other.name}.before-{secrets.token_hex(4)}")
-        move(other, aside)
-        move(folder, other)
-        move(aside, folder)
-    for parent in {folder.parent, other.parent}:
-        _sync(parent)
-
-
 def move(source: Path, destination: Path) -> None:
     """Rename a file or a folder and make that durable; the content is not looked at."""
     source.replace(destination)
     for parent in {source.parent, destination.parent}:
-        _sync(parent)
+        sync_entry(parent)
 
 
 def remove(path: Path) -> None:
     """Remove a file, if it is there, and make that durable."""
     path.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync_entry(path.parent)
 
 
 def sync(tree: Path) -> None:
     """Make a folder durable with everything in it."""
     for path in (*tree.rglob("*"), tree):
         if not path.is_symlink():
-            _sync(path)
+            sync_entry(path)
 
 
 @contextmanager
@@ -159,18 +138,10 @@ def _finish(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def _sync(path: Path) -> None:
+def sync_entry(path: Path) -> None:
+    """Make a file durable, or the names in a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _exchange(one: Path, other: Path) -> None:
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), str(other))

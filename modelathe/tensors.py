@@ -167,20 +167,6 @@ class TensorSpec:
         return TensorSpec(document["name"], document["dtype"], dims, tuple(values) if values else None, examples)
 
 
-def to_served(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, Array]:
-    """Return arrays of the shapes that `specs` state as requests carry them (`TensorSpec.served`)."""
-    single = {spec.name for spec in specs if not spec.own}
-    return {name: array[..., None] if name in single else array for name, array in arrays.items()}
-
-
-def from_served(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, Array]:
-    """Return the arrays of an answer in the shapes that `specs` state, the reverse of `to_served`."""
-    single = {spec.name for spec in specs if not spec.own}
-    return {
-        name: array[..., 0] if name in single and array.shape[-1:] == (1,) else array for name, array in arrays.items()
-    }
-
-
 def stated_spec(tensor: Mapping[str, Any], max_batch: int) -> TensorSpec:
     """Return the spec of a tensor as a server's metadata state it.
 

@@ -13,7 +13,7 @@ from serve.cli import main as serve
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
 MADE = ("build/", ".venv")
-IMAGINED = ("optimize/prune/mine.py",)
+IMAGINED = ("optimize/methods/prune/mine.py",)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

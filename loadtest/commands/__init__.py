@@ -1,1 +1,1 @@
-"""The commands of `loadtest`, one module each."""
+"""Commands of loadtest, one module each."""

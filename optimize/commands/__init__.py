@@ -1,1 +1,1 @@
-"""The commands of optimize, one module each; heavy imports stay inside the functions."""
+"""Commands of optimize, one module each; heavy imports stay inside the functions."""

@@ -20,7 +20,7 @@ def compare(first: str, second: str, as_json: bool) -> None:
     """
     from optimize.commands.evaluate import choose
     from optimize.judge import evaluate as evaluation
-    from optimize.predict.runtimes import TorchPredictor
+    from optimize.predict.module import TorchPredictor
     from optimize.report import table
     from optimize.run import open as sources
 

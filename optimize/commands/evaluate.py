@@ -7,7 +7,7 @@ import click
 from modelathe.commandline import document, emit, json_option, reporting
 
 if TYPE_CHECKING:
-    from optimize.predict.runtimes import Predictor
+    from optimize.predict.predictor import Predictor
     from optimize.step.bundle import Bundle
 
 
@@ -31,7 +31,7 @@ def evaluate(source: str, kind: str | None, endpoint: str | None, as_json: bool)
       optimize evaluate examples/digits_cnn.py:workload --endpoint grpc://127.0.0.1:8001/digits_cnn
     """
     from optimize.judge import evaluate as evaluation
-    from optimize.predict.runtimes import TorchPredictor
+    from optimize.predict.module import TorchPredictor
     from optimize.report import table
     from optimize.run import open as sources
 
@@ -58,7 +58,10 @@ def choose(bundle: "Bundle", kind: str | None, endpoint: str | None) -> "Predict
         UsageError: both a form and an endpoint, or the ONNX form of a model that was not exported.
     """
     from modelathe.errors import UsageError
-    from optimize.predict.runtimes import RUNTIMES, EndpointPredictor, OnnxPredictor, TorchPredictor
+    from optimize.predict.endpoint import EndpointPredictor
+    from optimize.predict.module import TorchPredictor
+    from optimize.predict.onnxruntime import OnnxPredictor
+    from optimize.predict.runtimes import RUNTIMES
 
     if endpoint and kind:
         raise UsageError("--predictor and --endpoint exclude each other", fix="give one of them")

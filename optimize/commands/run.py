@@ -7,7 +7,6 @@ import click
 from loadtest.plan.options import Number
 from modelathe.commandline import PATH, emit, json_option, reporting
 from optimize.commands.overlap import overlap_option
-from optimize.source.load import load_workload
 
 
 @click.command()
@@ -56,6 +55,7 @@ def run(
     from optimize.model.errors import BusyMachine, GateRefused
     from optimize.report import table
     from optimize.run import follower, pipeline, recipe
+    from optimize.source.load import load_workload
     from optimize.train import processes
 
     if processes.rank():

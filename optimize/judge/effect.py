@@ -68,7 +68,8 @@ class Untreated:
 def untreated(path: Path, context: "Context") -> Untreated:
     """Judge the float ONNX file `path` on the evaluation samples of `context.workload`."""
     from optimize.judge.evaluate import evaluate
-    from optimize.predict.runtimes import TorchPredictor, open_graph
+    from optimize.predict.module import TorchPredictor
+    from optimize.predict.runtimes import open_graph
 
     workload = context.workload
     trained = evaluate(TorchPredictor(context.trained, workload.outputs), workload)

@@ -9,7 +9,8 @@ import numpy as np
 from modelathe.tensors import Array
 from optimize.model import copies
 from optimize.model.errors import BadGraph, BadModel
-from optimize.predict.runtimes import GraphPredictor, TorchPredictor, open_graph
+from optimize.predict.module import TorchPredictor
+from optimize.predict.runtimes import GraphPredictor, open_graph
 from optimize.source.workload import Workload, fewest
 from serve.config.target import Target
 

@@ -10,7 +10,7 @@ from modelathe.tensors import Array, Arrays
 from optimize.judge import intervals
 from optimize.judge.intervals import At
 from optimize.model.errors import BadData, BadModel, BadWorkload
-from optimize.predict.runtimes import Predictor, cut
+from optimize.predict.predictor import Predictor, cut
 from optimize.source.workload import Workload, concatenate, guarded
 
 ROUNDING = 1e-6

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from modelathe.tensors import TensorSpec
-from optimize.predict.runtimes import answering
+from optimize.predict.module import answering
 from optimize.source.workload import fewest
 
 UNKNOWN = "the MACs are not known: torch's counter cannot follow this model"

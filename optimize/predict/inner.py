@@ -18,7 +18,7 @@ def values(path: Path, names: Sequence[str], batches: Iterable[Arrays]) -> Itera
     Raises:
         BadGraph: ONNX Runtime cannot run it.
     """
-    from optimize.predict.runtimes import OnnxPredictor
+    from optimize.predict.onnxruntime import OnnxPredictor
 
     model = graph.load(path)
     there = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}

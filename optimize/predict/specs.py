@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from modelathe.tensors import UNBOUNDED, Arrays, Dim, TensorSpec
-from optimize.predict.runtimes import OnnxPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.source.workload import Workload
 
 

@@ -1,1 +1,1 @@
-"""The proof page and the tables, written from run documents."""
+"""Report: the proof page and the tables, written from run documents."""

@@ -17,7 +17,8 @@ from optimize.methods import apply as steps_of
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize import left
 from optimize.methods.table import METHODS
-from optimize.predict.runtimes import TorchPredictor, open_graph
+from optimize.predict.module import TorchPredictor
+from optimize.predict.runtimes import open_graph
 from optimize.run import digest, follower
 from optimize.run.baseline import Progress, Trained, cost, graph_of, reusable
 from optimize.run.recipe import Recipe

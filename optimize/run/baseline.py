@@ -11,7 +11,7 @@ from optimize.judge.evaluate import Quality, evaluate
 from optimize.judge.measure import Cost
 from optimize.methods.export.onnx import export
 from optimize.model.errors import BadBundle
-from optimize.predict.runtimes import TorchPredictor
+from optimize.predict.module import TorchPredictor
 from optimize.source.workload import Workload
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle

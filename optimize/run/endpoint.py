@@ -21,12 +21,14 @@ from loadtest.plan.traffic import Part
 from loadtest.report import page
 from loadtest.run import drive
 from modelathe.client import Client, connect
-from modelathe.tensors import Arrays, from_served, to_served
+from modelathe.tensors import Arrays
 from optimize.judge import gate, parity
 from optimize.judge.evaluate import Quality, collect, compare, judge
 from optimize.judge.gate import Gate
 from optimize.model.errors import BadWorkload
-from optimize.predict.runtimes import EndpointPredictor, cut, open_graph
+from optimize.predict.endpoint import EndpointPredictor, from_served, to_served
+from optimize.predict.predictor import cut
+from optimize.predict.runtimes import open_graph
 from optimize.predict.specs import output_specs
 from optimize.run.baseline import Progress, Trained, graph_of
 from optimize.run.recipe import Recipe

@@ -22,7 +22,8 @@ from optimize.judge import macs, measure
 from optimize.methods.export.onnx import export
 from optimize.methods.table import METHODS
 from optimize.model.errors import BadGraph
-from optimize.predict.runtimes import answering, session_options
+from optimize.predict.module import answering
+from optimize.predict.onnxruntime import session_options
 from optimize.source.workload import fewest
 from optimize.step.bundle import Bundle
 from serve.repository import scratch

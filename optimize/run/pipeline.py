@@ -55,7 +55,7 @@ def run(
 
     Args:
         recipe: from `optimize.run.recipe.load`, or built in Python.
-        workload: from `optimize.source.workload.load`, so that the bundles can name its file.
+        workload: from `optimize.source.load.load_workload`, so that the bundles can name its file.
         output: the run's folder; `build/runs/NAME` unless given. A step whose bundle lies there, made from the same
             model, code, data and config, is kept.
         repository: where the result is published after it was proven on a real server; without it the run ends with
@@ -171,7 +171,7 @@ def apply_one(
     Raises:
         BadData: an evaluation sample stands in another set, and `allow_overlap` is not set.
         BadRecipe: a torch step on a bundle that went through a graph step.
-        The errors of `optimize.step.contract.apply`.
+        The errors of `optimize.methods.apply.apply`.
     """
     before = tuple(config for entry in source.lineage if (config := _config(entry)) is not None)
     ordered((*before, step), str(source.folder))
@@ -249,7 +249,7 @@ def _check(recipe: Recipe, workload: Workload) -> None:
         raise BadWorkload(
             "was not loaded from a file",
             where=workload.name,
-            fix='use optimize.source.workload.load_workload("path/to/file.py:function")',
+            fix='use optimize.source.load.load_workload_workload("path/to/file.py:function")',
         )
     extra.require_runtime(recipe.target.runtime)
     for step in recipe.steps:

@@ -37,7 +37,7 @@ class Recipe:
     """A run in data: everything that is needed to do it again.
 
     Args:
-        steps: configs whose types stand in `optimize.step.contract.METHODS`, torch steps before graph steps; the export
+        steps: configs whose types stand in `METHODS`, torch steps before graph steps; the export
             is
             inserted where it is missing.
         seed: seeds every random choice.

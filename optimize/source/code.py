@@ -12,7 +12,7 @@ from types import ModuleType
 
 from optimize.model.errors import BadWorkload
 
-OURS = ("optimize", "serve", "loadtest")
+OURS = ("optimize", "serve", "loadtest", "modelathe")
 _SEEN: dict[str, tuple[ModuleType, str]] = {}
 """Modules and the digests of their files when we first saw them: what changes in a file later is not what runs."""
 _IMPORTED: dict[str, set[str]] = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from optimize.model.errors import BadWorkload
-from optimize.source import code, huggingface
+from optimize.source import code
 from optimize.source.workload import Workload, guarded
 
 
@@ -19,6 +19,8 @@ def load_workload(source: str) -> Workload:
         BadWorkload: no such file or function, or the user's code raised; the message names the user's own line.
     """
     if (Path(source) / "config.json").is_file():
+        from optimize.source import huggingface
+
         return huggingface.workload(Path(source))
     place, _, name = source.rpartition(":")
     if not place:
@@ -49,6 +51,8 @@ def load_workload(source: str) -> Workload:
 def file_of(source: str) -> Path | None:
     """Return the Python file behind a workload source, or a folder's weights, or None when it cannot be found."""
     if source.endswith("/"):
+        from optimize.source import huggingface
+
         return huggingface.weights(Path(source))
     place = source.rpartition(":")[0] or source
     if place.endswith(".py"):

@@ -26,9 +26,10 @@ from modelathe.commandline import document
 from optimize.model import state
 from optimize.model.errors import BadBundle
 from optimize.model.structure import rebuild, structure, unsaved
-from optimize.predict.runtimes import TorchPredictor
+from optimize.predict.module import TorchPredictor
 from optimize.source.load import file_of, load_workload
 from optimize.source.workload import Workload, fewest
+from optimize.step import exchange
 from optimize.step.key import Key
 from serve.repository import scratch
 
@@ -204,7 +205,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o755)
         if folder.exists():
-            files.swap(temporary, folder)
+            exchange.swap(temporary, folder)
         else:
             files.place(temporary, folder)
 

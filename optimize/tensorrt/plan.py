@@ -21,7 +21,6 @@ import numpy as np
 from modelathe.errors import MachineError
 from optimize.machine import extra
 from optimize.model.errors import BadBundle
-from optimize.predict.specs import output_specs
 from optimize.source.workload import fewest
 from optimize.step.bundle import Bundle, replacing
 from optimize.tensorrt import compiler, rules
@@ -208,7 +207,8 @@ def _shape_options(shapes: dict[str, dict[str, tuple[int, ...]]]) -> list[str]:
 
 def _config(bundle: Bundle, graph: Path) -> Any:
     """Return the config with the TensorRT accelerator; the server batches as far as the profile reaches."""
-    from optimize.predict.runtimes import OnnxPredictor
+    from optimize.predict.onnxruntime import OnnxPredictor
+    from optimize.predict.specs import output_specs
 
     workload = bundle.workload
     rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from torch import nn
 from modelathe.errors import MachineError
 from optimize.model.errors import BadData, BadModel, BadWorkload, NoEffect
 from optimize.model.randomness import Stream
-from optimize.predict.runtimes import forward
+from optimize.predict.module import forward
 from optimize.source import padding, splits
 from optimize.source.workload import Batch, Workload, guarded
 from optimize.train import processes

@@ -1,1 +1,1 @@
-"""One module per command: parse, call, print."""
+"""Commands of serve, one module each: parse, call, print."""

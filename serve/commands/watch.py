@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.plan.options import Duration
-from loadtest.record.statistics import number
 from modelathe.commandline import document, emit, json_option
 from modelathe.errors import MachineError, UsageError
 
@@ -121,6 +120,8 @@ def _view(place: str, rates: "list[Rates]", memory: dict[str, Any], width: int =
     from rich.table import Table
     from rich.text import Text
 
+    from loadtest.record.statistics import number
+
     table = Table(box=None, pad_edge=False)
     table.add_column("model", overflow="fold")  # the only one that gives way on a narrow terminal
     headings = _NARROW if width < 80 else _HEADINGS
@@ -140,6 +141,8 @@ def _view(place: str, rates: "list[Rates]", memory: dict[str, Any], width: int =
 
 def _row(model: "Rates") -> dict[str, str]:
     """Return what stands below each heading."""
+    from loadtest.record.statistics import number
+
     quantiles = (model.quantiles_ms.get(quantile) for quantile in ("0.5", "0.95", "0.99"))
     figures = map(number, (model.requests, *quantiles, model.batch, model.queue_ms, model.compute_ms))
     row = (*figures, f"{model.pending}", number(sum(model.failures.values())))

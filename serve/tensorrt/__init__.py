@@ -1,1 +1,1 @@
-"""NVIDIA's compiler for RTX GPUs, which needs none to say whether it takes a graph."""
+"""TensorRT: NVIDIA's compiler for RTX GPUs, which needs none to say whether it takes a graph."""

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from modelathe import files
+from optimize.step import exchange
 
 OPERATIONS = ("open", "fsync", "replace", "rename", "link", "unlink", "fchmod")
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from loadtest import files
+from modelathe import files
+from optimize.step import exchange
 
 left = int(sys.argv[1])
 
@@ -31,7 +33,7 @@ def dying(function):
 
 for name in {operations}:
     setattr(os, name, dying(getattr(os, name)))
-files._exchange = dying(files._exchange)
+exchange._exchange = dying(exchange._exchange)
 {code}
 """
 
@@ -103,14 +105,14 @@ def test_folders_change_places_in_one_step(tmp_path: Path, monkeypatch: pytest.M
     for name in ("new", "old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    files.swap(tmp_path / "new", tmp_path / "old")
+    exchange.swap(tmp_path / "new", tmp_path / "old")
     assert names(tmp_path / "old") == ["new"]
 
     def refused(one: Path, other: Path) -> None:
         raise OSError(errno.EINVAL, "no such flag")
 
-    monkeypatch.setattr(files, "_exchange", refused)
-    files.swap(tmp_path / "new", tmp_path / "old")
+    monkeypatch.setattr(exchange, "_exchange", refused)
+    exchange.swap(tmp_path / "new", tmp_path / "old")
     assert names(tmp_path / "old") == ["old"]
     assert names(tmp_path) == ["new", "old"]
 
@@ -129,7 +131,7 @@ def test_a_kill_at_any_operation_leaves_old_or_new(tmp_path: Path, verb: str) ->
     path, ended = tmp_path / "it", False
     code = {
         "write": f"files.write(Path({str(path)!r}), 'new')",
-        "swap": f"files.swap(Path({str(tmp_path / 'beside')!r}), Path({str(path)!r}))",
+        "swap": f"exchange.swap(Path({str(tmp_path / 'beside')!r}), Path({str(path)!r}))",
     }[verb]
     seen = set()
     for number in range(1, 30):

@@ -115,7 +115,7 @@ def test_a_closed_loop_hides_the_stall(tmp_path: Path) -> None:
 
 def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
     code = (
-        "import time; from loadtest import nullserver\n"
+        "import time; from loadtest.selftest import nullserver\n"
         "with nullserver.running() as server: print(server.pid, flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

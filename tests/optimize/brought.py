@@ -9,7 +9,8 @@ from torch import nn
 
 from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
 from optimize.methods.export.onnx import export
-from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.predict.module import TorchPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle

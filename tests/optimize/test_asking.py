@@ -15,7 +15,8 @@ from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize.judge import macs, mates
 from optimize.methods.export.onnx import export
 from optimize.model.errors import BadGraph, BadModel, BadWorkload
-from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.predict.module import TorchPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.run import endpoint
 from optimize.run import inspect as layers
 from optimize.source.load import load_workload

@@ -20,7 +20,8 @@ from optimize.methods.export.onnx import Onnx
 from optimize.methods.table import METHODS, NAMES
 from optimize.model import errors
 from optimize.model.errors import BadData, BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
-from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.predict.module import TorchPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.run import recipe
 from optimize.source.load import load_workload
 from optimize.source.workload import Batch, Workload

@@ -15,7 +15,7 @@ from loadtest.plan.data import payload
 from modelathe.client import connect
 from optimize.judge import measure, ruler
 from optimize.machine import doctor
-from optimize.predict.runtimes import OnnxPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.source.workload import Workload
 from serve.config.target import Target
 from serve.repository import tree as repository

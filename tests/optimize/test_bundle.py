@@ -9,7 +9,7 @@ import pytest
 from optimize.methods.apply import apply
 from optimize.methods.prune.channels import Channels
 from optimize.model.errors import BadBundle, BadWorkload
-from optimize.predict.runtimes import TorchPredictor
+from optimize.predict.module import TorchPredictor
 from optimize.source.load import load_workload
 from optimize.source.workload import Workload
 from optimize.step import bundle as bundles

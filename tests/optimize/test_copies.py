@@ -16,7 +16,7 @@ from optimize.graph import graph
 from optimize.judge.macs import total
 from optimize.model.copies import computes, copied, folded
 from optimize.model.errors import BadModel
-from optimize.predict.runtimes import answering
+from optimize.predict.module import answering
 from optimize.step import bundle as bundles
 from tests.optimize.brought import ROW, WIDTH, Net, agree, brought, through_a_bundle
 from tests.optimize.conftest import Optimize

@@ -3,7 +3,7 @@
 import numpy as np
 
 from optimize.judge import evaluate
-from optimize.predict.runtimes import TorchPredictor
+from optimize.predict.module import TorchPredictor
 from optimize.source.load import load_workload
 from optimize.source.workload import Workload
 

@@ -16,7 +16,7 @@ from optimize.methods.distill.features import Features
 from optimize.methods.distill.logits import Logits
 from optimize.methods.distill.relations import Relations
 from optimize.model.errors import BadData, BadModel, BadWorkload, NoEffect
-from optimize.predict.runtimes import forward
+from optimize.predict.module import forward
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle
 from optimize.step.contract import Context, fingerprint

@@ -12,7 +12,8 @@ from modelathe.tensors import BATCH, Arrays, Dim, TensorSpec
 from optimize.judge.evaluate import evaluate
 from optimize.judge.gate import Gate
 from optimize.methods.export.onnx import export
-from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.predict.module import TorchPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.predict.specs import output_specs
 from optimize.run import endpoint, recipe
 from optimize.run.baseline import Trained, cost

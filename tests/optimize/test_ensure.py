@@ -12,7 +12,7 @@ from optimize.graph import graph
 from optimize.judge import ensure
 from optimize.methods.export.onnx import export
 from optimize.model.errors import BadGraph, BadModel
-from optimize.predict.runtimes import OnnxPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.source.workload import Batch, Workload
 from serve.config.target import Target
 

@@ -7,7 +7,7 @@ from modelathe.tensors import Arrays
 from optimize.judge import evaluate
 from optimize.judge.evaluate import Score
 from optimize.model.errors import BadModel, BadWorkload
-from optimize.predict.runtimes import TorchPredictor
+from optimize.predict.module import TorchPredictor
 from optimize.source.workload import Workload
 
 

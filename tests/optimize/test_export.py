@@ -18,7 +18,8 @@ from optimize.judge.mates import deviation
 from optimize.methods.export import verify
 from optimize.methods.export.onnx import export
 from optimize.model.errors import BadGraph, BadModel, BadWorkload
-from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.predict.module import TorchPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.run import advance, recipe
 from optimize.source.workload import Batch, Workload
 from serve.config.target import Target

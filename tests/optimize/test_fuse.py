@@ -20,7 +20,8 @@ from optimize.methods.quantize.dynamic import Dynamic
 from optimize.methods.quantize.static import Static
 from optimize.methods.table import METHODS
 from optimize.model.errors import BadRecipe, NoEffect
-from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.predict.module import TorchPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.source.workload import Batch, Workload
 from optimize.step.contract import Context
 from serve.config.target import Target

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from optimize.model.errors import BadData, BadWorkload
-from optimize.predict.runtimes import TorchPredictor
+from optimize.predict.module import TorchPredictor
 from optimize.run import open as source
 from optimize.source import huggingface, texts
 from optimize.source.load import load_workload

@@ -13,7 +13,8 @@ from modelathe.tensors import BATCH, TensorSpec
 from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize.static import Static
-from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.predict.module import TorchPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.source.workload import Batch, Workload
 from optimize.step.contract import Context
 from serve.config.target import Target

@@ -16,6 +16,7 @@ from optimize.judge.ruler import Speeds
 from optimize.methods.export.onnx import export
 from optimize.model.errors import BadGraph
 from optimize.predict import runtimes as predict
+from optimize.predict.onnxruntime import OnnxPredictor
 from serve.config.target import Target
 
 ROW = (TensorSpec("input", "float32", (BATCH, 64)),)
@@ -106,7 +107,7 @@ def test_one_file_at_a_time_is_opened_anew_in_every_round(
     opened: list[str] = []
     now: list[str] = []
 
-    class Noting(predict.OnnxPredictor):
+    class Noting(OnnxPredictor):
         def __init__(self, path: Path, device: str, cores: int) -> None:
             assert not now, "another file is open"
             now.append(path.stem)

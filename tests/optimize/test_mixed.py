@@ -17,7 +17,7 @@ from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize.mixed import Mixed
 from optimize.model.errors import BadRecipe, NoEffect
-from optimize.predict.runtimes import OnnxPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.source.workload import Batch, Workload
 from optimize.step.contract import Context
 from serve.config.target import Target

@@ -24,8 +24,9 @@ from optimize.methods.quantize.half import Half
 from optimize.methods.quantize.mixed import Mixed
 from optimize.methods.quantize.weight_only import WeightOnly
 from optimize.model.errors import BadRecipe, NoEffect
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.predict.ranges import largest
-from optimize.predict.runtimes import OnnxPredictor, open_graph
+from optimize.predict.runtimes import open_graph
 from optimize.run.recipe import Recipe
 from optimize.source.workload import Batch, Workload
 from optimize.step.contract import Context

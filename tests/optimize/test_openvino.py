@@ -26,7 +26,9 @@ from optimize.methods.quantize import nncf
 from optimize.methods.table import METHODS
 from optimize.model.errors import BadGraph, BadRecipe, MissingExtra
 from optimize.predict import runtimes as predict
-from optimize.predict.runtimes import OnnxPredictor, OpenVinoPredictor, TorchPredictor
+from optimize.predict.module import TorchPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
+from optimize.predict.openvino import OpenVinoPredictor
 from optimize.run import pipeline, recipe
 from optimize.source.load import load_workload
 from optimize.source.workload import Batch, Workload

@@ -5,8 +5,9 @@ from torch import nn
 
 from modelathe.errors import LatheError, UsageError
 from optimize.model.errors import BadGraph, BadModel
-from optimize.predict import runtimes as predict
-from optimize.predict.runtimes import EndpointPredictor, OnnxPredictor, RtxPredictor, forward
+from optimize.predict.endpoint import EndpointPredictor
+from optimize.predict.module import forward
+from optimize.predict.onnxruntime import OnnxPredictor, RtxPredictor
 
 
 class Returns(nn.Module):
@@ -68,7 +69,7 @@ def test_a_gpu_that_tensorrt_for_rtx_does_not_take(tmp_path, monkeypatch: pytest
     import onnxruntime
 
     # What it says beside an H200: there is no device of its own.
-    monkeypatch.setattr(predict, "_register_rtx", lambda _name: None)
+    monkeypatch.setattr("optimize.predict.onnxruntime._register_rtx", lambda _name: None)
     monkeypatch.setattr(onnxruntime, "get_ep_devices", list)
     with pytest.raises(BadGraph, match="no H100 or H200") as error:
         RtxPredictor(tmp_path / "model.onnx", "cuda")

@@ -21,7 +21,8 @@ from optimize.methods.prune.channels import Channels, needs
 from optimize.methods.prune.group import Group, Member
 from optimize.methods.prune.ranking import Ranked, choose
 from optimize.model.errors import BadModel, NoEffect
-from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.predict.module import TorchPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
 from optimize.step.contract import Context

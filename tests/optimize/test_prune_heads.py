@@ -17,7 +17,8 @@ from optimize.methods.export.onnx import export
 from optimize.methods.prune.heads import Heads
 from optimize.model.attention import Attention
 from optimize.model.errors import BadBundle, BadRecipe, NoEffect
-from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.predict.module import TorchPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.run import recipe
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles

@@ -13,7 +13,7 @@ from optimize.methods import apply as step
 from optimize.methods.prune.layers import Layers
 from optimize.model.errors import BadRecipe, NoEffect
 from optimize.model.structure import Skip
-from optimize.predict.runtimes import TorchPredictor
+from optimize.predict.module import TorchPredictor
 from optimize.run import recipe
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles

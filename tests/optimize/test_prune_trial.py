@@ -15,7 +15,7 @@ from optimize.methods import apply as step
 from optimize.methods.prune.channels import Channels
 from optimize.methods.prune.trial import exact, sound
 from optimize.model.errors import BadModel, NoEffect
-from optimize.predict.runtimes import TorchPredictor
+from optimize.predict.module import TorchPredictor
 from optimize.source.workload import Batch, Workload
 from optimize.step.contract import Context
 from serve.config.target import Target

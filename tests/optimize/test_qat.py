@@ -20,7 +20,7 @@ from optimize.methods.quantize import captured, qat
 from optimize.methods.quantize.dynamic import Dynamic
 from optimize.methods.quantize.qat import Qat
 from optimize.model.errors import BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
-from optimize.predict.runtimes import OnnxPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.run.recipe import ordered
 from optimize.source.workload import Batch, Workload
 from optimize.step.contract import Context

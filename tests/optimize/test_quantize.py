@@ -23,7 +23,8 @@ from optimize.methods.quantize.dynamic import Dynamic
 from optimize.methods.quantize.static import Static
 from optimize.methods.table import METHODS
 from optimize.model.errors import BadData, BadGraph, NoEffect
-from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.predict.module import TorchPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.run import pipeline
 from optimize.run.recipe import Recipe
 from optimize.source.workload import Batch, Workload

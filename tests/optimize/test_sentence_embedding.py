@@ -13,7 +13,8 @@ from optimize.judge.evaluate import evaluate
 from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.model.errors import BadWorkload
-from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.predict.module import TorchPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.run import recipe
 from optimize.source import workload
 from optimize.step.contract import Context

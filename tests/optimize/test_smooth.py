@@ -20,7 +20,7 @@ from optimize.methods.quantize.dynamic import Dynamic
 from optimize.methods.quantize.smooth import Smooth
 from optimize.methods.quantize.static import Static
 from optimize.model.errors import NoEffect
-from optimize.predict.runtimes import OnnxPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from tests.optimize.test_quantize import ROW, Quantize, distance, kernels, quantize, workload
 
 __all__ = ["quantize"]

@@ -14,7 +14,7 @@ from torch import nn
 
 from optimize.model import state
 from optimize.model.errors import BadBundle, BadModel, BadWorkload
-from optimize.predict.runtimes import TorchPredictor
+from optimize.predict.module import TorchPredictor
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle
 from optimize.step.contract import fingerprint

@@ -16,7 +16,8 @@ from optimize.methods import apply as step
 from optimize.methods.export.onnx import Onnx, export
 from optimize.methods.table import METHODS, NAMES
 from optimize.model.errors import BadWorkload, NoEffect
-from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+from optimize.predict.module import TorchPredictor
+from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.source.workload import Workload
 from optimize.step.contract import Context, fingerprint
 from serve.config.target import Target

@@ -20,7 +20,8 @@ from optimize.methods.apply import apply
 from optimize.methods.export.onnx import export
 from optimize.methods.table import METHODS
 from optimize.model.errors import BadGraph
-from optimize.predict.runtimes import OnnxPredictor, open_graph
+from optimize.predict.onnxruntime import OnnxPredictor
+from optimize.predict.runtimes import open_graph
 from optimize.run import recipe
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles

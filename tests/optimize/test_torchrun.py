@@ -63,7 +63,7 @@ def workload(size=8):
 if __name__ == "__main__":
     from pathlib import Path
     from safetensors.torch import save_file
-    from optimize import processes, train
+    from optimize.train import fit, processes
     from optimize.step.contract import Context
     from serve.config.target import Target
 
@@ -72,7 +72,7 @@ if __name__ == "__main__":
     if processes.rank():
         module.hidden.weight.data.zero_()  # the first process's weights are everyone's
     context = Context(made, made.build(), Target(cores=1), 0, Path(), lambda *_: None)
-    train.fit(module, context, train.healing(context), name="test", epochs=3, learning_rate=0.01)
+    fit.fit(module, context, fit.healing(context), name="test", epochs=3, learning_rate=0.01)
     save_file(module.state_dict(), f"{sys.argv[1]}-{processes.rank()}")
 """
 

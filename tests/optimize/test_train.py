@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from optimize.methods import apply as step
 from optimize.methods.distill.logits import Logits
 from optimize.model.errors import BadModel
-from optimize.predict.runtimes import forward
+from optimize.predict.module import forward
 from optimize.run import advance, baseline, pipeline, recipe
 from optimize.source.load import load_workload
 from optimize.source.splits import Sets

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from optimize.model.errors import BadData, BadWorkload
-from optimize.predict.runtimes import TorchPredictor
+from optimize.predict.module import TorchPredictor
 from optimize.source.load import load_workload
 from optimize.source.workload import Batch, Workload
 from optimize.step.contract import fingerprint

@@ -11,7 +11,8 @@ from onnx import TensorProto as T
 from loadtest.cli import main as loadtest
 from loadtest.plan.data import payload
 from modelathe.client import Client, connect
-from modelathe.tensors import BATCH, Dim, TensorSpec, from_served, to_served
+from modelathe.tensors import BATCH, Dim, TensorSpec
+from optimize.predict.endpoint import from_served, to_served
 from serve.cli import main
 from serve.server.endpoint import Endpoint
 from serve.server.tritonserver import running

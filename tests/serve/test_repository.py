@@ -173,8 +173,8 @@ def test_two_commands_publish_the_same_number(place: Path, onnx: Path) -> None:
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from loadtest import files
-    from serve import repository, staging
+    from modelathe import files
+    from serve.repository import staging
     from tests.serve.test_repository import stage
 
     place, onnx, hook = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

@@ -121,7 +121,7 @@ def test_no_server_begins_beside_a_command_that_found_none(place: Path) -> None:
 
 
 def test_what_a_killed_command_left_counts_not(place: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from serve import state\n"
+    code = "import sys, time; from pathlib import Path; from serve.server import state\n"
     code += "with state.claimed(Path(sys.argv[1])):\n print(flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, str(place)], cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout
@@ -208,7 +208,7 @@ def test_a_load_that_takes_longer_is_neither_failed_nor_forgotten(tmp_path: Path
 
 def test_a_server_that_starts_takes_back_what_was_left(place: Path) -> None:
     """Killed between the change on disk and the server."""
-    code = "import os, sys; from pathlib import Path; from serve import promotion, rollout\n"
+    code = "import os, sys; from pathlib import Path; from serve.rollout import promotion, rollout\n"
     code += "promotion._finish = lambda journal: os.kill(os.getpid(), 9)\n"
     code += "rollout.promote(Path(sys.argv[1]), 'tiny', 1)"
     killed = subprocess.run([sys.executable, "-c", code, str(place)], cwd=ROOT, check=False)

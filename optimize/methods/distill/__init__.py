@@ -1,1 +1,1 @@
-"""Distillation methods, one file each."""
+"""Distill: methods in which the trained model teaches, one file each."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from optimize.machine import cpu
 from optimize.model.errors import BadModel, BadWorkload, NoEffect
-from optimize.predict.runtimes import forward
+from optimize.predict.module import forward
 from optimize.train import processes
 from optimize.train.fit import Tensors, tensors, trainable
 

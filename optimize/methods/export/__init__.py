@@ -1,1 +1,1 @@
-"""The way from a torch module to an ONNX file."""
+"""Export: the way from a torch module to an ONNX file."""

@@ -178,7 +178,7 @@ def _compare(before: Path, after: Path, workload: "Workload") -> None:
         BadGraph: naming the output that differs.
     """
     from optimize.methods.export import verify
-    from optimize.predict.runtimes import OnnxPredictor
+    from optimize.predict.onnxruntime import OnnxPredictor
 
     generated = [verify.generate(workload.inputs, sizes, seed=1) for sizes in verify.sizes_to_try(workload.inputs)]
     with OnnxPredictor(before) as one, OnnxPredictor(after) as other:

@@ -80,7 +80,7 @@ def export(
 
     Args:
         module: takes `inputs` by name and returns one tensor for each of `outputs`, as
-            `optimize.predict.runtimes.forward` says.
+            `optimize.predict.module.forward` says.
         inputs: every `Dim` with room between its minimum and maximum becomes a dynamic axis of that name.
         outputs: names of the graph's outputs.
         destination: the file to write; weights of 2 GB and more go to `<name>.data` beside it.
@@ -214,7 +214,7 @@ def wrapped(module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence
     """Return a module that takes the inputs in order and returns a tuple in the order of the outputs."""
     from torch import nn
 
-    from optimize.predict.runtimes import forward
+    from optimize.predict.module import forward
 
     class Wrapper(nn.Module):
         """Positions are all that ONNX knows."""

@@ -14,7 +14,8 @@ from optimize.model.errors import BadGraph, BadModel, BadWorkload
 if TYPE_CHECKING:
     from torch import nn
 
-    from optimize.predict.runtimes import TorchPredictor
+    from optimize.predict.module import TorchPredictor
+
 
 TOLERANCE = 1e-3
 """Largest difference between graph and module, as a share of the output's largest value (at least 1)."""
@@ -118,7 +119,7 @@ def output_dims(
         BadModel: the module does not run at a declared size, answers the same inputs otherwise at a second call, or an
             output's first axis does not follow the batch.
     """
-    from optimize.predict.runtimes import TorchPredictor
+    from optimize.predict.module import TorchPredictor
 
     predictor = TorchPredictor(module, outputs)
     tried = sizes_to_try(inputs)
@@ -203,7 +204,8 @@ def check(
     """
     import onnx
 
-    from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
+    from optimize.predict.module import TorchPredictor
+    from optimize.predict.onnxruntime import OnnxPredictor
 
     try:
         onnx.checker.check_model(str(path), full_check=True)
@@ -253,7 +255,7 @@ def warm(module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence[st
     Raises:
         BadModel: it does not run at them.
     """
-    from optimize.predict.runtimes import TorchPredictor
+    from optimize.predict.module import TorchPredictor
 
     for sizes in largest_sizes(inputs):
         TorchPredictor(module, outputs).predict(generate(inputs, sizes))

@@ -1,1 +1,1 @@
-"""Pruning methods, one file each."""
+"""Prune: methods that take weights, channels, heads and layers away, one file each, and what they share."""

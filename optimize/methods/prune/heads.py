@@ -156,7 +156,7 @@ def _sensitivities(module: "nn.Module", chosen: "list[Units]", context: "Context
     import torch
 
     from optimize.model.attention import without_fast_path
-    from optimize.predict.runtimes import forward
+    from optimize.predict.module import forward
     from optimize.source import sample
     from optimize.train import fit as train
 

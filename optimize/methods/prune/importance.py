@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from optimize.methods.prune.group import Group, Side, views
-from optimize.predict.runtimes import forward
+from optimize.predict.module import forward
 from optimize.source import padding, sample
 from optimize.train import fit as train
 

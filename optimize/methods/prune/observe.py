@@ -10,7 +10,7 @@ from torch import nn
 
 from optimize.model.attention import without_fast_path
 from optimize.model.errors import NoEffect
-from optimize.predict.runtimes import forward
+from optimize.predict.module import forward
 from optimize.source.workload import Workload
 
 Hook = Callable[[nn.Module, Any, Any, Any], None]

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from optimize.methods.prune import dependency, recurrent
 from optimize.methods.prune.group import Group
 from optimize.model.copies import copied
-from optimize.predict.runtimes import forward
+from optimize.predict.module import forward
 
 LABELS = 0.001
 """Share of an output of integers that may differ: where two classes are alike, another order of summation decides."""

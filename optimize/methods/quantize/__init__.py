@@ -1,1 +1,1 @@
-"""Quantization methods, one file each."""
+"""Quantize: methods that store and compute in fewer bits, one file each, and what they share."""

@@ -18,12 +18,12 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize.graph import graph
-from optimize.judge.budget import Budget
 from optimize.methods.quantize import left
 from optimize.model.errors import BadGraph, BadRecipe, NoEffect
 from serve.repository import scratch
 
 if TYPE_CHECKING:
+    from optimize.judge.budget import Budget
     from optimize.judge.effect import Effect, Untreated
     from optimize.judge.evaluate import Quality
     from optimize.step.contract import Context, Method
@@ -183,6 +183,7 @@ def _unweighted(config: Mixed, subject: Path) -> list[str]:
 
 def _budget(config: Mixed, context: "Context") -> "Budget":
     from optimize.judge import gate
+    from optimize.judge.budget import Budget
 
     if config.keep is not None and config.max_drop is not None:
         raise BadRecipe("keep and max_drop are both given", where=NAME, fix="keep one of them")

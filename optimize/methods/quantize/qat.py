@@ -75,11 +75,13 @@ def apply(config: Qat, module: "nn.Module", context: "Context") -> Path:
         NoEffect: nothing in the module can be quantized.
         BadGraph: ONNX Runtime answers otherwise than the converted module does.
     """
+    from optimize.predict.module import TorchPredictor
+    from optimize.predict.onnxruntime import OnnxPredictor
+
     with graph.quiet():  # it logs which of its GPU libraries cannot be loaded
         from torchao.quantization.pt2e import disable_observer
 
     from optimize.judge.evaluate import evaluate
-    from optimize.predict.runtimes import OnnxPredictor, TorchPredictor
     from optimize.source import sample
     from optimize.train import fit as train
 

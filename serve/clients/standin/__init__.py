@@ -1,1 +1,1 @@
-"""A stand-in for a Triton server: it answers from a repository's configurations, without a model."""
+"""Stand-in: a server that answers from a repository's configurations, without a model."""
