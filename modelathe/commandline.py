@@ -27,7 +27,7 @@ from rich.console import Console
 from modelathe.errors import BadInput, Interrupted, LatheError, MachineError, Stopped, UsageError
 
 FORMAT = 1
-_ROOMS = ("optimize", "serve", "loadtest")
+_ROOMS = ("modelathe", "optimize", "serve", "loadtest")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
