@@ -28,7 +28,7 @@ machine:
 		echo "this machine lacks something; install it with: sudo apt-get install -y" $$missing; exit 1; fi
 
 $(READY): pyproject.toml constraints.txt | machine
-	@$(PYTHON) -c 'import sys; sys.exit(sys.platform != "linux")' || { echo "lathe is tested on Linux only"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.platform != "linux")' || { echo "modelathe is tested on Linux only"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(BIN)/pip install -c constraints.txt --index-url $(TORCH_INDEX) torch)
 	$(BIN)/pip install -c constraints.txt -e '.[all,tensorrt,examples,dev]'

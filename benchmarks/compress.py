@@ -70,7 +70,7 @@ def ours(label: str, name: str, made: Workload) -> Row:
         )
     except GateRefused as refusal:
         done = refusal.partial
-    return Row(f"lathe: {label}", Path(done["bundle"]) / bundles.GRAPH, plan.target.runtime)
+    return Row(f"modelathe: {label}", Path(done["bundle"]) / bundles.GRAPH, plan.target.runtime)
 
 
 def sentence_embedding(made: Workload, fp32: Path, place: Callable[[str], Path]) -> Iterator[Row]:
@@ -203,7 +203,7 @@ def show(name: str, found: list[Found]) -> None:
 def verdicts(made: Workload, found: list[Found], qualities: dict[str, Quality]) -> list[tuple[str, bool, str]]:
     """Return each figure that is wanted of one subject: what, whether it was reached, and what was measured."""
     trained = found[0]
-    mine = {row.label.removeprefix("lathe: "): row for row in found if row.label.startswith("lathe: ")}
+    mine = {row.label.removeprefix("modelathe: "): row for row in found if row.label.startswith("modelathe: ")}
     metric = next(iter(trained.scores))
 
     def kept(row: Found) -> float:

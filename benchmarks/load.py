@@ -101,7 +101,7 @@ def agreement(pairs: int, seconds: float) -> tuple[Figures, Any]:
         _, npz, data = requests_of(place / TEXTS / "1", Path(scratch))
         with server.running(place, models=[TEXTS]) as endpoint:
             sides = {
-                "lathe": lambda: ours(TEXTS, endpoint.grpc, seconds, "--concurrency", "8", "--data", str(npz)),
+                "modelathe": lambda: ours(TEXTS, endpoint.grpc, seconds, "--concurrency", "8", "--data", str(npz)),
                 "perf_analyzer": lambda: perf_analyzer.run(
                     TEXTS, endpoint.grpc, seconds, data, "--concurrency-range", "8"
                 ),
@@ -109,9 +109,9 @@ def agreement(pairs: int, seconds: float) -> tuple[Figures, Any]:
             found = turns(pairs, sides)
     theirs = [pair["perf_analyzer"]["p99"] for pair in found]
     return {
-        "MiniLM: requests per second over theirs": ratio(found, "rate", "lathe", "perf_analyzer"),
-        "MiniLM: p50 over theirs": ratio(found, "p50", "lathe", "perf_analyzer"),
-        "MiniLM: p99, ms": statistics.median(pair["lathe"]["p99"] for pair in found),
+        "MiniLM: requests per second over theirs": ratio(found, "rate", "modelathe", "perf_analyzer"),
+        "MiniLM: p50 over theirs": ratio(found, "p50", "modelathe", "perf_analyzer"),
+        "MiniLM: p99, ms": statistics.median(pair["modelathe"]["p99"] for pair in found),
         "MiniLM: their smallest p99, ms": min(theirs),
         "MiniLM: their largest p99, ms": max(theirs),
     }, found
@@ -125,7 +125,7 @@ def stall(seconds: float) -> tuple[Figures, Any]:
         _, _, data = null_requests(Path(scratch))
         rate = ("--request-rate-range", "50")
         told = {
-            "lathe": ours(null.model, null.grpc, seconds, "--rate", "50", "--warmup", "0s"),
+            "modelathe": ours(null.model, null.grpc, seconds, "--rate", "50", "--warmup", "0s"),
             "perf_analyzer": perf_analyzer.run(null.model, null.grpc, seconds, data, *rate),
             "perf_analyzer --async": perf_analyzer.run(null.model, null.grpc, seconds, data, *rate, "--async"),
         }
@@ -134,7 +134,7 @@ def stall(seconds: float) -> tuple[Figures, Any]:
         for side, turn in told.items():
             figures[f"stall: {name} of {side}, ms"] = turn[name]
     for name in ("p50", "p99"):
-        figures[f"stall: {name} over the truth"] = told["lathe"][name] / truth[name]
+        figures[f"stall: {name} over the truth"] = told["modelathe"][name] / truth[name]
     return figures, told
 
 
@@ -165,18 +165,22 @@ def ceiling(pairs: int, seconds: float) -> tuple[Figures, Any]:
         def mine(url: str) -> Callable[[], Turn]:
             return lambda: ours(null.model, url, seconds, "--concurrency", "8", "--allow-invalid")
 
-        http = turns(pairs, {"lathe": mine(null.http), "perf_analyzer": theirs(null.http, "--sync")})
-        sides = {"lathe": mine(null.grpc), "sync": theirs(null.grpc, "--sync"), "async": theirs(null.grpc, "--async")}
+        http = turns(pairs, {"modelathe": mine(null.http), "perf_analyzer": theirs(null.http, "--sync")})
+        sides = {
+            "modelathe": mine(null.grpc),
+            "sync": theirs(null.grpc, "--sync"),
+            "async": theirs(null.grpc, "--async"),
+        }
         grpc = turns(pairs, sides)
     for pair in [*http, *grpc]:
         for turn in pair.values():
             turn["per_core"] = per_core(turn)
     return {
-        "HTTP: requests per second and client core": statistics.median(pair["lathe"]["per_core"] for pair in http),
-        "HTTP: per client core over theirs": ratio(http, "per_core", "lathe", "perf_analyzer"),
-        "gRPC: requests per second and client core": statistics.median(pair["lathe"]["per_core"] for pair in grpc),
-        "gRPC: per client core over their sync mode": ratio(grpc, "per_core", "lathe", "sync"),
-        "gRPC: per client core over their async mode": ratio(grpc, "per_core", "lathe", "async"),
+        "HTTP: requests per second and client core": statistics.median(pair["modelathe"]["per_core"] for pair in http),
+        "HTTP: per client core over theirs": ratio(http, "per_core", "modelathe", "perf_analyzer"),
+        "gRPC: requests per second and client core": statistics.median(pair["modelathe"]["per_core"] for pair in grpc),
+        "gRPC: per client core over their sync mode": ratio(grpc, "per_core", "modelathe", "sync"),
+        "gRPC: per client core over their async mode": ratio(grpc, "per_core", "modelathe", "async"),
     }, {"http": http, "grpc": grpc}
 
 

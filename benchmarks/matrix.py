@@ -21,7 +21,7 @@ import peers
 import tomli_w
 from zoo import EXAMPLES, NAMES
 
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from modelathe.tensors import Dim, TensorSpec
 from optimize.graph import graph as graphs
 from optimize.judge import evaluate, measure
@@ -94,7 +94,7 @@ def compiled(bundle: bundles.Bundle, shapes: str, sparse: bool) -> dict[str, Any
         graph = graphs.save(model, folder / "model.onnx")
         try:
             found = compiler.compile(graph, specs, folder / "engine", folder / "log", sparse=sparse)
-        except LatheError as error:
+        except ModelatheError as error:
             return {"refused": error.what}
     return {"bytes": found.bytes, "seconds": round(found.seconds, 2), "layers": dict(found.layers)}
 
@@ -127,7 +127,7 @@ def theirs(bundle: bundles.Bundle, folder: Path, mode: str) -> tuple[bundles.Bun
     try:
         with predict.open_graph(graph, Target(device="cuda", runtime="tensorrt")) as predictor:
             judged = evaluate.evaluate(predictor, bundle.workload).scores[0].document()
-    except LatheError as error:
+    except ModelatheError as error:
         judged = {"unjudged": error.what}
     smaller = measure.file_bytes(bundle.graph) / measure.file_bytes(graph)
     return dataclasses.replace(bundle, graph=graph), judged, smaller

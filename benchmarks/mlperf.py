@@ -88,7 +88,7 @@ def main() -> None:
                 {key: statistics.median(row[side][key] for row in rounds) for key in rounds[0][0]} for side in (0, 1)
             ]
             rows.append({key: rows[0][key] / rows[1][key] for key in rows[0]})
-            for name, row in zip(("lathe", "LoadGen", "ratio"), rows, strict=True):
+            for name, row in zip(("modelathe", "LoadGen", "ratio"), rows, strict=True):
                 print(f"{scenario:14}{name:9}" + "".join(f"{row[key]:10.3f}" for key in (*SHARES, "1/s")))
 
 

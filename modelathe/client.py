@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from modelathe.connection import PLAIN, Connection, address
 from modelathe.errors import (
-    LatheError,
+    ModelatheError,
     ModelMissing,
     RequestRejected,
     ServerAbsent,
@@ -49,14 +49,14 @@ def connect(url: str, timeout: float = 30.0, connection: Connection = PLAIN) -> 
     client = Client(url, timeout, connection)
     try:
         client.ready()
-    except LatheError as error:
+    except ModelatheError as error:
         client.close()
         _blame_headers(url, timeout, connection, error)
         raise
     return client
 
 
-def _blame_headers(url: str, timeout: float, connection: Connection, error: LatheError) -> None:
+def _blame_headers(url: str, timeout: float, connection: Connection, error: ModelatheError) -> None:
     """Raise a `UsageError` if the server answers where the headers are left out, which are long."""
     size = sum(len(name) + len(value) + 4 for name, value in connection.headers)
     if size < LONG_HEADERS:
@@ -64,7 +64,7 @@ def _blame_headers(url: str, timeout: float, connection: Connection, error: Lath
     try:
         with Client(url, timeout, replace(connection, headers=())) as plain:
             plain.ready()
-    except LatheError:
+    except ModelatheError:
         return
     what = f"the server answers without the {size:,} bytes of headers, and not with them"
     raise UsageError(what, where=url, fix="give shorter ones: Triton takes 8,192 bytes in all") from error
@@ -212,7 +212,7 @@ class Client:
                 self.binary = False
                 try:
                     return self._infer(model, inputs, version, whole)
-                except LatheError:
+                except ModelatheError:
                     self.binary = None
                 raise
             self.binary = True
@@ -267,7 +267,7 @@ class Client:
                 return read(self._json(question, model, version))
         except ServerAbsent:
             raise
-        except LatheError as error:
+        except ModelatheError as error:
             if isinstance(error, ModelMissing) and not self.ready(model, version):
                 raise
             self.unknown[what] = error.what
@@ -293,6 +293,6 @@ class Client:
     def _there(self) -> str:
         try:
             return f"it has: {', '.join(sorted(set(self.models()))) or 'none'}"
-        except LatheError:
+        except ModelatheError:
             # A guarded server keeps its index to itself.
             return "check the name and the version with who runs the server"

@@ -24,7 +24,7 @@ from typing import IO, Any, NoReturn, cast
 import click
 from rich.console import Console
 
-from modelathe.errors import BadInput, Interrupted, LatheError, MachineError, Stopped, UsageError
+from modelathe.errors import BadInput, Interrupted, MachineError, ModelatheError, Stopped, UsageError
 
 FORMAT = 1
 _ROOMS = ("modelathe", "optimize", "serve", "loadtest")
@@ -38,16 +38,26 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def version() -> str:
-    """Return the version of lathe that is installed, or `unknown` in a tree that was never installed."""
+    """Return the version of modelathe that is installed, or `unknown` in a tree that was never installed."""
     try:
-        return importlib.metadata.version("lathe")
+        return importlib.metadata.version("modelathe")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
 
 
+def install_line(extra: str) -> str:
+    """Return the line that installs an extra from where modelathe itself was installed from."""
+    try:
+        told = importlib.metadata.distribution("modelathe").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return f"pip install -e '.[{extra}]'"
+    place = f" @ {json.loads(told)['url']}" if told else ""
+    return f"pip install 'modelathe[{extra}]{place}'"
+
+
 def document(**values: Any) -> dict[str, Any]:
-    """Return a JSON document: `format` and `lathe` (version) first, then `values`."""
-    return {"format": FORMAT, "lathe": version(), **values}
+    """Return a JSON document: `format` and `modelathe` (version) first, then `values`."""
+    return {"format": FORMAT, "modelathe": version(), **values}
 
 
 def emit(values: dict[str, Any]) -> None:
@@ -190,7 +200,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise _Terminated
 
 
-def _translate(error: BaseException) -> LatheError:
+def _translate(error: BaseException) -> ModelatheError:
     """Turn any exception into one of ours; what nobody foresaw is a bug, its traceback kept in a named file."""
     for link in _chain(error):
         # Whatever a library or a clean-up made of it, the user's wish was the cause.
@@ -200,7 +210,7 @@ def _translate(error: BaseException) -> LatheError:
             return Interrupted("interrupted", fix="run it again")
     if isinstance(error, click.Abort) and error.__cause__ is not None:
         error = error.__cause__  # Click makes this of an EOFError
-    if isinstance(error, LatheError):
+    if isinstance(error, ModelatheError):
         return error
     if isinstance(error, click.ClickException):
         return UsageError(error.format_message(), fix="run the command with --help")
@@ -210,8 +220,8 @@ def _translate(error: BaseException) -> LatheError:
         return MachineError("there is not enough memory", fix="use smaller batches or inputs")
     if isinstance(error, ImportError) and (package := (error.name or "").partition(".")[0]) not in ("", *_ROOMS):
         missing = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported: {error}"
-        return MachineError(f"the package {package} {missing}", fix="pip install 'lathe[optimize]'")
-    return LatheError(f"a bug in lathe: {type(error).__name__}: {error}", fix=_keep_traceback(error))
+        return MachineError(f"the package {package} {missing}", fix=install_line("optimize"))
+    return ModelatheError(f"a bug in modelathe: {type(error).__name__}: {error}", fix=_keep_traceback(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -220,7 +230,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _translate_os(error: OSError) -> LatheError | None:
+def _translate_os(error: OSError) -> ModelatheError | None:
     where, reason = str(error.filename or ""), error.strerror or str(error)
     if error.errno in _FULL:
         return MachineError("the disk is full", where=where, fix="free some space and run it again")
@@ -234,7 +244,7 @@ def _translate_os(error: OSError) -> LatheError | None:
 def _keep_traceback(error: BaseException) -> str:
     """Write the traceback to a file and return what to do with it."""
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="lathe-traceback-", suffix=".txt", delete=False) as file:
+        with tempfile.NamedTemporaryFile("w", prefix="modelathe-traceback-", suffix=".txt", delete=False) as file:
             file.writelines(traceback.format_exception(error))
     except OSError:
         return f"please report it; it was raised at {traceback.extract_tb(error.__traceback__)[-1]}"

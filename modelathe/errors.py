@@ -2,7 +2,7 @@
 
 Every room has an `errors.py` that hangs its own classes below these::
 
-    LatheError                 never raised itself
+    ModelatheError                 never raised itself
     ├── UsageError       2     a wrong option, recipe, plan or scenario
     ├── Refused          3     a gate or a threshold said no, or a run that proves nothing
     ├── BadInput         4     a file, model, data set or repository that cannot be used
@@ -23,7 +23,7 @@ from typing import IO, Any
 import click
 
 
-class LatheError(click.ClickException):
+class ModelatheError(click.ClickException):
     """A failure with one clear line and the way out.
 
     Args:
@@ -57,25 +57,25 @@ class LatheError(click.ClickException):
         click.echo(f"error: {self.format_message()}", file=file, err=file is None)
 
 
-class UsageError(LatheError):
+class UsageError(ModelatheError):
     """A wrong option, recipe, plan or scenario."""
 
     exit_code = 2
 
 
-class Refused(LatheError):
+class Refused(ModelatheError):
     """A gate or threshold said no, or the run is invalid."""
 
     exit_code = 3
 
 
-class BadInput(LatheError):
+class BadInput(ModelatheError):
     """A file, model, data set or repository cannot be used as it is."""
 
     exit_code = 4
 
 
-class MachineError(LatheError):
+class MachineError(ModelatheError):
     """The machine or the server failed: port taken, disk full, server absent, dying or answering nonsense."""
 
     exit_code = 5
@@ -101,7 +101,7 @@ class ServerNonsense(MachineError):
     """Something answers, but not what a V2 server says."""
 
 
-class Interrupted(LatheError):
+class Interrupted(ModelatheError):
     """The user pressed Ctrl-C."""
 
     exit_code = 130
@@ -111,7 +111,7 @@ class Interrupted(LatheError):
         click.echo(self.what, file=file, err=file is None)
 
 
-class Stopped(LatheError):
+class Stopped(ModelatheError):
     """SIGTERM asked this command to end."""
 
     exit_code = 143

@@ -4,7 +4,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from modelathe.errors import LatheError, ModelMissing, RequestRejected, ServerAbsent, ServerFault, ServerNonsense
+from modelathe.errors import ModelatheError, ModelMissing, RequestRejected, ServerAbsent, ServerFault, ServerNonsense
 
 IS_IT_UP = "check that the server runs and that the URL has its address, scheme and port; `serve up` prints them"
 WHICH_AUTHORITY = "give the authority that signed the server's certificate, and a client certificate if it asks for one"
@@ -14,7 +14,7 @@ WHICH_PORT = (
 )
 
 # What each gRPC status (and the HTTP status that Triton sends for it) says about who is at fault.
-GRPC_ERRORS: dict[str, type[LatheError]] = {
+GRPC_ERRORS: dict[str, type[ModelatheError]] = {
     "OK": ServerNonsense,
     "CANCELLED": ServerAbsent,
     "UNKNOWN": ServerNonsense,
@@ -54,7 +54,7 @@ def translated(url: str) -> Iterator[None]:
 
     try:
         yield
-    except LatheError:
+    except ModelatheError:
         raise
     except InferenceServerException as error:
         raise _from_status(url, str(error.status() or ""), str(error.message())) from error
@@ -70,7 +70,7 @@ def translated(url: str) -> Iterator[None]:
         raise _nonsense(url, f"{type(error).__name__}: {error}") from error
 
 
-def _from_status(url: str, status: str, message: str) -> LatheError:
+def _from_status(url: str, status: str, message: str) -> ModelatheError:
     message = " ".join(message.split())
     code = status.removeprefix("StatusCode.")
     if "decoupled transaction policy" in message:
@@ -98,7 +98,7 @@ def is_no_connection(message: str) -> bool:
     return any(word in words for word in _NO_CONNECTION)
 
 
-def _from_http(url: str, status: int, message: str) -> LatheError:
+def _from_http(url: str, status: int, message: str) -> ModelatheError:
     if 400 <= status < 500 and _names_a_missing_model(message):
         return _said(ModelMissing, url, message)
     if status == 404:
@@ -112,7 +112,7 @@ def _names_a_missing_model(message: str) -> bool:
     return "unknown model" in words or ("model" in words and ("not found" in words or "not available" in words))
 
 
-def _said(kind: type[LatheError], url: str, message: str) -> LatheError:
+def _said(kind: type[ModelatheError], url: str, message: str) -> ModelatheError:
     fixes = {
         RequestRejected: "compare names, shapes and dtypes with the model's metadata",
         ServerFault: "look into the server's log",

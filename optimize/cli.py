@@ -7,7 +7,7 @@ from optimize.commands import compare, doctor, evaluate, inspect, method, run, s
 
 
 @click.group(cls=CommandGroup, context_settings={"max_content_width": 100})
-@click.version_option(version(), prog_name="lathe optimize")
+@click.version_option(version(), prog_name="modelathe optimize")
 def main() -> None:
     """Turn a trained PyTorch model into a smaller, faster one behind a Triton endpoint, with proof."""
 

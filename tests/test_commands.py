@@ -17,7 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 from loadtest import cli as loadtest_cli
-from modelathe.commandline import CommandGroup, document, emit, json_option
+from modelathe.commandline import CommandGroup, document, emit, install_line, json_option
 from modelathe.errors import BadInput
 from optimize import cli as optimize_cli
 from optimize.commands.method import FAMILIES
@@ -98,8 +98,8 @@ def test_python_m_works(room: str) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (("optimize", "run", "x.py:w", "--recipe", "r.toml"), 5, "lathe[optimize]"),
-        (("optimize", "evaluate", "x.py:w"), 5, "lathe[optimize]"),
+        (("optimize", "run", "x.py:w", "--recipe", "r.toml"), 5, install_line("optimize")),
+        (("optimize", "evaluate", "x.py:w"), 5, install_line("optimize")),
         (("serve", "up", "no/such/repository"), 4, "does not exist"),
         (("loadtest", "report", "no-such-file.jsonl"), 4, "no such file"),
     ],
@@ -178,8 +178,8 @@ FAILURES: dict[str, tuple[Callable[[], None], int, str, str]] = {
     "Ctrl-C in a library": (interrupted_inside_a_library, 130, "Interrupted", "interrupted"),
     "Ctrl-C, then a failing clean-up": (fail_in_the_clean_up, 130, "Interrupted", "interrupted"),
     "SIGTERM": (terminated_inside_a_library, 143, "Stopped", "SIGTERM"),
-    "a bug": (raising(ZeroDivisionError("by zero")), 1, "LatheError", "ZeroDivisionError: by zero"),
-    "end of file": (raising(EOFError("cut off")), 1, "LatheError", "EOFError: cut off"),
+    "a bug": (raising(ZeroDivisionError("by zero")), 1, "ModelatheError", "ZeroDivisionError: by zero"),
+    "end of file": (raising(EOFError("cut off")), 1, "ModelatheError", "EOFError: cut off"),
 }
 
 
@@ -235,7 +235,7 @@ def test_a_failure_is_one_document_and_one_line(
             assert (error["kind"], error["exit"]) == (kind, code)
             assert set(error) == {"kind", "what", "where", "fix", "exit"}
             assert "a print of the user's" in err
-    assert len(list(tmp_path.glob("lathe-traceback-*"))) == (2 if code == 1 else 0)
+    assert len(list(tmp_path.glob("modelathe-traceback-*"))) == (2 if code == 1 else 0)
 
 
 def test_what_a_child_process_prints_stays_out_of_the_document() -> None:

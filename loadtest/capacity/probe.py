@@ -141,7 +141,7 @@ def prober(
 
 
 def _run(plan: Plan, parts: Sequence[Part], path: Path | None) -> Results:
-    with tempfile.TemporaryDirectory(prefix="lathe-capacity-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="modelathe-capacity-") as temporary:
         path = path or Path(temporary) / "probe.jsonl"
         drive.run(plan, parts, path)
         run = results.read(path)

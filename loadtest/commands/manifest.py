@@ -12,7 +12,7 @@ from modelathe.errors import UsageError
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("load", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- MODEL --url URL ...")
-@click.option("--image", required=True, help="An image with lathe in it.")
+@click.option("--image", required=True, help="An image with modelathe in it.")
 @click.option("--claim", required=True, help="A PersistentVolumeClaim that all pods can write to, for the results.")
 @click.option("--pods", type=click.IntRange(1, 64), default=2, show_default=True, help="Each is one worker.")
 @click.option("--begin-in", type=Duration(), default="3m", show_default=True, help="Every pod must be ready by then.")
@@ -37,7 +37,7 @@ def manifest(
 
     \b
     Example:
-      loadtest manifest --image registry/lathe --claim results --pods 4 \\
+      loadtest manifest --image registry/modelathe --claim results --pods 4 \\
           -- digits --url grpc://triton:8001 --rate 8000 --duration 60s | kubectl apply -f -
     """
     from loadtest.run.deploy import job

@@ -7,7 +7,7 @@ import click
 
 from loadtest.plan.options import allow_option, default_output, kept, load_options, parts_of, plan_of, threshold_option
 from modelathe.commandline import PATH, emit, json_option
-from modelathe.errors import BadInput, LatheError, MachineError, Refused, UsageError
+from modelathe.errors import BadInput, MachineError, ModelatheError, Refused, UsageError
 
 
 @click.command()
@@ -129,18 +129,20 @@ def _play(
     play_and_report(model, url, options, chosen["scenario"], settings, output, source, as_json)
 
 
-def _failure(values: dict[str, Any], path: Path, allow_invalid: bool) -> LatheError | None:
+def _failure(values: dict[str, Any], path: Path, allow_invalid: bool) -> ModelatheError | None:
     """Return the failure that the run deserves; None where it passed."""
     from loadtest.judge import compare, thresholds, validity
 
     gone = values["fault"] == validity.GONE
     if not values["valid"] and (gone or not allow_invalid):
         return (MachineError if gone else Refused)(values["why"], where=str(path), fix=values["fix"])
-    failure: LatheError | None = thresholds.refusal(values["thresholds"], str(path))
+    failure: ModelatheError | None = thresholds.refusal(values["thresholds"], str(path))
     return failure or (compare.refusal(values["comparison"]) if "comparison" in values else None)
 
 
-def _save(values: dict[str, Any], path: Path, destination: Path, failure: LatheError | None) -> LatheError | None:
+def _save(
+    values: dict[str, Any], path: Path, destination: Path, failure: ModelatheError | None
+) -> ModelatheError | None:
     """Save a run that passed as a baseline; of another, note why not, and return its failure."""
     from loadtest.judge import baseline
 
@@ -153,7 +155,7 @@ def _save(values: dict[str, Any], path: Path, destination: Path, failure: LatheE
     return failure
 
 
-def _finish(values: dict[str, Any], failure: LatheError | None, as_json: bool) -> None:
+def _finish(values: dict[str, Any], failure: ModelatheError | None, as_json: bool) -> None:
     """Print the report and leave with the exit code that the run deserves."""
     from rich.console import Console
 

@@ -37,7 +37,7 @@ def scenario() -> None:
 @scenario.command(name="list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List the scenarios that come with lathe.
+    """List the scenarios that come with modelathe.
 
     \b
     Example:

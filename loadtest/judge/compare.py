@@ -33,7 +33,7 @@ from loadtest.judge.stretches import Cut
 from loadtest.plan.plan import Plan
 from loadtest.record.statistics import number
 from modelathe.commandline import document
-from modelathe.errors import BadInput, LatheError, Refused
+from modelathe.errors import BadInput, ModelatheError, Refused
 
 Numbers = NDArray[np.float64]
 LEVEL = 95.0
@@ -146,7 +146,7 @@ def _other_load(found: Sequence[str]) -> BadInput:
     )
 
 
-def refusal(values: dict[str, Any]) -> LatheError | None:
+def refusal(values: dict[str, Any]) -> ModelatheError | None:
     """Return the failure that a comparison deserves; None where it passed."""
     invalid = [run for side in ("a", "b") for run in values[side] if not run["valid"]]
     if invalid:

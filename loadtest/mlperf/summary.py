@@ -47,7 +47,7 @@ def _milliseconds(seconds: float) -> str:
 def log(values: dict[str, Any]) -> str:
     """Return a performance run's document as LoadGen words it, so that the two can be laid side by side."""
     latency, early = values["latency_s"], values["early_stopping"]
-    found = ["# Written by lathe, not by LoadGen: no official result.", _LINE, "MLPerf Results Summary", _LINE]
+    found = ["# Written by modelathe, not by LoadGen: no official result.", _LINE, "MLPerf Results Summary", _LINE]
     found += [f"SUT name : {values['model']} at {values['url']}", f"Scenario : {values['scenario']}"]
     found += ["Mode     : PerformanceOnly", *_result(values), f"Result is : {values['result']}"]
     found += [f"  {text}" for text in values["unmet"]]

@@ -388,6 +388,6 @@ def _not_a_result_file(path: Path, number: int) -> BadInput:
 
 def _checked_header(path: Path, row: Any) -> dict[str, Any]:
     if row["format"] != FORMAT:
-        raise BadInput(f"has the format {row['format']}; this version of lathe reads {FORMAT}", where=str(path))
+        raise BadInput(f"has the format {row['format']}; this version of modelathe reads {FORMAT}", where=str(path))
     header: dict[str, Any] = {key: row[key] for key in ("plan", "model", "url")} | row
     return header

@@ -9,7 +9,7 @@ def job(load: Sequence[str], *, image: str, claim: str, pods: int, begin: dateti
 
     Args:
         load: the arguments of `loadtest run`.
-        image: has lathe in it.
+        image: has modelathe in it.
         claim: a PersistentVolumeClaim that all pods can write to.
         pods: how many share the load.
         begin: when they begin.

@@ -32,8 +32,8 @@ from loadtest.run.readings import Readings
 from loadtest.send.choice import sending
 from loadtest.send.sender import Sender
 from modelathe.client import Client, connect
-from modelathe.commandline import version as lathe_version
-from modelathe.errors import BadInput, LatheError, MachineError, ServerAbsent, ServerFault
+from modelathe.commandline import version as modelathe_version
+from modelathe.errors import BadInput, MachineError, ModelatheError, ServerAbsent, ServerFault
 from modelathe.tensors import Arrays, TensorSpec
 
 _FIRST_CONNECTIONS = 16
@@ -160,7 +160,7 @@ def _measure(
             after = _settled(client, parts, ending.succeeded, before)
             if before is not None and after is not None:
                 end["server"] = asdict(_between(before, after))
-        except LatheError as error:
+        except ModelatheError as error:
             end["server_error"] = error.what
         end["unknown"] = [*client.unknown, *readings.unknown()]
         writer.finish(end)
@@ -257,7 +257,7 @@ def _header(plan: Plan, client: Client, parts: Sequence[Part]) -> dict[str, Any]
         "url": plan.url,
         "seed": plan.seed,
         "versions": {
-            "lathe": lathe_version(),
+            "modelathe": modelathe_version(),
             "python": platform.python_version(),
             "tritonclient": importlib.metadata.version("tritonclient"),
             "server": client.server_version(),

@@ -2,7 +2,7 @@
 
 An actor on each machine starts the same worker process as `loadtest.run.workers` does here, and passes its lines on.
 The monotonic clocks of two machines have nothing to do with each other, so each actor is asked for its own a few times:
-the quickest answer says where its clock stands, to within half of the time that the answer took. Lathe must be
+the quickest answer says where its clock stands, to within half of the time that the answer took. Modelathe must be
 installed, in the same version, on every machine of the cluster, and a trace must lie at the same path.
 
 It was run with several workers on one machine only.
@@ -20,6 +20,7 @@ from typing import Any
 
 from loadtest.run import workers
 from modelathe import interpreter
+from modelathe.commandline import install_line
 from modelathe.errors import MachineError, UsageError
 
 LOCAL = "local"
@@ -137,11 +138,11 @@ def hiring(address: str) -> Iterator[workers.Hire]:
     try:
         import ray
     except ImportError:
-        raise UsageError("the package ray is not installed", fix="pip install 'lathe[ray]'") from None
+        raise UsageError("the package ray is not installed", fix=install_line("ray")) from None
     own = signal.getsignal(signal.SIGTERM)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     here = address == LOCAL
-    # A cluster that we start has no Lathe installed but ours.
+    # A cluster that we start has no Modelathe installed but ours.
     variables = {"PYTHONPATH": interpreter.path()} if here else {}
     try:
         ray.init(

@@ -28,7 +28,7 @@ from loadtest.run.loop import PATIENCE, Loop, Progress
 from loadtest.send.choice import sending
 from loadtest.send.sender import Sender
 from modelathe.client import Client
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 
 _PIPE = 2**20
 """Bytes that fit into the pipe before a worker has to wait for its reader; the most that Linux gives to everybody."""
@@ -71,11 +71,16 @@ def main() -> None:
 
 def _failure(error: Exception) -> dict[str, str]:
     """Return an error as the fields of ours."""
-    if isinstance(error, LatheError):
+    if isinstance(error, ModelatheError):
         return {key: value for key, value in error.document().items() if key != "exit"}
     place = traceback.extract_tb(error.__traceback__)[-1]
-    why = f"a bug in lathe: {type(error).__name__}: {error}"
-    return {"kind": "LatheError", "what": why, "where": f"{place.filename}:{place.lineno}", "fix": "please report it"}
+    why = f"a bug in modelathe: {type(error).__name__}: {error}"
+    return {
+        "kind": "ModelatheError",
+        "what": why,
+        "where": f"{place.filename}:{place.lineno}",
+        "fix": "please report it",
+    }
 
 
 async def _work() -> None:

@@ -19,7 +19,7 @@ from loadtest.plan.plan import Plan
 from loadtest.record.results import Writer
 from loadtest.run.loop import PATIENCE, Progress
 from modelathe import errors, interpreter
-from modelathe.errors import LatheError, MachineError, ServerAbsent
+from modelathe.errors import MachineError, ModelatheError, ServerAbsent
 
 HEAD_START = 0.2
 _LAST_WORDS, _LAST_BREATH = 5.0, 1.0
@@ -213,7 +213,7 @@ class Crew:
 
     def _heard(self, worker: int, said: dict[str, Any]) -> None:
         if "kind" in said:
-            kind: type[LatheError] = getattr(errors, said.pop("kind"))
+            kind: type[ModelatheError] = getattr(errors, said.pop("kind"))
             raise kind(**said)
         if "warming" in said:
             self._warming = max(self._warming, said["warming"])

@@ -20,7 +20,7 @@ from loadtest.scenario.scenario import Phase, Scenario, phases, resolved
 from loadtest.scenario.verdicts import VERDICTS, Finding, Played
 from modelathe import files
 from modelathe.commandline import document, finite
-from modelathe.errors import BadInput, LatheError
+from modelathe.errors import BadInput, ModelatheError
 
 Send = Callable[[str, dict[str, Any], Path], dict[str, Any]]
 """Sends one phase: from its name, its options and the result file to the run's document."""
@@ -66,7 +66,7 @@ def play(scenario: Scenario, name: str, send: Send, folder: Path, largest: int =
             path = folder / f"{place:02}-{phase.name}.jsonl"
             try:
                 played.append(_phase(scenario, resolved(phase, rate), send, path))
-            except LatheError as error:
+            except ModelatheError as error:
                 # What was measured before the server went away is worth keeping.
                 error.partial = written([_UNFINISHED], complete=False) if played else {}
                 raise

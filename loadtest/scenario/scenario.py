@@ -137,7 +137,7 @@ class Scenario:
 
 
 def shipped() -> list[str]:
-    """Return the names of the scenarios that come with lathe."""
+    """Return the names of the scenarios that come with modelathe."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 

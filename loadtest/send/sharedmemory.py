@@ -24,7 +24,7 @@ from loadtest.record.results import OK, TIMEOUT, Flight
 from loadtest.send.sender import Finished, Sender, check
 from loadtest.send.wire import Place
 from modelathe.client import Client
-from modelathe.errors import LatheError, MachineError, RequestRejected, ServerAbsent, UsageError
+from modelathe.errors import MachineError, ModelatheError, RequestRejected, ServerAbsent, UsageError
 from modelathe.tensors import TRITON_DTYPES, Array, Arrays, packed, unpacked
 
 MOST_SLOTS = 256
@@ -61,7 +61,7 @@ class _Region:
             self.client.order(f"register_{self.kind}_shared_memory", self.name, *where)
         except ServerAbsent:
             raise
-        except LatheError as error:
+        except ModelatheError as error:
             raise RequestRejected(
                 f"the server does not take shared memory: {error.what}",
                 where=self.client.url,
@@ -85,7 +85,7 @@ class _Region:
             try:
                 self.client.order(f"unregister_{self.kind}_shared_memory", self.name)
                 self._registered = False
-            except LatheError as error:
+            except ModelatheError as error:
                 if "in use" not in error.what or time.monotonic() > deadline:
                     break
                 time.sleep(0.05)
@@ -94,7 +94,7 @@ class _Region:
 
 def _names() -> str:
     """Return how the names of regions begin: with the namespace in which the process id after it means something."""
-    return f"lathe-load-{Path('/proc/self/ns/pid').stat().st_ino}-"
+    return f"modelathe-load-{Path('/proc/self/ns/pid').stat().st_ino}-"
 
 
 def _sweep() -> None:

@@ -9,7 +9,7 @@ from serve.commands.doctor import report
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Check what lathe works with: packages, ONNX Runtime's providers, the server, the CPU, GPU and TensorRT.
+    """Check what modelathe works with: packages, ONNX Runtime's providers, the server, the CPU, GPU and TensorRT.
 
     Ends with 0 where nothing is missing for work on a CPU, else with 5.
 

@@ -22,6 +22,6 @@ def show(bundle: Path, as_json: bool) -> None:
 
     description = describe(bundle)
     if as_json:
-        emit(document(**{key: value for key, value in description.items() if key not in ("format", "lathe")}))
+        emit(document(**{key: value for key, value in description.items() if key not in ("format", "modelathe")}))
     else:
         table.lineage(description)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from modelathe.commandline import PATH, document, emit, json_option
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from serve.tensorrt.capability import CAPABILITIES, USUAL
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def tensorrt(
 ) -> None:
     """Check the ONNX file of BUNDLE against TensorRT, and write what builds and serves it.
 
-    NVIDIA's own parser and builder are asked, those of TensorRT for RTX, which need no GPU (pip install
-    'lathe[tensorrt]'); without them, rules of ours are checked. Their engine goes to rtx/: it runs on RTX GPUs in
+    NVIDIA's own parser and builder are asked, those of TensorRT for RTX, which need no GPU (the
+    extra tensorrt); without them, rules of ours are checked. Their engine goes to rtx/: it runs on RTX GPUs in
     TensorRT-RTX, which knows no 9.0 (H100) and no 10.0 (B200), and not in Triton. Everything that they say goes to
     OUTPUT.compiler.log.
 
@@ -64,7 +64,7 @@ def tensorrt(
     try:
         asked = capabilities if ask else ()
         written = plan.write(bundles.load(bundle), output, build=build, capabilities=asked, partial=partial)
-    except LatheError as error:
+    except ModelatheError as error:
         for finding in error.partial.get("findings", ()) if not as_json else ():
             click.echo(f"{finding['level']}: {finding['node']}: {finding['what']}", err=True)
         raise

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from modelathe.tensors import Array, Dim, TensorSpec
 from optimize.graph import share
 from optimize.model.errors import BadGraph, NoEffect
@@ -331,7 +331,7 @@ def rewrite(
         clean(model)
         shorten_names(model.graph)
         save(model, written)
-    except LatheError:
+    except ModelatheError:
         raise
     except Exception as error:
         message = (str(error).strip().splitlines() or [""])[0]

@@ -1,4 +1,4 @@
-"""Doctor: what this machine has of what lathe works with, asked of the things themselves, and what brings the rest."""
+"""Doctor: what this machine has of what modelathe works with, asked of the things themselves."""
 
 import importlib
 import importlib.metadata
@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 
+from modelathe.commandline import install_line
 from optimize.machine import cpu
 from serve.config import releases
 from serve.server.doctor import Check, gpu, server
@@ -25,10 +26,10 @@ REQUIRED = {
 }
 """Distributions that the CPU work needs, and what they are imported as where that differs."""
 OPTIONAL = {
-    "openvino": "pip install 'lathe[openvino]'",
-    "nncf": "pip install 'lathe[openvino]'",
-    "transformers": "pip install 'lathe[huggingface]'",
-    "tensorrt-rtx-cu13": "pip install 'lathe[tensorrt]', which compiles on any machine",
+    "openvino": install_line("openvino"),
+    "nncf": install_line("openvino"),
+    "transformers": install_line("huggingface"),
+    "tensorrt-rtx-cu13": f"{install_line('tensorrt')}, which compiles on any machine",
     "tensorrt": "pip install tensorrt, on a machine with an NVIDIA GPU",
     "polygraphy": "pip install polygraphy, on a machine with an NVIDIA GPU",
 }
@@ -76,7 +77,7 @@ def _package(name: str, module: str) -> Check:
 
     from optimize.graph.graph import quiet
 
-    fix, wanted = "pip install -c constraints.txt 'lathe[optimize]'", _wanted(name)
+    fix, wanted = install_line("optimize"), _wanted(name)
     try:
         with quiet():
             loaded = importlib.import_module(module)
@@ -99,11 +100,11 @@ def _version(name: str) -> str:
 
 
 def _wanted(name: str) -> str:
-    """Return the range of versions that lathe declares for a package; empty where it is not installed itself."""
+    """Return the range of versions that modelathe declares for a package; empty where it is not installed itself."""
     from packaging.requirements import Requirement
 
     try:
-        declared = [Requirement(line) for line in importlib.metadata.requires("lathe") or []]
+        declared = [Requirement(line) for line in importlib.metadata.requires("modelathe") or []]
     except importlib.metadata.PackageNotFoundError:
         return ""
     return next((str(each.specifier) for each in declared if each.name in (name, f"{name}-gpu")), "")
@@ -127,7 +128,7 @@ def _session() -> list[Check]:
             "CUDAExecutionProvider" if cuda else "",
             'a session on CUDAExecutionProvider, for device = "cuda"',
             cuda,
-            "" if cuda else "a GPU with a driver for CUDA 13, and pip install 'lathe[optimize]'",
+            "" if cuda else f"a GPU with a driver for CUDA 13, and {install_line('optimize')}",
         ),
     ]
 

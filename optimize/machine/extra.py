@@ -1,7 +1,8 @@
-"""Extra: what lathe can do only with packages beyond its usual ones, and how to say that they are missing."""
+"""Extra: what modelathe can do only with packages beyond its usual ones, and how to say that they are missing."""
 
 import importlib.util
 
+from modelathe.commandline import install_line
 from optimize.model.errors import MissingExtra
 
 PACKAGES = {
@@ -9,14 +10,9 @@ PACKAGES = {
     "tensorrt": ("tensorrt_rtx",),
     "tensorrt-rtx": ("tensorrt_rtx", "onnxruntime_ep_nv_tensorrt_rtx"),
 }
-"""What each of lathe's optional extras brings, by its name in pyproject.toml."""
+"""What each of modelathe's optional extras brings, by its name in pyproject.toml."""
 RUNTIMES = {"openvino": "openvino", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt"}
 """The extra that a target's runtime needs."""
-
-
-def line(extra: str) -> str:
-    """Return the line that installs an extra."""
-    return f"pip install 'lathe[{extra}]'"
 
 
 def require(extra: str) -> None:
@@ -27,7 +23,7 @@ def require(extra: str) -> None:
     """
     for package in PACKAGES.get(extra, ()):
         if importlib.util.find_spec(package) is None:
-            raise MissingExtra(f"the package {package} is not installed", fix=line(extra))
+            raise MissingExtra(f"the package {package} is not installed", fix=install_line(extra))
 
 
 def require_runtime(runtime: str) -> None:

@@ -13,7 +13,7 @@ BadInput (4)
 └── NoEffect         a step that found nothing to change
 MachineError (5)
 ├── BusyMachine      the machine is so busy that nothing can be measured on it
-└── MissingExtra     an optional package of lathe's is not installed
+└── MissingExtra     an optional package of modelathe's is not installed
 """
 
 from modelathe.errors import BadInput, MachineError, Refused, UsageError
@@ -56,4 +56,4 @@ class BusyMachine(MachineError):
 
 
 class MissingExtra(MachineError):
-    """An optional package of lathe's is not installed; `fix` is the line that installs it."""
+    """An optional package of modelathe's is not installed; `fix` is the line that installs it."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from modelathe.tensors import TRITON_DTYPES, Array, Arrays
 from optimize.model.attention import without_fast_path
 from optimize.model.errors import BadModel
@@ -32,7 +32,7 @@ def forward(module: nn.Module, inputs: Mapping[str, torch.Tensor], names: Sequen
     """
     try:
         returned = module(**inputs)
-    except (LatheError, KeyboardInterrupt):
+    except (ModelatheError, KeyboardInterrupt):
         raise
     except BaseException as error:  # also a model that wants the process to exit
         message = (str(error).strip().splitlines() or [""])[0]

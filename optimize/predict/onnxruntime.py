@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from modelathe.tensors import Array, Arrays
 from optimize.machine import extra
 from optimize.model.errors import BadGraph
@@ -25,7 +25,7 @@ def session_options(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    with suppress(OSError, LatheError):
+    with suppress(OSError, ModelatheError):
         if onnx_file.in_float16(path):
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     return options
@@ -59,7 +59,7 @@ class OnnxPredictor:
                 # It takes a product of FP8 for one of INT8, and then refuses what it made of it.
                 options.add_session_config_entry("session.disable_quant_qdq", "1")
                 self.session = self._opened(path, options, wanted)
-        except LatheError:
+        except ModelatheError:
             raise
         except Exception as error:
             message = (str(error).strip().splitlines() or [""])[0]

@@ -111,7 +111,7 @@ def lineage(description: dict[str, Any]) -> None:
     """Print what `optimize show` found."""
     console = _console()
     console.print(
-        f"workload {description['workload']['source']}, written by lathe {description['lathe']}", soft_wrap=True
+        f"workload {description['workload']['source']}, written by modelathe {description['modelathe']}", soft_wrap=True
     )
     if not description["lineage"]:
         console.print("the trained model, untouched")

@@ -39,7 +39,7 @@ def trained(workload: "Workload", sets: "Sets") -> Key:
             **{f"code of {name}": digest for name, digest in code(workload.source).items()},
             "trained weights": key.of(fingerprint(module), repr(kinds)),
             "evaluation data": sets.digests["evaluation"],
-            "lathe": version(),
+            "modelathe": version(),
         }
     )
 

@@ -23,8 +23,8 @@ def code(source: str) -> dict[str, str]:
     """Return the digest of each file of the user's that a workload runs, its own included, by module.
 
     Imports are followed as they are written, inside functions too, and what else was imported while the workload's file
-    ran is taken as well. Python's own modules, installed packages and lathe's do not count. Of a Hugging Face folder it
-    is the JSON files.
+    ran is taken as well. Python's own modules, installed packages and modelathe's do not count. Of a Hugging Face
+    folder it is the JSON files.
 
     Args:
         source: the workload's.

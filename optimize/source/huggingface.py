@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from modelathe.commandline import install_line
 from modelathe.errors import MachineError
 from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
 from optimize.graph.graph import quiet
@@ -85,7 +86,7 @@ def workload(folder: Path) -> Workload:
             import transformers
     except ImportError as error:
         raise MachineError(
-            "a Hugging Face folder needs the package transformers", fix="pip install 'lathe[optimize,huggingface]'"
+            "a Hugging Face folder needs the package transformers", fix=install_line("optimize,huggingface")
         ) from error
     architecture = _architecture(folder)
     with quiet():  # only now its modules are imported, and what they import talks

@@ -102,6 +102,6 @@ def _import_module(place: str) -> ModuleType:
 
 
 def _look_in(folder: Path) -> None:
-    # Last, so that no file of the user's takes the place of a module that lathe needs.
+    # Last, so that no file of the user's takes the place of a module that modelathe needs.
     if str(folder) not in sys.path:
         sys.path.append(str(folder))

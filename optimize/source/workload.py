@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from modelathe.tensors import Array, Arrays, Dim, TensorSpec
 from optimize.model.errors import BadData, BadWorkload
 
@@ -204,7 +204,7 @@ def guarded(call: Callable[[], Any], what: str, source: str) -> Any:
     """
     try:
         return call()
-    except (LatheError, KeyboardInterrupt):
+    except (ModelatheError, KeyboardInterrupt):
         raise
     except BaseException as error:
         file = (source.rpartition(":")[0] if ".py:" in source else source) or what

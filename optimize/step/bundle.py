@@ -173,6 +173,7 @@ def describe(folder: Path) -> dict[str, Any]:
         raise BadBundle("its bundle.json is damaged", where=str(folder), fix="make the bundle again") from error
     if not isinstance(description, dict) or description.get("bundle_format") != FORMAT:
         raise BadBundle("is a bundle of another format", where=str(folder), fix="make it again with this version")
+    description.setdefault("modelathe", description.get("lathe", "unknown"))  # the project's former name
     kinds = {"workload": dict, "structure": dict, "lineage": list, "digests": dict, "made_of": dict, "answers": dict}
     whole = all(isinstance(description.get(key), kind) for key, kind in kinds.items())
     if not whole or description.get("key") != Key(description["made_of"]).digest:

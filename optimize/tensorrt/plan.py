@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from modelathe.commandline import install_line
 from modelathe.errors import MachineError
-from optimize.machine import extra
 from optimize.model.errors import BadBundle
 from optimize.source.workload import fewest
 from optimize.step.bundle import Bundle, replacing
@@ -162,7 +162,7 @@ def write(
 def _unasked(capabilities: Sequence[str]) -> str:
     if not capabilities:
         return "it was not asked for"
-    return "" if ask.there() else f"the compiler is not installed: {extra.line('tensorrt')}"
+    return "" if ask.there() else f"the compiler is not installed: {install_line('tensorrt')}"
 
 
 def missing() -> str:

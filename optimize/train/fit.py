@@ -246,7 +246,7 @@ def _check_same(together: Sequence[Batch], workload: Workload) -> None:
         raise BadData(
             "training() gave the processes different batches",
             where=workload.source or workload.name,
-            fix="give each all of them in one order: seed what shuffles, and leave the sharing to lathe",
+            fix="give each all of them in one order: seed what shuffles, and leave the sharing to modelathe",
         )
 
 

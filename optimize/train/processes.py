@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -74,7 +74,7 @@ class _Agreed(Exception):
     """Marks, as its cause, an error that all processes have met together."""
 
 
-def meet(error: LatheError | None = None) -> None:
+def meet(error: ModelatheError | None = None) -> None:
     """Wait for all processes; when one comes with an error, raise the error of the first such on all of them.
 
     Every exchange of numbers begins with it. So a process that failed anywhere meets the others at the next exchange,
@@ -97,7 +97,7 @@ def agreeing() -> Iterator[None]:
         return
     try:
         yield
-    except LatheError as error:
+    except ModelatheError as error:
         if not isinstance(error.__cause__, _Agreed):
             meet(error)
         raise
@@ -105,8 +105,8 @@ def agreeing() -> Iterator[None]:
         what = f"process {rank()} met {type(error).__name__}: {error}"
         if rank():
             traceback.print_exc()
-        with suppress(LatheError):
-            meet(LatheError(what, fix="see the traceback that this process printed"))
+        with suppress(ModelatheError):
+            meet(ModelatheError(what, fix="see the traceback that this process printed"))
         raise
     meet()
 
@@ -163,9 +163,9 @@ def average_buffers(module: nn.Module) -> None:
                 fabric().all_reduce(buffer, reduce_op="mean")
 
 
-def _error(document: dict[str, Any]) -> LatheError:
-    kinds = [LatheError]
+def _error(document: dict[str, Any]) -> ModelatheError:
+    kinds = [ModelatheError]
     for kind in kinds:
         kinds += kind.__subclasses__()
-    kind = next((kind for kind in kinds if kind.__name__ == document["kind"]), LatheError)
+    kind = next((kind for kind in kinds if kind.__name__ == document["kind"]), ModelatheError)
     return kind(document["what"], where=document["where"], fix=document["fix"])

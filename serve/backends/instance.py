@@ -11,9 +11,9 @@ import numpy as np
 import triton_python_backend_utils as pb
 from graph import idle_seconds, mismatch, refusal, remembered, unfed
 
-NONFINITE = "lathe.nonfinite"
+NONFINITE = "modelathe.nonfinite"
 """The parameter that makes an instance refuse NaN and infinity."""
-SLOTS = "lathe.slots"
+SLOTS = "modelathe.slots"
 """The parameter that says how many sequences an instance takes at a time."""
 
 
@@ -36,6 +36,9 @@ class Instance:
     def initialize(self, args):
         """Load the version's file; raises TritonModelException for anything that would answer wrongly."""
         config = json.loads(args["model_config"])
+        # Those of modelathe 0.1 were called lathe.*.
+        stated = config.get("parameters", {}).items()
+        config["parameters"] = {f"mode{key}" if key.startswith("lathe.") else key: entry for key, entry in stated}
         reason = refusal(config, np.__version__)
         if reason:
             raise pb.TritonModelException(reason)

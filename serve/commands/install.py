@@ -8,7 +8,7 @@ from modelathe.commandline import PATH, document, emit, json_option
 
 
 @click.command()
-@click.option("--prefix", type=PATH, help="Folder of the environment (default: $LATHE_SERVER).")
+@click.option("--prefix", type=PATH, help="Folder of the environment (default: $MODELATHE_SERVER).")
 @click.option("--gpu", is_flag=True, help="Install onnxruntime with its CUDA provider.")
 @click.option("--with", "also", multiple=True, type=click.Choice(["openvino"]), help="Install this runtime too.")
 @json_option

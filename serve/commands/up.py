@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelathe.commandline import PATH, document, emit, json_option
-from modelathe.errors import LatheError, MachineError, UsageError
+from modelathe.errors import MachineError, ModelatheError, UsageError
 from serve.commands.versions import load_timeout_option
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _asked(running: "Running") -> dict[str, Any]:
     health = probe.health(running.endpoint, running.repository)
     models = []
     for model in described["models"]:
-        with suppress(LatheError):
+        with suppress(ModelatheError):
             # The repository may say another version than the one that this server has.
             model["versions"] = rollout.serving(running.repository, model["name"], running.endpoint)
         models.append({**model, "health": health[model["name"]]})

@@ -25,7 +25,7 @@ from serve.config.target import TENSORRT, Target
 LEAST_MAX_BATCH = 32
 """Throughput still rises up to batches of about 32 on a CPU, also when nobody measures at that size."""
 DEFAULT = Settings()
-NONFINITE = "lathe.nonfinite"
+NONFINITE = "modelathe.nonfinite"
 """A parameter that our backends read, and that others ignore."""
 
 
@@ -174,6 +174,14 @@ def text(config: ModelConfig) -> str:
     return written if config.max_batch_size else f"{written}max_batch_size: 0\n"
 
 
+def _renamed(config: ModelConfig) -> ModelConfig:
+    """Return a configuration with the parameters of 0.1, `lathe.*`, under the names of today."""
+    for key in [key for key in config.parameters if key.startswith("lathe.")]:
+        config.parameters[f"modelathe.{key.partition('.')[2]}"].CopyFrom(config.parameters[key])
+        del config.parameters[key]
+    return config
+
+
 def parse(text: str, where: str = "config.pbtxt") -> ModelConfig:
     """Return the message that `text` describes.
 
@@ -181,7 +189,7 @@ def parse(text: str, where: str = "config.pbtxt") -> ModelConfig:
         BadRepository: if it is not a Triton model configuration.
     """
     try:
-        return text_format.Parse(text, ModelConfig())
+        return _renamed(text_format.Parse(text, ModelConfig()))
     except text_format.ParseError as error:
         raise BadRepository(
             f"not a Triton model configuration: {error}", where=where, fix="correct that line, or publish it again"

@@ -15,7 +15,7 @@ SLOTS = 256
 """How many sequences there may be at a time unless told otherwise."""
 SPARE = 1024
 """How many more per instance reach the backend, which refuses them."""
-SLOTS_KEY = "lathe.slots"
+SLOTS_KEY = "modelathe.slots"
 """The parameter that tells our backends how many sequences an instance takes; others ignore it."""
 IDS = ("uint64", "int64", "uint32", "int32")
 """The dtypes of an input that takes a sequence's id; text does not reach the model as it is in Triton 24.10."""

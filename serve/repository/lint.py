@@ -13,7 +13,7 @@ from typing import Any, Literal
 from google.protobuf import json_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from serve.backends import graph
 from serve.config import cache, gpu, releases
 from serve.config.errors import BadRepository
@@ -123,7 +123,7 @@ def _model(home: Path, image: str) -> Iterator[Finding]:
         config = repository.config(home.parent, home.name)
         versions = repository.live(home.parent, home.name)
         lineage = _lineage(home, max(versions, default=0))
-    except LatheError as error:
+    except ModelatheError as error:
         yield Finding(home.name, error.where or str(path), error.what, error.fix or "publish the model again")
         return
     subject = Subject(home, config, tuple(versions), lineage, image)
@@ -135,7 +135,7 @@ def _folder(home: Path) -> Iterator[Finding]:
     """Find what a rename, a copy or a link left that should not be there."""
     try:
         repository.check_name(home.name)
-    except LatheError as error:
+    except ModelatheError as error:
         yield Finding(home.name, str(home), error.what, error.fix)
     for path in (home, *sorted(home.rglob("*"))):
         # Of a link to itself `Path.resolve` makes an error.
@@ -194,7 +194,7 @@ def _files(subject: Subject) -> Iterator[Finding]:
                     repository.read_lineage(subject.home.parent, subject.model, number),
                     live=serves,
                 )
-            except LatheError as error:
+            except ModelatheError as error:
                 yield subject.error(error.what, error.fix, Path(error.where))
 
 
@@ -223,7 +223,7 @@ def _graph(subject: Subject) -> Iterator[Finding]:
                 onnx_file.values(path)
             boundary = onnx_file.boundary(path)
             onnx_file.external(path)
-        except LatheError as error:
+        except ModelatheError as error:
             yield subject.error(error.what, error.fix, path)
             continue
         for kind, tensors in zip(("input", "output"), boundary, strict=True):
@@ -247,7 +247,7 @@ def _calls(subject: Subject) -> Iterator[Finding]:
             continue
         try:
             inner = repository.config(place, step.model_name)
-        except LatheError:
+        except ModelatheError:
             continue  # the finding is that model's own
         for kind, asked, stated in (("input", step.input_map, inner.input), ("output", step.output_map, inner.output)):
             unknown = sorted(set(asked) - {tensor.name for tensor in stated})
@@ -262,7 +262,7 @@ def _padded(subject: Subject) -> bool:
     """Whether a pipeline of the repository pads what it sends to the model."""
     place = subject.home.parent
     for name in names(place):
-        with suppress(LatheError):
+        with suppress(ModelatheError):
             if subject.model in repository.calls(place, name) and "buckets" in repository.read_lineage(place, name):
                 return True
     return False

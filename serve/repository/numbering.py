@@ -42,7 +42,7 @@ def take(place: Path, model: str, number: int) -> None:
 
 
 def keep(place: Path, model: str) -> None:
-    """Note the numbers that there are, before some are removed: an older lathe noted none.
+    """Note the numbers that there are, before some are removed: an older modelathe noted none.
 
     Raises:
         BadRepository: what was noted cannot be read.

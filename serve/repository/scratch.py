@@ -12,7 +12,7 @@ from pathlib import Path
 from modelathe import files
 from modelathe.errors import MachineError
 
-PREFIX = "lathe-scratch-"
+PREFIX = "modelathe-scratch-"
 
 
 @contextmanager

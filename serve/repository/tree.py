@@ -128,7 +128,7 @@ def read_lineage(repository: Path, model: str, number: int | None = None) -> dic
         raise BadRepository("this version has no lineage", where=str(path), fix="publish it with optimize") from None
     except (OSError, ValueError, KeyError):
         raise BadRepository(
-            "is not a lineage that lathe wrote", where=str(path), fix="publish the model again"
+            "is not a lineage that modelathe wrote", where=str(path), fix="publish the model again"
         ) from None
     return lineage
 

@@ -16,7 +16,7 @@ from scipy import stats
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelathe.client import Client, connect
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from modelathe.tensors import Array, Arrays
 from serve.config import model_config
 from serve.repository import scratch
@@ -253,7 +253,7 @@ def _ask(client: Client, side: str, request: Arrays, sequence: int) -> Answer:
     begun = time.perf_counter()
     try:
         return client.infer(side, request, sequence=sequence), time.perf_counter() - begun
-    except LatheError as error:
+    except ModelatheError as error:
         return error.what, time.perf_counter() - begun
 
 

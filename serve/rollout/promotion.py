@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from modelathe import files
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from serve.config.errors import BadRepository, NoAnswer, ServerFailed, StillLoading
 from serve.repository import scratch
 from serve.repository import tree as repository
@@ -81,7 +81,7 @@ def journals(place: Path) -> list[Journal]:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError):
-            raise BadRepository("is not a journal that lathe wrote", where=str(path), fix="remove it") from None
+            raise BadRepository("is not a journal that modelathe wrote", where=str(path), fix="remove it") from None
     return found
 
 
@@ -169,7 +169,7 @@ def release(place: Path, numbers: Mapping[str, int], endpoint: Endpoint | None, 
         raise
     except BaseException:
         # Ctrl-C too: what was live stays so, on disk and, as far as there is time, in the server.
-        with suppress(LatheError):
+        with suppress(ModelatheError):
             _take_back(journal, endpoint, limit=5)
         raise
     _finish(journal)
@@ -207,7 +207,7 @@ def _load(journal: Journal, change: Change, endpoint: Endpoint | None, limit: fl
                 where=str(journal.place / change.model),
                 fix="serve promote it again once serve status shows it, or give it more time with --load-timeout",
             ) from error
-    except LatheError as error:
+    except ModelatheError as error:
         if isinstance(error, NoAnswer) or not control.is_live(endpoint.http):
             raise NoAnswer(
                 f"the server went away while it loaded version {change.number}: {error.what}",

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from modelathe import interpreter
-from modelathe.errors import BadInput, LatheError, MachineError, UsageError
+from modelathe.errors import BadInput, MachineError, ModelatheError, UsageError
 from serve.config.errors import ServerFailed
 from serve.server import state
 from serve.server.options import Listen
 from serve.server.state import Running
 
-KINDS: dict[int, type[LatheError]] = {kind.exit_code: kind for kind in (UsageError, BadInput, MachineError)}
+KINDS: dict[int, type[ModelatheError]] = {kind.exit_code: kind for kind in (UsageError, BadInput, MachineError)}
 GRACE = 60.0
 """Seconds that a server gets to finish what it has in flight."""
 
@@ -30,7 +30,7 @@ def start(repository: Path, listen: Listen, probe: bool, log: Path | None, load_
     What the server prints goes to `log`, or a file beside the state file, what `serve up` says to the same with `.up`.
 
     Raises:
-        LatheError: it ended instead; the error is its own.
+        ModelatheError: it ended instead; the error is its own.
     """
     folder = state.folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -88,7 +88,7 @@ def _options(listen: Listen, probe: bool, log: Path | None, load_timeout: float)
     return [*options, "--probe" if probe else "--no-probe"]
 
 
-def _failure(code: int, document: str, said: str) -> LatheError:
+def _failure(code: int, document: str, said: str) -> ModelatheError:
     """Return the other process's error as ours, its exit code included."""
     try:
         error = json.loads(document)["error"]

@@ -9,7 +9,7 @@ import numpy as np
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelathe.client import Client, connect
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from modelathe.tensors import Arrays, Dim, TensorSpec
 from serve.config.errors import BadRepository, NotInstalled
 from serve.repository import batching, interface, onnx_file, scratch, staging
@@ -111,7 +111,7 @@ def findings(place: Path, model: str) -> list[Finding]:
             return list(published(place, model, at / "server.log"))
     except NotInstalled:
         raise
-    except LatheError as error:
+    except ModelatheError as error:
         what, fix = _plain(error.what)
         return [
             Finding(model, str(place / model), what, fix or f"read what the server says: serve up {place} --log FILE")

@@ -29,7 +29,8 @@ BACKENDS = Path(__file__).parent.parent / "backends"
 SUPPORTED = ((3, 11), (3, 12))
 """Python versions for which both the wheel's backend process and numpy 1.26 exist."""
 
-_MARKER = "lathe-server.json"
+_MARKER, _FORMER = "modelathe-server.json", "lathe-server.json"
+"""What says that a folder is ours; the second is that of 0.1."""
 _FIX = "run: serve install"
 
 
@@ -75,11 +76,13 @@ class Environment:
 
 
 def prefix() -> Path:
-    """Return the folder of the server's environment: `$LATHE_SERVER`, or `lathe/server` in the user's data folder."""
-    if chosen := os.environ.get("LATHE_SERVER"):
+    """Return the server's environment: `$MODELATHE_SERVER`, or `modelathe/server` in the user's data folder."""
+    if chosen := os.environ.get("MODELATHE_SERVER"):
         return Path(chosen).expanduser().absolute()
+    if old := os.environ.get("LATHE_SERVER"):
+        raise NotInstalled("LATHE_SERVER is called MODELATHE_SERVER now", fix=f"set MODELATHE_SERVER={old}")
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data) / "lathe" / "server"
+    return Path(data) / "modelathe" / "server"
 
 
 def install(
@@ -87,8 +90,8 @@ def install(
 ) -> Path:
     """Make the server's environment if it is not there yet, and return its folder.
 
-    A complete environment is left as it is. One that an older lathe made, or whose making was cut short, is made anew.
-    Two installs at once wait for each other.
+    A complete environment is left as it is. One that an older modelathe made, or whose making was cut short, is made
+    anew. Two installs at once wait for each other.
 
     Args:
         prefix: where to make it; default `serve.server.install.prefix()`.
@@ -115,14 +118,16 @@ def environment(prefix: Path | None = None) -> Environment:
     """Return the parts of the installed server, without changing the environment.
 
     Raises:
-        NotInstalled: if it is absent, incomplete, or made from another list of packages than this lathe's.
+        NotInstalled: if it is absent, incomplete, or made from another list of packages than this modelathe's.
     """
     place = _default(prefix)
     marker = _marker(place)
     if not marker:
-        raise NotInstalled("the server is not installed", where=str(place), fix=_FIX)
+        former = place.parents[1] / "lathe" / "server"
+        more = f"; {former}, which 0.1 made, is used no more" if former.is_dir() else ""
+        raise NotInstalled("the server is not installed", where=str(place), fix=_FIX + more)
     if not _packages_complete(place, marker) or not _backends_current(place):
-        raise NotInstalled("the server was installed by another version of lathe", where=str(place), fix=_FIX)
+        raise NotInstalled("the server was installed by another version of modelathe", where=str(place), fix=_FIX)
     site = place / "lib" / f"python{marker['python']}" / "site-packages"
     return Environment(
         prefix=place,
@@ -226,8 +231,9 @@ def _mark(place: Path, marker: dict[str, Any]) -> None:
 def _empty(place: Path) -> None:
     """Remove a broken or older environment; a folder that never was one is refused."""
     marker = place / _MARKER
-    if place.exists() and not (place.is_dir() and (marker.exists() or not any(place.iterdir()))):
-        raise NotInstalled("is not a folder that lathe made", where=str(place), fix="choose another --prefix")
+    ours = marker.exists() or (place / _FORMER).exists()
+    if place.exists() and not (place.is_dir() and (ours or not any(place.iterdir()))):
+        raise NotInstalled("is not a folder that modelathe made", where=str(place), fix="choose another --prefix")
     place.mkdir(parents=True, exist_ok=True)
     # From here on the folder is ours and incomplete, however far the removal and the installation get.
     files.write(marker, "{}")
@@ -255,7 +261,7 @@ def _shared_library() -> Path:
 
 
 def _pip(place: Path, requirements: str) -> None:
-    with tempfile.NamedTemporaryFile("w", prefix="lathe-requirements-", suffix=".txt") as file:
+    with tempfile.NamedTemporaryFile("w", prefix="modelathe-requirements-", suffix=".txt") as file:
         file.write(requirements)
         file.flush()
         command = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -285,7 +291,7 @@ def _python_backend(place: Path, version: str) -> None:
     python = place / "backends" / "python"
     python.mkdir(parents=True)
     # What Python compiles it would keep beside the file, in the user's repository. The process heeds no variable.
-    (wheel.parents[1] / "lathe.pth").write_text("import sys; sys.dont_write_bytecode = True\n")
+    (wheel.parents[1] / "modelathe.pth").write_text("import sys; sys.dont_write_bytecode = True\n")
     for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
         shutil.copy2(wheel / "backends" / "python" / name, python)
     shutil.copy2(wheel / "python_backend_stubs" / version / "triton_python_backend_stub", python)

@@ -55,8 +55,8 @@ class Running:
 def folder() -> Path:
     """Return where state files are: the user's runtime folder, or the data folder where there is none."""
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        return Path(runtime) / "lathe"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "lathe" / "run"
+        return Path(runtime) / "modelathe"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "modelathe" / "run"
 
 
 @contextmanager

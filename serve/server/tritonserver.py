@@ -87,7 +87,7 @@ def running(
     ports = _ports(listen)
     _sweep_shared_memory()
     with _plain(repository) as home, _log(log) as path, path.open("wb") as output:
-        secret, region = secrets.token_hex(32), f"lathe-{os.getpid()}-{secrets.token_hex(8)}-"
+        secret, region = secrets.token_hex(32), f"modelathe-{os.getpid()}-{secrets.token_hex(8)}-"
         configs = {name: repositories.config(repository, name) for name in names}
         command = [
             str(place.tritonserver),
@@ -250,7 +250,7 @@ def _log(path: Path | None) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield path.absolute()
         return
-    handle, name = tempfile.mkstemp(prefix="lathe-server-", suffix=".log")
+    handle, name = tempfile.mkstemp(prefix="modelathe-server-", suffix=".log")
     os.close(handle)
     try:
         yield Path(name)
@@ -320,8 +320,8 @@ def _stop(process: subprocess.Popen[bytes], grace: float, region: str) -> None:
 
 def _sweep_shared_memory() -> None:
     """Remove the regions of servers whose command was killed before it could."""
-    for path in SHARED_MEMORY.glob("lathe-*"):
-        owner = re.match(r"lathe-(\d+)-[0-9a-f]{16}-", path.name)
+    for path in SHARED_MEMORY.glob("modelathe-*"):
+        owner = re.match(r"modelathe-(\d+)-[0-9a-f]{16}-", path.name)
         with suppress(OSError):
             # A server outlives its command by the time that it takes to stop.
             if owner and not Path("/proc", owner[1]).exists() and time.time() - path.stat().st_mtime > 60:

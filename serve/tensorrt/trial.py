@@ -30,7 +30,7 @@ def compiled(model: str, config: ModelConfig, graph: Path) -> str:
     """
     (name, parameters), *_ = _accelerators(config).items()
     profiles = _profiles(model, PREFIXES[name], parameters)
-    with scratch.folder() as place, tempfile.NamedTemporaryFile(prefix="lathe-compiler-", delete=False) as log:
+    with scratch.folder() as place, tempfile.NamedTemporaryFile(prefix="modelathe-compiler-", delete=False) as log:
         order = {"engine": str(place / "engine"), "sparse": False, "parts": False, "profiles": profiles}
         capabilities = [CAPABILITIES[capability] for capability in USUAL]
         # Where it ends without an answer, the log stays.

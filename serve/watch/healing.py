@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from modelathe.client import Client
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from serve.config.errors import BadRepository
 from serve.repository import tree as repositories
 from serve.rollout import promotion
@@ -126,7 +126,7 @@ class Watch:
             for model in self._models:
                 try:
                     state, words = self._state(client, model)
-                except LatheError as error:
+                except ModelatheError as error:
                     state, words = "silent", error.what
                 if state != "answers":
                     # The version that is live now may take something else.
@@ -164,7 +164,7 @@ class Watch:
                 # A promotion that is under way would be undone by the configuration that was live before.
                 with promotion.alone(self._place, [model], self._endpoint):
                     self._load_again(model, bool(before))
-            except LatheError as error:
+            except ModelatheError as error:
                 log.warning("a backend process of %s is dead and loading it again failed: %s", model, error.what)
                 return False
             finally:

@@ -48,7 +48,7 @@ scrape_configs:
 _GROUP = """\
 # Written by `serve monitoring`.
 groups:
-  - name: lathe
+  - name: modelathe
     rules:
 """
 _RULE = """\
@@ -209,8 +209,8 @@ def dashboard(name: str, models: Sequence[str]) -> dict[str, Any]:
     source = {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
     rows = [("Servers", list(_server_panels()))] + [(model, list(_model_panels(model))) for model in models]
     return {
-        "title": f"lathe: {name}",
-        "tags": ["lathe", "triton"],
+        "title": f"modelathe: {name}",
+        "tags": ["modelathe", "triton"],
         "schemaVersion": 41,
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},

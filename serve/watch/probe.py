@@ -15,7 +15,7 @@ import numpy as np
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelathe.client import Client
-from modelathe.errors import LatheError, ModelMissing
+from modelathe.errors import ModelatheError, ModelMissing
 from modelathe.tensors import Arrays, TensorSpec
 from serve.repository import interface
 from serve.repository import tree as repositories
@@ -90,7 +90,7 @@ def ask(client: Client, endpoint: Endpoint, model: str, asked: Question, rng: np
         return "answers", ""
     except ModelMissing:
         return "not loaded", f"load it with: serve promote {model}"
-    except LatheError as error:
+    except ModelatheError as error:
         # A server that does not even say whether the model is ready has said nothing about it.
         dead = DEAD in error.what or control.readiness(endpoint.http, model) is False
         return "dead" if dead else "silent", error.what
@@ -104,7 +104,7 @@ def health(endpoint: Endpoint, place: Path) -> dict[str, str]:
         for model in repositories.models(place):
             try:
                 state, words = ask(client, endpoint, model, question(place, model, client), rng)
-            except LatheError as error:
+            except ModelatheError as error:
                 state, words = "silent", error.what
             wanted = processes.wanted(repositories.config(place, model), len(repositories.live(place, model)))
             if state in ("answers", "silent") and living and living[model] < wanted:

@@ -19,8 +19,8 @@ from modelathe.client import connect
 from modelathe.connection import Connection
 from modelathe.errors import (
     BadInput,
-    LatheError,
     MachineError,
+    ModelatheError,
     ModelMissing,
     RequestRejected,
     ServerAbsent,
@@ -105,7 +105,7 @@ REFUSALS = [
 
 @SCHEMES
 @pytest.mark.parametrize(("http", "code", "kind"), REFUSALS)
-def test_a_refusal_keeps_the_servers_words(stand_in, scheme: str, http: int, code, kind: type[LatheError]) -> None:
+def test_a_refusal_keeps_the_servers_words(stand_in, scheme: str, http: int, code, kind: type[ModelatheError]) -> None:
     text = "Exceeds maximum queue size"
     with (
         stand_in(refuse=(http, code, text)) as server,

@@ -23,7 +23,7 @@ from loadtest.send import grpc as grpc_sender
 from loadtest.send import wire
 from modelathe.client import connect
 from modelathe.connection import Connection
-from modelathe.errors import LatheError, UsageError
+from modelathe.errors import ModelatheError, UsageError
 from serve.server.endpoint import Endpoint
 from tests.conftest import TINY
 
@@ -128,7 +128,7 @@ def test_a_question_over_grpc_has_it_once(header: str) -> None:
         thread = threading.Thread(target=listen, args=(server,))
         thread.start()
         url = f"grpc://127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(LatheError), connect(url, 5, Connection(headers=((header, NAME), ("x-a", "b")))):
+        with pytest.raises(ModelatheError), connect(url, 5, Connection(headers=((header, NAME), ("x-a", "b")))):
             pass
     thread.join()
     assert [value for name, value in found[0] if name in (":authority", "host")] == [NAME]

@@ -202,7 +202,7 @@ def test_the_manifest_is_a_job_that_kubernetes_takes() -> None:
     import yaml
 
     begin = datetime(2026, 11, 22, 21, 0, tzinfo=UTC)
-    made = yaml.safe_load(job(LOAD, image="registry/lathe", claim="results", pods=4, begin=begin))
+    made = yaml.safe_load(job(LOAD, image="registry/modelathe", claim="results", pods=4, begin=begin))
     validate.validate(made, validate.latest_version(), strict=True)
     spec = made["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 4)

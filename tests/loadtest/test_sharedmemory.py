@@ -52,7 +52,7 @@ def left(endpoint: Endpoint) -> tuple[list[str], Any]:
 
 
 def there(pid: int) -> list[str]:
-    return [path.name for path in Path("/dev/shm").glob(f"lathe-load-*-{pid}-*")]
+    return [path.name for path in Path("/dev/shm").glob(f"modelathe-load-*-{pid}-*")]
 
 
 @SCHEMES
@@ -127,7 +127,7 @@ def test_what_was_killed_with_its_helpers_is_swept_by_the_next_run(endpoint: End
         process.communicate(timeout=30)
     left_over = Path("/dev/shm", there(process.pid)[0])
     others = [left_over.with_name(left_over.name.replace(f"-{process.pid}-", f"-{os.getppid()}-"))]
-    others.append(left_over.with_name(f"lathe-load-1-{process.pid}-0"))  # of another namespace of processes
+    others.append(left_over.with_name(f"modelathe-load-1-{process.pid}-0"))  # of another namespace of processes
     try:
         for other in others:
             other.touch()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from modelathe.tensors import BATCH, TensorSpec
 from optimize.methods import apply as step
 from optimize.methods.export.onnx import Onnx
@@ -270,7 +270,7 @@ def context(made: Workload, scratch: Path, said: list[str] | None = None) -> Con
     return Context(made, made.build(), Target(cores=1), 0, scratch, lambda text, fraction: told.append(text))
 
 
-def explained(error: LatheError, *names: str) -> None:
+def explained(error: ModelatheError, *names: str) -> None:
     """One line that says what is wrong and where, and a way out."""
     assert "\n" not in error.what
     assert error.fix
@@ -312,10 +312,10 @@ def test_every_method_on_every_awkward_model(
         before = fingerprint(subject)
         try:
             result = step.apply(config(name), subject, context(made, tmp_path))
-        except LatheError as error:
+        except ModelatheError as error:
             result = error
         assert fingerprint(subject) == before
-    if isinstance(result, LatheError):
+    if isinstance(result, ModelatheError):
         explained(result, name, model, MODELS[model].__name__)
         assert (model, name) in REFUSED, str(result)
         assert REFUSED[model, name] in result.what
@@ -493,7 +493,7 @@ def test_a_student_that_does_not_fit_is_refused_before_training(name: str, stude
 
 
 def test_every_error_says_a_way_out() -> None:
-    kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, LatheError)}
+    kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, ModelatheError)}
     calls = 0
     for file in sorted(Path(errors.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from modelathe import interpreter
+from modelathe.commandline import install_line
 from modelathe.errors import MachineError, UsageError
 from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize.graph import graph as graphs
@@ -258,7 +259,7 @@ def test_without_the_compiler_the_rules_are_checked_and_the_line_that_installs_i
     monkeypatch.setitem(extra.PACKAGES, "tensorrt", ("nowhere",))
     monkeypatch.setattr(ask, "there", lambda: False)
     out = optimize("tensorrt", exported.folder, "--output", tmp_path / "trt").out
-    assert "not compiled, because the compiler is not installed: pip install 'lathe[tensorrt]'" in out
+    assert f"not compiled, because the compiler is not installed: {install_line('tensorrt')}" in out
     with pytest.raises(MissingExtra):
         compiler.compile(save(symmetric(), tmp_path), X, tmp_path / "e", tmp_path / "log")
     uncompiled = optimize("tensorrt", exported.folder, "--output", tmp_path / "trt", "--no-compile").out

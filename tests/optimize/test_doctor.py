@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from modelathe.commandline import install_line
 from optimize.machine import doctor
 from serve.config.errors import NotInstalled
 from serve.server import install
@@ -82,7 +83,7 @@ def test_a_missing_optional_package_is_no_fault(absent: Any) -> None:
     found = doctor.checks()
     assert broken(found) == []
     openvino = next(check for check in found if check.name == "openvino")
-    assert (openvino.ok, openvino.fix) == (False, "pip install 'lathe[openvino]'")
+    assert (openvino.ok, openvino.fix) == (False, install_line("openvino"))
 
 
 def test_providers_are_asked_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     yield
-    assert not list(place.glob("lathe-*"))
+    assert not list(place.glob("modelathe-*"))
     assert not list(tmp_path.glob(".*"))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from modelathe.commandline import install_line
 from optimize.model.errors import BadData, BadWorkload
 from optimize.predict.module import TorchPredictor
 from optimize.run import open as source
@@ -289,4 +290,4 @@ def test_a_folder_without_transformers_says_what_to_install(
     monkeypatch.setitem(sys.modules, "transformers", None)
     ended = optimize("evaluate", folder)
     assert ended.code == 5
-    assert "pip install 'lathe[optimize,huggingface]'" in ended.err
+    assert install_line("optimize,huggingface") in ended.err

@@ -16,6 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from modelathe.commandline import install_line
 from modelathe.tensors import BATCH, Arrays, TensorSpec
 from optimize.graph import graph
 from optimize.judge import measure
@@ -136,7 +137,7 @@ def test_a_missing_package_is_said_with_the_line_that_installs_it(
     ):
         with pytest.raises(MissingExtra) as raised:
             attempt()
-        assert raised.value.fix == "pip install 'lathe[openvino]'"
+        assert raised.value.fix == install_line("openvino")
         assert raised.value.exit_code == 5
     assert list(tmp_path.iterdir()) == []
 

@@ -133,7 +133,7 @@ def published() -> dict[str, Any]:
     wide = "the interval holds the limit: about 2,711 samples decide"
     return {
         "format": 1,
-        "lathe": "0.1.0",
+        "modelathe": "0.1.0",
         "workload": "digits_cnn",
         "recipe": {
             "seed": 7,
@@ -316,7 +316,7 @@ def full_disk(limit: int) -> Iterator[None]:
 def test_every_figure_of_the_document_is_on_the_page(shape: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
     document = shape()
     shown = read(document, tmp_path)
-    expected = [document["lathe"], document["workload"], document["bundle"], *model_texts(document)]
+    expected = [document["modelathe"], document["workload"], document["bundle"], *model_texts(document)]
     expected += [entry[key] for entry in document["gates"] for key in ("name", "measured", "limit", "advice")]
     expected += endpoint_texts(document) if document["endpoint"] else []
     assert [text for text in expected if text not in shown.text] == []
@@ -346,7 +346,7 @@ def test_what_could_not_be_counted_is_a_dash_everywhere(tmp_path: Path, capsys: 
     assert "None" not in read(document, tmp_path).text
     table.run({**document, "places": {}})
     workload = {"source": "user.py:workload"}
-    table.lineage({"workload": workload, "lathe": "0.1.0", "lineage": document["steps"]})
+    table.lineage({"workload": workload, "modelathe": "0.1.0", "lineage": document["steps"]})
     assert "- MACs" in capsys.readouterr().out
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from modelathe.errors import LatheError, UsageError
+from modelathe.errors import ModelatheError, UsageError
 from optimize.model.errors import BadGraph, BadModel
 from optimize.predict.endpoint import EndpointPredictor
 from optimize.predict.module import forward
@@ -83,6 +83,6 @@ def test_a_malformed_endpoint(url: str) -> None:
 
 
 def test_an_absent_endpoint() -> None:
-    with pytest.raises(LatheError) as error, EndpointPredictor("grpc://127.0.0.1:1/model") as absent:
+    with pytest.raises(ModelatheError) as error, EndpointPredictor("grpc://127.0.0.1:1/model") as absent:
         absent.predict({"x": np.zeros((1, 2), np.float32)})
     assert error.value.exit_code == 5

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from optimize.judge import explain, ruler, speed
 from optimize.judge.ruler import CONTROL, Speeds
 from optimize.judge.speed import Timing
@@ -79,7 +79,7 @@ def test_only_a_speed_that_is_shown_passes(small: Workload, tmp_path: Path, monk
         return pipeline.run(plan, small, output=tmp_path / "run", patience=7.0)
 
     assert all(gate["passed"] for gate in run([0.5] * 9, STEADY)["gates"])
-    refusals: list[tuple[list[float], list[float], type[LatheError], str]] = [
+    refusals: list[tuple[list[float], list[float], type[ModelatheError], str]] = [
         ([1.2] * 9, STEADY, GateRefused, "quantize.dynamic made it slower at batch 1: 0.83"),
         ([0.9 * luck for luck in WILD], STEADY, GateRefused, "undecided: "),
         ([0.5] * 9, [0.8] * 9, BusyMachine, "counts as slower or faster than itself"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from optimize.methods import apply as step
 from optimize.methods.export.onnx import Onnx, export
 from optimize.methods.table import METHODS, NAMES
@@ -123,7 +123,7 @@ def test_every_method_treats_every_architecture_or_refuses_it_by_name(
     made = kind(max_drop=1.0) if method.name == "quantize.mixed" else config(kind)
     subject = exported if method.stage == "graph" else workload.build()
     if said := REFUSED.get((method.name, name)):
-        with pytest.raises(LatheError, match=re.escape(said)) as raised:
+        with pytest.raises(ModelatheError, match=re.escape(said)) as raised:
             step.apply(made, subject, context(workload, tmp_path))
         assert raised.value.fix
         return

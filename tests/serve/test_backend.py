@@ -13,7 +13,7 @@ import pytest
 
 from loadtest.record import counts
 from modelathe.client import connect
-from modelathe.errors import LatheError, RequestRejected
+from modelathe.errors import ModelatheError, RequestRejected
 from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve.config import model_config
 from serve.config.target import Target
@@ -125,7 +125,7 @@ def ask_at_once(endpoint: Endpoint, model: str, requests: list[dict[str, np.ndar
         with connect(endpoint.grpc) as client:
             try:
                 return client.infer(model, inputs)
-            except LatheError as error:
+            except ModelatheError as error:
                 return error
 
     with ThreadPoolExecutor(len(requests)) as pool:

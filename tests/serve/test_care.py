@@ -63,7 +63,7 @@ def test_a_detached_server_is_seen_and_stopped(model_repository: Path, server_pr
     assert eventually(lambda: group_is_gone(ready["pid"]))
     assert serve("down", env=env).returncode == 5
     # The next one sweeps what this one logged.
-    left = {path.suffix for path in (tmp_path / "lathe").iterdir()}
+    left = {path.suffix for path in (tmp_path / "modelathe").iterdir()}
     assert left <= {".log", ".up"}
 
 
@@ -94,7 +94,7 @@ def test_a_detached_server_that_does_not_start_says_why(tmp_path: Path, server_p
     done = serve("up", str(tmp_path / "none"), *FREE, "--detach", env=env)
     assert done.returncode == 4
     assert "does not exist" in done.stderr
-    assert not list((tmp_path / "lathe").iterdir())
+    assert not list((tmp_path / "modelathe").iterdir())
 
 
 @contextmanager

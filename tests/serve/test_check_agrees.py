@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto as T
 
 from modelathe.client import connect
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from serve.cli import main
 from serve.server import tritonserver as server
 from serve.server.tritonserver import running
@@ -145,7 +145,7 @@ def serves(asked: Written, place: Path) -> bool:
         try:
             with running(place, grace=0, timeout=30) as endpoint, connect(endpoint.grpc) as client:
                 client.infer("m", graph.request)
-        except LatheError:
+        except ModelatheError:
             return False
     return True
 

@@ -29,7 +29,7 @@ def test_it_lists_what_is_there_and_every_known_hole(server_prefix: Path) -> Non
 
 
 def test_without_a_server_it_says_how_to_get_one(tmp_path: Path) -> None:
-    done = serve("doctor", env={"LATHE_SERVER": str(tmp_path / "none")})
+    done = serve("doctor", env={"MODELATHE_SERVER": str(tmp_path / "none")})
     assert done.returncode == 5
     assert "BROKEN  server" in done.stdout
     assert "serve install" in done.stderr

@@ -15,7 +15,7 @@ import pytest
 
 from loadtest.record.counts import counted
 from modelathe.client import connect
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from serve.config import settings
 from serve.config.target import Target
 from serve.repository import scratch, staging
@@ -54,7 +54,7 @@ def failures(endpoint: Endpoint, count: int, model: str = TINY) -> list[str]:
         for number in range(count):
             try:
                 client.infer(model, {"x": np.full((1, 4), number, np.float32)})
-            except LatheError as error:
+            except ModelatheError as error:
                 said.append(error.what)
     return said
 
@@ -70,7 +70,7 @@ def load(endpoint: Endpoint, threads: int, model: str = TINY) -> Iterator[list[s
                 try:
                     client.infer(model, ONE)
                     said.append("")
-                except LatheError as error:
+                except ModelatheError as error:
                     said.append(error.what)
 
     with ThreadPoolExecutor(threads) as pool:

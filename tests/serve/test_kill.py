@@ -157,7 +157,7 @@ def test_what_a_kill_left_in_the_server_goes_with_the_same_command(
 
 def loads(env: dict[str, str], model: str) -> dict[int, tuple[str, str]]:
     """What the server that runs says of each version."""
-    (path,) = Path(env["XDG_RUNTIME_DIR"], "lathe").glob("server-*.json")
+    (path,) = Path(env["XDG_RUNTIME_DIR"], "modelathe").glob("server-*.json")
     known = json.loads(path.read_text())
     return control.states(known["http"], known["secret"], model)
 

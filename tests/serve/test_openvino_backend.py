@@ -130,8 +130,8 @@ def test_a_server_without_openvino_says_how_to_get_it(server_prefix: Path, tmp_p
     (place / "bin").mkdir(parents=True)
     (place / "bin" / "python").symlink_to(server_prefix / "bin" / "python")
     shutil.copytree(server_prefix / "backends", place / "backends")
-    marker = json.loads((server_prefix / "lathe-server.json").read_text())
-    (place / "lathe-server.json").write_text(json.dumps({**marker, "openvino": ""}))
+    marker = json.loads((server_prefix / "modelathe-server.json").read_text())
+    (place / "modelathe-server.json").write_text(json.dumps({**marker, "openvino": ""}))
     with pytest.raises(NotInstalled) as raised, running(tmp_path / "repository", prefix=place):
         pass
     assert raised.value.fix == "run: serve install --with openvino"

@@ -16,7 +16,7 @@ import pytest
 
 from loadtest.record import counts
 from modelathe.client import connect
-from modelathe.errors import LatheError, RequestRejected, UsageError
+from modelathe.errors import ModelatheError, RequestRejected, UsageError
 from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve.config.errors import BadRepository
 from serve.config.settings import Settings
@@ -363,7 +363,7 @@ def test_a_text_that_the_model_refuses_is_refused_alone(place: Path, tmp_path: P
     with running(copy, grace=0) as endpoint:
         answers = ask_at_once(endpoint, model, [texts("the cat"), texts("grüne Matte"), texts("a dog"), texts("red")])
     refused = answers.pop(1)
-    assert isinstance(refused, LatheError)
+    assert isinstance(refused, ModelatheError)
     assert "out of data bounds" in refused.what
     assert "/" not in refused.what
     for sentence, answer in zip(("the cat", "a dog", "red"), answers, strict=True):

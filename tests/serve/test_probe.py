@@ -11,7 +11,7 @@ import pytest
 
 from loadtest.record.counts import counted
 from modelathe.client import connect
-from modelathe.errors import LatheError
+from modelathe.errors import ModelatheError
 from modelathe.tensors import BATCH, TensorSpec
 from serve.config.errors import BadRepository
 from serve.config.target import Target
@@ -38,7 +38,7 @@ def answers(url: str) -> bool:
     try:
         with connect(url) as client:
             return client.infer(TINY, ONE)["y"].shape == (1, 3)
-    except LatheError:
+    except ModelatheError:
         return False
 
 

@@ -48,7 +48,7 @@ def group_is_gone(pid: int) -> bool:
 
 def shared_memory(pid: int) -> list[Path]:
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    return sorted({Path(line.split()[-1]) for line in lines if "/dev/shm/lathe-" in line})
+    return sorted({Path(line.split()[-1]) for line in lines if "/dev/shm/modelathe-" in line})
 
 
 @pytest.fixture(autouse=True)
@@ -368,7 +368,12 @@ def test_memory_of_servers_that_are_gone_is_removed(monkeypatch: pytest.MonkeyPa
     with subprocess.Popen(["true"]) as gone:
         pass
     rest = "0123456789abcdef-region"
-    names = [f"lathe-{gone.pid}-{rest}", f"lathe-{gone.pid}-{rest}-young", f"lathe-{os.getpid()}-{rest}", "lathe-mine"]
+    names = [
+        f"modelathe-{gone.pid}-{rest}",
+        f"modelathe-{gone.pid}-{rest}-young",
+        f"modelathe-{os.getpid()}-{rest}",
+        "modelathe-mine",
+    ]
     for name in names:
         (memory / name).touch()
         if "young" not in name:

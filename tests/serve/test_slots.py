@@ -102,8 +102,8 @@ def test_a_sequence_whose_first_request_was_refused_has_not_begun(served: tuple[
 
 def test_slots_are_more_than_the_largest_batch() -> None:
     config = build()
-    assert config.parameters["lathe.slots"].string_value == "256"
+    assert config.parameters["modelathe.slots"].string_value == "256"
     assert config.sequence_batching.oldest.max_candidate_sequences > 256
-    assert build(slots=1000).parameters["lathe.slots"].string_value == "1000"
+    assert build(slots=1000).parameters["modelathe.slots"].string_value == "1000"
     with pytest.raises(BadInput, match="slots are the rows of the largest batch"):
         build(slots=3, strategy="direct")

@@ -20,7 +20,7 @@ import pytest
 
 from loadtest.record import counts
 from modelathe.client import connect
-from modelathe.errors import LatheError, ModelMissing, RequestRejected, ServerFault
+from modelathe.errors import ModelatheError, ModelMissing, RequestRejected, ServerFault
 from serve.clients.standin.running import Place, running
 from serve.config.errors import BadRepository, PortTaken
 from serve.server.endpoint import Endpoint
@@ -290,7 +290,7 @@ def test_questions_have_the_servers_statuses(served: Endpoint, stub: Place) -> N
         real, ours = (json.loads(ask(place.http, "GET", f"/v2/models/{model}/config")[2]) for place in (served, stub))
         for key in ("name", "backend", "max_batch_size", "input", "output", "version_policy", "parameters"):
             assert ours[key] == real[key], (model, key)
-    assert json.loads(ask(stub.http, "GET", "/v2")[2])["name"] == "lathe stub"
+    assert json.loads(ask(stub.http, "GET", "/v2")[2])["name"] == "modelathe stub"
     index = json.loads(ask(stub.http, "POST", "/v2/repository/index")[2])
     assert {"name": TINY, "version": "1", "state": "READY"} in index
 
@@ -436,7 +436,7 @@ def test_the_command_until_a_signal(kinds: Path, number: int, code: int) -> None
             assert client.infer(TINY, {"x": np.ones((2, 4), np.float32)})["y"].any()
             process.send_signal(number)
             _, said = process.communicate(timeout=30)
-        with pytest.raises(LatheError):
+        with pytest.raises(ModelatheError):
             connect(ready["http"], timeout=5)
     assert process.returncode == code
     assert "Traceback" not in said

@@ -62,7 +62,7 @@ def test_up_until_a_signal(model_repository: Path, server_prefix: Path, tmp_path
         assert ready["models"] == [{"name": TINY, "versions": [1]}]
         with connect(ready["grpc"]) as client:
             assert client.infer(TINY, {"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 3)
-        state = next((tmp_path / "lathe").iterdir())
+        state = next((tmp_path / "modelathe").iterdir())
         assert state.stat().st_mode & 0o777 == 0o600
         assert json.loads(state.read_text())["pid"] == ready["pid"]
         regions = shared_memory(ready["pid"])
@@ -73,7 +73,7 @@ def test_up_until_a_signal(model_repository: Path, server_prefix: Path, tmp_path
     assert group_is_gone(ready["pid"])
     assert regions
     assert not [path for path in regions if path.exists()]
-    assert not list((tmp_path / "lathe").iterdir())
+    assert not list((tmp_path / "modelathe").iterdir())
     assert not Path(ready["log"]).exists()
 
 
@@ -140,7 +140,7 @@ def test_up_over_a_file(tmp_path: Path, server_prefix: Path) -> None:
 
 
 def test_up_without_an_installed_server(model_repository: Path, tmp_path: Path) -> None:
-    done = serve("up", str(model_repository), env={"LATHE_SERVER": str(tmp_path / "none")})
+    done = serve("up", str(model_repository), env={"MODELATHE_SERVER": str(tmp_path / "none")})
     assert done.returncode == 5
     assert "serve install" in done.stderr
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from modelathe.errors import BadInput, LatheError
+from modelathe.errors import BadInput, ModelatheError
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def readable(path: Path, what: str, fix: str) -> Iterator[None]:
     """
     try:
         yield
-    except LatheError:
+    except ModelatheError:
         raise
     except FileNotFoundError:
         raise BadInput("there is no such file", where=str(path), fix=fix) from None

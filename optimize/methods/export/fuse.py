@@ -1,6 +1,6 @@
 """export.fuse: attention, GELU and layer normalization become one operator each, of ONNX Runtime's own.
 
-The patterns are those of onnxscript's ort_fusions, which look at shapes. An ONNX file as lathe keeps it has none
+The patterns are those of onnxscript's ort_fusions, which look at shapes. An ONNX file as modelathe keeps it has none
 inside, and shape inference finds few through dynamic dims, so they are seen while the graph runs at several sizes. The
 passes end at MultiHeadAttention, whose projections stay products of their own: no quantizer here takes the packed
 Attention beyond that. Whether it pays is for a measurement to say: on a CPU these kernels can be slower than what ONNX

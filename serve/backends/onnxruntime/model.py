@@ -33,7 +33,7 @@ Of what the native backend documents (its README, and Triton's model configurati
 No answer was compared with the native backend's own: there was no container to run it in. What the two share is the
 file, ONNX Runtime, and this list.
 
-Beyond it: parameters named `session.*` become ONNX Runtime session entries, and `lathe.nonfinite` refuses NaN and
+Beyond it: parameters named `session.*` become ONNX Runtime session entries, and `modelathe.nonfinite` refuses NaN and
 infinity; the native backend ignores both. numpy 2 is refused, because the carried server answers empty tensors with it.
 """
 

@@ -16,7 +16,7 @@ from serve.repository import interface
 from serve.repository import tree as repositories
 from serve.repository.interface import Interface
 
-NAME = "lathe stub"
+NAME = "modelathe stub"
 EXTENSIONS = ("sequence", "model_repository", "model_configuration", "binary_tensor_data", "parameters", "statistics")
 Answers = Literal["zeros", "random"]
 

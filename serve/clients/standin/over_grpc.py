@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as messages
 
-from modelathe.commandline import version as lathe_version
+from modelathe.commandline import version as modelathe_version
 from modelathe.tensors import NUMPY_DTYPES, TRITON_DTYPES, packed
 from serve.clients.standin import answers
 from serve.clients.standin.answers import Counts, Given, Refused, Stub
@@ -44,7 +44,7 @@ def handler(stub: Stub) -> Any:
         "ServerLive": lambda _: messages.ServerLiveResponse(live=True),
         "ServerReady": lambda _: messages.ServerReadyResponse(ready=True),
         "ServerMetadata": lambda _: messages.ServerMetadataResponse(
-            name=answers.NAME, version=lathe_version(), extensions=answers.EXTENSIONS
+            name=answers.NAME, version=modelathe_version(), extensions=answers.EXTENSIONS
         ),
         "ModelReady": lambda asked: messages.ModelReadyResponse(ready=stub.ready(asked.name, asked.version)),
         "ModelMetadata": metadata,

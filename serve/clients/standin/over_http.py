@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from aiohttp import web
 
-from modelathe.commandline import version as lathe_version
+from modelathe.commandline import version as modelathe_version
 from modelathe.tensors import NUMPY_DTYPES, TRITON_DTYPES, Array, packed
 from serve.clients.standin import answers
 from serve.clients.standin.answers import Counts, Given, Refused, Stub
@@ -64,7 +64,7 @@ async def _healthy(_request: web.Request) -> web.Response:
 
 
 async def _server(_request: web.Request) -> web.Response:
-    return web.json_response({"name": answers.NAME, "version": lathe_version(), "extensions": answers.EXTENSIONS})
+    return web.json_response({"name": answers.NAME, "version": modelathe_version(), "extensions": answers.EXTENSIONS})
 
 
 async def _index(request: web.Request) -> web.Response:

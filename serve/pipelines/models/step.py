@@ -1,6 +1,7 @@
 """What the Python models of all pipelines have in common. It lies beside each `model.py` in the version's folder.
 
-They run in Triton's Python backend, in our server's environment or in NVIDIA's container, and import nothing of lathe.
+They run in Triton's Python backend, in our server's environment or in NVIDIA's container, and import nothing of
+modelathe.
 """
 
 import json
