@@ -83,7 +83,7 @@ def paired_proportions(more: float, less: float, samples: float) -> Interval:
 
     Taken at 2 standard errors: 1.96 hold the truth in less than 93 % of draws at some rates. Over all rates at which
     pairs may differ, 24, 100 and 500 samples, 2 hold it in 97 % on average, in 93.4 % at the worst rate
-    (`pytest tests/optimize/test_intervals.py -m slow -s`).
+    (`pytest tests/optimize/judge/test_intervals.py -m slow -s`).
 
     Args:
         more: pairs in which only the first is one; may be a fraction where a rate is carried to another size.

@@ -9,7 +9,7 @@ from serve.config import settings
 from serve.config.target import Target
 from serve.repository import staging
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
-from tests.serve.test_backend import save
+from tests.serve.backends.test_backend import save
 
 TOKENS = Dim("tokens", 1, 20, 128)
 TABLE = np.arange(60, dtype=np.float32).reshape(30, 2)
