@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from optimize.run import recipe
 from optimize.source.load import load_workload
+from optimize.step.contract import fingerprint
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
@@ -94,22 +95,22 @@ def test_weights_are_trained_once_and_again_when_their_file_changed(
     example = tmp_path / "mlp.py"
     source = (EXAMPLES / "mlp.py").read_text().replace("epochs=60", "epochs=1")
 
-    def fingerprint() -> tuple[str, bool]:
+    def weights() -> tuple[str, bool]:
         made = load_workload(f"{example}:workload")
         # Random augmentation that was read before must not show in the weights.
         next(made.batches("training"))
         return fingerprint(made.build()), "training the weights of mlp, once" in capsys.readouterr().err
 
     example.write_text(source)
-    first = fingerprint()
+    first = weights()
     assert first[1]
-    assert fingerprint() == (first[0], False)
+    assert weights() == (first[0], False)
     example.write_text(source.replace("epochs=1", "epochs=2"))
-    changed = fingerprint()
+    changed = weights()
     assert changed[1] and changed[0] != first[0]
     # A file that was cut short is not used.
     (tmp_path / "cache" / "mlp.safetensors").write_bytes(b"cut")
-    assert fingerprint() == changed
+    assert weights() == changed
 
 
 @pytest.mark.slow
