@@ -67,7 +67,7 @@ def read(place: Path, model: str, number: int | None = None, client: Client | No
     number = max(repositories.live(place, model), default=0) if number is None else number
     where = str(place / model / repositories.CONFIG)
     known: dict[str, Any] = {}
-    if (place / model / str(number) / repositories.LINEAGE).exists():
+    if repositories.published(place / model / str(number)):
         known = repositories.read_lineage(place, model, number)
     if config.input and config.output:
         inputs, outputs = (

@@ -152,7 +152,7 @@ def _folder(home: Path) -> Iterator[Finding]:
 
 
 def _lineage(home: Path, number: int) -> dict[str, Any]:
-    there = (home / str(number) / repository.LINEAGE).exists()
+    there = repository.published(home / str(number))
     return repository.read_lineage(home.parent, home.name, number) if there else {}
 
 
@@ -185,7 +185,7 @@ def _files(subject: Subject) -> Iterator[Finding]:
         if name and not (folder / name).is_file():
             say = subject.error if serves else subject.warning
             yield say(f"has no {name}: half copied?", "copy the whole version again, or remove it", folder)
-        elif (folder / repository.LINEAGE).exists():
+        elif repository.published(folder):
             try:
                 repository.verify_version(
                     subject.home.parent,

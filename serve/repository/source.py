@@ -60,7 +60,7 @@ def load(path: Path, dims: Mapping[str, Dim], axis: str = "") -> Source:
         UsageError: the range of a dim is not known, one is given that would not be used, or `axis` is not the first
             dim of every input and output.
     """
-    if (path / repository.LINEAGE).is_file():
+    if repository.published(path):
         if axis:
             fix = "leave --batch-axis away, or add the model's file again"
             raise UsageError("the batch axis of a version stays as it is", where=str(path), fix=fix)

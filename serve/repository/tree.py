@@ -106,9 +106,14 @@ def calls(repository: Path, model: str) -> list[str]:
     """
     steps = {step.model_name for step in config(repository, model).ensemble_scheduling.step}
     number = max(live(repository, model), default=0)
-    if (repository / model / str(number) / LINEAGE).exists():
+    if published(repository / model / str(number)):
         steps.update(call["model"] for call in read_lineage(repository, model, number).get("calls", ()))
     return sorted(steps)
+
+
+def published(folder: Path) -> bool:
+    """Whether the version in this folder was published by us: its lineage is there."""
+    return (folder / LINEAGE).exists()
 
 
 def read_lineage(repository: Path, model: str, number: int | None = None) -> dict[str, Any]:
@@ -152,7 +157,7 @@ def verify(repository: Path, names: Sequence[str] | None = None) -> None:
     for model in models(repository) if names is None else names:
         for number in live(repository, model):
             folder = repository / model / str(number)
-            if (folder / LINEAGE).exists():
+            if published(folder):
                 _verify_version(folder, read_lineage(repository, model, number)["digests"])
 
 

@@ -190,7 +190,7 @@ def _note_present(place: Path, model: str, endpoint: Endpoint | None) -> None:
     serving = repository.live(place, model) if endpoint is None else control.versions(endpoint.http, model)
     for number in set(serving) & set(repository.numbers(place, model)):
         folder = place / model / str(number)
-        if (folder / repository.LINEAGE).exists():
+        if repository.published(folder):
             lineage = repository.read_lineage(place, model, number)
             if not lineage.get("lived", ["at some time"]):
                 repository.note(folder, lived=[repository.now()])

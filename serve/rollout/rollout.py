@@ -223,5 +223,5 @@ def _lived(lineage: dict[str, Any] | None) -> list[str]:
 
 
 def _lineage(place: Path, model: str, number: int) -> dict[str, Any] | None:
-    there = (place / model / str(number) / repository.LINEAGE).exists()
+    there = repository.published(place / model / str(number))
     return repository.read_lineage(place, model, number) if there else None

@@ -124,7 +124,7 @@ def _runs_here(place: Path, model: str) -> bool:
         return all(_runs_here(place, name) for name in repository.calls(place, model))
     if config.backend == "python":
         number = max(repository.live(place, model), default=0)
-        ours = (place / model / str(number) / repository.LINEAGE).exists()
+        ours = repository.published(place / model / str(number))
         return ours and all(_runs_here(place, name) for name in repository.calls(place, model))
     return config.backend in HERE
 
