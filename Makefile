@@ -48,13 +48,13 @@ test: server  ## every test, the real server included
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 kills: server  ## kill `optimize run` and `serve promote` at 50 random moments each; the next command must put it right
-	KILLS=50 $(BIN)/pytest tests/optimize/run/test_kills.py tests/serve/rollout/test_kill.py
+	KILLS=50 $(BIN)/pytest tests/optimize/runs/test_kills.py tests/serve/rollout/test_kill.py
 
 modules: server  ## export, save and load 300 modules that hypothesis builds: each answers right or is refused in one line
 	MODULES=300 $(BIN)/pytest tests/optimize/methods/export/test_any_module.py
 
 coverage: server  ## how often the 95 % interval of `loadtest capacity` holds the truth, 40 simulated searches a case
-	COVERAGE=40 $(BIN)/pytest tests/loadtest/capacity/test_capacity.py -s -k nine_of_ten
+	COVERAGE=40 $(BIN)/pytest tests/loadtest/probing/test_capacity.py -s -k nine_of_ten
 
 check: server  ## lint, types and the fast tests
 	$(BIN)/ruff check $(SOURCES)

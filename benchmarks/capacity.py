@@ -15,12 +15,12 @@ import queues
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.capacity import probe
-from loadtest.capacity.search import Found, search
+from loadtest.load import drive
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
+from loadtest.probing import probe
+from loadtest.probing.search import Found, search
 from loadtest.record.results import read
-from loadtest.run import drive
 from loadtest.selftest import nullserver
 
 

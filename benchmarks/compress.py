@@ -23,7 +23,7 @@ from optimize.judge.evaluate import compare as paired
 from optimize.model.errors import GateRefused
 from optimize.predict.runtimes import RUNTIMES
 from optimize.report import page
-from optimize.run import digest, pipeline, recipe
+from optimize.runs import digest, pipeline, recipe
 from optimize.source import splits
 from optimize.source.load import load_workload
 from optimize.source.workload import Workload

@@ -24,11 +24,11 @@ import networks
 import numpy as np
 
 from loadtest.judge import summary
+from loadtest.load import drive
 from loadtest.plan import schedule
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
-from loadtest.run import drive
 from optimize.judge import measure
 from optimize.judge.ruler import Speeds
 from optimize.machine import doctor

@@ -16,15 +16,15 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.judge import summary
+from loadtest.load import drive
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
-from loadtest.run import drive
 from optimize.model.errors import GateRefused
 from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.predict.specs import output_specs
 from optimize.report import page
-from optimize.run import pipeline, recipe
+from optimize.runs import pipeline, recipe
 from optimize.source.load import load_workload
 from optimize.source.workload import Workload
 from optimize.step import bundle

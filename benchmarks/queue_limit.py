@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 
 from loadtest.judge import summary
+from loadtest.load import drive
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
-from loadtest.run import drive
 from modelathe.tensors import TensorSpec
 from serve.config import model_config
 from serve.repository import tree as repository

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.capacity import edge
-from loadtest.capacity.search import Probe
+from loadtest.probing import edge
+from loadtest.probing.search import Probe
 
 OVERHEAD = 1.0
 

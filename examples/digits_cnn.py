@@ -16,8 +16,8 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.nn import functional
 
-from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
-from optimize.source.workload import Batch, Workload
+from modelathe.tensors import Array, Arrays
+from optimize import BATCH, Batch, TensorSpec, Workload
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 SEED = 0

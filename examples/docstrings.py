@@ -16,8 +16,8 @@ import numpy as np
 from torch import nn
 from torch.nn import functional
 
-from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
-from optimize.source.workload import Batch, Workload
+from modelathe.tensors import Array, Arrays
+from optimize import BATCH, Batch, TensorSpec, Workload
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "xml")
 WORDS, VOCABULARY, PAD = 32, 4096, 0

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional
 from trained import SEED, again, learned
 
-from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
-from optimize.source.workload import Batch, Workload
+from modelathe.tensors import Array, Arrays
+from optimize import BATCH, Batch, TensorSpec, Workload
 
 NOISE, BATCH_SIZE, SAMPLES, EPOCHS = 32, 64, 640, 40
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 from trained import again, by_loss, learned
 
-from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
-from optimize.source.workload import Batch, Workload
+from modelathe.tensors import Array, Arrays
+from optimize import BATCH, Batch, TensorSpec, Workload
 
 SAMPLES, BATCH_SIZE = 2000, 100
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from trained import again, by_loss, learned
 
-from optimize.source.workload import Workload
+from optimize import Workload
 
 STAGES = ((32, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1))
 

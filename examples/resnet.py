@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from trained import again, by_loss, learned
 
-from optimize.source.workload import Workload
+from optimize import Workload
 
 WIDTHS = (32, 64, 128, 256)
 

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
-from optimize.source.workload import Batch, Workload
+from modelathe.tensors import Array, Arrays
+from optimize import BATCH, Batch, Dim, TensorSpec, Workload
 
 PAIRS = 1500
 TOP = 10

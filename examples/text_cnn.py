@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from trained import again, by_loss, learned
 
-from optimize.source.workload import Workload
+from optimize import Workload
 
 WIDTH, CHANNELS = 64, 128
 

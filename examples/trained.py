@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from optimize import Workload
 from optimize.judge import evaluate
 from optimize.predict.module import TorchPredictor
 from optimize.source import splits
 from optimize.source.code import code
-from optimize.source.workload import Workload
 from optimize.step.contract import Context
 from optimize.train import fit as train
 from serve.config.target import Target

@@ -9,7 +9,7 @@ from torch.nn import functional
 from trained import again, by_loss, learned
 
 from modelathe.tensors import Array, Arrays
-from optimize.source.workload import Workload
+from optimize import Workload
 
 WIDTH, HEADS, LAYERS, HIDDEN = 512, 8, 2, 1024
 

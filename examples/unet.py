@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 from trained import again, by_loss, learned
 
-from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
-from optimize.source.workload import Batch, Workload
+from modelathe.tensors import Array, Arrays
+from optimize import BATCH, Batch, TensorSpec, Workload
 
 WIDTHS = (32, 64, 128)
 BATCH_SIZE, NOISE, BARS = 60, 0.2, 3

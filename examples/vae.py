@@ -11,7 +11,7 @@ from torch.nn import functional
 from trained import again, by_loss, learned
 
 from modelathe.tensors import Array, Arrays
-from optimize.source.workload import Batch, Workload
+from optimize import Batch, Workload
 
 HIDDEN, LATENT, KL_WEIGHT = 512, 32, 0.1
 

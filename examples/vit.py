@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 from trained import again, by_loss, learned
 
-from optimize.source.workload import Workload
+from optimize import Workload
 
 WIDTH, HEADS, DEPTH, PATCH = 128, 4, 3, 7
 

@@ -1,8 +1,27 @@
 """optimize: take a trained PyTorch model, prune, distill, quantize and export it, and prove what came out."""
 
+import importlib
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 # Both runtimes report their use to their makers unless that is stopped before they are imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+if TYPE_CHECKING:
+    from modelathe.tensors import BATCH, Dim, TensorSpec
+    from optimize.source.workload import Batch, Workload
+
+__all__ = ["BATCH", "Batch", "Dim", "TensorSpec", "Workload"]
+_PLACES = {
+    **dict.fromkeys(("BATCH", "Dim", "TensorSpec"), "modelathe.tensors"),
+    **dict.fromkeys(("Batch", "Workload"), "optimize.source.workload"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is asked for: a command's `--help` needs none of them (PEP 562)."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)

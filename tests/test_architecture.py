@@ -31,10 +31,10 @@ FLOORS = (
         "loadtest/send",
     ),
     *(
-        "loadtest/run",
+        "loadtest/load",
         "loadtest/judge",
         "loadtest/report",
-        "loadtest/capacity",
+        "loadtest/probing",
     ),
     *(
         "loadtest/scenario",
@@ -86,7 +86,7 @@ FLOORS = (
     ),
     *(
         "optimize/report",
-        "optimize/run",
+        "optimize/runs",
         "optimize/commands",
         "optimize",
     ),

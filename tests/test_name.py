@@ -2,12 +2,16 @@
 
 import importlib.metadata
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import optimize
 from modelathe.commandline import install_line
+from optimize.model.errors import BadWorkload
 from optimize.source.load import load_workload
 from optimize.step import bundle
 from optimize.step.bundle import Bundle
@@ -79,3 +83,20 @@ def test_a_bundle_that_names_the_former_version_is_read(tmp_path: Path) -> None:
     file.write_text(json.dumps({**{key: told[key] for key in told if key != "modelathe"}, "lathe": "0.1.0"}))
     assert bundle.describe(tmp_path / "bundle")["modelathe"] == "0.1.0"
     assert bundle.load(tmp_path / "bundle").module is not None
+
+
+@pytest.mark.parametrize("line", ["from loadtest.tensors import BATCH", "from optimize.workload import Workload"])
+def test_a_workload_that_imports_as_in_0_1_is_told_the_new_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "mine.py").write_text(line)
+    with pytest.raises(BadWorkload, match="No module named") as error:
+        load_workload(f"{tmp_path / 'mine.py'}:workload")
+    assert "from optimize import BATCH, Batch, Dim, TensorSpec, Workload" in error.value.fix
+
+
+def test_public_names_come_from_the_room() -> None:
+    code = "import sys, optimize\nassert 'torch' not in sys.modules\n"
+    code += "from optimize import BATCH, Workload\nprint(*optimize.__all__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["BATCH", "Batch", "Dim", "TensorSpec", "Workload"]
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        optimize.Nothing  # noqa: B018

@@ -14,8 +14,8 @@ from modelathe.errors import Refused, UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from loadtest.capacity.probe import Condition
-    from loadtest.capacity.search import Found, Probe
+    from loadtest.probing.probe import Condition
+    from loadtest.probing.search import Found, Probe
 
 _PROBES_DECIDE = {"concurrency": None, "rate": 1.0, "profile": None, "trace": None, "speed": 1.0}
 _PROBES_DECIDE |= {"requests": None, "think": 0.0, "in_flight": None}
@@ -54,9 +54,9 @@ def capacity(
       loadtest capacity digits --url grpc://127.0.0.1:8001 \\
           --slo "p99 < 20ms, errors < 0.1%"
     """
-    from loadtest.capacity import probe
-    from loadtest.capacity.search import search
     from loadtest.plan.schedule import FASTEST
+    from loadtest.probing import probe
+    from loadtest.probing.search import search
     from loadtest.record import results
 
     asked = probe.conditions([slo])
@@ -150,7 +150,7 @@ def _finish(values: dict[str, Any], as_json: bool) -> None:
 
 
 def _counting(values: dict[str, Any]) -> list[float]:
-    from loadtest.capacity.search import USELESS
+    from loadtest.probing.search import USELESS
 
     return [probe["rate"] for probe in values["probes"] if probe["verdict"] not in USELESS]
 

@@ -40,7 +40,7 @@ def manifest(
       loadtest manifest --image registry/modelathe --claim results --pods 4 \\
           -- digits --url grpc://triton:8001 --rate 8000 --duration 60s | kubectl apply -f -
     """
-    from loadtest.run.deploy import job
+    from loadtest.load.deploy import job
     from modelathe import files
 
     _check(load, pods)

@@ -109,10 +109,10 @@ def mlperf(model: str, url: str, mode: str, output: Path | None, as_json: bool, 
 
 def _performance(model: str, url: str, options: dict[str, Any], folder: Path, quiet: bool) -> dict[str, Any]:
     from loadtest.judge.summary import summarize
+    from loadtest.load import drive
     from loadtest.mlperf import mlperf as rules
     from loadtest.record.results import read
     from loadtest.report import live
-    from loadtest.run import drive
 
     if options["scenario"] == "server" and not options["target_qps"]:
         raise UsageError("--target-qps is missing", fix="give the queries per second that the server shall hold")
@@ -168,7 +168,7 @@ def _expected(plan: "Plan", parts: "list[Part]") -> float:
     import tempfile
 
     from loadtest.judge.summary import summarize
-    from loadtest.run import drive
+    from loadtest.load import drive
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.jsonl"

@@ -62,8 +62,8 @@ def run(
     """
     from loadtest.judge import compare, thresholds
     from loadtest.judge.summary import load_file
+    from loadtest.load import drive
     from loadtest.report import live, page
-    from loadtest.run import drive
 
     chosen = {key: options.pop(key) for key in ("scenario", "settings", "pid")}
     if chosen["scenario"]:

@@ -89,8 +89,8 @@ def play_and_report(
     from rich.console import Console
 
     from loadtest.judge.summary import summarize
+    from loadtest.load import drive
     from loadtest.report import live
-    from loadtest.run import drive
     from loadtest.scenario import play
     from loadtest.scenario.scenario import find, load
 

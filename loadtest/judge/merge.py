@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.judge.summary import load_file
+from loadtest.load.workers import latest
 from loadtest.plan.data.answers import MOST_SAMPLES
 from loadtest.record.results import document_line
-from loadtest.run.workers import latest
 from modelathe import files
 from modelathe.errors import BadInput
 

@@ -6,7 +6,7 @@ the start (null where it did not happen), `verdict`, `payload`, `worker`, `tries
 share a line: `count` of them from `n` on, due from `planned` to `until`; readers spread them evenly over that time.
 `responses` are the times of a decoupled model's responses to a request, whose `done` is then the end of the answer.
 Between them, about once a second, a line with `reading`, the second of the run, and what the server's machine said of
-itself then (`loadtest.run.readings`). Last line: `end`, what the server counted, the kinds of errors, how many answers
+itself then (`loadtest.load.readings`). Last line: `end`, what the server counted, the kinds of errors, how many answers
 were `checked` and the first `mismatches` (see `answers.Answers`); a file without it comes from a run that was
 interrupted.
 """

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from loadtest.record.statistics import number, percentile
 
 if TYPE_CHECKING:
+    from loadtest.load.loop import Progress
     from loadtest.plan.plan import Plan
-    from loadtest.run.loop import Progress
 
 _DRAW_EVERY, _LINE_EVERY = 1.0, 5.0
 _CLEAR = "\r\x1b[2K"

@@ -12,10 +12,10 @@ from rich.text import Text
 
 from loadtest.judge import thresholds
 from loadtest.judge.validity import GONE
+from loadtest.load import memory
 from loadtest.record import results
 from loadtest.record.statistics import number
 from loadtest.report.terminal import load
-from loadtest.run import memory
 from loadtest.scenario.scenario import Phase, Scenario, phases, resolved
 from loadtest.scenario.verdicts import VERDICTS, Finding, Played
 from modelathe import files

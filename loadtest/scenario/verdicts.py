@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from loadtest.judge import trend
+from loadtest.load.memory import Memory
 from loadtest.plan import schedule
 from loadtest.record import results
 from loadtest.record.results import MISMATCH, OK, TIMEOUT, Results
 from loadtest.record.statistics import Seconds, number, percentile, windows
-from loadtest.run.memory import Memory
 
 SURE = 0.01
 """The largest p-value that counts as shown."""

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtest.judge.summary import summarize
+from loadtest.load import drive
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
-from loadtest.run import drive
 from loadtest.selftest import nullserver
 from loadtest.selftest.nullserver import NullServer
 from modelathe.commandline import document

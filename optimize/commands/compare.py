@@ -22,7 +22,7 @@ def compare(first: str, second: str, as_json: bool) -> None:
     from optimize.judge import evaluate as evaluation
     from optimize.predict.module import TorchPredictor
     from optimize.report import table
-    from optimize.run import open as sources
+    from optimize.runs import open as sources
 
     with reporting() as progress:
         bundles = [sources.load(source) for source in (first, second)]

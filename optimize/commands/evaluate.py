@@ -33,7 +33,7 @@ def evaluate(source: str, kind: str | None, endpoint: str | None, as_json: bool)
     from optimize.judge import evaluate as evaluation
     from optimize.predict.module import TorchPredictor
     from optimize.report import table
-    from optimize.run import open as sources
+    from optimize.runs import open as sources
 
     with reporting() as progress:
         bundle = sources.load(source)

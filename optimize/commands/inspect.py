@@ -7,7 +7,7 @@ import click
 from modelathe.commandline import document, emit, json_option, reporting
 
 if TYPE_CHECKING:
-    from optimize.run.inspect import Inspection
+    from optimize.runs.inspect import Inspection
 
 
 @click.command()
@@ -24,8 +24,8 @@ def inspect(source: str, batch: int, as_json: bool) -> None:
     Example:
       optimize inspect examples/digits_cnn.py:workload
     """
-    from optimize.run import inspect as layers
-    from optimize.run import open as sources
+    from optimize.runs import inspect as layers
+    from optimize.runs import open as sources
 
     with reporting() as progress:
         bundle = sources.load(source)

@@ -117,7 +117,7 @@ def _option(name: str, hint: Any, text: str) -> Callable[[Any], Any]:
 
 
 def _target(batch: str, device: str, runtime: str) -> Any:
-    from optimize.run.recipe import build
+    from optimize.runs.recipe import build
     from serve.config.target import Target
 
     sizes = [int(size) if size.strip().isdigit() else size for size in batch.split(",")]
@@ -135,8 +135,8 @@ def _run(
     as_json: bool,
 ) -> None:
     from optimize.report import table
-    from optimize.run import follower, pipeline, recipe
-    from optimize.run import open as sources
+    from optimize.runs import follower, pipeline, recipe
+    from optimize.runs import open as sources
     from optimize.train import processes
 
     if processes.rank():

@@ -54,7 +54,7 @@ def run(
     """
     from optimize.model.errors import BusyMachine, GateRefused
     from optimize.report import table
-    from optimize.run import follower, pipeline, recipe
+    from optimize.runs import follower, pipeline, recipe
     from optimize.source.load import load_workload
     from optimize.train import processes
 

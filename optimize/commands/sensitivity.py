@@ -44,8 +44,8 @@ def sensitivity(source: str, output: Path, as_json: bool, samples: int, allow_ov
       optimize sensitivity examples/digits_cnn.py:workload --output build/sensitivity.html
     """
     from optimize.report import sensitivity as report
-    from optimize.run import open as sources
-    from optimize.run.study import judged
+    from optimize.runs import open as sources
+    from optimize.runs.study import judged
     from optimize.source import splits
 
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def _study(
     bundle: Any, workload: "Workload", progress: Any, *, method: str, ratio: float, depth: int, batch: str, seed: int
 ) -> Any:
     from optimize.methods import apply as step
-    from optimize.run import recipe, study
+    from optimize.runs import recipe, study
     from optimize.step.contract import Context
     from serve.config.target import Target
     from serve.repository import scratch
@@ -95,7 +95,7 @@ def _study(
 
 
 def _config(name: str, ratio: float) -> Any:
-    from optimize.run import recipe
+    from optimize.runs import recipe
 
     if name not in NAMES:
         raise UsageError(f"--method: there is no method {name!r}", fix=f"use one of {', '.join(NAMES)}")

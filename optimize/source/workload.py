@@ -214,10 +214,11 @@ def guarded(call: Callable[[], Any], what: str, source: str) -> Any:
         if isinstance(error, SyntaxError) and error.lineno:
             line = f", line {error.lineno}"
         message = str(error).strip().splitlines() or [""]
+        fix = "run the file by itself to see the whole traceback, and mend it"
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(("optimize.", "loadtest.")):
+            fix = "import it as today: from optimize import BATCH, Batch, Dim, TensorSpec, Workload"
         raise BadWorkload(
-            f"{what} raised {type(error).__name__}: {message[0]}",
-            where=f"{file}{line}",
-            fix="run the file by itself to see the whole traceback, and mend it",
+            f"{what} raised {type(error).__name__}: {message[0]}", where=f"{file}{line}", fix=fix
         ) from error
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from loadtest.load import eventloop
+from loadtest.load.loop import Loop
 from loadtest.plan.data.answers import Answers
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Chooser, Part
 from loadtest.record.results import Flight
-from loadtest.run import eventloop
-from loadtest.run.loop import Loop
 from loadtest.send import http2
 from loadtest.send.grpc import GrpcSender
 from loadtest.send.http import HttpSender

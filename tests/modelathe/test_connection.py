@@ -19,12 +19,12 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from loadtest.judge.summary import summarize
+from loadtest.load import drive
+from loadtest.load.loop import Progress
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.record.results import MISMATCH, read
-from loadtest.run import drive
-from loadtest.run.loop import Progress
 from loadtest.selftest import nullserver
 from loadtest.send import wire
 from modelathe.client import connect

@@ -7,7 +7,7 @@ import sys
 
 import grpc.aio
 
-from loadtest.run import eventloop
+from loadtest.load import eventloop
 from loadtest.selftest.nullserver import over_grpc, over_http
 from loadtest.selftest.nullserver.model import Model, Queue
 from modelathe.connection import UNLIMITED

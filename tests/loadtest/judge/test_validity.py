@@ -13,13 +13,13 @@ import pytest
 
 from loadtest.commands import scenario as scenario_command
 from loadtest.judge import summary, thresholds
+from loadtest.load import drive
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.record import statistics
 from loadtest.record.results import DROPPED, ERROR, OK, TIMEOUT, VERDICTS, Results
 from loadtest.report import exports, page
-from loadtest.run import drive
 from loadtest.scenario import play, scenario, verdicts
 from loadtest.selftest import nullserver
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from loadtest.judge.breakdown import column
+from loadtest.load.readings import parse
 from loadtest.record.results import DROPPED, OK, TIMEOUT, Flight, Writer, read
-from loadtest.run.readings import parse
 from modelathe.errors import BadInput
 
 HEADER = {"plan": {"duration": 1.0}, "model": "m", "url": "grpc://127.0.0.1:1"}

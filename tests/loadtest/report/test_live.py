@@ -1,8 +1,8 @@
 import pytest
 
+from loadtest.load.loop import Progress
 from loadtest.plan.plan import Plan
 from loadtest.report.live import SPAN, Latest, line, shown
-from loadtest.run.loop import Progress
 
 PLAN = Plan("http://h:1", 60.0, rate=100.0)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.run.memory import Memory, watched
+from loadtest.load.memory import Memory, watched
 from loadtest.scenario import play, scenario
 from loadtest.selftest import nullserver
 from modelathe.errors import BadInput, UsageError
@@ -246,7 +246,7 @@ def test_a_stopped_scenario_leaves_a_document_and_no_process(null: Any, tmp_path
     assert [phase["name"] for phase in document["phases"]] == ["a"]
     assert cli("report", folder / "02-b.jsonl", "--json").returncode == 0
     # What samples the memory names the pid that it looks at on its command line.
-    listed = subprocess.run(["pgrep", "-f", f"loadtest.run.memory {null.pid} "], capture_output=True, text=True)
+    listed = subprocess.run(["pgrep", "-f", f"loadtest.load.memory {null.pid} "], capture_output=True, text=True)
     assert listed.stdout == ""
 
 

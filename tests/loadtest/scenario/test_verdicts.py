@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loadtest.judge import trend
-from loadtest.run.memory import Memory
+from loadtest.load.memory import Memory
 from loadtest.scenario import verdicts
 from loadtest.scenario.verdicts import Played
 

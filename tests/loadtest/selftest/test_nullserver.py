@@ -14,12 +14,12 @@ import pytest
 
 from loadtest.cli import main
 from loadtest.judge.summary import summarize
+from loadtest.load import drive
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.record.counts import counted
 from loadtest.record.results import read
-from loadtest.run import drive
 from loadtest.selftest import nullserver, selftest
 from modelathe.client import connect
 from modelathe.errors import ModelMissing, UsageError

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from loadtest.judge.summary import summarize
+from loadtest.load import loop
 from loadtest.plan.data.answers import Answers
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Chooser
 from loadtest.record.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, Flight, Writer, read
-from loadtest.run import loop
 from loadtest.send import http2, wire
 from modelathe.errors import BadInput
 from modelathe.outputs import grpc_outputs

@@ -15,11 +15,11 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from loadtest.judge.summary import summarize
+from loadtest.load import drive, eventloop
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.record.results import ERROR, OK, TIMEOUT, Flight
-from loadtest.run import drive, eventloop
 from loadtest.selftest import nullserver
 from loadtest.send import http2
 from loadtest.send.grpc import GrpcSender

@@ -16,11 +16,11 @@ import psutil
 import pytest
 
 from loadtest.judge.summary import summarize
+from loadtest.load import drive
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Fresh, Part
 from loadtest.record.results import MISMATCH, read
-from loadtest.run import drive
 from modelathe.client import connect
 from modelathe.connection import Connection
 from modelathe.errors import MachineError, RequestRejected, UsageError

@@ -18,10 +18,10 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from loadtest.judge.summary import summarize
+from loadtest.load import drive, eventloop
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.record.results import ERROR, MISMATCH, OK, TIMEOUT, Flight, Writer, read
-from loadtest.run import drive, eventloop
 from loadtest.send.stream import StreamSender
 from modelathe.client import connect
 from modelathe.connection import Connection

@@ -18,10 +18,10 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from loadtest.judge.summary import summarize
+from loadtest.load import drive
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.record.counts import counted
-from loadtest.run import drive
 from loadtest.send import wire
 from modelathe.client import connect
 from modelathe.connection import Connection

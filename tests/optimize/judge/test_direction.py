@@ -21,7 +21,7 @@ from optimize.report import figures, page, table
 from optimize.source.workload import Workload
 from tests.optimize.conftest import Optimize
 from tests.optimize.report.test_page import bundle_only
-from tests.optimize.run.test_faults import UNTRAINED
+from tests.optimize.runs.test_faults import UNTRAINED
 
 
 def judged(workload: Workload, **scores: Any) -> list[Score]:

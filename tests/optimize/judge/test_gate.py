@@ -15,8 +15,8 @@ from optimize.judge.evaluate import Difference, Score
 from optimize.judge.explain import Stage
 from optimize.judge.ruler import CONTROL, Ratio, Speeds
 from optimize.model.errors import BadRecipe, BusyMachine, GateRefused
-from optimize.run import endpoint
-from optimize.run.recipe import Recipe
+from optimize.runs import endpoint
+from optimize.runs.recipe import Recipe
 from optimize.source.workload import Workload
 from tests.loadtest.judge.test_validity import made
 

@@ -18,7 +18,7 @@ from optimize.judge.budget import Budget
 from optimize.judge.evaluate import Difference, Score
 from optimize.methods.export import verify
 from optimize.model.errors import BadGraph, BadRecipe
-from optimize.run import recipe
+from optimize.runs import recipe
 
 NAN = float("nan")
 TRAINED = Score("accuracy", np.ones(9), 0.9, 0.8, 1.0, True, True)

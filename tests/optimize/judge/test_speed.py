@@ -13,7 +13,7 @@ from optimize.judge.ruler import CONTROL, Speeds
 from optimize.judge.speed import Timing
 from optimize.model.errors import BusyMachine, GateRefused
 from optimize.report import table
-from optimize.run import pipeline, recipe
+from optimize.runs import pipeline, recipe
 from optimize.source.workload import Workload
 from serve.config.target import Target
 

@@ -22,7 +22,7 @@ from optimize.model import errors
 from optimize.model.errors import BadData, BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
 from optimize.predict.module import TorchPredictor
 from optimize.predict.onnxruntime import OnnxPredictor
-from optimize.run import recipe
+from optimize.runs import recipe
 from optimize.source.load import load_workload
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles

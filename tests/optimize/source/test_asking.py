@@ -17,8 +17,8 @@ from optimize.methods.export.onnx import export
 from optimize.model.errors import BadGraph, BadModel, BadWorkload
 from optimize.predict.module import TorchPredictor
 from optimize.predict.onnxruntime import OnnxPredictor
-from optimize.run import endpoint
-from optimize.run import inspect as layers
+from optimize.runs import endpoint
+from optimize.runs import inspect as layers
 from optimize.source.load import load_workload
 from optimize.step.bundle import Bundle
 from serve.config.target import Target

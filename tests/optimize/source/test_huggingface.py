@@ -12,7 +12,7 @@ import torch
 from modelathe.commandline import install_line
 from optimize.model.errors import BadData, BadWorkload
 from optimize.predict.module import TorchPredictor
-from optimize.run import open as source
+from optimize.runs import open as source
 from optimize.source import huggingface, texts
 from optimize.source.load import load_workload
 from optimize.step import bundle as bundles

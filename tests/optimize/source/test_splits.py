@@ -20,7 +20,7 @@ from optimize.source.texts import Texts
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle
 from tests.optimize.conftest import Optimize
-from tests.optimize.run.test_kills import USER
+from tests.optimize.runs.test_kills import USER
 from tests.optimize.small import IMAGES, LABELS, TEST, TRAIN, batches
 
 LEAKS = {

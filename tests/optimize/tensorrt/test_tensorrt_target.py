@@ -22,7 +22,7 @@ from optimize.methods.table import METHODS
 from optimize.model.errors import BadGraph
 from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.predict.runtimes import open_graph
-from optimize.run import recipe
+from optimize.runs import recipe
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
 from optimize.step.contract import Context

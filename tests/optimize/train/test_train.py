@@ -19,7 +19,7 @@ from optimize.methods import apply as step
 from optimize.methods.distill.logits import Logits
 from optimize.model.errors import BadModel
 from optimize.predict.module import forward
-from optimize.run import advance, baseline, pipeline, recipe
+from optimize.runs import advance, baseline, pipeline, recipe
 from optimize.source.load import load_workload
 from optimize.source.splits import Sets
 from optimize.source.workload import Batch, Workload

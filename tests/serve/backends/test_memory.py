@@ -7,10 +7,10 @@ from statistics import median
 import pytest
 
 from loadtest.judge import summary
+from loadtest.load import drive
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
-from loadtest.run import drive
 from serve.repository import source
 from serve.server.tritonserver import running
 from serve.watch import metrics

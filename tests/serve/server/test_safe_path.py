@@ -66,7 +66,7 @@ def test_a_detached_server(hostile: Path, model_repository: Path, server_prefix:
 def test_helpers_of_a_load(hostile: Path) -> None:
     with nullserver.running() as null, connect(null.http) as client:
         assert client.ready(null.model)
-        command = interpreter.command("loadtest.run.memory", str(null.pid), "0.01")
+        command = interpreter.command("loadtest.load.memory", str(null.pid), "0.01")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": interpreter.variables()}
         with subprocess.Popen(command, **pipes) as sampler:
             assert len(sampler.stdout.readline().split()) == 2

@@ -20,7 +20,7 @@ from optimize.methods.export.onnx import export
 from optimize.model.errors import BadGraph, BadModel, BadWorkload
 from optimize.predict.module import TorchPredictor
 from optimize.predict.onnxruntime import OnnxPredictor
-from optimize.run import advance, recipe
+from optimize.runs import advance, recipe
 from optimize.source.workload import Batch, Workload
 from serve.config.target import Target
 

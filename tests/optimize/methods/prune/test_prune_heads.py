@@ -19,7 +19,7 @@ from optimize.model.attention import Attention
 from optimize.model.errors import BadBundle, BadRecipe, NoEffect
 from optimize.predict.module import TorchPredictor
 from optimize.predict.onnxruntime import OnnxPredictor
-from optimize.run import recipe
+from optimize.runs import recipe
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
 from optimize.step.contract import Context

@@ -14,7 +14,7 @@ from optimize.methods.prune.layers import Layers
 from optimize.model.errors import BadRecipe, NoEffect
 from optimize.model.structure import Skip
 from optimize.predict.module import TorchPredictor
-from optimize.run import recipe
+from optimize.runs import recipe
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
 from optimize.step.contract import Context

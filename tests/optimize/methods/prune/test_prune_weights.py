@@ -15,7 +15,7 @@ from optimize.methods.prune.weights import Weights
 from optimize.methods.table import METHODS
 from optimize.model.errors import BadRecipe, NoEffect
 from optimize.predict.module import TorchPredictor
-from optimize.run import recipe
+from optimize.runs import recipe
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
 from optimize.step.contract import Context

@@ -27,7 +27,7 @@ from optimize.model.errors import BadRecipe, NoEffect
 from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.predict.ranges import largest
 from optimize.predict.runtimes import open_graph
-from optimize.run.recipe import Recipe
+from optimize.runs.recipe import Recipe
 from optimize.source.workload import Batch, Workload
 from optimize.step.contract import Context
 from serve.config.target import Target

@@ -30,7 +30,7 @@ from optimize.predict import runtimes as predict
 from optimize.predict.module import TorchPredictor
 from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.predict.openvino import OpenVinoPredictor
-from optimize.run import pipeline, recipe
+from optimize.runs import pipeline, recipe
 from optimize.source.load import load_workload
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles

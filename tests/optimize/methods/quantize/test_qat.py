@@ -21,7 +21,7 @@ from optimize.methods.quantize.dynamic import Dynamic
 from optimize.methods.quantize.qat import Qat
 from optimize.model.errors import BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
 from optimize.predict.onnxruntime import OnnxPredictor
-from optimize.run.recipe import ordered
+from optimize.runs.recipe import ordered
 from optimize.source.workload import Batch, Workload
 from optimize.step.contract import Context
 from serve.config.target import Target

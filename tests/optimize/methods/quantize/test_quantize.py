@@ -25,8 +25,8 @@ from optimize.methods.table import METHODS
 from optimize.model.errors import BadData, BadGraph, NoEffect
 from optimize.predict.module import TorchPredictor
 from optimize.predict.onnxruntime import OnnxPredictor
-from optimize.run import pipeline
-from optimize.run.recipe import Recipe
+from optimize.runs import pipeline
+from optimize.runs.recipe import Recipe
 from optimize.source.workload import Batch, Workload
 from optimize.step.contract import Context
 from serve.config.target import Target

@@ -1,1 +1,0 @@
-"""Capacity: the highest rate that keeps the limits, found by many runs."""

@@ -1,0 +1,1 @@
+"""Probing: the highest rate that keeps the limits, found by many runs."""

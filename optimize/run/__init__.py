@@ -1,1 +1,0 @@
-"""Run: a recipe from its first step to the endpoint."""

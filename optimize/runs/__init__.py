@@ -1,0 +1,1 @@
+"""Runs: a recipe from its first step to the endpoint."""

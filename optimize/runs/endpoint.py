@@ -1,0 +1,258 @@
+"""The last stretch of a run: serve the result with a real server, compare, load, and publish what was proven.
+
+Everything is tried on a private copy of what will be published, byte for byte, so that the user's repository only ever
+holds versions that passed (or that say `forced`).
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import local
+from typing import Any
+
+import numpy as np
+
+from loadtest.judge import summary
+from loadtest.load import drive
+from loadtest.plan.data import answers as answers_of
+from loadtest.plan.data import payload
+from loadtest.plan.plan import Plan
+from loadtest.plan.traffic import Part
+from loadtest.report import page
+from modelathe.client import Client, connect
+from modelathe.tensors import Arrays
+from optimize.judge import gate, parity
+from optimize.judge.evaluate import Quality, collect, compare, judge
+from optimize.judge.gate import Gate
+from optimize.model.errors import BadWorkload
+from optimize.predict.endpoint import EndpointPredictor, from_served, to_served
+from optimize.predict.predictor import cut
+from optimize.predict.runtimes import open_graph
+from optimize.predict.specs import output_specs
+from optimize.runs.baseline import Progress, Trained, graph_of
+from optimize.runs.recipe import Recipe
+from optimize.source import sample
+from optimize.source.workload import Workload, fewest
+from optimize.step.bundle import Bundle
+from serve.config import model_config
+from serve.config.target import Target
+from serve.repository import staging
+from serve.rollout import rollout
+from serve.server import install
+from serve.server import tritonserver as server
+from serve.server.endpoint import Endpoint
+
+REQUESTS, THREADS, PAYLOADS = 256, 16, 16
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the endpoint showed: its quality and parity, the load test, all gates, and the version when published.
+
+    Where nothing was served, the first two are None.
+    """
+
+    endpoint: dict[str, Any] | None
+    load: dict[str, Any] | None
+    gates: list[Gate]
+    version: dict[str, Any] | None
+
+
+def check(repository: Path, workload: Workload, target: Target) -> None:
+    """Say before anything starts that nothing could be published.
+
+    Raises:
+        BadWorkload: the model takes no single samples, and a server sends what comes.
+        BadRepository: the repository is a file, cannot be written, or the model's name is not usable.
+        NotInstalled: the server's environment, or the target's runtime in it, is missing.
+    """
+    if (few := fewest(workload.inputs)) > 1:
+        raise BadWorkload(
+            f"its inputs are declared from a batch of {few}, and a server gives a model single samples too",
+            where=workload.source or workload.name,
+            fix="declare the batch from 1, as modelathe.tensors.BATCH does, or run it without --repository",
+        )
+    staging.check(repository, workload.name)
+    install.environment().require(model_config.backend(target))
+
+
+def prove(
+    made: Bundle,
+    trained: Trained,
+    quality: Quality,
+    recipe: Recipe,
+    folder: Path,
+    repository: Path,
+    gates: list[Gate],
+    force: bool,
+    strict: bool,
+    progress: Progress,
+) -> Proof:
+    """Serve `made`, judge it at the endpoint, and publish it unless a gate says no; a running `serve up` loads it.
+
+    Args:
+        made: the bundle to publish.
+        trained: what it is compared with.
+        quality: the bundle's own quality in the target's runtime.
+        recipe: budget, target and load.
+        folder: the run's folder; takes the load test's results.
+        repository: where it is published.
+        gates: what was judged so far; all of them passed, or `force` is set.
+        force: publish whatever the gates say.
+        strict: judge the worse end of the paired interval at the endpoint too.
+        progress: told what goes on.
+
+    Raises:
+        ServerFailed: the server over `repository` does not load it; what it served it still serves.
+    """
+    workload = made.workload
+    specs = output_specs(workload, graph_of(made), quality.outputs)
+    progress("serving the result", 0.0)
+    model, inputs = workload.name, workload.inputs
+    with staging.stage(repository, model, graph_of(made), inputs, specs, recipe.target, recipe.serve) as staged:
+        with server.running(staged.path, log=folder / "server.log", cache=False) as endpoint:
+            served, compared, found = _compare(endpoint, made, staged, trained, recipe, strict, progress)
+            loaded = _load(endpoint, staged, recipe, folder, compared["tolerance"], progress)
+        gates = [*gates, *found, *gate.load(recipe.budget, loaded)]
+        version = None
+        if force or all(entry.passed for entry in gates):
+            progress("publishing", 0.9)
+            told = {"parity": compared, "deviation": compared["deviation"], "tolerance": compared["tolerance"]}
+            version = _publish(staged, made, gates, told)
+    return Proof({**served.document(), "parity": compared}, loaded, gates, version)
+
+
+def unproven(made: Bundle, quality: Quality, recipe: Recipe, repository: Path, gates: list[Gate], why: str) -> Proof:
+    """Publish `made` from a machine that can neither serve nor time it; its lineage says so for ever.
+
+    Args:
+        made: as for `prove`, and so are `quality`, `recipe`, `repository` and `gates`.
+        quality: judged on the CPU.
+        recipe: gives the target and how it is served.
+        repository: where it is published.
+        gates: what was judged.
+        why: what was not measured.
+    """
+    workload = made.workload
+    specs = output_specs(workload, graph_of(made), quality.outputs)
+    deviation = made.lineage[-1].get("deviation", 0.0)
+    unknown = {"deviation": deviation, "tolerance": answers_of.tolerance(deviation), "unmeasured": why}
+    with staging.stage(
+        repository, workload.name, graph_of(made), workload.inputs, specs, recipe.target, recipe.serve
+    ) as staged:
+        version = _publish(staged, made, gates, unknown)
+    return Proof(None, None, gates, {**version, "unmeasured": why})
+
+
+def _compare(
+    endpoint: Endpoint,
+    made: Bundle,
+    staged: staging.Staged,
+    trained: Trained,
+    recipe: Recipe,
+    strict: bool,
+    progress: Progress,
+) -> tuple[Quality, dict[str, Any], list[Gate]]:
+    """Judge the endpoint with the workload's metric, and both lanes of parity with the bundle."""
+    workload = made.workload
+    largest = model_config.max_batch_size(workload.inputs, recipe.target, recipe.serve)
+    progress("evaluating the endpoint", 0.2)
+    with (
+        open_graph(graph_of(made), recipe.target) as graph,
+        EndpointPredictor(f"{endpoint.grpc}/{workload.name}") as predictor,
+    ):
+        answers, targets = collect(predictor, workload, largest)
+        wanted, _ = collect(graph, workload, largest)
+        same = parity.lane("same batches", [(answers, wanted)], answers_of.EXACT)
+        progress("comparing under the server's batching", 0.6)
+        samples = list(_samples(workload))
+        alone = [graph.predict(sample) for sample in samples]
+    deviation = made.lineage[-1].get("deviation", 0.0)
+    tolerance = answers_of.tolerance(deviation)
+    batched = list(zip(_ask(endpoint, staged, samples), alone, strict=True))
+    mixed = parity.lane("batched by the server", batched, tolerance)
+    served = judge(workload, answers, targets, trained.reference)
+    difference = compare(workload, served.scores[0], trained.quality.scores[0])
+    gates = [gate.parity(lane) for lane in (same, mixed)]
+    at_endpoint = gate.quality(recipe.budget, trained.quality.scores[0], served.scores[0], difference, strict)
+    gates.append(replace(at_endpoint, name=f"{at_endpoint.name} at the endpoint"))
+    found = {
+        "requests": same["requests"] + mixed["requests"],
+        "mismatched": same["mismatched"] + mixed["mismatched"],
+        "max_abs_diff": float(np.max([same["max_abs_diff"], mixed["max_abs_diff"]])),
+        "tolerance": tolerance,
+        "deviation": deviation,
+        "lanes": [same, mixed],
+    }
+    return served, found, gates
+
+
+def _samples(workload: Workload) -> Iterator[Arrays]:
+    for batch in sample.rows(workload, "evaluation", REQUESTS):
+        yield from cut(batch.inputs, 1)
+
+
+def _ask(endpoint: Endpoint, staged: staging.Staged, samples: list[Arrays]) -> list[Arrays]:
+    """Send every sample as a request of its own, many at a time, so that the server forms the batches."""
+    mine = local()
+    clients: list[Client] = []
+
+    def ask(sample: Arrays) -> Arrays:
+        if not hasattr(mine, "client"):
+            mine.client = connect(endpoint.grpc)
+            clients.append(mine.client)
+        answer: Arrays = mine.client.infer(staged.model, to_served(staged.inputs, sample))
+        return from_served(staged.outputs, answer)
+
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(ask, samples))
+    finally:
+        for client in clients:
+            client.close()
+
+
+def _load(
+    endpoint: Endpoint,
+    staged: staging.Staged,
+    recipe: Recipe,
+    folder: Path,
+    tolerance: answers_of.Tolerance,
+    progress: Progress,
+) -> dict[str, Any]:
+    progress(f"load test, {recipe.load.duration:g} s", 0.0)
+    plan = _plan(endpoint, recipe)
+    results = folder / "load.jsonl"
+    payloads = payload.generate([spec.served for spec in staged.inputs], PAYLOADS, recipe.seed)
+    drive.run(plan, [Part(staged.model, payloads, tolerance=tolerance)], results)
+    page.write(results, folder / "load.html")
+    return summary.summarize(results)
+
+
+def _plan(endpoint: Endpoint, recipe: Recipe) -> Plan:
+    asked = recipe.load
+    return Plan(
+        endpoint.http,
+        duration=asked.duration,
+        concurrency=asked.concurrency if asked.rate is None else None,
+        rate=asked.rate,
+        seed=recipe.seed,
+        warmup=1.0,
+        thresholds=gate.sentences(recipe.budget),
+    )
+
+
+def _publish(staged: staging.Staged, made: Bundle, gates: list[Gate], told: dict[str, Any]) -> dict[str, Any]:
+    forced = not all(entry.passed for entry in gates)
+    lineage = {
+        "workload": made.workload.source,
+        "lineage": list(made.lineage),
+        "gates": [entry.document() for entry in gates],
+        **told,
+        "forced": forced,
+    }
+    version = staging.publish(staged, lineage)
+    promoted = rollout.promote(staged.repository, version.model, version.number)
+    published = {"model": version.model, "number": version.number, "digest": version.digest, "forced": forced}
+    return {**published, "url": promoted.url}

@@ -1,0 +1,334 @@
+"""Pipeline: run a recipe from a trained model to a proven endpoint; resume where a killed run stopped.
+
+A run's folder holds one bundle for each step (`0-trained`, `1-prune.channels`, …), the recipe, the load test's results
+and the proof page. A bundle appears whole or not at all, so whatever is there may be used again.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from modelathe import files
+from modelathe.commandline import document
+from modelathe.errors import MachineError, UsageError
+from modelathe.tensors import TensorSpec
+from optimize.judge import explain, gate, macs, measure, speed
+from optimize.judge.evaluate import Quality, compare
+from optimize.judge.gate import Gate
+from optimize.judge.measure import Cost
+from optimize.judge.speed import TRAINED, Timing
+from optimize.machine import extra
+from optimize.methods import apply as steps_of
+from optimize.methods.export.onnx import Onnx
+from optimize.methods.table import METHODS, NAMES
+from optimize.model.errors import BadGraph, BadRecipe, BadWorkload, BusyMachine, GateRefused
+from optimize.runs import digest, resume
+from optimize.runs.advance import advance, every_step, folder_name, measured
+from optimize.runs.baseline import Progress, Trained, cost, establish, graph_of, silent
+from optimize.runs.recipe import Recipe, ordered
+from optimize.source import splits
+from optimize.source.workload import Workload, fewest
+from optimize.step import bundle as bundles
+from optimize.step.bundle import Bundle
+from optimize.step.key import Key
+from serve.config import curve, model_config, settings
+from serve.config.target import TENSORRT, Target
+from serve.repository import scratch
+
+
+def run(
+    recipe: Recipe,
+    workload: Workload,
+    *,
+    output: Path | None = None,
+    repository: Path | None = None,
+    force: bool = False,
+    strict: bool = False,
+    allow_overlap: bool = False,
+    allow_unmeasured: bool = False,
+    patience: float = speed.PATIENCE,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Run `recipe` on `workload` and return the `optimize run` document.
+
+    Args:
+        recipe: from `optimize.runs.recipe.load`, or built in Python.
+        workload: from `optimize.source.load.load_workload`, so that the bundles can name its file.
+        output: the run's folder; `build/runs/NAME` unless given. A step whose bundle lies there, made from the same
+            model, code, data and config, is kept.
+        repository: where the result is published after it was proven on a real server; without it the run ends with
+            the bundle, and `endpoint`, `load` and `version` are None.
+        force: publish although a gate said no; the lineage says so for ever.
+        strict: judge the worse end of the paired interval, not the value.
+        allow_overlap: go on though evaluation samples stand in another set; lineage and page say so.
+        allow_unmeasured: publish what is made for a GPU from a machine that has none, so that neither its speed nor its
+            endpoint was measured; lineage and page say so.
+        patience: seconds that speed may be measured for longer than usual, until its promise is decided.
+        progress: called with a text and the fraction of the current step.
+
+    Raises:
+        GateRefused: a gate said no and `force` is not set; its `partial` is the document so far.
+        BusyMachine: the same, where the machine alone was too busy for a gate to judge.
+        BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.model.errors`.
+    """
+    recipe = replace(recipe, steps=ordered(recipe.steps), target=_declared(recipe.target, workload))
+    _check(recipe, workload)
+    folder = output or Path("build/runs") / workload.name
+    if repository is not None:
+        from optimize.runs import endpoint
+
+        endpoint.check(repository, workload, recipe.target)
+        if (lacking := speed.lacking(recipe.target)) and not allow_unmeasured:
+            fix = "run it on a machine that has one, leave --repository out, or say --allow-unmeasured"
+            raise MachineError(f"nothing is published whose speed is {lacking}", where="--repository", fix=fix)
+        if folder.resolve().is_relative_to(repository.resolve()):
+            raise UsageError("the run's folder lies in the repository", where=str(folder), fix="name another --output")
+    resume.check(folder)
+    sets = splits.read(workload, progress, allow_overlap=allow_overlap)
+    folder.mkdir(parents=True, exist_ok=True)
+    with scratch.alone(folder):
+        return _run(recipe, workload, sets, folder, repository, force, strict, patience, progress)
+
+
+def _run(
+    recipe: Recipe,
+    workload: Workload,
+    sets: splits.Sets,
+    folder: Path,
+    repository: Path | None,
+    force: bool,
+    strict: bool,
+    patience: float,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Run in a folder that is this run's alone; arguments as for `run`."""
+    from optimize.report import page
+
+    names = [METHODS[type(step)].name for step in recipe.steps]
+    folders = [folder_name(number, name) for number, name in enumerate((TRAINED, *names))]
+    resume.prepare(folder, recipe, folders, progress)
+    trained = establish(workload, folder / folders[0], digest.trained(workload, sets), progress)
+    gate.check_metric(recipe.budget, trained.quality.scores[0])
+    made = every_step(recipe, trained, sets, folder, progress)
+    elements, last, quality = made.elements, made.bundle, made.quality
+    resume.note(folder, {**trained.bundle.key.parts, **made.keys})
+    timing = _timed(trained.bundle, folder, elements, recipe, patience, progress)
+    final = timing.result
+    result = document(
+        workload=workload.name,
+        recipe=recipe.document(),
+        resumed=made.kept > 0,
+        overlap=dict(sets.overlap),
+        trained=measured(trained.quality, timing.cost(trained.cost, TRAINED)),
+        steps=elements,
+        result=measured(quality, timing.cost(cost(last), final)),
+        endpoint=None,
+        ratios=timing.ratios(final),
+        warnings=_warnings(timing, timing.stages(), trained.cost),
+        load=None,
+        bundle=str(last.folder),
+        version=None,
+        environment=page.environment(recipe.target.device),
+    )
+    gates = _gates(recipe, trained, last, quality, timing, strict)
+    gates += compiled(recipe.target, graph_of(last), workload.inputs, folder / "compiler.log")
+    if recipe.target.device == "cuda" and not timing.unmeasured:
+        recipe = replace(recipe, serve=curve.fill(recipe.serve, timing.speeds.latency_ms(final)))
+    if recipe.target.runtime == "tensorrt" and recipe.serve.precision == "FP32":
+        recipe = replace(recipe, serve=settings.read(recipe.serve.document() | _precision(last), "[serve]"))
+    if repository is not None and (force or all(entry.passed for entry in gates)):
+        from optimize.runs import endpoint
+
+        if timing.unmeasured:
+            proof = endpoint.unproven(last, quality, recipe, repository, gates, timing.unmeasured)
+        else:
+            proof = endpoint.prove(last, trained, quality, recipe, folder, repository, gates, force, strict, progress)
+        gates = proof.gates
+        result |= {"endpoint": proof.endpoint, "load": proof.load, "version": proof.version}
+    result["places"] = _places(result)
+    result["gates"] = [entry.document() for entry in gates]
+    result["report"] = str(page.write(result, folder))
+    files.write(folder / "run.json", json.dumps(result, indent=2, default=str))
+    if not force:
+        _stop(gates, folder, result)
+    return result
+
+
+def apply_one(
+    step: Any,
+    source: Bundle,
+    output: Path,
+    target: Target,
+    seed: int,
+    progress: Progress,
+    *,
+    allow_overlap: bool = False,
+) -> dict[str, Any]:
+    """Run one step on a bundle, save the result to `output`, and return its element of `steps[]`.
+
+    Raises:
+        BadData: an evaluation sample stands in another set, and `allow_overlap` is not set.
+        BadRecipe: a torch step on a bundle that went through a graph step.
+        The errors of `optimize.methods.apply.apply`.
+    """
+    before = tuple(config for entry in source.lineage if (config := _config(entry)) is not None)
+    ordered((*before, step), str(source.folder))
+    bundles.check(output.absolute())
+    workload = source.workload
+    target = _declared(target, workload)
+    recipe = Recipe((step,), seed, target=target)
+    (step,) = recipe.steps
+    extra.require_runtime(target.runtime)
+    steps_of.check_needs(step, workload)
+    sets = splits.read(workload, progress, allow_overlap=allow_overlap)
+    with scratch.folder() as place:
+        trained = establish(workload, place / TRAINED, digest.trained(workload, sets), progress)
+        if source.graph is None:
+            source = replace(source, graph=graph_of(trained.bundle), key=trained.bundle.key)
+        # What the bundle was made of is not what trains it now: the user's code of today does.
+        key = Key({**trained.bundle.key.parts, **digest.step(step, source, recipe, sets).parts})
+        made, quality, element = advance(step, source, trained, recipe, sets, key, output, progress)
+        progress("measuring speed", 0.0)
+        files = {TRAINED: graph_of(trained.bundle), "source": graph_of(source), "result": graph_of(made)}
+        if not source.lineage:
+            del files["source"]
+        labels = [*list(files)[:-1], element["name"]]
+        timing = speed.time(files, labels, workload.inputs, target, patience=0.0)
+        element |= measured(quality, timing.cost(cost(made), timing.result))
+        element["ratios"] = timing.ratios(timing.result)
+        element["warnings"] = _warnings(timing, timing.stages()[-2:], trained.cost)
+        gates = compiled(target, graph_of(made), workload.inputs, output.with_name(f"{output.name}.compiler.log"))
+        element["gates"] = [entry.document() for entry in gates]
+    _stop(gates, output, element)
+    return element
+
+
+def _declared(target: Target, workload: Workload) -> Target:
+    """Return the target with its batch sizes at least as large as the smallest that the workload declares."""
+    few = fewest(workload.inputs)
+    return replace(target, batch=tuple(dict.fromkeys(max(batch, few) for batch in target.batch)))
+
+
+def _warnings(timing: Timing, stages: list[explain.Stage], counted: Cost) -> list[str]:
+    found = explain.warnings(stages, timing.speeds.control())
+    unmeasured = [f"speed is {timing.unmeasured}"] if timing.unmeasured else []
+    return [*found, *unmeasured, *([macs.UNKNOWN] if counted.macs is None else [])]
+
+
+def _precision(made: Bundle) -> dict[str, str]:
+    """Return the setting without which TensorRT computes a narrower graph in FP32, and the accelerator it is for."""
+    from optimize.tensorrt import rules
+
+    return {"accelerator": "tensorrt", "precision": rules.allowed(graph_of(made))}
+
+
+def compiled(target: Target, graph: Path, inputs: Sequence[TensorSpec], log: Path) -> list[Gate]:
+    """Judge, for a runtime that compiles the graph, whether NVIDIA's compiler takes it."""
+    if target.runtime not in TENSORRT:
+        return []
+    from optimize.tensorrt import compiler, rules
+
+    limit = "TensorRT's compiler takes it"
+    with scratch.folder() as place:
+        try:
+            findings = rules.check(graph)
+            rules.refuse(findings, graph)
+            found = compiler.compile(graph, inputs, place / "model.engine", log)
+        except BadGraph as failure:
+            return [Gate("compiles", False, failure.what, limit, failure.fix)]
+    advice = "; ".join(filter(None, (found.wide(), *rules.told(findings))))
+    return [Gate("compiles", True, found.told(), limit, advice)]
+
+
+def _check(recipe: Recipe, workload: Workload) -> None:
+    if not recipe.steps:
+        raise BadRecipe("has no steps", fix="give at least one")
+    if not workload.source:
+        raise BadWorkload(
+            "was not loaded from a file",
+            where=workload.name,
+            fix='use optimize.source.load.load_workload_workload("path/to/file.py:function")',
+        )
+    extra.require_runtime(recipe.target.runtime)
+    for step in recipe.steps:
+        steps_of.check_needs(step, workload)
+    gate.check_budget(recipe.budget, workload)
+    if recipe.serve.sequence:
+        raise BadRecipe(
+            "a model that remembers cannot be proven request by request",
+            where="[serve] sequence",
+            fix="run it without --repository, then publish it with: serve add --settings",
+        )
+    outputs = [TensorSpec(name, "float32", ()) for name in workload.outputs]
+    formed = model_config.max_batch_size(workload.inputs, recipe.target, recipe.serve)
+    settings.check(recipe.serve, workload.inputs, outputs, recipe.target, formed)
+
+
+def _timed(
+    trained: Bundle,
+    folder: Path,
+    elements: list[dict[str, Any]],
+    recipe: Recipe,
+    patience: float,
+    progress: Progress,
+) -> Timing:
+    """Time every step's ONNX file with the trained one's, and add times and ratios to the elements."""
+    progress("measuring speed", 0.0)
+    names = [folder_name(number, element["name"]) for number, element in enumerate(elements, 1)]
+    files = {TRAINED: graph_of(trained), **{name: folder / name / bundles.GRAPH for name in names}}
+    labels = [TRAINED, *(element["name"] for element in elements)]
+    timing = speed.time(files, labels, trained.workload.inputs, recipe.target, patience)
+    for name, element in zip(names, elements, strict=True):
+        times = {"latency_ms": timing.speeds.latency_ms(name), "throughput": timing.speeds.throughput(name)}
+        by_batch = {key: {str(batch): value for batch, value in found.items()} for key, found in times.items()}
+        element["cost"] = {**element["cost"], **by_batch}
+        element["ratios"] = timing.ratios(name)
+    return timing
+
+
+def _gates(
+    recipe: Recipe,
+    trained: Trained,
+    last: Bundle,
+    quality: Quality,
+    timing: Timing,
+    strict: bool,
+) -> list[Gate]:
+    workload = last.workload
+    first, result = trained.quality.scores[0], quality.scores[0]
+    difference = compare(workload, result, first)
+    gates = [gate.quality(recipe.budget, first, result, difference, strict)]
+    gates += gate.size(recipe.budget, measure.file_bytes(graph_of(last)))
+    stages = timing.stages()
+    promises = set().union(*(METHODS[type(step)].promises for step in recipe.steps))
+    if "smaller" in promises:
+        gates.append(gate.smaller(timing.ratios(timing.result)["size"], stages))
+    if "faster" in promises:
+        batches, device = () if timing.unmeasured else recipe.target.batch, recipe.target.device
+        gates += [gate.faster(batch, timing.result, timing.speeds, stages, device) for batch in batches]
+    return gates
+
+
+def _stop(gates: list[Gate], folder: Path, result: dict[str, Any]) -> None:
+    try:
+        gate.stop(gates, str(folder))
+    except (GateRefused, BusyMachine) as refusal:
+        refusal.partial = result
+        raise
+
+
+def _places(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the gated metric of the torch model that was exported, of the ONNX file, and of the endpoint if served."""
+    in_torch = [step for step in result["steps"] if METHODS[NAMES[step["name"]]].stage == "torch"]
+    return {
+        "torch": (in_torch or [result["trained"]])[-1]["quality"],
+        "onnx": result["result"]["quality"],
+        "endpoint": result["endpoint"] and result["endpoint"]["quality"],
+    }
+
+
+def _config(entry: dict[str, Any]) -> Any:
+    config = NAMES.get(entry["name"])
+    return None if config is None or config is Onnx else config(**entry["config"])
