@@ -20,7 +20,7 @@ import psutil
 from loadtest import wire
 from loadtest.answers import Answers
 from loadtest.client import Client
-from loadtest.errors import LatheError, MachineError, RequestRejected, ServerAbsent, UsageError
+from loadtest.errors import LatheError, MachineError, RequestRejected, ServerAbsent, ServerNonsense, UsageError
 from loadtest.plan import Plan
 from loadtest.results import OK, TIMEOUT, Flight
 from loadtest.senders.sender import Finished, Sender, check
@@ -62,6 +62,9 @@ class _Region:
             self.client.order(f"register_{self.kind}_shared_memory", self.name, *where)
         except ServerAbsent:
             raise
+        except ServerNonsense as error:  # it answered other questions before
+            what = "the server has no shared memory, which is an extension of Triton's"
+            raise RequestRejected(what, where=self.client.url, fix="leave --shared-memory away") from error
         except LatheError as error:
             raise RequestRejected(
                 f"the server does not take shared memory: {error.what}",

@@ -16,7 +16,7 @@ import numpy as np
 
 from loadtest.data import npz, values
 from loadtest.data.files import readable
-from loadtest.data.request import Data, Request, Signature, batched
+from loadtest.data.request import Data, Request, Signature, batched, finite
 from loadtest.errors import BadInput, UsageError
 from loadtest.tensors import Array, TensorSpec
 
@@ -59,7 +59,8 @@ def _whole(path: Path, signature: Signature) -> Request:
             if spec.name in found
         }
 
-    return Request(checked(signature.inputs), checked(signature.outputs))
+    request = Request(checked(signature.inputs), checked(signature.outputs))
+    return finite(str(path), [request], signature)[0]
 
 
 def _tensor_name(path: Path) -> str:
