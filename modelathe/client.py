@@ -8,26 +8,16 @@ than many models do.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
+from modelathe import blame
 from modelathe.connection import PLAIN, Connection, address
-from modelathe.errors import (
-    ModelatheError,
-    ModelMissing,
-    RequestRejected,
-    ServerAbsent,
-    ServerFault,
-    ServerNonsense,
-    UsageError,
-)
+from modelathe.errors import ModelatheError, ModelMissing, RequestRejected, ServerAbsent, ServerFault, ServerNonsense
 from modelathe.outputs import ask_stream, grpc_outputs, stream_outputs
 from modelathe.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, in_bytes, reshaped, stated_spec
 from modelathe.translation import translated
 
-LONG_HEADERS = 4096
-"""Bytes of headers from which on a server that does not answer is asked without them."""
 _CONFIG = "which axis is the batch's and how large it may be (no model configuration)"
 _COUNTS = "the server's own counts, queue and compute times (no statistics)"
 _Read = TypeVar("_Read")
@@ -51,23 +41,14 @@ def connect(url: str, timeout: float = 30.0, connection: Connection = PLAIN) -> 
         client.ready()
     except ModelatheError as error:
         client.close()
-        _blame_headers(url, timeout, connection, error)
+
+        def again(other: Connection, _: str) -> None:
+            with Client(url, timeout, other) as plain:
+                plain.ready()
+
+        blame.headers(again, url, connection, error)
         raise
     return client
-
-
-def _blame_headers(url: str, timeout: float, connection: Connection, error: ModelatheError) -> None:
-    """Raise a `UsageError` if the server answers where the headers are left out, which are long."""
-    size = sum(len(name) + len(value) + 4 for name, value in connection.headers)
-    if size < LONG_HEADERS:
-        return
-    try:
-        with Client(url, timeout, replace(connection, headers=())) as plain:
-            plain.ready()
-    except ModelatheError:
-        return
-    what = f"the server answers without the {size:,} bytes of headers, and not with them"
-    raise UsageError(what, where=url, fix="give shorter ones: Triton takes 8,192 bytes in all") from error
 
 
 class Client:
@@ -80,7 +61,7 @@ class Client:
     """
 
     def __init__(self, url: str, timeout: float, connection: Connection = PLAIN) -> None:
-        self.url, self.timeout, self._streams = url, timeout, connection.streams > 0
+        self.url, self.timeout, self._connection = url, timeout, connection
         self.binary: bool | None = None
         self.unknown: dict[str, str] = {}
         connection.check(url)
@@ -199,7 +180,22 @@ class Client:
             RequestRejected: the server calls the request wrong.
             ModelMissing: the server does not have the model.
             ServerAbsent: no answer in time, or no connection.
+            UsageError: the server answers the same request where it is not compressed, goes over no stream, or to no
+                version that is named.
         """
+        try:
+            return self._answered(model, inputs, version, sequence)
+        except (RequestRejected, ServerFault, ServerNonsense) as error:
+
+            def again(connection: Connection, version: str) -> None:
+                with Client(self.url, self.timeout, connection) as other:
+                    other._answered(model, inputs, version, sequence)
+
+            blame.options(again, self.url, self._connection, version, error)
+            raise
+
+    def _answered(self, model: str, inputs: Arrays, version: str, sequence: int) -> dict[str, Array]:
+        """Send one request, over HTTP as bytes or, where the server does not take these, as JSON."""
         whole = {"sequence_id": sequence, "sequence_start": True, "sequence_end": True} if sequence else {}
         with self._naming(model, version):
             if self.binary is not None or self._scheme == "grpc":
@@ -230,7 +226,7 @@ class Client:
                 tensor = self._library.InferInput(name, list(array.shape), TRITON_DTYPES[array.dtype.name])
                 tensors.append(tensor.set_data_from_numpy(array, **form))
             request = {"inputs": tensors, "model_version": version, **whole}
-            if self._streams:
+            if self._connection.streams:
                 how = self.timeout, self._options["headers"], self._packed["compression_algorithm"]
                 return stream_outputs(ask_stream(self._client, *how, model_name=model, **request))
             result = self._client.infer(model, **request, **self._options, **self._packed)

@@ -76,13 +76,18 @@ def ask_stream(
         TimeoutError: not all came in time.
         InferenceServerException: the server says that something is wrong.
     """
+    from tritonclient.utils import InferenceServerException
+
     came: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
     client.start_stream(
         lambda result, error: came.put((result, error)), headers=headers, compression_algorithm=compression
     )
     found = []
     try:
-        client.async_stream_infer(request_id="1", enable_empty_final_response=True, **request)
+        try:
+            client.async_stream_infer(request_id="1", enable_empty_final_response=True, **request)
+        except InferenceServerException:  # the stream ended before; what was wrong with it comes as an answer
+            raise came.get(timeout=timeout)[1] from None
         while True:
             result, error = came.get(timeout=timeout)
             if error is not None:

@@ -1,5 +1,7 @@
 """Translation: what servers and client libraries raise and say, as errors of ours: who is at fault, and what to do."""
 
+import json
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,19 @@ WHICH_PORT = (
     "check that the URL names the server's own {scheme} port; the HTTP and the gRPC port differ, and a gateway may "
     "want the server's name, as in --header 'Host: NAME'"
 )
+
+GATEWAY = "see that the server behind the gateway runs, and give its name where that has several: --header 'Host: NAME'"
+FIXES = {
+    "UNAUTHENTICATED": "give what it asks for, as in --header 'Authorization: Bearer TOKEN'",
+    "413": "send smaller requests, or let what stands before the server take larger ones",
+    "429": "send less, or let what stands before the server take more",
+    **dict.fromkeys(("502", "503", "504"), GATEWAY),
+    **dict.fromkeys(("301", "302", "303", "307", "308"), "give the address that it leads to, as https://HOST:PORT"),
+}
+"""What to do about an HTTP status that is no model server's, and a gRPC status."""
+FIXES |= dict.fromkeys(("401", "403", "407", "PERMISSION_DENIED"), FIXES["UNAUTHENTICATED"])
+UNNAMED = "[request id: <id_unknown>] "
+"""What Triton says before the words for a request without a name."""
 
 # What each gRPC status (and the HTTP status that Triton sends for it) says about who is at fault.
 GRPC_ERRORS: dict[str, type[ModelatheError]] = {
@@ -57,7 +72,8 @@ def translated(url: str) -> Iterator[None]:
     except ModelatheError:
         raise
     except InferenceServerException as error:
-        raise _from_status(url, str(error.status() or ""), str(error.message())) from error
+        said = "" if error.debug_details() is None else _page(error.debug_details())
+        raise _from_status(url, str(error.status() or ""), str(error.message()), said) from error
     except TimeoutError as error:
         raise ServerAbsent("the server did not answer in time", where=url, fix=IS_IT_UP) from error
     except ssl.SSLError as error:
@@ -70,14 +86,24 @@ def translated(url: str) -> Iterator[None]:
         raise _nonsense(url, f"{type(error).__name__}: {error}") from error
 
 
-def _from_status(url: str, status: str, message: str) -> ModelatheError:
-    message = " ".join(message.split())
+def _from_status(url: str, status: str, message: str, page: str = "") -> ModelatheError:
+    """Return the error for a status.
+
+    Args:
+        url: where it came from.
+        status: of gRPC or HTTP.
+        message: the words that belong to it.
+        page: what an HTTP answer says that is not the JSON of a model server.
+    """
+    message = " ".join(message.replace(UNNAMED, "").split())
     code = status.removeprefix("StatusCode.")
     if "decoupled transaction policy" in message:
         fix = "send its requests over streams, with --streams 1 and the server's gRPC address"
         return RequestRejected(f"the server says: {message}", where=url, fix=fix)
+    if "correlation ID" in message:
+        return RequestRejected(f"the server says: {message}", where=url, fix="send sequences, as with --sequence 5")
     if code.isdigit():
-        return _from_http(url, int(code), message)
+        return _from_http(url, int(code), _titled(code, page) if page else message, bool(page))
     words = message.lower()
     if code not in GRPC_ERRORS or (code in ("UNAVAILABLE", "INTERNAL") and any(word in words for word in _NOT_GRPC)):
         return _nonsense(url, message)
@@ -89,7 +115,7 @@ def _from_status(url: str, status: str, message: str) -> ModelatheError:
     if kind is ServerAbsent:
         text = "the server did not answer in time" if code == "DEADLINE_EXCEEDED" else f"no connection: {message}"
         return ServerAbsent(text, where=url, fix=WHICH_AUTHORITY if "ssl" in words or "certif" in words else IS_IT_UP)
-    return _said(kind, url, message)
+    return _said(kind, url, message, FIXES.get(code, ""))
 
 
 def is_no_connection(message: str) -> bool:
@@ -98,12 +124,32 @@ def is_no_connection(message: str) -> bool:
     return any(word in words for word in _NO_CONNECTION)
 
 
-def _from_http(url: str, status: int, message: str) -> ModelatheError:
+def _page(body: str) -> str:
+    """Return what a page says, or JSON of another form than a model server's: its title, or all its text."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict):
+        body = next((str(found[key]) for key in ("detail", "message") if found.get(key)), body)
+    elif title := re.search(r"<title>(.+?)</title>", body, re.DOTALL | re.IGNORECASE):
+        body = title[1]
+    return " ".join(re.sub(r"<[^>]*>", " ", body).split())[:200] or "an empty page"
+
+
+def _titled(status: str, page: str) -> str:
+    return f"HTTP {page if page.startswith(status) else f'{status}: {page}'}"
+
+
+def _from_http(url: str, status: int, message: str, strange: bool) -> ModelatheError:
+    """Return the error for a status of HTTP; `strange` says that the words are not of a model server's form."""
     if 400 <= status < 500 and _names_a_missing_model(message):
         return _said(ModelMissing, url, message)
     if status == 404:
         return _nonsense(url, message or "404")
-    return _said(RequestRejected if 400 <= status < 500 else ServerFault, url, message)
+    # Triton itself says 503 where a queue is full, and then a gateway is not to blame.
+    fix = FIXES.get(str(status), "") if strange or status < 500 else ""
+    return _said(RequestRejected if 400 <= status < 500 else ServerFault, url, message, fix)
 
 
 def _names_a_missing_model(message: str) -> bool:
@@ -112,14 +158,14 @@ def _names_a_missing_model(message: str) -> bool:
     return "unknown model" in words or ("model" in words and ("not found" in words or "not available" in words))
 
 
-def _said(kind: type[ModelatheError], url: str, message: str) -> ModelatheError:
+def _said(kind: type[ModelatheError], url: str, message: str, fix: str = "") -> ModelatheError:
     fixes = {
         RequestRejected: "compare names, shapes and dtypes with the model's metadata",
         ServerFault: "look into the server's log",
         ModelMissing: "check the model's name and version",
         ServerAbsent: IS_IT_UP,
     }
-    return kind(f"the server says: {message}", where=url, fix=fixes[kind])
+    return kind(f"the server says: {message}", where=url, fix=fix or fixes[kind])
 
 
 def _nonsense(url: str, message: str) -> ServerNonsense:

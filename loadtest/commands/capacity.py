@@ -155,6 +155,12 @@ def _counting(values: dict[str, Any]) -> list[float]:
     return [probe["rate"] for probe in values["probes"] if probe["verdict"] not in USELESS]
 
 
+def _failed(values: dict[str, Any]) -> bool:
+    from loadtest.probing.search import HELD, UNDECIDED, USELESS
+
+    return any(probe["verdict"] not in (HELD, UNDECIDED, *USELESS) for probe in values["probes"])
+
+
 def _refusal(values: dict[str, Any]) -> Refused:
     counting = _counting(values)
     if not counting:
@@ -162,9 +168,11 @@ def _refusal(values: dict[str, Any]) -> Refused:
         fix = "use a client machine that has nothing else to do, or begin lower with --start"
         return Refused(f"no probe counted: {why}", where=values["model"], fix=fix)
     return Refused(
-        f"no rate held {values['slo']!r}: {values['stopped']} (the lowest was {min(counting):.3g}/s)",
+        f"no rate held {values['slo']!r}: {values['stopped']} (the lowest was {min(counting):,.1f}/s)",
         where=values["model"],
-        fix="allow more, make the model faster, or find what fails with `loadtest run`",
+        fix="allow more, make the model faster, or find what fails with `loadtest run`"
+        if _failed(values)
+        else "give it more time to decide: a longer --duration and --budget",
     )
 
 
@@ -190,7 +198,8 @@ def _text(values: dict[str, Any]) -> "RenderableType":
 def headline(values: dict[str, Any]) -> str:
     """Return the capacity in one line."""
     if values["rate"] != values["rate"]:
-        return f"no rate holds {values['slo']}" if _counting(values) else "capacity unknown: no probe counted"
+        unknown = "decided" if _counting(values) else "counted"
+        return f"no rate holds {values['slo']}" if _failed(values) else f"capacity unknown: no probe {unknown}"
     if values["at_least"]:
         return f"capacity: at least {values['rate']:,.4g} requests/s hold {values['slo']}"
     interval = f"95 % interval {values['low']:,.4g} to {values['high']:,.4g}"

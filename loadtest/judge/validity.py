@@ -29,6 +29,8 @@ STALL_SECONDS, STALL_TIMES = 1.0, 10.0
 """A closed loop without any answer for longer than both, the second in median latencies, stood still."""
 
 
+CUT = "closed before the answer"
+"""What every sender says of a connection that ended while a request was on its way."""
 GONE, CLIENT = "gone", "client"
 """Whose fault it is, where that decides what a command does: the server went away, or the client was too busy."""
 
@@ -67,7 +69,8 @@ def why_invalid(values: dict[str, Any], results: Results, asked: Collection[str]
     if limited and not requests["failed"] <= MOST_FAILED * requests["planned"]:
         share = requests["failed"] / requests["planned"]
         why = f"{requests['failed']:,} of {requests['planned']:,} requests failed ({share:.1%}){most}"
-        fix = f'look into the server\'s log, or say how many may fail: --threshold "errors < {2 * share:.0%}"'
+        again = "send again what a gateway cuts off with --retries 2, " if CUT in most else ""
+        fix = f'look into the server\'s log, {again}or say how many may fail: --threshold "errors < {2 * share:.0%}"'
         return Invalid(why, fix)
     return _not_the_planned_load(values, results.open) or _client(values, results.open, asked) or Invalid("", "")
 

@@ -91,7 +91,7 @@ class Shape(click.ParamType["Sizes"]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "Sizes":
         """Return the sizes by name, and the weight."""
         sizes, _, weight = str(value).partition("=")
-        found = [re.fullmatch(r"(.+):([1-9]\d*(?:,[1-9]\d*)*)", item) for item in sizes.split()]
+        found = [re.fullmatch(r"(.+):(\d+(?:,\d+)*)", item) for item in sizes.split()]
         share = re.fullmatch(r"\d+(?:\.\d+)?", weight or "1")
         if not found or not all(found) or not share:
             self.fail(f"{value!r} is not a shape; write NAME:D1,D2 without the batch axis, or NAME:D1=3", param, ctx)
@@ -197,6 +197,7 @@ _OPTIONS = (
     click.option("--batch", type=int, default=1, show_default=True, help="Samples per request."),
     click.option("--version", default="", help="Version of the model.  [default: the server's choice]"),
     click.option("--data", type=PATH, help="What to send: .npz, .json, .jsonl, .txt or a folder."),
+    click.option("--allow-nonfinite", "nonfinite", is_flag=True, help="Let the data hold NaN and infinity."),
     click.option("--fresh", is_flag=True, help="New random values for every request."),
     click.option("--constant", is_flag=True, help="The same values in every request."),
     click.option("--repository", type=PATH, metavar="DIR", help="Take ranges, tolerance from it."),

@@ -26,7 +26,7 @@ def parts(plan: Plan, model: str, options: dict[str, Any]) -> list[Part]:
         plan: says where the server is, and the trace.
         model: the command's.
         options: by the names of the command line: `mix`, `version`, `batch`, `data`, `repository`, `shapes`,
-            `tolerance`, `fresh` and `constant`.
+            `tolerance`, `fresh`, `constant` and `nonfinite`.
 
     Raises:
         BadInput: the data cannot be used.
@@ -131,7 +131,8 @@ def _known(
     """Return the signature that the server states, the inputs with what the lineage adds, and the tolerance."""
     stated, outputs = client.metadata(model, version)
     stated = stated or _assumed(client.url, options)
-    signature, tolerance = Signature(stated, outputs, client.optional(model, version)), options["tolerance"]
+    signature = Signature(stated, outputs, client.optional(model, version), options["nonfinite"])
+    tolerance = options["tolerance"]
     if not options["repository"]:
         return signature, stated, tolerance
     version = client.served_version(model, version)

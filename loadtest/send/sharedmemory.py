@@ -24,7 +24,7 @@ from loadtest.record.results import OK, TIMEOUT, Flight
 from loadtest.send.sender import Finished, Sender, check
 from loadtest.send.wire import Place
 from modelathe.client import Client
-from modelathe.errors import MachineError, ModelatheError, RequestRejected, ServerAbsent, UsageError
+from modelathe.errors import MachineError, ModelatheError, RequestRejected, ServerAbsent, ServerNonsense, UsageError
 from modelathe.tensors import TRITON_DTYPES, Array, Arrays, packed, unpacked
 
 MOST_SLOTS = 256
@@ -61,6 +61,9 @@ class _Region:
             self.client.order(f"register_{self.kind}_shared_memory", self.name, *where)
         except ServerAbsent:
             raise
+        except ServerNonsense as error:  # it answered other questions before
+            what = "the server has no shared memory, which is an extension of Triton's"
+            raise RequestRejected(what, where=self.client.url, fix="leave --shared-memory away") from error
         except ModelatheError as error:
             raise RequestRejected(
                 f"the server does not take shared memory: {error.what}",

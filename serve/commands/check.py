@@ -12,7 +12,7 @@ from modelathe.errors import UsageError
 from serve.commands.versions import repository_option
 
 if TYPE_CHECKING:
-    from serve.repository.lint import Finding
+    from serve.repository.finding import Finding
 
 
 @click.command()
@@ -37,6 +37,8 @@ def check(model: str | None, repository: Path, image: str, load: bool, strict: b
 
     if image and not re.fullmatch(r"\d\d\.\d\d", image):
         raise UsageError(f"--image {image} is no release", fix="write it as in --image 26.07")
+    if model and Path(model).is_dir() and not (repository / Path(model).name).is_dir():
+        raise UsageError("is a folder, not the name of a model", where=model, fix=f"say --repository {model}")
     found = lint.check(repository, model, image)
     if load:
         with reporting() as report:

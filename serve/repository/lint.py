@@ -1,26 +1,26 @@
 """Lint: what is wrong with a model repository, found without starting anything.
 
 An *error* is what a server refuses or answers wrongly; a *warning* is what makes it slow, or could not be judged here.
+What needs no more than the configurations is in `serve.repository.contradictions`.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from google.protobuf import json_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from modelathe.errors import ModelatheError
 from serve.backends import graph
 from serve.config import cache, gpu, releases
 from serve.config.errors import BadRepository
-from serve.repository import onnx_file
+from serve.repository import contradictions, onnx_file
 from serve.repository import tree as repository
+from serve.repository.finding import Finding, Subject
 
-Level = Literal["error", "warning"]
 FILES = {
     "onnxruntime": repository.MODEL_FILE,
     "openvino": repository.MODEL_FILE,
@@ -30,58 +30,6 @@ FILES = {
 THREADS = "intra_op_thread_count"
 VERSION = slice(24, 28)
 """Where a TensorRT engine states the version of TensorRT that built it, by its makers' word (NVIDIA/TensorRT #3073)."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
-
-    Args:
-        model: which model.
-        where: the file or folder.
-        what: the fault.
-        fix: what to do about it.
-        level: `error` or `warning`.
-    """
-
-    model: str
-    where: str
-    what: str
-    fix: str
-    level: Level = "error"
-
-    def document(self) -> dict[str, str]:
-        """Return the JSON form."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model as the rules see it: its folder, its configuration, the versions that it serves, and a lineage if any."""
-
-    home: Path
-    config: ModelConfig
-    versions: tuple[int, ...]
-    lineage: dict[str, Any]
-    image: str
-
-    @property
-    def model(self) -> str:
-        """The model's name: that of its folder."""
-        return self.home.name
-
-    @property
-    def backend(self) -> str:
-        """What runs it."""
-        return str(self.config.backend or self.config.platform)
-
-    def error(self, what: str, fix: str, where: Path | None = None) -> Finding:
-        """Return an error in the configuration, or in another file."""
-        return Finding(self.model, str(where or self.home / repository.CONFIG), what, fix)
-
-    def warning(self, what: str, fix: str, where: Path | None = None) -> Finding:
-        """Return a warning, likewise."""
-        return Finding(self.model, str(where or self.home / repository.CONFIG), what, fix, "warning")
 
 
 def check(place: Path, model: str | None = None, image: str = "") -> list[Finding]:
@@ -368,4 +316,5 @@ def _cache(subject: Subject) -> Iterator[Finding]:
 
 RULES: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     *(_names, _versions, _files, _graph, _calls, _hardware, _engine, _elsewhere, _batching, _cache),
+    *contradictions.RULES,
 )

@@ -63,6 +63,16 @@ def values(path: Path) -> "tuple[list[ValueInfoProto], list[ValueInfoProto]]":
     return inputs, outputs
 
 
+def required(path: Path) -> frozenset[str]:
+    """Return the names of the inputs for which an ONNX file has no value of its own.
+
+    Raises:
+        BadRepository: it is not an ONNX file.
+    """
+    graph = _graph(path)
+    return frozenset(value.name for value in graph.input) - {tensor.name for tensor in graph.initializer}
+
+
 def other_kind(value: "ValueInfoProto") -> str:
     """Return what an input or output is that is no dense tensor, as in `a sequence of maps`; empty for a tensor."""
     kind = value.type.WhichOneof("value")

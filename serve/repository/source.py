@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelathe.errors import UsageError
-from modelathe.tensors import BATCH, UNBATCHED, UNBOUNDED, Dim, TensorSpec
+from modelathe.tensors import BATCH, TRITON_DTYPES, UNBATCHED, UNBOUNDED, Dim, TensorSpec
 from serve.config.errors import BadRepository
 from serve.config.target import Target
 from serve.repository import onnx_file
@@ -176,6 +176,12 @@ def _spec(value: "ValueInfoProto", batch: Dim | None, dims: Mapping[str, Dim], w
                 fix=f"say --dim {name}=SMALLEST,TYPICAL,LARGEST",
             )
     kind = value.type.tensor_type.elem_type
-    dtype = "object" if kind == TensorProto.STRING else helper.tensor_dtype_to_np_dtype(kind)
-    spec = TensorSpec(value.name, str(dtype), tuple(made))
+    dtype = "object" if kind == TensorProto.STRING else str(helper.tensor_dtype_to_np_dtype(kind))
+    if dtype not in TRITON_DTYPES:
+        raise BadRepository(
+            f"{value.name} is {dtype}, which no request or answer carries here",
+            where=where,
+            fix="export the model with a Cast beside it, from or to float32 or an integer of 8 bits or more",
+        )
+    spec = TensorSpec(value.name, dtype, tuple(made))
     return spec if batch else spec.unbatched

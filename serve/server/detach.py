@@ -59,7 +59,8 @@ def start(repository: Path, listen: Listen, probe: bool, log: Path | None, load_
             raise
         failure = _failure(process.returncode, Path(ready.name).read_text(), said.read_text())
     for path in (log, said):
-        if path.is_relative_to(folder):
+        # The next server that is started this way removes a log that the error points at.
+        if path.is_relative_to(folder) and str(path) not in failure.fix:
             path.unlink(missing_ok=True)
     raise failure
 

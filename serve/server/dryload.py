@@ -14,25 +14,13 @@ from modelathe.tensors import Arrays, Dim, TensorSpec
 from serve.config.errors import BadRepository, NotInstalled
 from serve.repository import batching, interface, onnx_file, scratch, staging
 from serve.repository import tree as repository
-from serve.repository.lint import Finding
+from serve.repository.finding import Finding
+from serve.server import ending
 from serve.server.tritonserver import running
 from serve.tensorrt import trial
 
 HERE = ("onnxruntime", "openvino")
 """Backends that the server of `serve install` has."""
-FIXES = {
-    r"KIND_GPU|no GPUs|CUDA": "set kind: KIND_CPU, or serve it on a machine with a GPU: serve install --gpu",
-    r"cannot be loaded|[Pp]rotobuf": "export the model again: its file is no graph that the runtime can read",
-    r"External data|external data": "put the file with the weights beside the model",
-    r"by config\.pbtxt and|in config\.pbtxt and|config\.pbtxt has": "correct config.pbtxt to what the model has",
-    r"is not supported|are not supported": "change the configuration, or serve it with NVIDIA's image",
-    r"unexpected shape for input": "correct the dims of the input in config.pbtxt, or those in its model_warmup",
-    r"warmup|warm-up|killed by SIG.* after a request failed": "correct what model_warmup sends, or leave it out",
-    r"allows maximum batch size": "lower its max_batch_size to the least of the models that it calls",
-    r"memory|bad_alloc": "use a smaller max_batch_size, or a machine with more memory",
-    r"the model refused the request": "the graph does not run for every batch; export it again with a free batch axis",
-}
-"""What to do about what the server says, by words in it."""
 
 
 def staged(version: staging.Staged, more: Callable[[Client], None] = lambda _: None, *, nonfinite: bool = False) -> str:
@@ -112,10 +100,9 @@ def findings(place: Path, model: str) -> list[Finding]:
     except NotInstalled:
         raise
     except ModelatheError as error:
-        what, fix = _plain(error.what)
-        return [
-            Finding(model, str(place / model), what, fix or f"read what the server says: serve up {place} --log FILE")
-        ]
+        what = re.sub(r"^(?:the server says: |model \S+, version \d+: )+", "", error.what)
+        fix = ending.fix(what) or f"read what the server says: serve up {place} --log FILE"
+        return [Finding(model, str(place / model), what, fix)]
 
 
 def _runs_here(place: Path, model: str) -> bool:
@@ -127,12 +114,6 @@ def _runs_here(place: Path, model: str) -> bool:
         ours = repository.published(place / model / str(number))
         return ours and all(_runs_here(place, name) for name in repository.calls(place, model))
     return config.backend in HERE
-
-
-def _plain(text: str) -> tuple[str, str]:
-    """Return the server's words without its own circumstance, and what to do about them."""
-    text = re.sub(r"^(?:the server says: |model \S+, version \d+: )+", "", text)
-    return text, next((fix for pattern, fix in FIXES.items() if re.search(pattern, text)), "")
 
 
 def _ask(

@@ -1,4 +1,4 @@
-"""Ending: what the log of a tritonserver says of its end, or of that of a backend process."""
+"""Ending: what the log of a tritonserver says of its end, or of that of a backend process, and what to do about it."""
 
 import re
 import signal
@@ -8,6 +8,30 @@ from serve.config.errors import ServerFailed
 
 GAVE_UP = re.compile("failed to load '|Failed to initialize Python stub: |error: creating server")
 """What the log of a server says that ends because it cannot start."""
+FIXES = {
+    r"KIND_GPU|no GPUs|CUDA": "set kind: KIND_CPU, or serve it on a machine with a GPU: serve install --gpu",
+    r"cannot be loaded: .*No such file": "put that file there, or name the one that is there: default_model_filename",
+    r"External initializer|file_length": "copy the file with the weights again: it is shorter than the model says",
+    r"is not a registered": "export the model again with operators of ONNX alone: the server has no others",
+    r"[Oo]pset \d+ is under development": "export the model again with an older opset",
+    r"cannot be loaded|[Pp]rotobuf": "export the model again: its file is no graph that the runtime can read",
+    r"External data|external data": "put the file with the weights beside the model",
+    r"by config\.pbtxt and|in config\.pbtxt and|config\.pbtxt has": "correct config.pbtxt to what the model has",
+    r"directory name must equal": "copy the right config.pbtxt, or set name in it to that of its folder",
+    r"inconsistent": "give the tensor the same type and dims in the configurations of both models",
+    r"circular dependency": "take one of these steps out",
+    r"find backend library": "correct the name of its backend, or serve it with NVIDIA's image",
+    r"empty reshape": "leave reshape out, and state dims: [1]",
+    r"is not supported|are not supported": "change the configuration, or serve it with NVIDIA's image",
+    r"unexpected shape for input": "correct the dims of the input in config.pbtxt, or those in its model_warmup",
+    r"warmup|warm-up|killed by SIG.* after a request failed": "correct what model_warmup sends, or leave it out",
+    r"allows maximum batch size": "lower its max_batch_size to the least of the models that it calls",
+    r"memory|bad_alloc": "use a smaller max_batch_size, or a machine with more memory",
+    r"the model refused the request": "the graph does not run for every batch; export it again with a free batch axis",
+}
+"""What to do about what the server says, by words in it."""
+SIGNATURE = re.compile(r"\w+ onnxruntime::[^()]*\([^()]*\) ")
+"""What the runtime's messages begin with where they name a function of its own."""
 UNNAMED = "[request id: <id_unknown>] "
 
 
@@ -29,7 +53,13 @@ def error(http: str, log: Path, code: int, *, ready: bool = True) -> ServerFaile
     elif killed and (refused := re.search(r'"(a request failed: .*)"\s*\Z', text)):
         # Triton 24.10 does not always survive a model that refuses its warm-up.
         what += f" after {refused[1]}"
-    return ServerFailed(what, where=http, fix=f"the server's log has more: {log}")
+    known = "" if ready else fix(what)
+    return ServerFailed(what, where=http, fix=f"{known}{'; ' if known else ''}the server's log has more: {log}")
+
+
+def fix(text: str) -> str:
+    """Return what to do about a server's words; empty where that is not known."""
+    return next((known for pattern, known in FIXES.items() if re.search(pattern, text)), "")
 
 
 def last_words(log: Path) -> str:
@@ -53,4 +83,5 @@ def _reason(log: str) -> str:
 
 def _plain(text: str) -> str:
     text = text.split("\\n\\nAt:")[0].replace("\\n", " ").partition(" NOTE: ")[0].replace(UNNAMED, "")
+    text = SIGNATURE.sub("", text)
     return re.sub(r"^(?:Internal: |Invalid argument(?::| -) |TritonModelException: )+", "", text).strip()

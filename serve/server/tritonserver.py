@@ -21,9 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, NoReturn
 
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
 from modelathe.errors import MachineError
 from serve.config.errors import BadRepository, PortTaken, ServerFailed
-from serve.repository import scratch
+from serve.repository import onnx_file, scratch
 from serve.repository import tree as repositories
 from serve.server import control, ending, options, processes
 from serve.server.endpoint import Endpoint
@@ -207,8 +209,10 @@ def _check_servable(repository: Path, model: str, place: Environment) -> None:
     if config.backend in processes.BACKENDS and not (model.isascii() and not UNSAFE.search(model)):
         fix = "rename its folder, and set the same name in its config.pbtxt"
         raise BadRepository("has a name with other letters than the server's processes take", where=where, fix=fix)
-    if not (options.complete(config) or config.backend == "onnxruntime"):
-        raise BadRepository("its config.pbtxt must list inputs and outputs", where=where, fix="complete it")
+    if not options.complete(config):
+        if config.backend != "onnxruntime":
+            raise BadRepository("its config.pbtxt must list inputs and outputs", where=where, fix="complete it")
+        _check_bare(repository / model, config)
     there = {path.name for path in repository.iterdir()}
     if missing := [name for name in repositories.calls(repository, model) if name not in there]:
         raise BadRepository(
@@ -216,6 +220,14 @@ def _check_servable(repository: Path, model: str, place: Environment) -> None:
         )
     if not repositories.live(repository, model):
         raise BadRepository("has no version that its config.pbtxt serves", where=where, fix="publish the model again")
+
+
+def _check_bare(home: Path, config: ModelConfig) -> None:
+    """Refuse a model of which the server cannot complete the configuration: its own words name another cause."""
+    for number in repositories.live(home.parent, home.name):
+        file = home / str(number) / (config.default_model_filename or repositories.MODEL_FILE)
+        if file.is_file():
+            onnx_file.values(file)
 
 
 def _ports(listen: Listen) -> tuple[int, ...]:

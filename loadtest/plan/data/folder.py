@@ -16,7 +16,7 @@ import numpy as np
 
 from loadtest.plan.data import npz, values
 from loadtest.plan.data.files import readable
-from loadtest.plan.data.request import Data, Request, Signature, batched
+from loadtest.plan.data.request import Data, Request, Signature, batched, finite
 from modelathe.errors import BadInput, UsageError
 from modelathe.tensors import Array, TensorSpec
 
@@ -59,7 +59,8 @@ def _whole(path: Path, signature: Signature) -> Request:
             if spec.name in found
         }
 
-    return Request(checked(signature.inputs), checked(signature.outputs))
+    request = Request(checked(signature.inputs), checked(signature.outputs))
+    return finite(str(path), [request], signature)[0]
 
 
 def _tensor_name(path: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.plan.data import files, values
-from loadtest.plan.data.request import Data, Request, Signature
+from loadtest.plan.data.request import Data, Request, Signature, finite
 from modelathe.errors import BadInput, UsageError
 from modelathe.tensors import TRITON_DTYPES, Array, TensorSpec
 
@@ -81,10 +81,11 @@ def _request(where: str, document: dict[str, Any], signature: Signature) -> Requ
     outputs = _named(where, "outputs", document.get("outputs", []))
     values.names(where, inputs, signature, outputs=False)
     values.names(where, {*inputs, *outputs}, signature)
-    return Request(
+    request = Request(
         {spec.name: _tensor(where, spec, inputs[spec.name]) for spec in signature.inputs if spec.name in inputs},
         {spec.name: _tensor(where, spec, outputs[spec.name]) for spec in signature.outputs if spec.name in outputs},
     )
+    return finite(where, [request], signature)[0]
 
 
 def _named(where: str, key: str, tensors: Any) -> dict[str, dict[str, Any]]:

@@ -12,11 +12,12 @@ from modelathe.tensors import Arrays, TensorSpec
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model takes and gives, and the inputs that a request may leave out."""
+    """What a model takes and gives, the inputs that a request may leave out, and whether it is made for NaN in them."""
 
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec] = ()
     optional: frozenset[str] = frozenset()
+    nonfinite: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,37 @@ def batched(where: str, samples: Sequence[Request], signature: Signature, batch:
 
     Raises:
         UsageError: the model takes no such batch.
-        BadInput: there are too few samples, or samples of one request differ in shape.
+        BadInput: there are too few samples, samples of one request differ in shape, or one is not finite.
     """
+    finite(where, samples, signature, "sample")
     check_batch(signature.inputs, batch)
     if len(samples) < batch:
         raise BadInput(f"has {len(samples)} samples, a request takes {batch}", where=where, fix="use a smaller --batch")
     starts = range(0, len(samples) - batch + 1, batch)
     return [_stacked(where, at, samples[at : at + batch], signature) for at in starts]
+
+
+def finite(where: str, requests: Sequence[Request], signature: Signature, what: str = "") -> Sequence[Request]:
+    """Return the requests, whose inputs are finite unless the model is made for others.
+
+    What an output should be is the model's own affair, minus infinity where something is masked for one.
+
+    Args:
+        where: the place, of which a message names the `what` by its number too, if that is said.
+        requests: all of it, or the samples of requests.
+        signature: of the model.
+        what: each of them is.
+
+    Raises:
+        BadInput: the first that is not.
+    """
+    for number, request in enumerate(() if signature.nonfinite else requests):
+        for name, array in request.inputs.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                place = f" in {what} {number}" if what else ""
+                fix = "drop that sample; a load of a model that is made for it takes --allow-nonfinite"
+                raise BadInput(f"{name} has a value that is NaN or infinite{place}", where=where, fix=fix)
+    return requests
 
 
 def _stacked(where: str, first: int, samples: Sequence[Request], signature: Signature) -> Request:

@@ -17,7 +17,7 @@ from loadtest.probing import edge
 from loadtest.probing.probe import conditions, measure, prober
 from loadtest.probing.search import CLIENT, DISTURBED, FAILED, USELESS, verdict
 from loadtest.record.results import DROPPED, ERROR, MISMATCH, TIMEOUT, VERDICTS, Results
-from loadtest.selftest import nullserver
+from loadtest.selftest.selftest import nullserver
 from modelathe.errors import UsageError
 
 END = {
@@ -202,6 +202,25 @@ def test_no_rate_holds(stand_in, capsys) -> None:
     assert values["binding"] == "p99 < 1us"
     assert values["stopped"] == "even the lowest rate did not hold"
     assert "no rate held" in err
+
+
+@pytest.mark.parametrize(
+    ("verdict", "headline", "fix"),
+    [
+        ("undecided", "capacity unknown: no probe decided", "give it more time to decide"),
+        ("disturbed", "capacity unknown: no probe counted", "use a client machine that has nothing else to do"),
+        ("failed", "no rate holds p99 < 1s", "allow more"),
+    ],
+)
+def test_nothing_is_claimed_that_no_probe_decided(verdict: str, headline: str, fix: str) -> None:
+    from loadtest.commands import capacity
+
+    probe = {"verdict": verdict, "rate": 1823.5, "why": "busy"}
+    values = {"rate": float("nan"), "slo": "p99 < 1s", "stopped": "the time was spent", "model": "m", "probes": [probe]}
+    assert capacity.headline(values) == headline
+    refused = capacity._refusal(values)
+    assert refused.fix.startswith(fix)
+    assert verdict == "disturbed" or "(the lowest was 1,823.5/s)" in refused.what
 
 
 def test_a_server_that_dies_or_refuses_ends_the_search(stand_in, capsys) -> None:

@@ -86,6 +86,15 @@ def test_sizes_of_0(served: Endpoint, scheme: str, kind: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_size_of_0_that_is_said(served: Endpoint, scheme: str, tmp_path: Path) -> None:
+    sizes = ["--shape", "a:1,2", "--shape", "b:0,2", "--requests", "8", "--tolerance", "0"]
+    more = ["--warmup", "0s", "--allow-invalid", "--json", "--output", str(tmp_path / "r.jsonl")]
+    done = CliRunner().invoke(main, ["run", "edges", "--url", getattr(served, scheme), *sizes, *more])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["checked"] == 8
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
 @pytest.mark.parametrize("kind", ["json", "jsonl", "npz"])
 def test_inputs_that_are_left_out(served: Endpoint, scheme: str, kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"data.{kind}"

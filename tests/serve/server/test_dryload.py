@@ -62,7 +62,7 @@ def test_a_refused_warm_up_is_told_as_one(place: Path, wide, server_prefix: Path
         # Whether the server survives it is a matter of luck.
         with pytest.raises(ServerFailed, match="the input x holds NaN or infinity") as raised:
             dryload.staged(staged)
-        assert "model_warmup" in dryload._plain(raised.value.what)[1]
+        assert "model_warmup" in raised.value.fix
 
 
 def test_shapes_of_a_warm_up_are_told_with_the_fix(staged: staging.Staged, server_prefix: Path) -> None:

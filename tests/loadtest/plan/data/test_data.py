@@ -162,7 +162,7 @@ BAD_JSON = {
     "true": ({"data": [{"x": [True, False, True]}]}, "something else"),
     "ragged": ({"data": [{"x": [[1], [2, 3]]}]}, "different lengths"),
     "nan": ('{"data": [{"x": [1, NaN, 3]}]}', "NaN"),
-    "overflow": ({"data": [{"x": [1e300, 2, 3]}]}, "NaN or infinite"),
+    "overflow": ({"data": [{"x": [1e300, 2, 3]}]}, "range of float32"),
     "a number": ({"data": [{"x": 3}]}, "neither a list"),
     "base64": ({"data": [{"x": {"b64": "*"}}]}, "base64"),
     "base64 of a number": ({"data": [{"x": {"b64": 3}}]}, "base64"),
