@@ -7,6 +7,7 @@ import http.client
 import json
 from urllib.parse import quote, urlsplit
 
+from serve import ending
 from serve.errors import NoAnswer, ServerFailed, StillLoading
 
 ADMIN_KEY = "admin-key"
@@ -118,7 +119,7 @@ def _order(url: str, secret: str, model: str, verb: str, timeout: float, said: s
     except (OSError, http.client.HTTPException) as error:
         raise NoAnswer(f"cannot be asked to {verb} {model}: {error}", where=url) from error
     if status != http.client.OK:
-        raise ServerFailed(f"does not {verb} {model}: {body.decode(errors='replace')}", where=url)
+        raise ServerFailed(f"does not {verb} {model}: {ending.answer(body)}", where=url)
 
 
 def _ask(

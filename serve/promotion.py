@@ -14,7 +14,7 @@ from pathlib import Path
 
 from loadtest import files
 from loadtest.errors import LatheError
-from serve import control, repository, scratch, state
+from serve import control, ending, repository, scratch, state
 from serve.errors import BadRepository, NoAnswer, ServerFailed, StillLoading
 from serve.server import Endpoint
 
@@ -218,7 +218,7 @@ def _load(journal: Journal, change: Change, endpoint: Endpoint | None, limit: fl
         raise ServerFailed(
             f"version {change.number} is not loaded{still}: {error.what}",
             where=str(journal.place / change.model),
-            fix="mend and publish it again, or remove it",
+            fix=ending.fix(error.what) or "mend and publish it again, or remove it",
         ) from error
 
 
