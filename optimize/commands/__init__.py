@@ -1,1 +1,1 @@
-"""Commands of optimize, one module each; heavy imports stay inside the functions."""
+"""Commands: those of optimize, one module each; heavy imports stay inside the functions."""

@@ -1,1 +1,1 @@
-"""Commands of serve, one module each: parse, call, print."""
+"""Commands: those of serve, one module each: parse, call, print."""

@@ -1,4 +1,4 @@
-"""Contradictions: what a configuration says against itself, its model or those that it calls, as rules of `serve.repository.lint`.
+"""Contradictions: what a configuration says against itself, its model or those that it calls: rules of `lint`.
 
 A server may load such a model all the same, and refuse each of its requests in words that name another cause.
 """

@@ -17,7 +17,7 @@ from modelathe.errors import ModelatheError
 from serve.config.errors import BadRepository, NoAnswer, ServerFailed, StillLoading
 from serve.repository import scratch
 from serve.repository import tree as repository
-from serve.server import control, state
+from serve.server import control, ending, state
 from serve.server.endpoint import Endpoint
 
 JOURNAL = ".promotion.json"
@@ -220,7 +220,7 @@ def _load(journal: Journal, change: Change, endpoint: Endpoint | None, limit: fl
         raise ServerFailed(
             f"version {change.number} is not loaded{still}: {error.what}",
             where=str(journal.place / change.model),
-            fix="mend and publish it again, or remove it",
+            fix=ending.fix(error.what) or "mend and publish it again, or remove it",
         ) from error
 
 

@@ -8,6 +8,7 @@ import json
 from urllib.parse import quote, urlsplit
 
 from serve.config.errors import NoAnswer, ServerFailed, StillLoading
+from serve.server import ending
 
 ADMIN_KEY = "admin-key"
 """The HTTP header that carries the secret; over gRPC it is `triton-grpc-protocol-admin-key`."""
@@ -118,7 +119,7 @@ def _order(url: str, secret: str, model: str, verb: str, timeout: float, said: s
     except (OSError, http.client.HTTPException) as error:
         raise NoAnswer(f"cannot be asked to {verb} {model}: {error}", where=url) from error
     if status != http.client.OK:
-        raise ServerFailed(f"does not {verb} {model}: {body.decode(errors='replace')}", where=url)
+        raise ServerFailed(f"does not {verb} {model}: {ending.answer(body)}", where=url)
 
 
 def _ask(

@@ -1,7 +1,9 @@
 """Ending: what the log of a tritonserver says of its end, or of that of a backend process, and what to do about it."""
 
+import json
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from serve.config.errors import ServerFailed
@@ -60,6 +62,15 @@ def error(http: str, log: Path, code: int, *, ready: bool = True) -> ServerFaile
 def fix(text: str) -> str:
     """Return what to do about a server's words; empty where that is not known."""
     return next((known for pattern, known in FIXES.items() if re.search(pattern, text)), "")
+
+
+def answer(body: bytes) -> str:
+    """Return what an order that was refused is answered with as one line, without code locations."""
+    text = body.decode(errors="replace")
+    with suppress(ValueError, KeyError, TypeError):
+        text = str(json.loads(text)["error"])
+    text = re.sub(r"^load failed for model .*? is at UNAVAILABLE state: ", "", text.replace("\n", "\\n"))
+    return _plain(text).rstrip("; ")
 
 
 def last_words(log: Path) -> str:

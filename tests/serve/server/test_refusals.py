@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from onnx import TensorProto as T
-from tests.serve.test_contradictions import HEAD, X, Y, rows
 
 from modelathe.errors import ModelatheError
 from serve.config.errors import BadRepository, ServerFailed
 from serve.server.tritonserver import running
 from tests.serve.backends.test_backend import save
-from tests.serve.commands.test_up import FREE, serve
+from tests.serve.commands.test_up import FREE, serve, up
+from tests.serve.repository.test_contradictions import HEAD, X, Y, rows
 
 
 def ensemble(place: Path, called: str, kind: str = "FP32", largest: int = 8) -> None:
@@ -87,18 +87,39 @@ def test_what_no_server_can_complete_is_found_before_it_starts(place: Path, serv
         pass
 
 
-def test_a_model_that_is_added(place: Path, tmp_path: Path, server_prefix: Path) -> None:
+def own_operator(path: Path) -> Path:
+    """Give the model an operator that no server has."""
     import onnx
 
-    own = [("Relu", ["x"], ["y"], {"domain": "com.example"})]
-    path = save(tmp_path / "own.onnx", own, [("x", T.FLOAT, ["N", 4])], [("y", T.FLOAT, ["N", 4])])
     model = onnx.load(path)
+    model.graph.node[0].domain = "com.example"
     model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
     onnx.save(model, path)
+    return path
+
+
+def test_a_model_that_is_added(place: Path, tmp_path: Path, server_prefix: Path) -> None:
+    path = own_operator(rows(tmp_path / "own.onnx"))
     done = serve("add", str(path), "--name", "own", "--repository", str(place))
     assert done.returncode == 5, done.stderr
     assert "com.example:Relu" in done.stderr
     assert "fix: export the model again with operators of ONNX alone" in done.stderr
+
+
+def test_a_version_that_a_running_server_does_not_load(place: Path, tmp_path: Path, server_prefix: Path) -> None:
+    path = rows(tmp_path / "rows.onnx")
+    add = ("--name", "live", "--repository", str(place))
+    assert serve("add", str(path), *add).returncode == 0
+    own_operator(path)
+    assert serve("add", str(path), *add, "--no-check").returncode == 0
+    with up(place, tmp_path / "run") as (_, ready):
+        said = serve("promote", "live", "2", "--repository", str(place), env={"XDG_RUNTIME_DIR": str(tmp_path / "run")})
+        assert said.returncode == 5, ready
+    assert re.search(
+        r"what was live still is: does not load live: model\.onnx cannot be loaded: .*Relu\S* is not a", said.stderr
+    )
+    assert "{" not in said.stderr and "At:" not in said.stderr
+    assert "fix: export the model again with operators of ONNX alone" in said.stderr
 
 
 def test_the_log_of_a_detached_server_is_where_the_error_says(place: Path, tmp_path: Path, server_prefix: Path) -> None:
