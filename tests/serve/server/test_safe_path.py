@@ -105,7 +105,7 @@ def test_console_scripts(hostile: Path, room: str) -> None:
 def test_no_other_module_starts_python() -> None:
     found = {
         str(path.relative_to(ROOT))
-        for room in ("optimize", "serve", "loadtest")
+        for room in ("modelathe", "optimize", "serve", "loadtest")
         for path in (ROOT / room).rglob("*.py")
         if "sys.executable" in path.read_text()
     }
