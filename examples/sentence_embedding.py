@@ -3,7 +3,7 @@
 A query is the first paragraph of a docstring; the rest of the same docstring must be found among 1,500. The first score
 is whether it is among the ten nearest, the second how many of those ten the trained model finds as well.
 
-Needs the extras all and examples
+Needs the extras all and examples.
 """
 
 import ast
