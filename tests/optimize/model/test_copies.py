@@ -105,7 +105,7 @@ def test_a_model_with_computed_weights_is_pruned_and_its_bundle_read_again(
     build: str, optimize: Optimize, tmp_path: Path
 ) -> None:
     (tmp_path / "user.py").write_text(
-        "from tests.optimize import test_copies\nfrom tests.optimize.brought import brought\n\n\n"
+        "from tests.optimize.model import test_copies\nfrom tests.optimize.brought import brought\n\n\n"
         f"def workload():\n    return brought(test_copies.{build})\n"
     )
     ended = optimize("prune", f"{tmp_path / 'user.py'}:workload", "--output", tmp_path / "made", "--ratio", "0.25")
