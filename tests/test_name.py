@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import optimize
+from loadtest.record import results
 from modelathe.commandline import install_line
 from optimize.model.errors import BadWorkload
 from optimize.source.load import load_workload
@@ -73,6 +74,14 @@ def test_a_former_environment_is_ours_to_replace(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     install._empty(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["modelathe-server.json"]
+
+
+def test_a_result_file_of_the_former_name_is_read(tmp_path: Path) -> None:
+    header = {"plan": {"duration": 1.0}, "model": "m", "url": "grpc://127.0.0.1:1", "lathe": "0.1.0"}
+    with results.Writer(tmp_path / "r.jsonl", header) as writer:
+        writer.add(results.Flight(0, 0.0, 0, sent=0.01, done=0.02))
+        writer.finish({"end": 1.0, "server": None})
+    assert results.read(tmp_path / "r.jsonl").of(results.OK).tolist() == [True]
 
 
 def test_a_bundle_that_names_the_former_version_is_read(tmp_path: Path) -> None:

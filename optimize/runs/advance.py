@@ -181,8 +181,10 @@ def _judged_again(
     larger batches than those that its key knows of.
     """
     quality, judged = _judged(made, method, trained, recipe, sets)
-    entry = {**{key: value for key, value in made.lineage[-1].items() if key != "overlap"}, **judged}
-    if "deviation" in entry and entry.get("deviation_batch") != largest_batch(made.workload, recipe):
+    old = made.lineage[-1]
+    entry = {**{key: value for key, value in old.items() if key not in ("overlap", "emulated")}, **judged}
+    elsewhere = old.get("emulated") != judged.get("emulated")
+    if "deviation" in entry and (elsewhere or old.get("deviation_batch") != largest_batch(made.workload, recipe)):
         entry |= _deviation(graph_of(made), made.workload, recipe)
     return bundles.retell(made, (*before.lineage, entry)), quality
 

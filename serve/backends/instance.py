@@ -4,6 +4,7 @@ It lies beside each backend's `model.py` in the server's environment, which impo
 """
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class Instance:
         config = json.loads(args["model_config"])
         # Those of modelathe 0.1 were called lathe.*.
         stated = config.get("parameters", {}).items()
-        config["parameters"] = {f"mode{key}" if key.startswith("lathe.") else key: entry for key, entry in stated}
+        config["parameters"] = {re.sub(r"^lathe\.", "modelathe.", key): entry for key, entry in stated}
         reason = refusal(config, np.__version__)
         if reason:
             raise pb.TritonModelException(reason)

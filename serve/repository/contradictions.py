@@ -54,20 +54,27 @@ def _without_default(subject: Subject) -> Iterator[Finding]:
 
 
 def _circles(subject: Subject) -> Iterator[Finding]:
-    if circle := _circle(subject.home.parent, (subject.model,)):
+    if circle := _circle(subject.home.parent, (subject.model,), set()):
         yield subject.error(
             f"never ends, since its steps call each other: {', '.join(circle)}", "take one of these steps out"
         )
 
 
-def _circle(place: Path, way: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the models on the way from the first to one that is called again; empty where none is."""
+def _circle(place: Path, way: tuple[str, ...], ending: set[str]) -> tuple[str, ...]:
+    """Return the models on the way from the first to one that is called again; empty where none is.
+
+    What is found to lead into no circle joins `ending` and is not gone through again: ways multiply where steps share
+    their own steps.
+    """
     called: list[str] = []
     with suppress(ModelatheError):  # the finding is that model's own
         called = repository.calls(place, way[-1])
     for name in called:
-        if found := (*way, name) if name in way else _circle(place, (*way, name)):
+        if name in way:
+            return (*way, name)
+        if name not in ending and (found := _circle(place, (*way, name), ending)):
             return found
+    ending.add(way[-1])
     return ()
 
 

@@ -6,6 +6,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+from modelathe.translation import UNNAMED
 from serve.config.errors import ServerFailed
 
 GAVE_UP = re.compile("failed to load '|Failed to initialize Python stub: |error: creating server")
@@ -34,7 +35,6 @@ FIXES = {
 """What to do about what the server says, by words in it."""
 SIGNATURE = re.compile(r"\w+ onnxruntime::[^()]*\([^()]*\) ")
 """What the runtime's messages begin with where they name a function of its own."""
-UNNAMED = "[request id: <id_unknown>] "
 
 
 def error(http: str, log: Path, code: int, *, ready: bool = True) -> ServerFailed:

@@ -72,7 +72,8 @@ def batched(where: str, samples: Sequence[Request], signature: Signature, batch:
 def finite(where: str, requests: Sequence[Request], signature: Signature, what: str = "") -> Sequence[Request]:
     """Return the requests, whose inputs are finite unless the model is made for others.
 
-    What an output should be is the model's own affair, minus infinity where something is masked for one.
+    What an output should be is the model's own affair, minus infinity where something is masked for one; but NaN is
+    equal to nothing, and is no right answer unless the model is made for it.
 
     Args:
         where: the place, of which a message names the `what` by its number too, if that is said.
@@ -84,9 +85,13 @@ def finite(where: str, requests: Sequence[Request], signature: Signature, what: 
         BadInput: the first that is not.
     """
     for number, request in enumerate(() if signature.nonfinite else requests):
+        place = f" in {what} {number}" if what else ""
+        for name, array in request.outputs.items():
+            if array.dtype.kind == "f" and np.isnan(array).any():
+                fix = "state the right answer, or drop that sample"
+                raise BadInput(f"the right {name} is NaN{place}, which is equal to nothing", where=where, fix=fix)
         for name, array in request.inputs.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                place = f" in {what} {number}" if what else ""
                 fix = "drop that sample; a load of a model that is made for it takes --allow-nonfinite"
                 raise BadInput(f"{name} has a value that is NaN or infinite{place}", where=where, fix=fix)
     return requests

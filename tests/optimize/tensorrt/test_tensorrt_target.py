@@ -22,12 +22,13 @@ from optimize.methods.table import METHODS
 from optimize.model.errors import BadGraph
 from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.predict.runtimes import open_graph
-from optimize.runs import recipe
+from optimize.runs import advance, baseline, digest, recipe
+from optimize.source import splits
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
 from optimize.step.contract import Context
 from optimize.tensorrt import compiler, rules
-from serve.config import model_config
+from serve.config import gpu, model_config
 from serve.config.target import Target
 from serve.repository.tree import LINEAGE
 from tests.optimize.conftest import SMALL, Optimize
@@ -273,3 +274,29 @@ def test_a_graph_is_judged_on_the_gpu_that_is_here(exported: Path, monkeypatch: 
     monkeypatch.setattr(doctor, "has_gpu", lambda: True)
     with pytest.raises(BadGraph, match="CUDAExecutionProvider"):  # there is none, and no CPU takes its place
         open_graph(exported, target)
+
+
+def test_what_a_cpu_judged_in_a_gpus_place_is_judged_anew_on_the_gpu(
+    small: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = replace(
+        recipe.load(written(tmp_path, "onnxruntime", [{"use": "quantize.half"}])), target=Target(device="cuda")
+    )
+    sets = splits.read(small)
+    trained = baseline.establish(small, tmp_path / "0-trained", digest.trained(small, sets))
+
+    def entry() -> dict[str, Any]:
+        made = advance.every_step(asked, trained, sets, tmp_path, lambda text, share: None)
+        return dict(made.bundle.lineage[-1])
+
+    assert entry()["emulated"]
+    measured: list[Path] = []
+    deviation = advance._deviation
+    monkeypatch.setattr(advance, "_deviation", lambda graph, *more: measured.append(graph) or deviation(graph, *more))
+    assert entry()["emulated"] and not measured
+    # This machine's CPU stands for a GPU that is here now.
+    monkeypatch.setattr(doctor, "has_gpu", lambda: True)
+    monkeypatch.setattr(OnnxPredictor, "gpu", "CPUExecutionProvider")
+    monkeypatch.setattr(gpu, "CUDA", {})
+    assert "emulated" not in entry()
+    assert len(measured) == 2  # of the export and of the step: a GPU's batches move answers otherwise

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from onnx import TensorProto as T
 
 from serve.cli import main
-from serve.repository import lint
+from serve.repository import contradictions, lint
 from serve.server import dryload
 from tests.serve.backends.test_backend import save
 
@@ -67,6 +67,19 @@ def test_it_is_named_and_the_way_out_works(case: str, tmp_path: Path, server_pre
     assert found.level == "error" and found.what.startswith(says), found
     (tmp_path / "m" / "config.pbtxt").write_text(right)
     assert [*lint.check(tmp_path), *dryload.findings(tmp_path, "m")] == []
+
+
+def test_ways_that_multiply_are_gone_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def calls(_place: Path, model: str) -> list[str]:
+        asked.append(model)
+        layer = int(model.rpartition("-")[2])
+        return [f"a-{layer + 1}", f"b-{layer + 1}"] if layer < 20 else []
+
+    monkeypatch.setattr(contradictions.repository, "calls", calls)
+    assert contradictions._circle(tmp_path, ("a-0",), set()) == ()
+    assert len(asked) == 41
 
 
 @pytest.mark.parametrize("calls", [{"a": "a"}, {"a": "b", "b": "a"}, {"a": "b", "b": "c", "c": "b"}])

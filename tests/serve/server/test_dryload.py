@@ -55,10 +55,11 @@ def test_a_model_that_refuses_nan_is_warmed_up_without(place: Path, wide, server
         dryload.staged(staged)
 
 
-def test_a_refused_warm_up_is_told_as_one(place: Path, wide, server_prefix: Path) -> None:
+@pytest.mark.parametrize("name", ["modelathe.nonfinite", "lathe.nonfinite"])  # the second is that of 0.1
+def test_a_refused_warm_up_is_told_as_one(place: Path, wide, server_prefix: Path, name: str) -> None:
     with staging.stage(place, TINY, *wide, TINY_OUTPUTS, Target(cores=1)) as staged:
         with (staged.path / TINY / "config.pbtxt").open("a") as config:
-            config.write('parameters { key: "modelathe.nonfinite" value { string_value: "refuse" } }')
+            config.write(f'parameters {{ key: "{name}" value {{ string_value: "refuse" }} }}')
         # Whether the server survives it is a matter of luck.
         with pytest.raises(ServerFailed, match="the input x holds NaN or infinity") as raised:
             dryload.staged(staged)

@@ -1,4 +1,4 @@
-"""Data with NaN and infinity in it: as right answers always, as inputs where somebody says that a model takes them."""
+"""Infinity in data as a right answer always; NaN, and both as inputs, where somebody says that a model takes them."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -87,6 +87,17 @@ def test_the_way_out_that_is_named_works(
 def test_what_is_right_may_be_infinite(write: Callable[[Path], Path], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(globals(), "GIVEN", np.zeros((1, 4), np.float32))
     (right,) = read.read(write(tmp_path), Signature(*SPECS)).expected
+    np.testing.assert_array_equal(right["y"], RIGHT[0])
+
+
+@pytest.mark.parametrize("write", [npz, recorded, entries, raw])
+def test_nan_is_no_right_answer(write: Callable[[Path], Path], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(globals(), "GIVEN", np.zeros((1, 4), np.float32))
+    monkeypatch.setitem(globals(), "RIGHT", np.array([[0, np.nan, 0, 0]], np.float32))
+    path = write(tmp_path)
+    with pytest.raises(BadInput, match="the right y is NaN"):
+        read.read(path, Signature(*SPECS))
+    (right,) = read.read(path, Signature(*SPECS, nonfinite=True)).expected
     np.testing.assert_array_equal(right["y"], RIGHT[0])
 
 
