@@ -51,8 +51,8 @@ def measure(served: Callable[[], Turn], alone: Callable[[int], Turn]) -> dict[st
         turns[side].append(served() if side == SERVED else alone(batch))
         return {batch: batch / turns[side][-1]["rate"]}
 
-    pairs = [(SERVED, ALONE)]
-    speeds = ruler.alternate(visit, [SERVED, ALONE], baseline=SERVED, pairs=pairs, seconds=LONGEST)
+    until = ruler.Until(pairs=[(SERVED, ALONE)], seconds=LONGEST)
+    speeds = ruler.alternate(visit, [SERVED, ALONE], baseline=SERVED, until=until)
     return {"batch": batch, "turns": turns, **ratios(speeds, batch)}
 
 

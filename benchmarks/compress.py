@@ -173,7 +173,7 @@ def _timed(made: Workload, rows: list[Row], runtime: str, target: Target) -> dic
         with RUNTIMES[chosen[label].runtime](chosen[label].path, "cpu", target.cores) as session:
             return measure.timed(session, arrays)
 
-    speeds = ruler.alternate(visit, list(chosen), baseline=TRAINED, seconds=SECONDS)
+    speeds = ruler.alternate(visit, list(chosen), baseline=TRAINED, until=ruler.Until(seconds=SECONDS))
     return dict.fromkeys((label for label, row in chosen.items() if row.runtime == runtime), speeds)
 
 

@@ -25,6 +25,7 @@ from torch import nn
 
 from modelathe.tensors import BATCH, TensorSpec
 from optimize.judge import measure
+from optimize.judge.ruler import Until
 from optimize.methods.export.onnx import export
 from optimize.report import page
 from optimize.source.load import load_workload
@@ -90,7 +91,7 @@ def busy(loops: int) -> Iterator[None]:
 def measured(path: Path, inputs: Sequence[TensorSpec], folder: Path) -> dict[int, list[tuple[float, float, float]]]:
     """Return the ratios of two copies and of the control to the first copy, by batch size."""
     files = {name: Path(shutil.copy(path, folder / f"{name}.onnx")) for name in NAMES}
-    speeds = measure.speed(files, inputs, Target(batch=BATCHES), baseline=NAMES[0], decide=NAMES[1:])
+    speeds = measure.speed(files, inputs, Target(batch=BATCHES), baseline=NAMES[0], until=Until(decide=NAMES[1:]))
     found = [speeds.ratios(NAMES[1], NAMES[0]), speeds.ratios(NAMES[2], NAMES[0]), speeds.control()]
     return {batch: [(of[batch].value, of[batch].low, of[batch].high) for of in found] for batch in BATCHES}
 

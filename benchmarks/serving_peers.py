@@ -241,7 +241,7 @@ def measure(place: Path, name: str, graphs: dict[str, Any], seconds: int) -> lis
         return {cell: 1 / told["rate"] for cell, told in answers.items()}
 
     check(place, name, graphs)
-    speeds = ruler.alternate(visit, ["ours", name], baseline=name, seconds=LONGEST)
+    speeds = ruler.alternate(visit, ["ours", name], baseline=name, until=ruler.Until(seconds=LONGEST))
     found = []
     ratios, controls = speeds.ratios("ours", name), speeds.control()
     for cell in wanted:

@@ -16,80 +16,24 @@ ALLOWED = {
     "serve": {"modelathe", "serve", "loadtest"},
     "optimize": {"modelathe", "optimize", "serve", "loadtest"},
 }
-LONGEST_FUNCTION, LONGEST_FILE, LARGEST_FOLDER = 80, 400, 14
+LONGEST_FUNCTION, LONGEST_FILE, LARGEST_FOLDER, MOST_PARAMETERS = 80, 400, 14, 6
+NOT_OURS = {"optimize/model/attention.py forward", "optimize/commands/method.py call"}
+"""Functions whose parameters are torch's or Click's."""
 FOUNDATION = {
     *("blame", "client", "commandline", "connection", "entry", "errors", "files"),
     *("interpreter", "outputs", "tensors", "translation"),
 }
 """All that may stand in `modelathe`, in 1,500 lines at most, blank ones apart: what all three rooms use."""
+ROOMS = {
+    "loadtest": "record plan/data plan send load judge report probing scenario mlperf"
+    " selftest/nullserver selftest commands",
+    "serve": "backends config repository tensorrt server rollout watch clients clients/standin pipelines commands",
+    "optimize": "model graph source machine predict step train judge"
+    " methods/export methods/distill methods/prune methods/quantize methods tensorrt report runs commands",
+}
 FLOORS = (
     "modelathe",
-    *(
-        "loadtest/record",
-        "loadtest/plan/data",
-        "loadtest/plan",
-        "loadtest/send",
-    ),
-    *(
-        "loadtest/load",
-        "loadtest/judge",
-        "loadtest/report",
-        "loadtest/probing",
-    ),
-    *(
-        "loadtest/scenario",
-        "loadtest/mlperf",
-        "loadtest/selftest/nullserver",
-        "loadtest/selftest",
-    ),
-    *(
-        "loadtest/commands",
-        "loadtest",
-        "serve/backends",
-        "serve/config",
-    ),
-    *(
-        "serve/repository",
-        "serve/tensorrt",
-        "serve/server",
-        "serve/rollout",
-    ),
-    *(
-        "serve/watch",
-        "serve/clients",
-        "serve/clients/standin",
-        "serve/pipelines",
-    ),
-    *(
-        "serve/commands",
-        "serve",
-        "optimize/model",
-        "optimize/graph",
-    ),
-    *(
-        "optimize/source",
-        "optimize/machine",
-        "optimize/predict",
-        "optimize/step",
-    ),
-    *(
-        "optimize/train",
-        "optimize/judge",
-        "optimize/methods/export",
-        "optimize/methods/distill",
-    ),
-    *(
-        "optimize/methods/prune",
-        "optimize/methods/quantize",
-        "optimize/methods",
-        "optimize/tensorrt",
-    ),
-    *(
-        "optimize/report",
-        "optimize/runs",
-        "optimize/commands",
-        "optimize",
-    ),
+    *(f"{room}/{name}".rstrip("/") for room, names in ROOMS.items() for name in (*names.split(), "")),
 )
 """The folders from the ground up: each imports those before it and none behind it."""
 
@@ -206,3 +150,20 @@ def test_rooms_stay_small() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < LONGEST_FUNCTION, f"{path}:{node.lineno} {node.name}"
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return how many there are, without `self` and `cls`; 0 where Click's decorators name them."""
+    if any("option" in text or "argument" in text for text in map(ast.unparse, function.decorator_list)):
+        return 0
+    asked = function.args
+    named = [parameter.arg for parameter in (*asked.posonlyargs, *asked.args, *asked.kwonlyargs)]
+    return len([name for name in named if name not in ("self", "cls")]) + bool(asked.vararg) + bool(asked.kwarg)
+
+
+def test_no_function_asks_for_much() -> None:
+    for path in (path for room in (*ALLOWED, "examples", "benchmarks") for path in sources(room)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                name = f"{path.relative_to(ROOT)} {node.name}"
+                assert name in NOT_OURS or parameters(node) <= MOST_PARAMETERS, name

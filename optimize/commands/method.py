@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 from pydantic.fields import FieldInfo
@@ -11,6 +11,10 @@ from pydantic.fields import FieldInfo
 from modelathe.commandline import PATH, document, emit, json_option, reporting
 from optimize.commands.overlap import overlap_option
 from optimize.methods.table import METHODS, NAMES
+
+if TYPE_CHECKING:
+    from optimize.runs.recipe import Recipe
+    from serve.config.target import Target
 
 FAMILIES = tuple(dict.fromkeys(method.name.partition(".")[0] for method in METHODS.values()))
 BATCHES = "1,32"
@@ -35,9 +39,14 @@ def command(family: str) -> click.Command:
         as_json: bool,
         **values: Any,
     ) -> None:
+        from optimize.runs import follower
+        from optimize.train import processes
+
+        if processes.rank():
+            return follower.follow()
         given = {key: value for key, value in values.items() if value not in (None, ())}
-        target = _target(batch, device, runtime)
-        _run(f"{family}.{method}", given, source, output, seed, target, allow_overlap, as_json)
+        recipe = _recipe(f"{family}.{method}", given, seed, _target(batch, device, runtime))
+        _run(recipe, source, output, allow_overlap, as_json)
 
     call.__doc__ = f"""Run one {family} step on SOURCE and save the result as a bundle.
 
@@ -116,35 +125,32 @@ def _option(name: str, hint: Any, text: str) -> Callable[[Any], Any]:
     return click.option(flag, name, type=kind, help=text)
 
 
-def _target(batch: str, device: str, runtime: str) -> Any:
+def _target(batch: str, device: str, runtime: str) -> "Target":
     from optimize.runs.recipe import build
     from serve.config.target import Target
 
     sizes = [int(size) if size.strip().isdigit() else size for size in batch.split(",")]
-    return build(Target, {"device": device, "runtime": runtime, "batch": sizes}, "--device, --runtime, --batch")
+    made: Target = build(Target, {"device": device, "runtime": runtime, "batch": sizes}, "--device, --runtime, --batch")
+    return made
 
 
-def _run(
-    name: str,
-    values: dict[str, Any],
-    source: str,
-    output: Path,
-    seed: int,
-    target: Any,
-    allow_overlap: bool,
-    as_json: bool,
-) -> None:
+def _recipe(name: str, values: dict[str, Any], seed: int, target: "Target") -> "Recipe":
+    """Return the recipe of one step."""
+    from optimize.runs.recipe import Recipe, build
+
+    return Recipe((build(NAMES[name], values, name),), seed, target=target)
+
+
+def _run(recipe: "Recipe", source: str, output: Path, allow_overlap: bool, as_json: bool) -> None:
     from optimize.report import table
-    from optimize.runs import follower, pipeline, recipe
+    from optimize.runs import follower, pipeline
     from optimize.runs import open as sources
-    from optimize.train import processes
+    from optimize.runs.run import Terms
 
-    if processes.rank():
-        return follower.follow()
-    step = recipe.build(NAMES[name], values, name)
     with follower.leading(), reporting() as progress:
         loaded = sources.load(source)
-        element = pipeline.apply_one(step, loaded, output, target, seed, progress, allow_overlap=allow_overlap)
+        terms = Terms(allow_overlap=allow_overlap)
+        element = pipeline.apply_one(recipe, loaded, output, terms=terms, progress=progress)
     if as_json:
         emit(document(**element, bundle=str(output)))
     else:

@@ -55,6 +55,7 @@ def run(
     from optimize.model.errors import BusyMachine, GateRefused
     from optimize.report import table
     from optimize.runs import follower, pipeline, recipe
+    from optimize.runs.run import Terms
     from optimize.source.load import load_workload
     from optimize.train import processes
 
@@ -67,11 +68,7 @@ def run(
                 load_workload(source),
                 output=output,
                 repository=repository,
-                force=force,
-                strict=strict,
-                allow_overlap=allow_overlap,
-                allow_unmeasured=allow_unmeasured,
-                patience=patience,
+                terms=Terms(force, strict, allow_overlap, allow_unmeasured, patience),
                 progress=progress,
             )
     except (BusyMachine, GateRefused) as refusal:

@@ -10,7 +10,7 @@ import numpy as np
 
 from modelathe.tensors import Arrays, TensorSpec
 from optimize.judge import ruler
-from optimize.judge.ruler import LIMIT, LOOKS, Speeds
+from optimize.judge.ruler import Speeds, Until
 from serve.config.target import Target
 
 if TYPE_CHECKING:
@@ -70,12 +70,7 @@ def speed(
     target: Target,
     *,
     baseline: str = "",
-    pairs: Sequence[tuple[str, str]] = (),
-    decide: Sequence[str] = (),
-    limit: float = LIMIT,
-    rounds: int = LOOKS[-1],
-    seconds: float = 20.0,
-    patience: float = 100.0,
+    until: Until = Until(),
 ) -> Speeds:
     """Time ONNX files against each other in the target's runtime, as `optimize.judge.ruler` says.
 
@@ -87,12 +82,7 @@ def speed(
         target: gives the runtime, the device, the cores and the batch sizes.
         baseline: the name of the file that runs in ONNX Runtime whatever the target says: the trained model, which a
             ratio in another runtime is against too. Without one, the first file is the baseline, in the target's.
-        pairs: the ratios that are to be clear; this and what follows as for `ruler.alternate`.
-        decide: files whose ratio to the baseline decides something.
-        limit: what a ratio is to be clear of.
-        rounds: how many at most.
-        seconds: for clear ratios.
-        patience: so many seconds more for those in `decide`.
+        until: when the rounds have said enough.
 
     Raises:
         BadGraph: the runtime cannot load or run one of the files.
@@ -106,17 +96,7 @@ def speed(
         with open_graph(files[name], plain if name == baseline else target) as session:
             return timed(session, arrays)
 
-    return ruler.alternate(
-        visit,
-        list(files),
-        baseline=baseline or next(iter(files)),
-        pairs=pairs,
-        decide=decide,
-        limit=limit,
-        rounds=rounds,
-        seconds=seconds,
-        patience=patience,
-    )
+    return ruler.alternate(visit, list(files), baseline=baseline or next(iter(files)), until=until)
 
 
 def feeds(inputs: Sequence[TensorSpec], batches: Sequence[int]) -> dict[int, Arrays]:

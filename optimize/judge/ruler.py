@@ -122,29 +122,14 @@ class Speeds:
         return self.ratios(CONTROL, self.baseline)
 
 
-def alternate(
-    visit: Visit,
-    names: Sequence[str],
-    *,
-    baseline: str,
-    pairs: Sequence[tuple[str, str]] = (),
-    decide: Sequence[str] = (),
-    limit: float = LIMIT,
-    rounds: int = LOOKS[-1],
-    seconds: float = 20.0,
-    patience: float = 100.0,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Speeds:
-    """Visit every subject once in each round, and the baseline twice, until the rounds say enough.
+@dataclass(frozen=True)
+class Until:
+    """When rounds have said enough: at a look where each ratio is clear, its interval beside `limit` or narrow.
 
-    They end at a look where each ratio is clear: its interval lies beside `limit`, or is narrow. After `seconds` only
-    those that decide something are waited for, and after `patience` more seconds nothing is; nine rounds there are
-    always, unless `rounds` says fewer.
+    After `seconds` only those that decide something are waited for, and after `patience` more seconds nothing is; nine
+    rounds there are always, unless `rounds` says fewer.
 
     Args:
-        visit: opens one subject, alone, and times it.
-        names: of the subjects.
-        baseline: one of them.
         pairs: the ratios that are to be clear, as subject and the one that it is compared with; each against the
             baseline unless given.
         decide: subjects whose ratio to the baseline decides something, so that patience pays.
@@ -152,26 +137,51 @@ def alternate(
         rounds: how many at most.
         seconds: for clear ratios.
         patience: so many seconds more for those in `decide`.
+    """
+
+    pairs: Sequence[tuple[str, str]] = ()
+    decide: Sequence[str] = ()
+    limit: float = LIMIT
+    rounds: int = LOOKS[-1]
+    seconds: float = 20.0
+    patience: float = 100.0
+
+
+def alternate(
+    visit: Visit,
+    names: Sequence[str],
+    *,
+    baseline: str,
+    until: Until = Until(),
+    clock: Callable[[], float] = time.perf_counter,
+) -> Speeds:
+    """Visit every subject once in each round, and the baseline twice, until the rounds say enough.
+
+    Args:
+        visit: opens one subject, alone, and times it.
+        names: of the subjects.
+        baseline: one of them.
+        until: when the rounds have said enough.
         clock: tells the seconds.
     """
     rng = np.random.default_rng(0)
     everyone = [*names, CONTROL]
-    wanted = list(pairs) or [(name, baseline) for name in names if name != baseline]
-    decisive = [(name, baseline) for name in decide]
+    wanted = list(until.pairs) or [(name, baseline) for name in names if name != baseline]
+    decisive = [(name, baseline) for name in until.decide]
     taken: dict[str, dict[int, list[float]]] = {name: defaultdict(list) for name in everyone}
     begun = clock()
-    for number in range(1, rounds + 1):
+    for number in range(1, until.rounds + 1):
         for index in rng.permutation(len(everyone)):
             name = everyone[index]
             for batch, value in visit(baseline if name == CONTROL else name).items():
                 taken[name][batch].append(value)
         passed = clock() - begun
-        if number >= FEWEST and passed > seconds + patience * bool(decide):
+        if number >= FEWEST and passed > until.seconds + until.patience * bool(decisive):
             break
         if number in LOOKS:
             speeds = Speeds(taken, baseline)
-            told = passed > seconds or _clear(speeds, wanted, limit, CLEAR)
-            if told and _clear(speeds, decisive, limit, DECIDED):
+            told = passed > until.seconds or _clear(speeds, wanted, until.limit, CLEAR)
+            if told and _clear(speeds, decisive, until.limit, DECIDED):
                 break
     return Speeds(taken, baseline, clock() - begun)
 

@@ -10,7 +10,7 @@ from modelathe.tensors import TensorSpec
 from optimize.judge import measure
 from optimize.judge.explain import Stage
 from optimize.judge.measure import Cost
-from optimize.judge.ruler import CONTROL, Speeds
+from optimize.judge.ruler import CONTROL, Speeds, Until
 from optimize.machine import doctor
 from serve.config.target import Target
 
@@ -103,5 +103,6 @@ def time(
         nothing: dict[str, dict[int, list[float]]] = {name: {} for name in (*names, CONTROL)}
         return Timing(files, labels, Speeds(nothing, TRAINED, 0.0), unmeasured)
     pairs = [*((name, before) for before, name in itertools.pairwise(names)), (names[-1], TRAINED)]
-    speeds = measure.speed(files, inputs, target, baseline=TRAINED, pairs=pairs, decide=names[-1:], patience=patience)
+    until = Until(pairs=pairs, decide=names[-1:], patience=patience)
+    speeds = measure.speed(files, inputs, target, baseline=TRAINED, until=until)
     return Timing(files, labels, speeds)

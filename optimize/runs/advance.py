@@ -20,8 +20,9 @@ from optimize.methods.table import METHODS
 from optimize.predict.module import TorchPredictor
 from optimize.predict.runtimes import open_graph
 from optimize.runs import digest, follower
-from optimize.runs.baseline import Progress, Trained, cost, graph_of, reusable
+from optimize.runs.baseline import cost, graph_of, reusable
 from optimize.runs.recipe import Recipe
+from optimize.runs.run import Run
 from optimize.source import sample, splits
 from optimize.source.workload import Workload, fewest
 from optimize.step import bundle as bundles
@@ -36,16 +37,7 @@ SAMPLES = 512
 
 
 def advance(
-    step: Any,
-    source: Bundle,
-    trained: Trained,
-    recipe: Recipe,
-    sets: splits.Sets,
-    key: Key,
-    folder: Path,
-    progress: Progress,
-    *,
-    last: bool = False,
+    step: Any, source: Bundle, this: Run, key: Key, folder: Path, *, last: bool = False
 ) -> tuple[Bundle, Quality, dict[str, Any]]:
     """Apply one step to a bundle; return the bundle that it saved in `folder`, its quality, and its lineage entry.
 
@@ -53,7 +45,7 @@ def advance(
 
     The graph of the `last` graph step goes without the names of its nodes, which no step will ask for.
     """
-    method = METHODS[type(step)]
+    method, recipe, progress = METHODS[type(step)], this.recipe, this.progress
     workload = source.workload
     checkpoints = folder.absolute().with_name(f".{folder.name}.checkpoint")
     checkpoint = checkpoints / key.digest[:16]
@@ -65,7 +57,7 @@ def advance(
         # The teacher is a model of its own: a step trains `source.module`, which may be the very same object.
         context = Context(
             follower.workload_for(step, workload),
-            trained.bundle.module,
+            this.trained.bundle.module,
             recipe.target,
             recipe.seed,
             place,
@@ -87,7 +79,7 @@ def advance(
             graph = drop_node_names(made) if last and method.stage == "graph" else made
         progress(f"{method.name}: evaluating", 0.9)
         treated = Bundle(workload, module, graph)
-        quality, judged = _judged(treated, method, trained, recipe, sets)
+        quality, judged = _judged(treated, method, this)
         entry = {
             "name": method.name,
             "config": {entry.name: getattr(step, entry.name) for entry in fields(step)},
@@ -106,15 +98,13 @@ def advance(
     return saved, quality, entry
 
 
-def _judged(
-    made: Bundle, method: Method, trained: Trained, recipe: Recipe, sets: splits.Sets
-) -> tuple[Quality, dict[str, Any]]:
+def _judged(made: Bundle, method: Method, this: Run) -> tuple[Quality, dict[str, Any]]:
     """Judge what a step made, in torch before the export; return its quality, and what the lineage says of it."""
-    workload, graph = made.workload, graph_of(made)
+    workload, graph, recipe, trained = made.workload, graph_of(made), this.recipe, this.trained
     in_torch = method.stage == "torch"
     with TorchPredictor(made.module, workload.outputs) if in_torch else open_graph(graph, recipe.target) as predictor:
         quality = evaluate(predictor, workload, trained.reference, largest_batch(workload, recipe))
-    overlap = {"overlap": dict(sets.overlap)} if sets.overlap else {}
+    overlap = {"overlap": dict(this.sets.overlap)} if this.sets.overlap else {}
     # A CPU computes what the graph says, in the precision that it has for it.
     emulated = {"emulated": True} if speed.lacking(recipe.target) and not in_torch else {}
     return quality, {"trained": trained.quality.document()["quality"], **quality.document(), **emulated, **overlap}
@@ -150,42 +140,40 @@ class Made:
     kept: int
 
 
-def every_step(recipe: Recipe, trained: Trained, sets: splits.Sets, folder: Path, progress: Progress) -> Made:
+def every_step(this: Run) -> Made:
     """Run the steps that have no bundle yet, and those after one that was made anew."""
+    recipe, trained = this.recipe, this.trained
     elements: list[dict[str, Any]] = []
     keys: dict[str, str] = {}
     current, quality, kept = trained.bundle, trained.quality, 0
-    for number, step in enumerate(recipe.steps, 1):
-        name, last = METHODS[type(step)].name, number == len(recipe.steps)
-        place = folder / folder_name(number, name)
-        key = digest.step(step, current, recipe, sets, last=last)
-        made = reusable(place, current.workload, key, progress) if kept == number - 1 else None
+    for number, (step, name) in enumerate(zip(recipe.steps, folders(recipe), strict=True), 1):
+        method, last, place = METHODS[type(step)], number == len(recipe.steps), this.folder / name
+        key = digest.step(step, current, recipe, this.sets, last=last)
+        made = reusable(place, current.workload, key, this.progress) if kept == number - 1 else None
         if made is None:
-            made, quality, _ = advance(step, current, trained, recipe, sets, key, place, progress, last=last)
+            made, quality, _ = advance(step, current, this, key, place, last=last)
         else:
             kept += 1
-            progress(f"{name}: kept from the last run", 1.0)
-            made, quality = _judged_again(made, current, METHODS[type(step)], trained, recipe, sets)
+            this.progress(f"{method.name}: kept from the last run", 1.0)
+            made, quality = _judged_again(made, current, method, this)
         elements.append(dict(made.lineage[-1]))
         keys[place.name] = key.digest
         current = made
     return Made(elements, current, quality, keys, kept)
 
 
-def _judged_again(
-    made: Bundle, before: Bundle, method: Method, trained: Trained, recipe: Recipe, sets: splits.Sets
-) -> tuple[Bundle, Quality]:
+def _judged_again(made: Bundle, before: Bundle, method: Method, this: Run) -> tuple[Bundle, Quality]:
     """Return a bundle that was kept and its quality; its lineage, on disk too, says what is found out today.
 
     Today's sets may overlap otherwise, today's machine may compute otherwise, and today's serving settings may send
     larger batches than those that its key knows of.
     """
-    quality, judged = _judged(made, method, trained, recipe, sets)
+    quality, judged = _judged(made, method, this)
     old = made.lineage[-1]
     entry = {**{key: value for key, value in old.items() if key not in ("overlap", "emulated")}, **judged}
     elsewhere = old.get("emulated") != judged.get("emulated")
-    if "deviation" in entry and (elsewhere or old.get("deviation_batch") != largest_batch(made.workload, recipe)):
-        entry |= _deviation(graph_of(made), made.workload, recipe)
+    if "deviation" in entry and (elsewhere or old.get("deviation_batch") != largest_batch(made.workload, this.recipe)):
+        entry |= _deviation(graph_of(made), made.workload, this.recipe)
     return bundles.retell(made, (*before.lineage, entry)), quality
 
 
@@ -198,6 +186,11 @@ def largest_batch(workload: Workload, recipe: Recipe) -> int:
     """Return the most samples that the result will be sent at once."""
     formed = model_config.max_batch_size(workload.inputs, recipe.target, recipe.serve)
     return formed or max(recipe.target.batch)  # without batches of the server, those that clients make
+
+
+def folders(recipe: Recipe) -> list[str]:
+    """Return the names of the steps' folders, in their order."""
+    return [folder_name(number, METHODS[type(step)].name) for number, step in enumerate(recipe.steps, 1)]
 
 
 def folder_name(number: int, name: str) -> str:

@@ -30,8 +30,9 @@ from optimize.predict.endpoint import EndpointPredictor, from_served, to_served
 from optimize.predict.predictor import cut
 from optimize.predict.runtimes import open_graph
 from optimize.predict.specs import output_specs
-from optimize.runs.baseline import Progress, Trained, graph_of
+from optimize.runs.baseline import graph_of
 from optimize.runs.recipe import Recipe
+from optimize.runs.run import Run
 from optimize.source import sample
 from optimize.source.workload import Workload, fewest
 from optimize.step.bundle import Bundle
@@ -77,64 +78,48 @@ def check(repository: Path, workload: Workload, target: Target) -> None:
     install.environment().require(model_config.backend(target))
 
 
-def prove(
-    made: Bundle,
-    trained: Trained,
-    quality: Quality,
-    recipe: Recipe,
-    folder: Path,
-    repository: Path,
-    gates: list[Gate],
-    force: bool,
-    strict: bool,
-    progress: Progress,
-) -> Proof:
+def prove(this: Run, made: Bundle, quality: Quality, repository: Path, gates: list[Gate]) -> Proof:
     """Serve `made`, judge it at the endpoint, and publish it unless a gate says no; a running `serve up` loads it.
 
     Args:
+        this: the run; its recipe gives budget, target and load, its folder takes the load test's results.
         made: the bundle to publish.
-        trained: what it is compared with.
         quality: the bundle's own quality in the target's runtime.
-        recipe: budget, target and load.
-        folder: the run's folder; takes the load test's results.
         repository: where it is published.
-        gates: what was judged so far; all of them passed, or `force` is set.
-        force: publish whatever the gates say.
-        strict: judge the worse end of the paired interval at the endpoint too.
-        progress: told what goes on.
+        gates: what was judged so far; all of them passed, or the run is forced.
 
     Raises:
         ServerFailed: the server over `repository` does not load it; what it served it still serves.
     """
-    workload = made.workload
+    workload, recipe = made.workload, this.recipe
     specs = output_specs(workload, graph_of(made), quality.outputs)
-    progress("serving the result", 0.0)
+    this.progress("serving the result", 0.0)
     model, inputs = workload.name, workload.inputs
     with staging.stage(repository, model, graph_of(made), inputs, specs, recipe.target, recipe.serve) as staged:
-        with server.running(staged.path, log=folder / "server.log", cache=False) as endpoint:
-            served, compared, found = _compare(endpoint, made, staged, trained, recipe, strict, progress)
-            loaded = _load(endpoint, staged, recipe, folder, compared["tolerance"], progress)
+        with server.running(staged.path, log=this.folder / "server.log", cache=False) as endpoint:
+            served, compared, found = _compare(this, endpoint, made, staged)
+            loaded = _load(this, endpoint, staged, compared["tolerance"])
         gates = [*gates, *found, *gate.load(recipe.budget, loaded)]
         version = None
-        if force or all(entry.passed for entry in gates):
-            progress("publishing", 0.9)
+        if this.terms.force or all(entry.passed for entry in gates):
+            this.progress("publishing", 0.9)
             told = {"parity": compared, "deviation": compared["deviation"], "tolerance": compared["tolerance"]}
             version = _publish(staged, made, gates, told)
     return Proof({**served.document(), "parity": compared}, loaded, gates, version)
 
 
-def unproven(made: Bundle, quality: Quality, recipe: Recipe, repository: Path, gates: list[Gate], why: str) -> Proof:
+def unproven(this: Run, made: Bundle, quality: Quality, repository: Path, gates: list[Gate], why: str) -> Proof:
     """Publish `made` from a machine that can neither serve nor time it; its lineage says so for ever.
 
     Args:
-        made: as for `prove`, and so are `quality`, `recipe`, `repository` and `gates`.
+        this: the run; its recipe gives the target and how it is served.
+        made: as for `prove`, and so are `repository` and `gates`.
         quality: judged on the CPU.
-        recipe: gives the target and how it is served.
         repository: where it is published.
         gates: what was judged.
         why: what was not measured.
     """
-    workload = made.workload
+    workload, recipe = made.workload, this.recipe
     specs = output_specs(workload, graph_of(made), quality.outputs)
     deviation = made.lineage[-1].get("deviation", 0.0)
     unknown = {"deviation": deviation, "tolerance": answers_of.tolerance(deviation), "unmeasured": why}
@@ -146,18 +131,12 @@ def unproven(made: Bundle, quality: Quality, recipe: Recipe, repository: Path, g
 
 
 def _compare(
-    endpoint: Endpoint,
-    made: Bundle,
-    staged: staging.Staged,
-    trained: Trained,
-    recipe: Recipe,
-    strict: bool,
-    progress: Progress,
+    this: Run, endpoint: Endpoint, made: Bundle, staged: staging.Staged
 ) -> tuple[Quality, dict[str, Any], list[Gate]]:
     """Judge the endpoint with the workload's metric, and both lanes of parity with the bundle."""
-    workload = made.workload
+    workload, recipe, trained = made.workload, this.recipe, this.trained
     largest = model_config.max_batch_size(workload.inputs, recipe.target, recipe.serve)
-    progress("evaluating the endpoint", 0.2)
+    this.progress("evaluating the endpoint", 0.2)
     with (
         open_graph(graph_of(made), recipe.target) as graph,
         EndpointPredictor(f"{endpoint.grpc}/{workload.name}") as predictor,
@@ -165,7 +144,7 @@ def _compare(
         answers, targets = collect(predictor, workload, largest)
         wanted, _ = collect(graph, workload, largest)
         same = parity.lane("same batches", [(answers, wanted)], answers_of.EXACT)
-        progress("comparing under the server's batching", 0.6)
+        this.progress("comparing under the server's batching", 0.6)
         samples = list(_samples(workload))
         alone = [graph.predict(sample) for sample in samples]
     deviation = made.lineage[-1].get("deviation", 0.0)
@@ -173,9 +152,9 @@ def _compare(
     batched = list(zip(_ask(endpoint, staged, samples), alone, strict=True))
     mixed = parity.lane("batched by the server", batched, tolerance)
     served = judge(workload, answers, targets, trained.reference)
-    difference = compare(workload, served.scores[0], trained.quality.scores[0])
+    first, reached = trained.quality.scores[0], served.scores[0]
     gates = [gate.parity(lane) for lane in (same, mixed)]
-    at_endpoint = gate.quality(recipe.budget, trained.quality.scores[0], served.scores[0], difference, strict)
+    at_endpoint = gate.quality(recipe.budget, first, reached, compare(workload, reached, first), this.terms.strict)
     gates.append(replace(at_endpoint, name=f"{at_endpoint.name} at the endpoint"))
     found = {
         "requests": same["requests"] + mixed["requests"],
@@ -213,15 +192,9 @@ def _ask(endpoint: Endpoint, staged: staging.Staged, samples: list[Arrays]) -> l
             client.close()
 
 
-def _load(
-    endpoint: Endpoint,
-    staged: staging.Staged,
-    recipe: Recipe,
-    folder: Path,
-    tolerance: answers_of.Tolerance,
-    progress: Progress,
-) -> dict[str, Any]:
-    progress(f"load test, {recipe.load.duration:g} s", 0.0)
+def _load(this: Run, endpoint: Endpoint, staged: staging.Staged, tolerance: answers_of.Tolerance) -> dict[str, Any]:
+    recipe, folder = this.recipe, this.folder
+    this.progress(f"load test, {recipe.load.duration:g} s", 0.0)
     plan = _plan(endpoint, recipe)
     results = folder / "load.jsonl"
     payloads = payload.generate([spec.served for spec in staged.inputs], PAYLOADS, recipe.seed)

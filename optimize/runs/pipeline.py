@@ -25,9 +25,10 @@ from optimize.methods.export.onnx import Onnx
 from optimize.methods.table import METHODS, NAMES
 from optimize.model.errors import BadGraph, BadRecipe, BadWorkload, BusyMachine, GateRefused
 from optimize.runs import digest, resume
-from optimize.runs.advance import advance, every_step, folder_name, measured
-from optimize.runs.baseline import Progress, Trained, cost, establish, graph_of, silent
+from optimize.runs.advance import advance, every_step, folder_name, folders, measured
+from optimize.runs.baseline import Progress, cost, establish, graph_of, silent
 from optimize.runs.recipe import Recipe, ordered
+from optimize.runs.run import Run, Terms
 from optimize.source import splits
 from optimize.source.workload import Workload, fewest
 from optimize.step import bundle as bundles
@@ -44,11 +45,7 @@ def run(
     *,
     output: Path | None = None,
     repository: Path | None = None,
-    force: bool = False,
-    strict: bool = False,
-    allow_overlap: bool = False,
-    allow_unmeasured: bool = False,
-    patience: float = speed.PATIENCE,
+    terms: Terms = Terms(),
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Run `recipe` on `workload` and return the `optimize run` document.
@@ -60,16 +57,11 @@ def run(
             model, code, data and config, is kept.
         repository: where the result is published after it was proven on a real server; without it the run ends with
             the bundle, and `endpoint`, `load` and `version` are None.
-        force: publish although a gate said no; the lineage says so for ever.
-        strict: judge the worse end of the paired interval, not the value.
-        allow_overlap: go on though evaluation samples stand in another set; lineage and page say so.
-        allow_unmeasured: publish what is made for a GPU from a machine that has none, so that neither its speed nor its
-            endpoint was measured; lineage and page say so.
-        patience: seconds that speed may be measured for longer than usual, until its promise is decided.
+        terms: what the user lets it do.
         progress: called with a text and the fraction of the current step.
 
     Raises:
-        GateRefused: a gate said no and `force` is not set; its `partial` is the document so far.
+        GateRefused: a gate said no and `terms.force` is not set; its `partial` is the document so far.
         BusyMachine: the same, where the machine alone was too busy for a gate to judge.
         BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.model.errors`.
     """
@@ -80,47 +72,37 @@ def run(
         from optimize.runs import endpoint
 
         endpoint.check(repository, workload, recipe.target)
-        if (lacking := speed.lacking(recipe.target)) and not allow_unmeasured:
+        if (lacking := speed.lacking(recipe.target)) and not terms.allow_unmeasured:
             fix = "run it on a machine that has one, leave --repository out, or say --allow-unmeasured"
             raise MachineError(f"nothing is published whose speed is {lacking}", where="--repository", fix=fix)
         if folder.resolve().is_relative_to(repository.resolve()):
             raise UsageError("the run's folder lies in the repository", where=str(folder), fix="name another --output")
     resume.check(folder)
-    sets = splits.read(workload, progress, allow_overlap=allow_overlap)
+    sets = splits.read(workload, progress, allow_overlap=terms.allow_overlap)
     folder.mkdir(parents=True, exist_ok=True)
     with scratch.alone(folder):
-        return _run(recipe, workload, sets, folder, repository, force, strict, patience, progress)
+        resume.prepare(folder, recipe, [folder_name(0, TRAINED), *folders(recipe)], progress)
+        key = digest.trained(workload, sets)
+        trained = establish(workload, folder / folder_name(0, TRAINED), key, progress)
+        return _run(Run(recipe, trained, sets, folder, terms, progress), repository)
 
 
-def _run(
-    recipe: Recipe,
-    workload: Workload,
-    sets: splits.Sets,
-    folder: Path,
-    repository: Path | None,
-    force: bool,
-    strict: bool,
-    patience: float,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Run in a folder that is this run's alone; arguments as for `run`."""
+def _run(this: Run, repository: Path | None) -> dict[str, Any]:
+    """Make every step, time and judge the result, prove and publish it; return the document."""
     from optimize.report import page
 
-    names = [METHODS[type(step)].name for step in recipe.steps]
-    folders = [folder_name(number, name) for number, name in enumerate((TRAINED, *names))]
-    resume.prepare(folder, recipe, folders, progress)
-    trained = establish(workload, folder / folders[0], digest.trained(workload, sets), progress)
+    recipe, trained, workload = this.recipe, this.trained, this.trained.bundle.workload
     gate.check_metric(recipe.budget, trained.quality.scores[0])
-    made = every_step(recipe, trained, sets, folder, progress)
+    made = every_step(this)
     elements, last, quality = made.elements, made.bundle, made.quality
-    resume.note(folder, {**trained.bundle.key.parts, **made.keys})
-    timing = _timed(trained.bundle, folder, elements, recipe, patience, progress)
+    resume.note(this.folder, {**trained.bundle.key.parts, **made.keys})
+    timing = _timed(this, elements)
     final = timing.result
     result = document(
         workload=workload.name,
         recipe=recipe.document(),
         resumed=made.kept > 0,
-        overlap=dict(sets.overlap),
+        overlap=dict(this.sets.overlap),
         trained=measured(trained.quality, timing.cost(trained.cost, TRAINED)),
         steps=elements,
         result=measured(quality, timing.cost(cost(last), final)),
@@ -132,64 +114,59 @@ def _run(
         version=None,
         environment=page.environment(recipe.target.device),
     )
-    gates = _gates(recipe, trained, last, quality, timing, strict)
-    gates += compiled(recipe.target, graph_of(last), workload.inputs, folder / "compiler.log")
+    gates = _gates(this, last, quality, timing)
+    gates += compiled(recipe.target, graph_of(last), workload.inputs, this.folder / "compiler.log")
     if recipe.target.device == "cuda" and not timing.unmeasured:
         recipe = replace(recipe, serve=curve.fill(recipe.serve, timing.speeds.latency_ms(final)))
     if recipe.target.runtime == "tensorrt" and recipe.serve.precision == "FP32":
         recipe = replace(recipe, serve=settings.read(recipe.serve.document() | _precision(last), "[serve]"))
-    if repository is not None and (force or all(entry.passed for entry in gates)):
+    if repository is not None and (this.terms.force or all(entry.passed for entry in gates)):
         from optimize.runs import endpoint
 
+        this = replace(this, recipe=recipe)
         if timing.unmeasured:
-            proof = endpoint.unproven(last, quality, recipe, repository, gates, timing.unmeasured)
+            proof = endpoint.unproven(this, last, quality, repository, gates, timing.unmeasured)
         else:
-            proof = endpoint.prove(last, trained, quality, recipe, folder, repository, gates, force, strict, progress)
+            proof = endpoint.prove(this, last, quality, repository, gates)
         gates = proof.gates
         result |= {"endpoint": proof.endpoint, "load": proof.load, "version": proof.version}
     result["places"] = _places(result)
     result["gates"] = [entry.document() for entry in gates]
-    result["report"] = str(page.write(result, folder))
-    files.write(folder / "run.json", json.dumps(result, indent=2, default=str))
-    if not force:
-        _stop(gates, folder, result)
+    result["report"] = str(page.write(result, this.folder))
+    files.write(this.folder / "run.json", json.dumps(result, indent=2, default=str))
+    if not this.terms.force:
+        _stop(gates, this.folder, result)
     return result
 
 
 def apply_one(
-    step: Any,
-    source: Bundle,
-    output: Path,
-    target: Target,
-    seed: int,
-    progress: Progress,
-    *,
-    allow_overlap: bool = False,
+    recipe: Recipe, source: Bundle, output: Path, *, terms: Terms = Terms(), progress: Progress = silent
 ) -> dict[str, Any]:
-    """Run one step on a bundle, save the result to `output`, and return its element of `steps[]`.
+    """Run the only step of `recipe` on a bundle, save the result to `output`, and return its element of `steps[]`.
 
     Raises:
-        BadData: an evaluation sample stands in another set, and `allow_overlap` is not set.
+        BadData: an evaluation sample stands in another set, and the terms do not allow it.
         BadRecipe: a torch step on a bundle that went through a graph step.
         The errors of `optimize.methods.apply.apply`.
     """
     before = tuple(config for entry in source.lineage if (config := _config(entry)) is not None)
-    ordered((*before, step), str(source.folder))
+    ordered((*before, *recipe.steps), str(source.folder))
     bundles.check(output.absolute())
     workload = source.workload
-    target = _declared(target, workload)
-    recipe = Recipe((step,), seed, target=target)
+    target = _declared(recipe.target, workload)
+    recipe = replace(recipe, target=target)
     (step,) = recipe.steps
     extra.require_runtime(target.runtime)
     steps_of.check_needs(step, workload)
-    sets = splits.read(workload, progress, allow_overlap=allow_overlap)
+    sets = splits.read(workload, progress, allow_overlap=terms.allow_overlap)
     with scratch.folder() as place:
         trained = establish(workload, place / TRAINED, digest.trained(workload, sets), progress)
+        this = Run(recipe, trained, sets, place, terms, progress)
         if source.graph is None:
             source = replace(source, graph=graph_of(trained.bundle), key=trained.bundle.key)
         # What the bundle was made of is not what trains it now: the user's code of today does.
         key = Key({**trained.bundle.key.parts, **digest.step(step, source, recipe, sets).parts})
-        made, quality, element = advance(step, source, trained, recipe, sets, key, output, progress)
+        made, quality, element = advance(step, source, this, key, output)
         progress("measuring speed", 0.0)
         files = {TRAINED: graph_of(trained.bundle), "source": graph_of(source), "result": graph_of(made)}
         if not source.lineage:
@@ -249,7 +226,7 @@ def _check(recipe: Recipe, workload: Workload) -> None:
         raise BadWorkload(
             "was not loaded from a file",
             where=workload.name,
-            fix='use optimize.source.load.load_workload_workload("path/to/file.py:function")',
+            fix='use optimize.source.load.load_workload("path/to/file.py:function")',
         )
     extra.require_runtime(recipe.target.runtime)
     for step in recipe.steps:
@@ -266,20 +243,13 @@ def _check(recipe: Recipe, workload: Workload) -> None:
     settings.check(recipe.serve, workload.inputs, outputs, recipe.target, formed)
 
 
-def _timed(
-    trained: Bundle,
-    folder: Path,
-    elements: list[dict[str, Any]],
-    recipe: Recipe,
-    patience: float,
-    progress: Progress,
-) -> Timing:
+def _timed(this: Run, elements: list[dict[str, Any]]) -> Timing:
     """Time every step's ONNX file with the trained one's, and add times and ratios to the elements."""
-    progress("measuring speed", 0.0)
-    names = [folder_name(number, element["name"]) for number, element in enumerate(elements, 1)]
-    files = {TRAINED: graph_of(trained), **{name: folder / name / bundles.GRAPH for name in names}}
+    this.progress("measuring speed", 0.0)
+    names, trained = folders(this.recipe), this.trained.bundle
+    files = {TRAINED: graph_of(trained), **{name: this.folder / name / bundles.GRAPH for name in names}}
     labels = [TRAINED, *(element["name"] for element in elements)]
-    timing = speed.time(files, labels, trained.workload.inputs, recipe.target, patience)
+    timing = speed.time(files, labels, trained.workload.inputs, this.recipe.target, this.terms.patience)
     for name, element in zip(names, elements, strict=True):
         times = {"latency_ms": timing.speeds.latency_ms(name), "throughput": timing.speeds.throughput(name)}
         by_batch = {key: {str(batch): value for batch, value in found.items()} for key, found in times.items()}
@@ -288,18 +258,10 @@ def _timed(
     return timing
 
 
-def _gates(
-    recipe: Recipe,
-    trained: Trained,
-    last: Bundle,
-    quality: Quality,
-    timing: Timing,
-    strict: bool,
-) -> list[Gate]:
-    workload = last.workload
-    first, result = trained.quality.scores[0], quality.scores[0]
-    difference = compare(workload, result, first)
-    gates = [gate.quality(recipe.budget, first, result, difference, strict)]
+def _gates(this: Run, last: Bundle, quality: Quality, timing: Timing) -> list[Gate]:
+    recipe, first, result = this.recipe, this.trained.quality.scores[0], quality.scores[0]
+    difference = compare(last.workload, result, first)
+    gates = [gate.quality(recipe.budget, first, result, difference, this.terms.strict)]
     gates += gate.size(recipe.budget, measure.file_bytes(graph_of(last)))
     stages = timing.stages()
     promises = set().union(*(METHODS[type(step)].promises for step in recipe.steps))

@@ -37,9 +37,8 @@ class Recipe:
     """A run in data: everything that is needed to do it again.
 
     Args:
-        steps: configs whose types stand in `METHODS`, torch steps before graph steps; the export
-            is
-            inserted where it is missing.
+        steps: configs whose types stand in `METHODS`, torch steps before graph steps; the export is inserted where it
+            is missing.
         seed: seeds every random choice.
         budget: what the result must keep and may cost.
         target: where the result will run.

@@ -8,6 +8,7 @@ from typing import Any
 
 from optimize.judge import effect as effects
 from optimize.judge import measure
+from optimize.judge.ruler import Until
 from optimize.methods.export.onnx import export
 from optimize.methods.table import BY_NAME, METHODS, NAMES
 from optimize.model.errors import BadBundle, BadGraph, BadModel, BadRecipe, NoEffect
@@ -114,7 +115,7 @@ def _alone(config: Any, subject: Any, members: Sequence[str], folder: Path, cont
 def _timed(untimed: effects.Effect, path: Path, against: effects.Untreated, context: Context) -> effects.Effect:
     """Return the effect with its speed, measured against the untreated file."""
     files = {"untreated": against.path, "treated": path}
-    speeds = measure.speed(files, context.workload.inputs, context.target, seconds=SECONDS)
+    speeds = measure.speed(files, context.workload.inputs, context.target, until=Until(seconds=SECONDS))
     ratios = speeds.ratios("treated", "untreated")
     return replace(
         untimed,

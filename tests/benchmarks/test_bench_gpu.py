@@ -57,7 +57,7 @@ def test_what_is_served_answers_as_the_session_here(
 ) -> None:
     made = small(bench, name)
     files = bench.gpu.graphs(made, target, tmp_path)
-    speeds = measure.speed(files, made.inputs, target, baseline="fp32", seconds=0.5)
+    speeds = measure.speed(files, made.inputs, target, baseline="fp32", until=ruler.Until(seconds=0.5))
     settings = bench.gpu.served_as(speeds)
     assert set(settings) == {"fp32", "fp16", "unbatched"}
     bench.gpu.publish(tmp_path / "repository", made, files, settings, target)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import nn
 
 from optimize.judge import macs, measure
+from optimize.judge.ruler import Until
 from optimize.methods.export.onnx import export
 from optimize.model.errors import BusyMachine, NoEffect
 
@@ -89,10 +90,7 @@ def _latency(original: nn.Module, wanted: float, context: "Context") -> Callable
             {"whole": whole, "part": part},
             workload.inputs,
             target,
-            decide=["part"],
-            limit=1 / (1 - wanted),
-            seconds=SECONDS,
-            patience=PATIENCE,
+            until=Until(decide=["part"], limit=1 / (1 - wanted), seconds=SECONDS, patience=PATIENCE),
         )
         (batch,) = target.batch
         if (control := speeds.control()[batch]).senseless:

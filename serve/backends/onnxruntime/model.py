@@ -22,8 +22,7 @@ Of what the native backend documents (its README, and Triton's model configurati
     KIND_GPU, the accelerator cuda and its options                  tested on an H200. A session that lacks a provider
                                                                     is refused.
     the accelerator tensorrt and its options                        written as documented, not run
-    the accelerator tensorrt-rtx, ONNX Runtime's plug-in            of ours alone; loaded on an H200, which it does not
-                                                                    take
+    the accelerator tensorrt-rtx, ONNX Runtime's plug-in            of ours alone; loaded on an H200: takes none
     IO binding on a GPU, output_pinned_memory                       tested on an H200. Strings go without it.
     input_pinned_memory                                             has no effect: Triton hands over plain memory
     BF16, batch_input and batch_output, ragged batches, the CPU

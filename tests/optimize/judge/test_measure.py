@@ -12,7 +12,7 @@ from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
 from optimize.graph import graph
 from optimize.judge import macs, measure
 from optimize.judge.measure import Cost
-from optimize.judge.ruler import Speeds
+from optimize.judge.ruler import Speeds, Until
 from optimize.methods.export.onnx import export
 from optimize.model.errors import BadGraph
 from optimize.predict import runtimes as predict
@@ -121,7 +121,7 @@ def test_one_file_at_a_time_is_opened_anew_in_every_round(
     rests: list[float] = []
     monkeypatch.setitem(predict.RUNTIMES, "onnxruntime", Noting)
     monkeypatch.setattr(time, "sleep", rests.append)
-    measure.speed(files, ROW, Target(cores=1, batch=(1, 4)), rounds=2)
+    measure.speed(files, ROW, Target(cores=1, batch=(1, 4)), until=Until(rounds=2))
     assert [sorted(opened[:3]), sorted(opened[3:])] == [["a", "a", "b"]] * 2, "the first file twice, for the control"
     assert rests == [measure.REST] * 6
     assert not now
@@ -143,7 +143,7 @@ def test_the_fastest_call_counts_after_three_at_least(monkeypatch: pytest.Monkey
 @pytest.mark.timed
 def test_a_file_against_itself_is_1(small: Path, tmp_path: Path) -> None:
     files = {name: Path(shutil.copy(small, tmp_path / f"{name}.onnx")) for name in ("a", "b")}
-    speeds = measure.speed(files, ROW, Target(batch=(1, 16)), decide=["b"])
+    speeds = measure.speed(files, ROW, Target(batch=(1, 16)), until=Until(decide=["b"]))
     for found in (speeds.ratios("b", "a"), speeds.control()):
         for ratio in found.values():
             assert not ratio.senseless

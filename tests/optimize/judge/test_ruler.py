@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from optimize.judge import ruler
-from optimize.judge.ruler import CONTROL, FEWEST, LOOKS, Ratio, Speeds
+from optimize.judge.ruler import CONTROL, FEWEST, LOOKS, Ratio, Speeds, Until
 
 BATCHES = (1, 32)
 
@@ -44,7 +44,7 @@ def simulated(machine: Machine, faster: float, seed: int) -> Speeds:
         true = {"base": 1.0, "new": 1 / faster}[name]
         return {batch: 1e-3 * batch * true * slow * float(rng.lognormal(0, machine.noise)) for batch in BATCHES}
 
-    return ruler.alternate(visit, ["base", "new"], baseline="base", decide=["new"], clock=lambda: now[0])
+    return ruler.alternate(visit, ["base", "new"], baseline="base", until=Until(decide=["new"]), clock=lambda: now[0])
 
 
 def ratios(machine: Machine, faster: float, runs: int) -> list[list[Ratio]]:
@@ -100,7 +100,7 @@ def counted(took: Callable[[str], float], cost: float = 1.0, **options: object) 
         return {1: took(name)}
 
     clock = lambda: len(visits) * cost  # noqa: E731
-    found = ruler.alternate(visit, ["base", "new"], baseline="base", clock=clock, **options)  # type: ignore[arg-type]
+    found = ruler.alternate(visit, ["base", "new"], baseline="base", until=Until(**options), clock=clock)  # type: ignore[arg-type]
     return found, [visits[at : at + 3] for at in range(0, len(visits), 3)]
 
 

@@ -9,11 +9,12 @@ import pytest
 
 from modelathe.errors import ModelatheError
 from optimize.judge import explain, ruler, speed
-from optimize.judge.ruler import CONTROL, Speeds
+from optimize.judge.ruler import CONTROL, Speeds, Until
 from optimize.judge.speed import Timing
 from optimize.model.errors import BusyMachine, GateRefused
 from optimize.report import table
 from optimize.runs import pipeline, recipe
+from optimize.runs.run import Terms
 from optimize.source.workload import Workload
 from serve.config.target import Target
 
@@ -55,9 +56,9 @@ def test_the_step_that_costs_speed_is_warned_of_though_the_result_is_faster(tmp_
 def alternating(times: Mapping[str, Sequence[float]]) -> Callable[..., Speeds]:
     """Return what stands in for the ruler, with these times of each step in nine rounds."""
 
-    def rounds(visit: object, names: Sequence[str], *, baseline: str, **how: object) -> Speeds:
-        assert how["decide"] == [names[-1]]
-        assert how["patience"] == 7.0
+    def rounds(visit: object, names: Sequence[str], *, baseline: str, until: Until) -> Speeds:
+        assert until.decide == [names[-1]]
+        assert until.patience == 7.0
         seconds = {name: {1: list(times[name.rpartition("-")[2]])} for name in names}
         return Speeds({**seconds, CONTROL: {1: list(times[CONTROL])}}, baseline, took=9.0)
 
@@ -76,7 +77,7 @@ def test_only_a_speed_that_is_shown_passes(small: Workload, tmp_path: Path, monk
     def run(quantized: list[float], control: list[float]) -> dict[str, Any]:
         times = {"trained": STEADY, "export.onnx": STEADY, "quantize.dynamic": quantized, CONTROL: control}
         monkeypatch.setattr(ruler, "alternate", alternating(times))
-        return pipeline.run(plan, small, output=tmp_path / "run", patience=7.0)
+        return pipeline.run(plan, small, output=tmp_path / "run", terms=Terms(patience=7.0))
 
     assert all(gate["passed"] for gate in run([0.5] * 9, STEADY)["gates"])
     refusals: list[tuple[list[float], list[float], type[ModelatheError], str]] = [
@@ -109,7 +110,7 @@ def test_the_same_graph_is_as_fast_as_itself(small: Workload, tmp_path: Path) ->
 
 
 def test_files_are_timed_until_the_result_is_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def noting(visit: object, names: Sequence[str], **how: object) -> Speeds:
         asked.update(how, names=names)
@@ -118,5 +119,6 @@ def test_files_are_timed_until_the_result_is_decided(tmp_path: Path, monkeypatch
     monkeypatch.setattr(ruler, "alternate", noting)
     speed.time(timing(tmp_path).files, list(TIMES), (), Target(batch=(1,)), patience=3.0)
     names = list(TIMES)
-    assert asked["names"] == names and asked["decide"] == names[-1:] and asked["patience"] == 3.0
-    assert asked["pairs"] == [*zip(names[1:], names, strict=False), (names[-1], "trained")]
+    until = asked["until"]
+    assert asked["names"] == names and until.decide == names[-1:] and until.patience == 3.0
+    assert until.pairs == [*zip(names[1:], names, strict=False), (names[-1], "trained")]

@@ -23,6 +23,7 @@ from optimize.methods.table import METHODS
 from optimize.model.errors import BadBundle
 from optimize.runs import advance, baseline, digest, pipeline, recipe
 from optimize.runs.recipe import Recipe
+from optimize.runs.run import Run
 from optimize.source import splits, workload
 from optimize.source.code import code
 from optimize.source.load import load_workload
@@ -123,7 +124,8 @@ def make(
         trained = baseline.establish(
             user, place / "run" / "0-trained", digest.trained(user, sets), lambda text, _: said.append(text)
         )
-        last = advance.every_step(plan, trained, sets, place / "run", lambda text, _: said.append(text)).bundle
+        this = Run(plan, trained, sets, place / "run", progress=lambda text, _: said.append(text))
+        last = advance.every_step(this).bundle
     return [name for name in STEPS if f"{name}: kept from the last run" in said], said, last
 
 
@@ -184,7 +186,7 @@ def test_a_single_step_resumes_only_what_the_code_of_today_began(place: Path) ->
 
         loaded, target = bundle.load(source, fresh(place)), Target(batch=(1,), cores=1)
         with pytest.raises(Anew):
-            pipeline.apply_one(Logits(epochs=9), loaded, place / "made", target, 0, progress)
+            pipeline.apply_one(Recipe((Logits(epochs=9),), target=target), loaded, place / "made", progress=progress)
         return any("resumes" in text for text in said)
 
     found = [killed(), killed()]
@@ -306,7 +308,7 @@ def test_the_lineage_of_a_kept_step_says_what_is_judged_today(place: Path) -> No
     user, plan = fresh(place), recipe.parse(PLAN)
     sets = replace(splits.read(user), overlap={"selection": 3})
     trained = baseline.establish(user, place / "run" / "0-trained", digest.trained(user, sets))
-    found = advance.every_step(plan, trained, sets, place / "run", lambda text, fraction: None)
+    found = advance.every_step(Run(plan, trained, sets, place / "run"))
     assert found.kept == 3
     assert [entry["overlap"] for entry in found.elements] == [{"selection": 3}] * 3
     assert [[entry["overlap"] for entry in lineage] for lineage in lineages()] == [

@@ -17,6 +17,8 @@ from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.predict.specs import output_specs
 from optimize.runs import endpoint, recipe
 from optimize.runs.baseline import Trained, cost
+from optimize.runs.run import Run, Terms
+from optimize.source.splits import Sets
 from optimize.source.workload import Batch, Workload
 from optimize.step.bundle import Bundle
 from serve.config import model_config
@@ -63,7 +65,7 @@ def made(small: Workload, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("spoiled", [False, True])
 def test_the_endpoint_is_judged_strictly_and_nan_is_no_answer(
-    strict: bool, spoiled: bool, made: Bundle, monkeypatch: pytest.MonkeyPatch
+    strict: bool, spoiled: bool, made: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert made.graph is not None
     graph = made.graph
@@ -82,7 +84,8 @@ def test_the_endpoint_is_judged_strictly_and_nan_is_no_answer(
     budget = recipe.parse({"budget": {"max_drop": 0.005}, "step": [{"use": "export.onnx"}]})
     server: Any = type("Endpoint", (), {"grpc": "grpc://127.0.0.1:1"})
     staged: Any = None  # the stand-in for asking needs none
-    _, parity, gates = endpoint._compare(server, made, staged, trained, budget, strict, lambda _text, _fraction: None)
+    this = Run(budget, trained, Sets({}, {}), tmp_path, Terms(strict=strict))
+    _, parity, gates = endpoint._compare(this, server, made, staged)
     same, batched, quality = gates
     assert same.passed
     assert batched.passed is not spoiled
@@ -140,10 +143,8 @@ def test_a_number_for_each_sample_is_served_proven_and_published(
     with TorchPredictor(made.module, load.outputs) as torch_side:
         quality = evaluate(torch_side, load)
     trained = Trained(made, quality, cost(made))
-    proof = endpoint.prove(
-        *(made, trained, quality, recipe.parse(asked), tmp_path, tmp_path / "repository", [], True, False),
-        lambda _text, _fraction: None,
-    )
+    this = Run(recipe.parse(asked), trained, Sets({}, {}), tmp_path, Terms(force=True))
+    proof = endpoint.prove(this, made, quality, tmp_path / "repository", [])
     # How fast the client was is not the matter here.
     judged = [entry.document() for entry in proof.gates if not entry.name.startswith("load")]
     assert len(judged) == 3

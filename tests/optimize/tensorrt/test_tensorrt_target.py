@@ -23,6 +23,7 @@ from optimize.model.errors import BadGraph
 from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.predict.runtimes import open_graph
 from optimize.runs import advance, baseline, digest, recipe
+from optimize.runs.run import Run
 from optimize.source import splits
 from optimize.source.workload import Batch, Workload
 from optimize.step import bundle as bundles
@@ -286,7 +287,7 @@ def test_what_a_cpu_judged_in_a_gpus_place_is_judged_anew_on_the_gpu(
     trained = baseline.establish(small, tmp_path / "0-trained", digest.trained(small, sets))
 
     def entry() -> dict[str, Any]:
-        made = advance.every_step(asked, trained, sets, tmp_path, lambda text, share: None)
+        made = advance.every_step(Run(asked, trained, sets, tmp_path))
         return dict(made.bundle.lineage[-1])
 
     assert entry()["emulated"]

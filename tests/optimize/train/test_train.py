@@ -20,6 +20,7 @@ from optimize.methods.distill.logits import Logits
 from optimize.model.errors import BadModel
 from optimize.predict.module import forward
 from optimize.runs import advance, baseline, pipeline, recipe
+from optimize.runs.run import Run, Terms
 from optimize.source.load import load_workload
 from optimize.source.splits import Sets
 from optimize.source.workload import Batch, Workload
@@ -116,8 +117,9 @@ def test_only_the_same_bundle_finds_a_checkpoint(tmp_path: Path) -> None:
             if re.search(r"epoch \d,", text):
                 raise Killed
 
+        this = Run(plan, trained, Sets({}, {}), place.parent, progress=progress)
         with pytest.raises(Killed):
-            advance.advance(Logits(epochs=9), trained.bundle, trained, plan, Sets({}, {}), key, place, progress)
+            advance.advance(Logits(epochs=9), trained.bundle, this, key, place)
         return any("resumes" in text for text in said)
 
     first, other = Key({"config": "1"}), Key({"config": "2"})
@@ -198,7 +200,7 @@ def test_a_run_that_starts_anew_forgets_its_checkpoints(small: Workload, tmp_pat
             recipe.load(tmp_path / "recipe.toml"),
             load_workload(f"{SMALL}:workload"),
             output=tmp_path / "run",
-            patience=0.0,
+            terms=Terms(patience=0.0),
             progress=progress,
         )
         return said

@@ -21,6 +21,7 @@ from modelathe.tensors import BATCH, Arrays, TensorSpec
 from optimize.graph import graph
 from optimize.judge import measure
 from optimize.judge.evaluate import evaluate
+from optimize.judge.ruler import Until
 from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize import nncf
@@ -166,7 +167,7 @@ def test_the_baseline_stays_in_onnx_runtime(
         monkeypatch.setitem(predict.RUNTIMES, runtime, noting(runtime))  # type: ignore[arg-type]
     files = {"trained": exported, "result": save_copy(exported, tmp_path)}
     target = replace(OPENVINO, batch=(1,))
-    measure.speed(files, small.inputs, target, baseline="trained", rounds=1, seconds=0.0)
+    measure.speed(files, small.inputs, target, baseline="trained", until=Until(rounds=1, seconds=0.0))
     once, twice = (tmp_path.name, "openvino"), (exported.parent.name, "onnxruntime")
     assert sorted(seen) == sorted([once, twice, twice]), "the baseline again, for the control"
 

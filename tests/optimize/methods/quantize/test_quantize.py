@@ -16,6 +16,7 @@ from torch import nn
 from modelathe.tensors import BATCH, Dim, TensorSpec
 from optimize.graph import graph
 from optimize.judge import measure
+from optimize.judge.ruler import Until
 from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.methods.quantize import calibrate
@@ -27,6 +28,7 @@ from optimize.predict.module import TorchPredictor
 from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.runs import pipeline
 from optimize.runs.recipe import Recipe
+from optimize.runs.run import Terms
 from optimize.source.workload import Batch, Workload
 from optimize.step.contract import Context
 from serve.config.target import Target
@@ -260,7 +262,8 @@ def test_dynamic_quantizes_lstms_and_is_faster(quantize: Quantize, tmp_path: Pat
     assert kernels(path, tmp_path).count("DynamicQuantizeLSTM") == 2
     assert distance(path, made) < 0.1
     assert path.stat().st_size < 0.27 * source.stat().st_size
-    speeds = measure.speed({"float": source, "int8": path}, made.inputs, Target(batch=(16,), cores=1), seconds=5.0)
+    files, target = {"float": source, "int8": path}, Target(batch=(16,), cores=1)
+    speeds = measure.speed(files, made.inputs, target, until=Until(seconds=5.0))
     assert speeds.ratios("int8", "float")[16].high > 1
 
 
@@ -351,7 +354,7 @@ def test_the_file_keeps_names_and_dynamic_axes_and_sheds_the_rest(quantize: Quan
 @pytest.mark.slow
 def test_nodes_keep_their_names_until_the_last_step_of_a_recipe(small: Workload, tmp_path: Path) -> None:
     steps = (Dynamic(exclude=("hidden/*", "out/*")), Dynamic(exclude=("hidden/*",)))
-    pipeline.run(Recipe(steps), small, output=tmp_path / "run", force=True, patience=0.0)
+    pipeline.run(Recipe(steps), small, output=tmp_path / "run", terms=Terms(force=True, patience=0.0))
 
     def names(number: int) -> list[str | None]:
         (folder,) = (tmp_path / "run").glob(f"{number}-*")

@@ -1,0 +1,50 @@
+"""Run: what all stages of one run share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from optimize.judge import speed
+from optimize.runs.baseline import Progress, Trained, silent
+from optimize.runs.recipe import Recipe
+from optimize.source.splits import Sets
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a user lets a run do that it would not do by itself.
+
+    Args:
+        force: publish although a gate said no; the lineage says so for ever.
+        strict: judge the worse end of the paired interval, not the value.
+        allow_overlap: go on though evaluation samples stand in another set; lineage and page say so.
+        allow_unmeasured: publish what is made for a GPU from a machine that has none, so that neither its speed nor its
+            endpoint was measured; lineage and page say so.
+        patience: seconds that speed may be measured for longer than usual, until its promise is decided.
+    """
+
+    force: bool = False
+    strict: bool = False
+    allow_overlap: bool = False
+    allow_unmeasured: bool = False
+    patience: float = speed.PATIENCE
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as its stages see it.
+
+    Args:
+        recipe: seed, budget, target and steps.
+        trained: the model that everything is compared with.
+        sets: which samples judge and which do not.
+        folder: takes what the run makes.
+        terms: what the user lets it do.
+        progress: called with a text and the fraction of the current step.
+    """
+
+    recipe: Recipe
+    trained: Trained
+    sets: Sets
+    folder: Path
+    terms: Terms = Terms()
+    progress: Progress = silent
