@@ -1,5 +1,7 @@
 """The command `optimize`: the list of its commands, nothing else."""
 
+import logging
+
 import click
 
 from modelathe.commandline import CommandGroup, version
@@ -10,6 +12,9 @@ from optimize.commands import compare, doctor, evaluate, inspect, method, run, s
 @click.version_option(version(), prog_name="modelathe optimize")
 def main() -> None:
     """Turn a trained PyTorch model into a smaller, faster one behind a Triton endpoint, with proof."""
+    # Loading torchao, as transformers does, warns of kernels for other GPUs and of torch's future.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 main.add_command(run.run)

@@ -278,3 +278,15 @@ def test_a_wrong_call(args: list[str], group: CommandGroup, capsys: pytest.Captu
     assert err.startswith("error: ")
     assert "--help" in err
     assert not out or json.loads(out)["error"]["exit"] == 2
+
+
+def test_nothing_is_said_of_kernels_that_torchao_has_for_gpus() -> None:
+    """It reaches a user through transformers, whose import loads it, before a word of ours."""
+    code = (
+        "import contextlib, optimize.cli\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    optimize.cli.main(['show', '--help'])\n"
+        "import torchao.quantization\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
