@@ -43,7 +43,7 @@ MLP, TEXTS = "mlp", serving.TEXTS
 TOKENS = 32
 CONCURRENCIES = (1, 8, 32)
 MLP_RATE = 11000
-LONGEST = 1200.0
+LONGEST = 600.0
 """Seconds beside one peer, after which there are no more rounds, if there were nine."""
 SCRIPT = """
 local file = io.open("{body}", "rb")
@@ -320,7 +320,7 @@ def publish(place: Path, model: str, onnx: Path) -> None:
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(PEERS)))
-@click.option("--seconds", default=3, help="Length of one load.")
+@click.option("--seconds", default=2, help="Length of one load.")
 def main(names: tuple[str, ...], seconds: int) -> None:
     """Measure our server beside each peer and print the ratios."""
     if shutil.which("wrk") is None:
