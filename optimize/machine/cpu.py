@@ -17,6 +17,11 @@ def flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:
     return set(line.partition(":")[2].split())
 
 
+def has_bfloat16() -> bool:
+    """Return whether this machine's CPU is known to have products of bfloat16."""
+    return not flags().isdisjoint(BFLOAT16)
+
+
 def lacks_bfloat16() -> bool:
     """Return whether this machine's CPU is known to have no products of bfloat16."""
     found = flags()

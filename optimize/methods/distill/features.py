@@ -37,8 +37,9 @@ class Features:
         default=1.0, ge=0, allow_inf_nan=False, description="Weight of drawing the outputs to the trained model's."
     )
     student: str = Field(default="", description="The workload's student to train; the model as it comes unless named.")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Of the forward passes; bfloat16 is faster where the hardware has it."
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        default="float32",
+        description="Of the forward passes; bfloat16 is faster where the hardware has it, and what auto takes there.",
     )
 
 
@@ -69,7 +70,7 @@ def apply(config: Features, module: "nn.Module", context: "Context") -> "nn.Modu
     from optimize.train import fit as train
 
     workload = context.workload
-    teacher.say_precision(config.precision, context, "distill.features")
+    precision = teacher.precision(config.precision, context, "distill.features")
     student = teacher.student(config.student, module, context, "distill.features")
     pairs = layers.paired(config.layers, student, context.trained)
     torch.manual_seed(context.seed)
@@ -77,8 +78,8 @@ def apply(config: Features, module: "nn.Module", context: "Context") -> "nn.Modu
 
         def objective(_learner: "nn.Module", inputs: train.Tensors, _targets: Any) -> torch.Tensor:
             with torch.no_grad():
-                wanted = teacher.outputs(context.trained, inputs, workload.outputs, config.precision)
-            given = teacher.outputs(student, inputs, workload.outputs, config.precision)
+                wanted = teacher.outputs(context.trained, inputs, workload.outputs, precision)
+            given = teacher.outputs(student, inputs, workload.outputs, precision)
             where = padding.tokens(workload, inputs)
             value = match.distance(where)
             if config.output_weight:

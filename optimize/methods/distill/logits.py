@@ -46,8 +46,9 @@ class Logits:
         "one class, and where the targets are a 0 or 1 for each class and not one 1 in all.",
     )
     student: str = Field(default="", description="The workload's student to train; the model as it comes unless named.")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Of the forward passes; bfloat16 is faster where the hardware has it."
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        default="float32",
+        description="Of the forward passes; bfloat16 is faster where the hardware has it, and what auto takes there.",
     )
 
 
@@ -117,9 +118,9 @@ def apply(config: Logits, module: "nn.Module", context: "Context") -> "nn.Module
 
     workload = context.workload
     output = teacher.output_of(context, config.logits, "distill.logits")
-    teacher.say_precision(config.precision, context, "distill.logits")
+    precision = teacher.precision(config.precision, context, "distill.logits")
     student = teacher.student(config.student, module, context, "distill.logits")
-    trained = teacher.Teacher(context, config.precision)
+    trained = teacher.Teacher(context, precision)
     inputs, targets = next(train.tensors(workload))
     first = trained(inputs)[output]
     _check(config, first, output, workload.name)
@@ -127,7 +128,7 @@ def apply(config: Logits, module: "nn.Module", context: "Context") -> "nn.Module
     independent = config.form == "sigmoid" or (config.form == "auto" and _are_independent(first, targets, axis))
 
     def objective(student: "nn.Module", inputs: train.Tensors, targets: Any) -> "torch.Tensor":
-        outputs = teacher.outputs(student, inputs, workload.outputs, config.precision)
+        outputs = teacher.outputs(student, inputs, workload.outputs, precision)
         logits, wanted = outputs[output], trained(inputs)[output]
         where = padding.tokens(workload, inputs)
         value = loss(logits, wanted, config.temperature, axis, where, independent=independent)

@@ -36,8 +36,9 @@ class Relations:
         default=1.0, ge=0, allow_inf_nan=False, description="Weight of drawing the outputs to the trained model's."
     )
     student: str = Field(default="", description="The workload's student to train; the model as it comes unless named.")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Of the forward passes; bfloat16 is faster where the hardware has it."
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        default="float32",
+        description="Of the forward passes; bfloat16 is faster where the hardware has it, and what auto takes there.",
     )
 
 
@@ -86,9 +87,9 @@ def apply(config: Relations, module: "nn.Module", context: "Context") -> "nn.Mod
 
     workload = context.workload
     output = teacher.output_of(context, config.embedding, "distill.relations")
-    teacher.say_precision(config.precision, context, "distill.relations")
+    precision = teacher.precision(config.precision, context, "distill.relations")
     student = teacher.student(config.student, module, context, "distill.relations")
-    trained = teacher.Teacher(context, config.precision)
+    trained = teacher.Teacher(context, precision)
     first = next(train.tensors(workload))[0]
     if trained(first)[output].flatten(1).shape[1:] == (1,):
         raise BadModel(
@@ -104,7 +105,7 @@ def apply(config: Relations, module: "nn.Module", context: "Context") -> "nn.Mod
         )
 
     def objective(student: "nn.Module", inputs: train.Tensors, _targets: Any) -> "torch.Tensor":
-        given = teacher.outputs(student, inputs, workload.outputs, config.precision)
+        given = teacher.outputs(student, inputs, workload.outputs, precision)
         wanted = trained(inputs)
         where = padding.tokens(workload, inputs)
         value = loss(given[output], wanted[output], where)

@@ -46,10 +46,17 @@ class Teacher:
         return said
 
 
-def say_precision(precision: Precision, context: "Context", method: str) -> None:
-    """Tell who asked for bfloat16 that this machine has no instructions for it."""
-    if precision == "bfloat16" and processes.device().type == "cpu" and cpu.lacks_bfloat16():
+def precision(asked: Precision | Literal["auto"], context: "Context", method: str) -> Precision:
+    """Return the precision to compute in; whoever asks for bfloat16 where it is slow is told."""
+    on_cpu = processes.device().type == "cpu"
+    if asked == "auto":
+        fast = cpu.has_bfloat16() if on_cpu else torch.cuda.is_bf16_supported(including_emulation=False)
+        chosen: Precision = "bfloat16" if fast else "float32"
+        context.progress(f"{method}: computes in {chosen}", 0.0)
+        return chosen
+    if asked == "bfloat16" and on_cpu and cpu.lacks_bfloat16():
         context.progress(f"{method}: this CPU computes bfloat16 in software: float32 is several times faster here", 0.0)
+    return asked
 
 
 def outputs(

@@ -262,6 +262,22 @@ def test_bfloat16_in_software_is_said(
     assert any("float32 is several times faster here" in text for text in said) == told
 
 
+@KINDS
+@pytest.mark.parametrize(("found", "chosen"), [({"avx2"}, "float32"), ({"amx_bf16"}, "bfloat16"), (set(), "float32")])
+def test_auto_is_the_precision_that_the_cpu_is_fast_in(
+    kind: Any, found: set[str], chosen: str, poor: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "flags", lambda: found)
+    said: list[str] = []
+    place = replace(context(poor, tmp_path), progress=lambda text, _share: said.append(text))
+    one, other = (
+        step.apply(kind(student="narrow", epochs=1, precision=precision), poor.build(), place)
+        for precision in ("auto", chosen)
+    )
+    assert fingerprint(one) == fingerprint(other)
+    assert len([text for text in said if text.endswith(f"computes in {chosen}")]) == 1
+
+
 def test_the_teacher_is_asked_once_about_a_batch_that_comes_again(poor: Workload, tmp_path: Path) -> None:
     place = context(poor, tmp_path)
     calls: list[object] = []
