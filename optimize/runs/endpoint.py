@@ -89,7 +89,7 @@ def prove(this: Run, made: Bundle, quality: Quality, repository: Path, gates: li
         gates: what was judged so far; all of them passed, or the run is forced.
 
     Raises:
-        ServerFailed: the server over `repository` does not load it; what it served it still serves.
+        ModelRefused: the server over `repository` does not load it; what it served it still serves.
     """
     workload, recipe = made.workload, this.recipe
     specs = output_specs(workload, graph_of(made), quality.outputs)

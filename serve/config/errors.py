@@ -4,10 +4,11 @@ Refused (3)
 └── CanaryRefused    a version is not like the one that it is to replace
 BadInput (4)
 └── BadRepository    the model repository, or a file in it, cannot be used
+    └── ModelRefused     the server says so of a model
 MachineError (5)
 ├── NotInstalled     the server's own environment is missing or broken
 ├── PortTaken        another program listens on a port that was asked for
-└── ServerFailed     tritonserver died, refused a model, or did not become ready in time
+└── ServerFailed     tritonserver died, refused an order, or did not become ready in time
     ├── NoAnswer        it answers nothing any more
     └── StillLoading    it has not refused the model, but is not done with it
 """
@@ -23,6 +24,10 @@ class BadRepository(BadInput):
     """The model repository, or a file in it, cannot be used."""
 
 
+class ModelRefused(BadRepository):
+    """The server does not load a model; `what` holds its own words."""
+
+
 class NotInstalled(MachineError):
     """The server's own environment is missing or broken."""
 
@@ -32,7 +37,7 @@ class PortTaken(MachineError):
 
 
 class ServerFailed(MachineError):
-    """The server died, refused a model, or did not become ready in time."""
+    """The server died, refused an order, has no memory for a model, or did not become ready in time."""
 
 
 class NoAnswer(ServerFailed):

@@ -66,7 +66,7 @@ def image(
     Raises:
         UsageError: a value does not fit the model, or the name cannot be one.
         BadRepository: the model is not there, or its tensors are not those of an image classifier.
-        ServerFailed: the throw-away server does not load it.
+        ModelRefused: the throw-away server does not load it.
     """
     inner = called(place, model)
     pixels, layout, mode = _pixels(inner, mode)

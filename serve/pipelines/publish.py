@@ -179,7 +179,7 @@ def publish(
     Raises:
         UsageError: a name cannot be a model's, or two are the same.
         BadRepository: a name belongs to another model, or the server's answer is not what the specs say.
-        ServerFailed: the server does not load a part.
+        ModelRefused: the server does not load a part.
     """
     place = inner.place
     _check_names(inner, parts)

@@ -69,7 +69,7 @@ def text(
     Raises:
         UsageError: `max_tokens` does not fit the model, or the name cannot be one.
         BadRepository: the model is not there or takes no token ids, or the tokenizer cannot be read or is not its own.
-        ServerFailed: the throw-away server does not load it.
+        ModelRefused: the throw-away server does not load it.
     """
     inner = called(place, model)
     roles = _roles(inner)

@@ -179,7 +179,7 @@ def compare(place: Path, model: str, old: int, new: int, requests: Sequence[Arra
 
     Raises:
         BadRepository: a version is not there, or its files changed after it was published.
-        ServerFailed: the server does not load one of them.
+        ModelRefused: the server does not load one of them.
     """
     with (
         _side_by_side(place, model, (old, new)) as root,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modelathe import files
 from modelathe.errors import ModelatheError
-from serve.config.errors import BadRepository, NoAnswer, ServerFailed, StillLoading
+from serve.config.errors import BadRepository, ModelRefused, NoAnswer, ServerFailed, StillLoading
 from serve.repository import scratch
 from serve.repository import tree as repository
 from serve.server import control, ending, state
@@ -151,7 +151,7 @@ def release(place: Path, numbers: Mapping[str, int], endpoint: Endpoint | None, 
         BadRepository: a version has no lineage, or its files changed after they were published.
         StillLoading: the server was not done in time; `alone` learns later how it ended.
         NoAnswer: the server went away meanwhile; the next command settles what is left.
-        ServerFailed: the server refuses one; what was live still is.
+        ModelRefused: the server does not load one; what was live still is.
     """
     configs = {}
     for model, number in numbers.items():
@@ -217,7 +217,8 @@ def _load(journal: Journal, change: Change, endpoint: Endpoint | None, limit: fl
         _note_failed(journal, change, error.what)
         same = (journal.place / change.model / repository.CONFIG).read_text() == change.config
         still = "" if same else ", what was live still is"
-        raise ServerFailed(
+        kind = ModelRefused if isinstance(error, ModelRefused) else ServerFailed
+        raise kind(
             f"version {change.number} is not loaded{still}: {error.what}",
             where=str(journal.place / change.model),
             fix=ending.fix(error.what) or "mend and publish it again, or remove it",

@@ -96,7 +96,7 @@ def promote(
     Raises:
         BadRepository: there is no such version, it has no lineage, or its files changed after they were published.
         StillLoading: the server is not done in time; the next command on the model learns how it ended.
-        ServerFailed: the server does not load it; what was live still is.
+        ModelRefused: the server does not load it; what was live still is.
     """
     number = known(place, model, number)
     numbers = together(place, model, number)

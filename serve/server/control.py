@@ -76,7 +76,7 @@ def load(url: str, secret: str, model: str, timeout: float = 120) -> None:
     Raises:
         StillLoading: it takes longer.
         NoAnswer: the server gives no answer.
-        ServerFailed: with the server's own words.
+        ModelRefused, ServerFailed: with the server's own words.
     """
     _order(url, secret, model, "load", timeout)
 
@@ -99,7 +99,7 @@ def reload(url: str, secret: str, model: str, timeout: float = 120) -> None:
     that is served already, always loads.
 
     Raises:
-        ServerFailed: with the server's own words; what was loaded still is.
+        ModelRefused, ServerFailed: with the server's own words; what was loaded still is.
     """
     try:
         status, config = _ask(url, "GET", f"/v2/models/{quote(model)}/config", {}, timeout)
@@ -119,7 +119,8 @@ def _order(url: str, secret: str, model: str, verb: str, timeout: float, said: s
     except (OSError, http.client.HTTPException) as error:
         raise NoAnswer(f"cannot be asked to {verb} {model}: {error}", where=url) from error
     if status != http.client.OK:
-        raise ServerFailed(f"does not {verb} {model}: {ending.answer(body)}", where=url)
+        what = ending.answer(body)
+        raise ending.kind(what, refused=verb == "load")(f"does not {verb} {model}: {what}", where=url)
 
 
 def _ask(

@@ -35,7 +35,7 @@ def staged(version: staging.Staged, more: Callable[[Client], None] = lambda _: N
         Why no server tried it, and what did; empty where one did.
 
     Raises:
-        ServerFailed: the server does not load it, or does not answer.
+        ModelRefused: the server does not load it.
         BadRepository: an answer lacks an output, has another shape than the specs say, is not finite, or depends on
             the batch that its sample is in.
     """

@@ -7,10 +7,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from modelathe.translation import UNNAMED
-from serve.config.errors import ServerFailed
+from serve.config.errors import ModelRefused, ServerFailed
 
-GAVE_UP = re.compile("failed to load '|Failed to initialize Python stub: |error: creating server")
+REFUSED = "failed to load |Failed to initialize Python stub: |error: creating server: Invalid argument"
+"""What the log of a server says that does not load the models of a repository."""
+GAVE_UP = re.compile(f"{REFUSED}|error: creating server")
 """What the log of a server says that ends because it cannot start."""
+MEMORY = r"memory|bad_alloc"
+"""What is said where the machine is too small."""
+DIED = "Stub process .* is not healthy"
+"""What is said where a backend process died while it loaded a model."""
 FIXES = {
     r"KIND_GPU|no GPUs|CUDA": "set kind: KIND_CPU, or serve it on a machine with a GPU: serve install --gpu",
     r"cannot be loaded: .*No such file": "put that file there, or name the one that is there: default_model_filename",
@@ -29,7 +35,7 @@ FIXES = {
     r"unexpected shape for input": "correct the dims of the input in config.pbtxt, or those in its model_warmup",
     r"warmup|warm-up|killed by SIG.* after a request failed": "correct what model_warmup sends, or leave it out",
     r"allows maximum batch size": "lower its max_batch_size to the least of the models that it calls",
-    r"memory|bad_alloc": "use a smaller max_batch_size, or a machine with more memory",
+    MEMORY: "use a smaller max_batch_size, or a machine with more memory",
     r"the model refused the request": "the graph does not run for every batch; export it again with a free batch axis",
 }
 """What to do about what the server says, by words in it."""
@@ -37,8 +43,8 @@ SIGNATURE = re.compile(r"\w+ onnxruntime::[^()]*\([^()]*\) ")
 """What the runtime's messages begin with where they name a function of its own."""
 
 
-def error(http: str, log: Path, code: int, *, ready: bool = True) -> ServerFailed:
-    """Return the error for a server that ended by itself.
+def error(http: str, log: Path, code: int, *, ready: bool = True) -> ServerFailed | ModelRefused:
+    """Return the error for a server that ended by itself: `ModelRefused` where it did so because of a model.
 
     Args:
         http: its address.
@@ -55,8 +61,14 @@ def error(http: str, log: Path, code: int, *, ready: bool = True) -> ServerFaile
     elif killed and (refused := re.search(r'"(a request failed: .*)"\s*\Z', text)):
         # Triton 24.10 does not always survive a model that refuses its warm-up.
         what += f" after {refused[1]}"
-    known = "" if ready else fix(what)
-    return ServerFailed(what, where=http, fix=f"{known}{'; ' if known else ''}the server's log has more: {log}")
+    known = "" if ready else f"{fix(what)}; ".removeprefix("; ")
+    refused = not ready and re.search(REFUSED, text) is not None
+    return kind(what, refused=refused)(what, where=http, fix=f"{known}the server's log has more: {log}")
+
+
+def kind(what: str, *, refused: bool) -> type[ServerFailed | ModelRefused]:
+    """Return the kind of the error for the words `what` of a server, which has `refused` a model or failed itself."""
+    return ModelRefused if refused and not re.search(f"{MEMORY}|{DIED}", what) else ServerFailed
 
 
 def fix(text: str) -> str:

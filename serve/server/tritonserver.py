@@ -24,7 +24,7 @@ from typing import IO, NoReturn
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelathe.errors import MachineError
-from serve.config.errors import BadRepository, PortTaken, ServerFailed
+from serve.config.errors import BadRepository, ModelRefused, PortTaken, ServerFailed
 from serve.repository import onnx_file, scratch
 from serve.repository import tree as repositories
 from serve.server import control, ending, options, processes
@@ -79,7 +79,8 @@ def running(
         BadRepository: the repository cannot be read, or its files are not those that were published.
         NotInstalled: the server's environment, or a runtime that a model asks for, is missing.
         PortTaken: a port that was asked for is in use; found before anything starts.
-        ServerFailed: the server died or refused a model, with its own reason.
+        ModelRefused: the server does not load a model, with its own reason.
+        ServerFailed: it died, with its own reason.
     """
     place = environment(prefix)
     names = tuple(repositories.models(repository) if models is None else models)
@@ -177,7 +178,7 @@ def _started(
             endpoint = replace(planned, pid=process.pid)
             try:
                 _await_ready(process, endpoint, timeout)
-            except ServerFailed:
+            except (ModelRefused, ServerFailed):
                 if (
                     left
                     and process.returncode == -signal.SIGABRT
@@ -193,7 +194,7 @@ def wait(endpoint: Endpoint) -> NoReturn:
     """Wait until the server dies by itself; called from the process that started it.
 
     Raises:
-        ServerFailed: always, with the server's last reason.
+        ModelRefused, ServerFailed: always, with the server's last reason.
     """
     # A Ctrl-C that arrives just before a call that blocks is noticed only when the call ends; so no call lasts long.
     while not (end := os.waitid(os.P_PID, endpoint.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)):
@@ -266,7 +267,7 @@ def _log(path: Path | None) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(name)
-    except ServerFailed:
+    except (ModelRefused, ServerFailed):
         raise
     except BaseException:
         Path(name).unlink(missing_ok=True)

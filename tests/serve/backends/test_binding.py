@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from serve.config.errors import ServerFailed
+from serve.config.errors import ModelRefused
 from serve.config.target import Target
 from serve.repository import staging
 from serve.server.tritonserver import running
@@ -184,5 +184,5 @@ def test_the_server_refuses_a_model_for_a_gpu_that_is_not_there(
     with staging.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(device="cuda", cores=1)) as staged:
         staging.publish(staged, {})
     says = "model tiny, version 1: instance group tiny of model tiny has kind KIND_GPU but no GPUs are available"
-    with pytest.raises(ServerFailed, match=says), running(place, grace=0):
+    with pytest.raises(ModelRefused, match=says), running(place, grace=0):
         pass

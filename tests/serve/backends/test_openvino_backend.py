@@ -15,7 +15,7 @@ from modelathe.client import connect
 from modelathe.errors import RequestRejected
 from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve.config import model_config
-from serve.config.errors import NotInstalled, ServerFailed
+from serve.config.errors import ModelRefused, NotInstalled
 from serve.config.target import Target
 from serve.repository import staging
 from serve.server import install
@@ -120,7 +120,7 @@ def test_a_model_with_float64_is_refused_when_it_loads(tmp_path: Path, openvino_
     save(onnx, [("Neg", ["a"], ["b"])], [("a", T.DOUBLE, ["batch", 1])], [("b", T.DOUBLE, ["batch", 1])])
     pair = [TensorSpec(name, "float64", (BATCH, 1)) for name in "ab"]
     publish(tmp_path / "repository", "double", onnx, pair[:1], pair[1:])
-    with pytest.raises(ServerFailed, match="f64, which is not supported"), running(tmp_path / "repository"):
+    with pytest.raises(ModelRefused, match="f64, which is not supported"), running(tmp_path / "repository"):
         pass
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from modelathe.client import connect
 from modelathe.tensors import BATCH, TensorSpec
-from serve.config.errors import ServerFailed
+from serve.config.errors import ModelRefused
 from serve.config.target import Target
 from serve.pipelines import publish as publishing
 from serve.pipelines.image import image
@@ -158,7 +158,7 @@ def test_a_part_that_fails_its_dry_load_leaves_nothing(
     monkeypatch.setattr(publishing, "files", broken)
     # A server that fails leaves its log among the temporary files.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("logs")))
-    with pytest.raises(ServerFailed, match="No module named 'step'"):
+    with pytest.raises(ModelRefused, match="No module named 'step'"):
         image(place, "planes")
     assert content(place) == before
 

@@ -14,7 +14,7 @@ import pytest
 
 from modelathe.client import connect
 from modelathe.errors import ModelMissing
-from serve.config.errors import BadRepository, ServerFailed
+from serve.config.errors import BadRepository, ModelRefused
 from serve.repository import staging
 from serve.repository import tree as repository
 from serve.rollout import rollout
@@ -165,7 +165,7 @@ def test_a_version_that_does_not_load_replaces_nothing(place: Path, server_prefi
     path.write_text(json.dumps(lineage))
     config = (place / TINY / "config.pbtxt").read_bytes()
     with running(place) as endpoint:
-        with pytest.raises(ServerFailed, match="version 1 is not loaded, what was live still is"):
+        with pytest.raises(ModelRefused, match="version 1 is not loaded, what was live still is"):
             rollout.promote(place, TINY, 1, endpoint)
         np.testing.assert_allclose(answer(endpoint), 2 * ONE @ TINY_WEIGHT, rtol=1e-6)
         assert control.versions(endpoint.http, TINY) == [2]
@@ -253,7 +253,7 @@ def test_a_new_model_reaches_the_running_server_and_goes_again(
         model.graph.node[0].op_type = "NoSuchOperator"
         save(model, onnx)
         refused = serve("add", onnx, "--name", "added", "--no-check", *at, env=env)
-        assert refused.returncode == 5
+        assert refused.returncode == 4
         assert "version 2 is not loaded: " in refused.stderr  # 1 was given once
         process.terminate()
         _, said = process.communicate(timeout=60)

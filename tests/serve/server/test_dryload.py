@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from modelathe.tensors import BATCH, TensorSpec
-from serve.config.errors import BadRepository, ServerFailed
+from serve.config.errors import BadRepository, ModelRefused
 from serve.config.settings import Settings
 from serve.config.target import Target
 from serve.repository import staging
@@ -61,7 +61,7 @@ def test_a_refused_warm_up_is_told_as_one(place: Path, wide, server_prefix: Path
         with (staged.path / TINY / "config.pbtxt").open("a") as config:
             config.write(f'parameters {{ key: "{name}" value {{ string_value: "refuse" }} }}')
         # Whether the server survives it is a matter of luck.
-        with pytest.raises(ServerFailed, match="the input x holds NaN or infinity") as raised:
+        with pytest.raises(ModelRefused, match="the input x holds NaN or infinity") as raised:
             dryload.staged(staged)
         assert "model_warmup" in raised.value.fix
 
@@ -95,7 +95,7 @@ def test_a_pipeline_of_larger_batches_than_its_model_takes(staged: staging.Stage
 
 def test_dry_load_refuses_a_corrupt_model(staged: staging.Staged, server_prefix: Path) -> None:
     (staged.folder / "model.onnx").write_bytes(b"no graph")
-    with pytest.raises(ServerFailed, match="cannot be loaded"):
+    with pytest.raises(ModelRefused, match="cannot be loaded"):
         dryload.staged(staged)
 
 
@@ -108,7 +108,7 @@ def test_dry_load_refuses_a_frozen_batch_axis(place: Path, tmp_path: Path, serve
     onnx.save(model, tmp_path / "frozen.onnx")
     with (
         staging.stage(place, TINY, tmp_path / "frozen.onnx", TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged,
-        pytest.raises(ServerFailed, match=r"shape \[-1, 4\] by config.pbtxt and \[1, 4\] in the model"),
+        pytest.raises(ModelRefused, match=r"shape \[-1, 4\] by config.pbtxt and \[1, 4\] in the model"),
     ):
         dryload.staged(staged)
 

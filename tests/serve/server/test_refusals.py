@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto as T
 
 from modelathe.errors import ModelatheError
-from serve.config.errors import BadRepository, ServerFailed
+from serve.config.errors import BadRepository, ModelRefused
 from serve.server.tritonserver import running
 from tests.serve.backends.test_backend import save
 from tests.serve.commands.test_up import FREE, serve, up
@@ -65,7 +65,7 @@ def place(tmp_path: Path) -> Path:
 def test_the_way_out_stands_beside_the_reason_and_works(case: str, place: Path, server_prefix: Path) -> None:
     spoil, says, fix, mend = CASES[case]
     spoil(place)
-    with pytest.raises(ServerFailed, match=says) as failure, running(place):
+    with pytest.raises(ModelRefused, match=says) as failure, running(place):
         pass
     assert failure.value.fix.startswith(fix)
     named = re.search(r"the server's log has more: (\S+)$", failure.value.fix)
@@ -101,7 +101,7 @@ def own_operator(path: Path) -> Path:
 def test_a_model_that_is_added(place: Path, tmp_path: Path, server_prefix: Path) -> None:
     path = own_operator(rows(tmp_path / "own.onnx"))
     done = serve("add", str(path), "--name", "own", "--repository", str(place))
-    assert done.returncode == 5, done.stderr
+    assert done.returncode == 4, done.stderr
     assert "com.example:Relu" in done.stderr
     assert "fix: export the model again with operators of ONNX alone" in done.stderr
 
@@ -114,7 +114,7 @@ def test_a_version_that_a_running_server_does_not_load(place: Path, tmp_path: Pa
     assert serve("add", str(path), *add, "--no-check").returncode == 0
     with up(place, tmp_path / "run") as (_, ready):
         said = serve("promote", "live", "2", "--repository", str(place), env={"XDG_RUNTIME_DIR": str(tmp_path / "run")})
-        assert said.returncode == 5, ready
+        assert said.returncode == 4, ready
     assert re.search(
         r"what was live still is: does not load live: model\.onnx cannot be loaded: .*Relu\S* is not a", said.stderr
     )

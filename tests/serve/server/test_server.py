@@ -19,7 +19,7 @@ import pytest
 from modelathe.client import connect
 from modelathe.errors import ServerAbsent, ServerFault
 from serve.config import model_config
-from serve.config.errors import BadRepository, NotInstalled, PortTaken, ServerFailed
+from serve.config.errors import BadRepository, ModelRefused, NotInstalled, PortTaken, ServerFailed
 from serve.server import control
 from serve.server import tritonserver as server
 from serve.server.endpoint import Endpoint
@@ -208,9 +208,9 @@ def test_model_that_does_not_load_is_one_line(place: Path, publish_tiny, server_
     (publish_tiny(place).path / "lineage.json").unlink()
     reason = damage(place)
     log = tmp_path / "server.log"
-    with pytest.raises(ServerFailed, match=f"model {TINY}, version 1: {reason}") as failure, running(place, log=log):
+    with pytest.raises(ModelRefused, match=f"model {TINY}, version 1: {reason}") as failure, running(place, log=log):
         pass
-    assert failure.value.exit_code == 5
+    assert failure.value.exit_code == 4
     assert "\n" not in failure.value.what
     assert "/" not in failure.value.what
     assert str(log) in failure.value.fix
@@ -323,7 +323,7 @@ def test_a_crash_after_a_load_that_failed_is_told_as_that(
     dying: Callable[[int, str], Path], model_repository: Path, last_words: str, told: str
 ) -> None:
     dying(99, last_words)
-    with pytest.raises(ServerFailed) as failure, running(model_repository):
+    with pytest.raises(ModelRefused) as failure, running(model_repository):
         pass
     assert failure.value.what == told
 
@@ -338,7 +338,7 @@ def test_the_end_of_a_server_that_was_ready_is_not_an_earlier_load_that_failed(
     shutil.copytree(model_repository, place)
     with pytest.raises(ServerFailed, match=told), running(place) as endpoint:
         (place / TINY / "1" / "model.onnx").write_bytes(b"no graph")
-        with pytest.raises(ServerFailed, match="cannot be loaded"):
+        with pytest.raises(ModelRefused, match="cannot be loaded"):
             control.load(endpoint.http, endpoint.secret, TINY)
         os.kill(endpoint.pid, end)
         server.wait(endpoint)
