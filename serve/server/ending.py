@@ -62,8 +62,8 @@ def error(http: str, log: Path, code: int, *, ready: bool = True) -> ServerFaile
         # Triton 24.10 does not always survive a model that refuses its warm-up.
         what += f" after {refused[1]}"
     known = "" if ready else f"{fix(what)}; ".removeprefix("; ")
-    refused = not ready and re.search(REFUSED, text) is not None
-    return kind(what, refused=refused)(what, where=http, fix=f"{known}the server's log has more: {log}")
+    of_a_model = not ready and re.search(REFUSED, text) is not None
+    return kind(what, refused=of_a_model)(what, where=http, fix=f"{known}the server's log has more: {log}")
 
 
 def kind(what: str, *, refused: bool) -> type[ServerFailed | ModelRefused]:
