@@ -5,7 +5,19 @@ import logging
 import click
 
 from modelathe.commandline import CommandGroup, version
-from optimize.commands import compare, doctor, evaluate, inspect, method, run, sensitivity, show, tensorrt
+from optimize.commands import (
+    compare,
+    doctor,
+    evaluate,
+    inspect,
+    method,
+    methods,
+    run,
+    schema,
+    sensitivity,
+    show,
+    tensorrt,
+)
 
 
 @click.group(cls=CommandGroup, context_settings={"max_content_width": 100})
@@ -27,6 +39,8 @@ for command in (
     sensitivity.sensitivity,
     inspect.inspect,
     tensorrt.tensorrt,
+    methods.methods,
+    schema.schema,
     doctor.doctor,
 ):
     main.add_command(command)

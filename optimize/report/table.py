@@ -20,7 +20,8 @@ WIDE = 100
 """Columns of a terminal from which on every figure has room."""
 
 
-def _console() -> Console:
+def terminal() -> Console:
+    """Return what is printed to."""
     # A pipe or a file gets lines as long as they need to be.
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
@@ -51,7 +52,7 @@ def score(document: dict[str, Any]) -> str:
 
 def run(document: dict[str, Any]) -> None:
     """Print the proof of an `optimize run`: each model, the ratios, the gates, the endpoint and what was published."""
-    console = _console()
+    console = terminal()
     runtime = RUNTIMES[document["recipe"]["target"]["runtime"]]
     where = f"for {runtime}, judged on a CPU" if document["ratios"]["unmeasured"] else f"in {runtime}"
     console.print(f"{document['workload']}: from the trained model to the endpoint, {where}")
@@ -76,7 +77,7 @@ def run(document: dict[str, Any]) -> None:
 
 def step(document: dict[str, Any], bundle: str) -> None:
     """Print one element of `steps[]`."""
-    console = _console()
+    console = terminal()
     console.print(f"{document['name']}: {score(document['quality'])}, trained {score(document['trained'])}")
     cost = document["cost"]
     console.print(f"{cost['bytes']:,} bytes, {cost['parameters']:,} parameters, {number(cost['macs'])} MACs a sample")
@@ -87,7 +88,7 @@ def step(document: dict[str, Any], bundle: str) -> None:
 
 def quality(document: dict[str, Any]) -> None:
     """Print what `optimize evaluate` found."""
-    console = _console()
+    console = terminal()
     console.print(
         f"{document['predictor']}: {score(document['quality'])} on {document['quality']['samples']:,} samples"
     )
@@ -97,7 +98,7 @@ def quality(document: dict[str, Any]) -> None:
 
 def difference(document: dict[str, Any], first: str, second: str) -> None:
     """Print what `optimize compare` found."""
-    console = _console()
+    console = terminal()
     console.print(f"{score(document['first'])}  {first}", soft_wrap=True)
     console.print(f"{score(document['second'])}  {second}", soft_wrap=True)
     console.print(
@@ -109,7 +110,7 @@ def difference(document: dict[str, Any], first: str, second: str) -> None:
 
 def lineage(description: dict[str, Any]) -> None:
     """Print what `optimize show` found."""
-    console = _console()
+    console = terminal()
     console.print(
         f"workload {description['workload']['source']}, written by modelathe {description['modelathe']}", soft_wrap=True
     )

@@ -21,6 +21,9 @@ from serve.config.settings import Settings
 from serve.config.target import Target
 
 STAGES = ("torch", "export", "graph")
+EXTENDS = "extends"
+"""The key of a recipe that names another one, of which it holds what differs."""
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -75,9 +78,35 @@ class Recipe:
 def load(path: Path) -> Recipe:
     """Read a recipe from a TOML file.
 
+    Where it `extends` another, which is named from its own folder, its keys go before those of the other, table by
+    table; steps replace all of the other's.
+
     Raises:
-        BadRecipe: no such file, not TOML, an unknown key, a wrong value, or steps out of order.
+        BadRecipe: no such file, not TOML, an unknown key, a wrong value, steps out of order, or recipes that extend
+            each other.
     """
+    return parse(_whole(path, ()), str(path))
+
+
+def _whole(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the recipe's mapping with all that it extends; `above` are those that extend it."""
+    if path.resolve() in above:
+        raise BadRecipe("extends itself, by a way round", where=str(path), fix=f"take {EXTENDS} out of one of them")
+    document = _read(path)
+    if (other := document.pop(EXTENDS, None)) is None:
+        return document
+    if not isinstance(other, str):
+        raise BadRecipe(f"{EXTENDS} is {other!r}", where=str(path), fix="name another recipe's file")
+    base = _whole(path.parent / other, (*above, path.resolve()))
+    both = {key: {**base[key], **value} for key, value in document.items() if _are_tables(value, base.get(key))}
+    return {**base, **document, **both}
+
+
+def _are_tables(*values: object) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -88,7 +117,7 @@ def load(path: Path) -> Recipe:
             f"there is no such recipe{reason}", where=str(path), fix="give the path of a TOML file"
         ) from error
     try:
-        return parse(tomllib.loads(text), str(path))
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise BadRecipe(
             f"is not TOML: {error}", where=str(path), fix="mend that line; text stands in quotes"
@@ -107,8 +136,8 @@ def parse(document: Mapping[str, Any], where: str = "recipe") -> Recipe:
         raise BadRecipe("has no steps", where=where, fix="add a [[step]] table with a `use` key")
     steps = tuple(_step(table, f"{where}, step {number}") for number, table in enumerate(tables, 1))
     seed = document.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise BadRecipe(f"seed is {seed!r}", where=where, fix="use a whole number from 0 to 4294967295")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= LARGEST_SEED:
+        raise BadRecipe(f"seed is {seed!r}", where=where, fix=f"use a whole number from 0 to {LARGEST_SEED}")
     recipe = Recipe(
         ordered(steps, where),
         seed,
