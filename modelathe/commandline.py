@@ -147,6 +147,10 @@ def _one_document() -> Iterator[_Aside]:
 class CommandGroup(click.Group):
     """A Click group that ends with the exit codes of `modelathe.errors`, never with a traceback on the terminal."""
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        settings.setdefault("context_settings", {"help_option_names": ["-h", "--help"], "max_content_width": 100})
+        super().__init__(*args, **settings)
+
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **_: Any
     ) -> NoReturn:
@@ -184,8 +188,8 @@ class CommandGroup(click.Group):
             sys.exit(128 + signal.SIGPIPE)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse to be called without a command."""
-        if not args:
+        """Refuse to be called without a command, unless a shell only asks which there are."""
+        if not args and not ctx.resilient_parsing:
             raise UsageError("no command was given", fix=f"{ctx.command_path} --help lists them")
         return super().parse_args(ctx, args)
 

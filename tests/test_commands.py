@@ -6,10 +6,12 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import click
@@ -290,3 +292,39 @@ def test_nothing_is_said_of_kernels_that_torchao_has_for_gpus() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("room", GROUPS)
+def test_h_is_help(room: str) -> None:
+    for arguments in (["-h"], [next(iter(GROUPS[room].commands)), "-h"]):
+        done = subprocess.run([sys.executable, "-m", room, *arguments], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and done.stdout.startswith("Usage: "), done.stderr
+
+
+def completed(room: str, shell: str, script: str) -> list[str]:
+    """Return what a real shell offers, after it has read what the command itself writes for it."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell} here")
+    source = f'eval "$(_{room.upper()}_COMPLETE={shell}_source {room})"'
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = [shell, *(["--norc"] if shell == "bash" else ["-f"]), "-c", script.format(source=source, room=room)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"PATH": path})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("room", GROUPS)
+def test_bash_completes_commands(room: str) -> None:
+    script = '{source}; COMP_WORDS=({room} r); COMP_CWORD=1; _{room}_completion {room}; echo "${{COMPREPLY[@]}}"'
+    assert completed(room, "bash", script) == sorted(name for name in GROUPS[room].commands if name.startswith("r"))
+
+
+@pytest.mark.parametrize("room", GROUPS)
+def test_zsh_completes_commands(room: str) -> None:
+    # Zsh offers what it is given only where somebody types; what it is given stands in between.
+    script = (
+        "autoload -Uz compinit; compinit -u -d /dev/null; {source}; _describe() {{ eval 'print -l ${{'$3'}}' }};"
+        "compadd() {{ }}; words=({room} r); CURRENT=2; _{room}_completion"
+    )
+    said = completed(room, "zsh", script)
+    assert {word.partition(":")[0] for word in said} >= {name for name in GROUPS[room].commands if name.startswith("r")}
