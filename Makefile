@@ -39,7 +39,6 @@ server: $(READY)
 
 demo: server  ## the main job on the digits workload, proven on a real server, into build/model_repository
 	$(BIN)/optimize run examples/digits_cnn.py:workload --recipe examples/digits_cnn.toml --repository $(REPOSITORY)
-	@echo "serve it:  $(BIN)/serve up $(REPOSITORY)"
 
 test: server  ## every test, the real server included
 	$(BIN)/ruff check $(SOURCES)

@@ -1,5 +1,6 @@
 """Tables on the terminal, from the same documents that `--json` prints."""
 
+import shlex
 import sys
 from typing import Any
 
@@ -70,6 +71,8 @@ def run(document: dict[str, Any]) -> None:
         forced += " (speed and endpoint not measured)" if version.get("unmeasured") else ""
         loaded = f", loaded at {version['url']}" if version.get("url") else ""
         console.print(f"published: {version['model']} version {version['number']}{forced}{loaded}", soft_wrap=True)
+        if not version.get("url"):
+            console.print(f"serve it with: serve up {shlex.quote(version['repository'])}", soft_wrap=True)
     console.print(f"bundle: {document['bundle']}", soft_wrap=True)
     if document.get("report"):
         console.print(f"proof page: {document['report']}", soft_wrap=True)

@@ -228,4 +228,4 @@ def _publish(staged: staging.Staged, made: Bundle, gates: list[Gate], told: dict
     version = staging.publish(staged, lineage)
     promoted = rollout.promote(staged.repository, version.model, version.number)
     published = {"model": version.model, "number": version.number, "digest": version.digest, "forced": forced}
-    return {**published, "url": promoted.url}
+    return {**published, "url": promoted.url, "repository": str(staged.repository)}

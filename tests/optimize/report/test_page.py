@@ -172,7 +172,10 @@ def published() -> dict[str, Any]:
         "ratios": result,
         "load": load_report(),
         "bundle": "build/runs/digits_cnn/4-quantize.static",
-        "version": {"model": "digits_cnn", "number": 3, "digest": "9f2c" * 16, "forced": False},
+        "version": {
+            **{"model": "digits_cnn", "number": 3, "digest": "9f2c" * 16, "forced": False},
+            **{"url": None, "repository": "model repository"},
+        },
         "gates": [
             gate("quality: accuracy", measured=quality, limit="drop ≤ 0.005", advice=wide),
             gate("promise: smaller", measured="20.91×", limit="> 1×"),
@@ -448,6 +451,16 @@ def test_the_table_says_what_the_page_says(capsys: pytest.CaptureFixture[str]) -
     document["ratios"]["verdict"]["32"] = "undecided"
     table.run(document)
     assert "5.46× the throughput at batch 32 [5.24, 5.62], undecided" in capsys.readouterr().out
+
+
+def test_the_line_that_serves_stands_where_no_server_has_loaded_it(capsys: pytest.CaptureFixture[str]) -> None:
+    document = {**published(), "places": {}}
+    table.run(document)
+    assert "serve it with: serve up 'model repository'" in capsys.readouterr().out
+    document["version"]["url"] = "http://127.0.0.1:8000"
+    table.run(document)
+    said = capsys.readouterr().out
+    assert "serve it with" not in said and "loaded at http://127.0.0.1:8000" in said
 
 
 def test_the_loss_is_the_one_at_the_endpoint() -> None:
