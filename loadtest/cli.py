@@ -14,7 +14,7 @@ from loadtest.commands.selftest import selftest
 from modelathe.commandline import CommandGroup, version
 
 
-@click.group(cls=CommandGroup)
+@click.group("loadtest", cls=CommandGroup)
 @click.version_option(version())
 def main() -> None:
     """Drive a Triton endpoint and tell honestly what it holds."""

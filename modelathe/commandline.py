@@ -24,6 +24,7 @@ from typing import IO, Any, NoReturn, cast
 import click
 from rich.console import Console
 
+from modelathe import defaults
 from modelathe.errors import BadInput, Interrupted, MachineError, ModelatheError, Stopped, UsageError
 
 FORMAT = 1
@@ -34,7 +35,13 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
 # Click would call a file that may not be read a wrong option; opening it says what it is.
 PATH = click.Path(path_type=Path, readable=False)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout, nothing else.")
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    allow_from_autoenv=False,  # it is looked for before the options are read
+    help="Print one JSON document to stdout, nothing else.",
+)
 
 
 def version() -> str:
@@ -163,7 +170,9 @@ class CommandGroup(click.Group):
                 stream.reconfigure(errors="replace")
         with _one_document() if "--json" in args else nullcontext() as aside:
             try:
-                code = super().main(args, prog_name=prog_name, standalone_mode=False)
+                stated: dict[str, Any] = {"default_map": defaults.read(self)}
+                stated["auto_envvar_prefix"] = (self.name or "").upper()
+                code = super().main(args, prog_name=prog_name, standalone_mode=False, **stated)
             except SystemExit:
                 raise
             except BaseException as error:

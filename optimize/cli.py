@@ -20,7 +20,7 @@ from optimize.commands import (
 )
 
 
-@click.group(cls=CommandGroup)
+@click.group("optimize", cls=CommandGroup)
 @click.version_option(version(), prog_name="modelathe optimize")
 def main() -> None:
     """Turn a trained PyTorch model into a smaller, faster one behind a Triton endpoint, with proof."""

@@ -18,7 +18,7 @@ from serve.commands.versions import list_, promote, remove, rollback, show, why
 from serve.commands.watch import watch
 
 
-@click.group(cls=CommandGroup)
+@click.group("serve", cls=CommandGroup)
 @click.version_option(version(), prog_name="serve")
 def main() -> None:
     """Install and run a real Triton server over a model repository."""

@@ -1,0 +1,67 @@
+"""Defaults: what a project states once for the options of its commands, in the pyproject.toml of the current folder.
+
+    [tool.modelathe.serve.up]
+    http-port = 9000
+
+An option on the command line goes before the environment variable of its name, here `SERVE_UP_HTTP_PORT`, that before
+the file, and the file before the default that `--help` tells.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from modelathe.errors import UsageError
+
+FILE = Path("pyproject.toml")
+
+
+def read(room: click.Group) -> dict[str, Any]:
+    """Return the defaults for the commands of a room by their names and those of their parameters, as Click takes them.
+
+    Raises:
+        UsageError: the file is not TOML, or names a command or an option that there is none of.
+    """
+    try:
+        document = tomllib.loads(FILE.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot be read: {error}", where=str(FILE), fix="mend it, or run elsewhere") from error
+    table = document.get("tool", {}).get("modelathe", {}).get(room.name, {})
+    return _of(room, table, f"tool.modelathe.{room.name}")
+
+
+def _of(command: click.Command, table: object, where: str) -> dict[str, Any]:
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{where} is {table!r}, not a table", where=str(FILE), fix=f"write [{where}] and its keys")
+    if isinstance(command, click.Group):
+        return {
+            name: _of(command.commands[_known(name, [*command.commands], where)], value, f"{where}.{name}")
+            for name, value in table.items()
+        }
+    options = {
+        name.removeprefix("--"): option
+        for option in command.params
+        if isinstance(option, click.Option) and option.allow_from_autoenv
+        for name in (*option.opts, *option.secondary_opts)
+        if name.startswith("--")
+    }
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        option = options[_known(name, [*options], where)]
+        off = f"--{name}" in option.secondary_opts
+        found[str(option.name)] = not value if off else value
+    return found
+
+
+def _known(name: str, names: list[str], where: str) -> str:
+    if name in names:
+        return name
+    close = difflib.get_close_matches(name, names, 1)
+    fix = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}"
+    raise UsageError(f"unknown key {name!r} in [{where}]", where=str(FILE), fix=fix)

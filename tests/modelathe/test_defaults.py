@@ -1,0 +1,96 @@
+"""What pyproject.toml and the environment say of the options of the three commands."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from modelathe import defaults
+from modelathe.commandline import CommandGroup, emit, json_option
+from modelathe.errors import UsageError
+from optimize.cli import main as optimize
+from serve.cli import main as serve
+
+
+@click.group("room", cls=CommandGroup)
+def room() -> None:
+    """A room."""
+
+
+@room.command()
+@click.option("--http-port", type=int, default=8000)
+@click.option("--probe/--no-probe", default=True)
+@click.option("--set", "settings", multiple=True)
+@json_option
+def up(http_port: int, probe: bool, settings: tuple[str, ...], as_json: bool) -> None:
+    """Say what was given."""
+    emit({"port": http_port, "probe": probe, "settings": settings, "json": as_json})
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "pyproject.toml"
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    with pytest.raises(SystemExit) as ended:
+        room.main(["up", *arguments])
+    assert ended.value.code == 0
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_each_goes_before_the_next(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert said(capsys)["port"] == 8000
+    project.write_text('[tool.modelathe.room.up]\nhttp-port = 9000\nno-probe = true\nset = ["a=1", "b=2"]\n')
+    assert said(capsys) == {"port": 9000, "probe": False, "settings": ["a=1", "b=2"], "json": False}
+    monkeypatch.setenv("ROOM_UP_HTTP_PORT", "9001")
+    assert said(capsys)["port"] == 9001
+    assert said(capsys, "--http-port", "9002", "--probe") == {
+        **{"port": 9002, "probe": True},
+        **{"settings": ["a=1", "b=2"], "json": False},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("[tool.modelathe.room.up]\nhttp-prot = 1\n", "unknown key 'http-prot' in .tool.modelathe.room.up."),
+        ("[tool.modelathe.room.upp]\n", "unknown key 'upp' in .tool.modelathe.room."),
+        ("[tool.modelathe.room]\nup = 3\n", "tool.modelathe.room.up is 3, not a table"),
+        ("[tool.modelathe.room.up]\njson = true\n", "unknown key 'json'"),
+        ("[tool.modelathe\n", "cannot be read"),
+    ],
+)
+def test_what_nothing_is_called_is_refused(text: str, wrong: str, project: Path) -> None:
+    project.write_text(text)
+    with pytest.raises(UsageError, match=wrong):
+        defaults.read(room)
+
+
+@pytest.mark.parametrize("text", ["", "[project]\nname = 'x'\n", "[tool.modelathe.other.up]\nhttp-prot = 1\n"])
+def test_what_is_others_is_left_alone(text: str, project: Path) -> None:
+    project.write_text(text)
+    assert defaults.read(room) == {}
+
+
+def test_a_value_that_cannot_be_is_told_as_one(project: Path) -> None:
+    project.write_text('[tool.modelathe.optimize.run]\nrecipe = "r"\npatience = "long"\n')
+    done = subprocess.run([sys.executable, "-m", "optimize", "run", "x.py"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Invalid value for '--patience': 'long'" in done.stderr
+
+
+def test_real_commands_read_them(project: Path) -> None:
+    project.write_text(
+        "[tool.modelathe.serve.up]\nhttp-port = 9000\n[tool.modelathe.serve.pipeline.text]\nno-check = true\n"
+        '[tool.modelathe.optimize.run]\nrecipe = "recipe.toml"\nallow-overlap = true\n'
+    )
+    assert defaults.read(serve) == {"up": {"http_port": 9000}, "pipeline": {"text": {"check": False}}}
+    assert defaults.read(optimize) == {"run": {"recipe_path": "recipe.toml", "allow_overlap": True}}
