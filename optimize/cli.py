@@ -9,6 +9,7 @@ from optimize.commands import (
     compare,
     doctor,
     evaluate,
+    init,
     inspect,
     method,
     methods,
@@ -33,6 +34,7 @@ main.add_command(run.run)
 for family in method.FAMILIES:
     main.add_command(method.command(family))
 for command in (
+    init.init,
     evaluate.evaluate,
     compare.compare,
     show.show,

@@ -117,6 +117,8 @@ def lineage(description: dict[str, Any]) -> None:
     console.print(
         f"workload {description['workload']['source']}, written by modelathe {description['modelathe']}", soft_wrap=True
     )
+    for line in description["workload"].get("inferred", ()):
+        console.print(f"  read from its data: {line}", markup=False, soft_wrap=True)
     if not description["lineage"]:
         console.print("the trained model, untouched")
     for place, entry in enumerate(description["lineage"], 1):

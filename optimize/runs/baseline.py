@@ -41,6 +41,8 @@ class Trained:
 
 def establish(workload: Workload, folder: Path, key: Key, progress: Progress = silent) -> Trained:
     """Return the trained model with its FP32 ONNX in `folder`, made there unless one of that key is there."""
+    for line in workload.inferred:
+        progress(f"read from the data: {line}", 0.0)
     made = reusable(folder, workload, key, progress)
     if made is None:
         progress("exporting the trained model", 0.0)

@@ -100,6 +100,7 @@ def _run(this: Run, repository: Path | None) -> dict[str, Any]:
     final = timing.result
     result = document(
         workload=workload.name,
+        inferred=[*workload.inferred],
         recipe=recipe.document(),
         resumed=made.kept > 0,
         overlap=dict(this.sets.overlap),

@@ -69,6 +69,7 @@ class Workload:
         higher_is_better: whether more of a score is better, by its name; False for a loss, an error or a perplexity.
             Every score must be named where the workload is not bounded.
         aggregate: turns an array of per-sample scores into the figure; the mean unless it says otherwise.
+        inferred: what `Workload.of` read from the data, in words.
     """
 
     name: str
@@ -86,7 +87,33 @@ class Workload:
     bounded: bool = False
     aggregate: Callable[[Array], float] = mean
     higher_is_better: Mapping[str, bool] = field(default_factory=dict)
+    inferred: tuple[str, ...] = field(default=(), compare=False)
     source: str = field(default="", compare=False)
+
+    @classmethod
+    def of(
+        cls, model: "nn.Module | Callable[[], nn.Module]", evaluation: Any, metric: Any, **fields: Any
+    ) -> "Workload":
+        """Return the workload of a module, its data and a metric; what is not said is read from the first batches.
+
+        Args:
+            model: the trained module, or a function that returns it.
+            evaluation: a torch DataLoader that does not shuffle, a list of batches, a function that returns one, or a
+                tuple of whole arrays. A batch is `(x, y)`, `(x1, x2, y)`, `({"x": x}, y)` or a mapping; inputs go by
+                the names of forward's arguments, whatever else is there are targets.
+            metric: accuracy, f1, iou, auroc, mse, rmse, mae or perplexity, or a function of the first output and the
+                targets that returns one number for each sample.
+            fields: of the long form: `training`, `calibration` and `selection` as `evaluation`; `loss` also by name:
+                cross_entropy, bce, mse or l1; `higher_is_better` also as one bool; `name`, `inputs`, `outputs` and the
+                rest as they are.
+
+        Raises:
+            BadWorkload: the module's arguments or answer have no names, or the metric does not fit its outputs.
+            BadData: a loader can be read but once, or gives other parts than forward takes.
+        """
+        from optimize.source import short
+
+        return short.workload(model, evaluation, metric, **fields)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", self.name):
