@@ -27,6 +27,7 @@ from modelathe.errors import ServerFault
 from serve.config import settings
 from serve.config.target import Target
 from serve.repository import staging
+from serve.repository.source import Source
 from serve.server.tritonserver import running
 from serve.watch import metrics, monitoring
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
@@ -107,7 +108,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, publish_tiny: Callable[..., 
     publish_tiny(place, GHOST)
     onnx = save_tiny(place.parent / "tiny.onnx")
     asked = settings.read({"queue_delay_us": 50_000, "timeout_ms": 1}, HASTY)
-    with staging.stage(place, HASTY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1), asked) as staged:
+    with staging.stage(place, HASTY, Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(cores=1), asked) as staged:
         staging.publish(staged, {})
     return place
 
