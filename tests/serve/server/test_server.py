@@ -350,7 +350,8 @@ def test_the_end_of_a_server_that_was_ready_is_not_an_earlier_load_that_failed(
 
 def test_server_ends_with_a_parent_that_is_killed(model_repository: Path, server_prefix: Path, logs: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from serve.server.tritonserver import running\n"
+        "import sys, time; from pathlib import Path\n"
+        "from serve.server.tritonserver import Listen, running\n"
         "with running(Path(sys.argv[1]), listen=Listen(log=Path(sys.argv[2]))) as endpoint:\n"
         "    print(endpoint.pid, flush=True); time.sleep(600)"
     )
