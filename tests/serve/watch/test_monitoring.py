@@ -22,6 +22,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from loadtest.load.metrics import MACHINE_USED
 from modelathe.client import connect
 from modelathe.errors import ServerFault
 from serve.config import settings
@@ -29,7 +30,7 @@ from serve.config.target import Target
 from serve.repository import staging
 from serve.repository.source import Source
 from serve.server.tritonserver import running
-from serve.watch import metrics, monitoring
+from serve.watch import monitoring
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
 from tests.serve.commands.test_up import serve
 from tests.serve.commands.test_watch import load
@@ -153,7 +154,7 @@ def test_every_query_on_the_metrics_of_a_real_server(place: Path, server_prefix:
             assert eventually(lambda: found.values(rejected) != [])
             assert eventually(lambda: "RequestsRejected" in found.firing())
             # Triton looks at the machine every two seconds.
-            assert eventually(lambda: found.values(f"{metrics.MACHINE_USED} > 0") != [])
+            assert eventually(lambda: found.values(f"{MACHINE_USED} > 0") != [])
             said = {title: [found.values(query) for query in of] for title, of in asked.items()}
             firing, groups = found.firing(), found.ask("rules")["groups"]
             measured = {rule.name: found.values(rule.measured) for rule in monitoring.alerts(MODELS, P99_MS)}
