@@ -175,21 +175,20 @@ def _refusal(values: dict[str, Any]) -> Refused:
 
 def _text(values: dict[str, Any]) -> "RenderableType":
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table("rate/s", "requests", "p50 ms", "p99 ms", "bad", "verdict", box=None, pad_edge=False)
-    for column in table.columns[:5]:
-        column.justify = "right"
+    from loadtest.record.table import table
+
+    shown = table("rate/s", "requests", "p50 ms", "p99 ms", "bad", "verdict", figures=slice(5))
     for probe in values["probes"]:
         times = probe["latency_ms"]
         bad = max(probe["bad"][text] / max(probe["counted"][text], 1) for text in probe["bad"])
         cells = (f"{probe['rate']:,.1f}", f"{probe['requests']:,}", f"{times['p50']:.2f}", f"{times['p99']:.2f}")
-        table.add_row(*cells, f"{bad:.2%}", probe["verdict"])
+        shown.add_row(*cells, f"{bad:.2%}", probe["verdict"])
     lines = [Text(headline(values), "bold")]
     lines += [Text(f"stopped: {values['stopped']}, after {values['seconds']:.0f} s, {len(values['probes'])} probes")]
     lines += [Text(f"note: {note}", "yellow") for note in values["notes"]]
-    return Group(*lines, Text(), table)
+    return Group(*lines, Text(), shown)
 
 
 def headline(values: dict[str, Any]) -> str:
