@@ -19,7 +19,7 @@ from loadtest.load import drive
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.probing import probe
-from loadtest.probing.search import Found, search
+from loadtest.probing.search import Budget, Found, search
 from loadtest.record.results import read
 from loadtest.selftest import nullserver
 
@@ -71,14 +71,9 @@ def _parts(model: str) -> list[Part]:
 def _searched(url: str, model: str, limit: float, budget: float, seed: int) -> Found:
     plan = Plan(url, 10.0, rate=1.0, arrival="poisson", seed=seed)
     parts, asked = _parts(model), probe.conditions([f"p99 < {limit * 1e3:g}ms"])
-    begun, start = time.monotonic(), probe.guess(plan, parts)
-    return search(
-        probe.prober(plan, parts, asked),
-        [one.allowed for one in asked],
-        start,
-        seconds=plan.duration,
-        spent=lambda: time.monotonic() - begun + plan.duration > budget,
-    )
+    spending = Budget(plan.duration, budget)
+    start = probe.guess(plan, parts)
+    return search(probe.prober(plan, parts, asked), [one.allowed for one in asked], start, spending)
 
 
 if __name__ == "__main__":

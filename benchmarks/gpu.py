@@ -43,9 +43,11 @@ from serve.config import curve
 from serve.config.settings import Settings
 from serve.config.target import Target
 from serve.repository import staging
+from serve.repository.source import Source
 from serve.server import install
 from serve.server import tritonserver as server
 from serve.server.endpoint import Endpoint
+from serve.server.options import Listen
 
 RESULTS = Path("benchmarks/results")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -109,7 +111,7 @@ def publish(
         with OnnxPredictor(graph, target.device) as onnx:
             outputs = onnx.predict(payload.generate(made.inputs, 1, 0)[0])
         specs = output_specs(made, graph, outputs)
-        with staging.stage(place, name, graph, made.inputs, specs, target, asked) as staged:
+        with staging.stage(place, name, Source(graph, made.inputs, specs), target, asked) as staged:
             staging.publish(staged, {})
 
 
@@ -221,7 +223,7 @@ def measured(made: Workload, target: Target, effort: Effort, folder: Path) -> di
     place = folder / "model_repository"
     publish(place, made, files, settings, target)
     found = turns(place, made, files, settings, target, effort)
-    with server.running(place, models=[FP16], log=folder / "server.log") as running:
+    with server.running(place, models=[FP16], listen=Listen(log=folder / "server.log")) as running:
         half_loaded = half_load(running, made, statistics.median(turn[FP16]["served"] for turn in found), effort)
     return {
         "source": made.source,

@@ -30,6 +30,7 @@ from optimize.source.workload import Workload
 from optimize.step import bundle
 from serve.config.target import Target
 from serve.repository import staging
+from serve.repository.source import Source
 from serve.server import tritonserver as server
 from serve.server.endpoint import Endpoint
 
@@ -85,7 +86,7 @@ def published(made: Workload, graphs: dict[str, Path], target: Target) -> Path:
         with OnnxPredictor(graph) as onnx:
             outputs = onnx.predict(payload.generate(made.inputs, 1, 0)[0])
         specs = output_specs(made, graph, outputs)
-        with staging.stage(place, name, graph, made.inputs, specs, target) as staged:
+        with staging.stage(place, name, Source(graph, made.inputs, specs), target) as staged:
             staging.publish(staged, {})
     return place
 

@@ -58,19 +58,20 @@ def add(place: Path, **asked: Any) -> None:
     found = source.load(COMMITTED, {})
     assert found.target is not None
     made = settings.read(asked, "benchmark")
-    with staging.stage(place, MODEL, found.onnx, found.inputs, found.outputs, found.target, made) as staged:
+    with staging.stage(place, MODEL, found, found.target, made) as staged:
         staging.publish(staged, dict(found.lineage))
     rollout.promote(place, MODEL)
 
 
 @contextmanager
 def load(
-    endpoint: Endpoint, place: Path, file: Path, seconds: float, rate: float, *options: str, model: str = MODEL
+    endpoint: Endpoint, model: Path, file: Path, seconds: float, rate: float, *options: str
 ) -> Iterator[dict[str, Any]]:
-    """Send requests at a rate from a process of its own; the mapping holds its report after the block."""
+    """Send requests to a model of a repository at a rate from a process of its own; its report is there afterwards."""
     told: dict[str, Any] = {}
-    command = [sys.executable, "-m", "loadtest", "run", model, "--url", endpoint.http, "--rate", str(rate)]
-    command += ["--duration", f"{seconds:g}s", "--output", str(file), "--repository", str(place), *options, "--json"]
+    command = [sys.executable, "-m", "loadtest", "run", model.name, "--url", endpoint.http, "--rate", str(rate)]
+    command += ["--duration", f"{seconds:g}s", "--output", str(file), "--repository", str(model.parent)]
+    command += [*options, "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         yield told
@@ -84,7 +85,7 @@ def load(
 def release(place: Path, seconds: float) -> dict[str, float]:
     """Change the live version 50 times between two configurations, under load."""
     file, took = OUTPUT / "release.jsonl", []
-    with server.running(place) as endpoint, load(endpoint, place, file, seconds, RATE) as told:
+    with server.running(place) as endpoint, load(endpoint, place / MODEL, file, seconds, RATE) as told:
         time.sleep(3)
         for number in range(CHANGES):
             begun = time.perf_counter()
@@ -105,7 +106,11 @@ def release(place: Path, seconds: float) -> dict[str, float]:
 def death(place: Path) -> dict[str, float]:
     """Kill the backend process under load, with the probe on, and see when answers are right again."""
     file = OUTPUT / "death.jsonl"
-    with server.running(place) as endpoint, watching(endpoint, place), load(endpoint, place, file, 20, RATE) as told:
+    with (
+        server.running(place) as endpoint,
+        watching(endpoint, place),
+        load(endpoint, place / MODEL, file, 20, RATE) as told,
+    ):
         time.sleep(6)
         killed = time.time()
         for pid in saturation.instances(endpoint):
@@ -134,7 +139,7 @@ def half_load(place: Path) -> dict[str, float]:
         rate = 0.5 * most(endpoint, TEXTS, place)
         before = batches(endpoint, TEXTS)
         file = OUTPUT / "half.jsonl"
-        with load(endpoint, place, file, 30, rate, "--arrival", "poisson", model=TEXTS) as told:
+        with load(endpoint, place / TEXTS, file, 30, rate, "--arrival", "poisson") as told:
             pass
         counted = {size: count - before.get(size, 0) for size, count in batches(endpoint, TEXTS).items()}
     # The largest batch that all but one request in a hundred are within.
@@ -186,7 +191,7 @@ def memory(place: Path, minutes: float) -> dict[str, float]:
     with server.running(place, models=[MODEL]) as endpoint:
         rate = 0.7 * most(endpoint, MODEL, place)
         seen = []
-        with load(endpoint, place, OUTPUT / "memory.jsonl", 60 * minutes, rate):
+        with load(endpoint, place / MODEL, OUTPUT / "memory.jsonl", 60 * minutes, rate):
             end = time.monotonic() + 60 * minutes - 1
             while time.monotonic() < end:
                 time.sleep(5)

@@ -10,7 +10,7 @@ from modelathe.tensors import NUMPY_DTYPES, Array, unpacked
 
 FINAL = "triton_final_response"
 """The parameter by which a server says whether a response is the last one of its request."""
-_CONTENTS = {
+CONTENTS = {
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
     **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
@@ -49,7 +49,7 @@ def stream_outputs(responses: Sequence[Any]) -> dict[str, Array]:
 
 
 def _from_contents(output: Any) -> Array:
-    values = list(getattr(output.contents, _CONTENTS[output.datatype]))
+    values = list(getattr(output.contents, CONTENTS[output.datatype]))
     array = np.empty(len(values), NUMPY_DTYPES[output.datatype])
     array[:] = values
     return array.reshape(list(output.shape))

@@ -13,6 +13,7 @@ import pytest
 from modelathe.tensors import BATCH, TensorSpec
 from serve.config.target import Target
 from serve.repository import staging
+from serve.repository.source import Source
 from serve.rollout import rollout
 from serve.server.endpoint import Endpoint
 from serve.server.install import install
@@ -132,7 +133,7 @@ def publish_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., stag
 
     def publish(place: Path, model: str = TINY, weight: np.ndarray = TINY_WEIGHT) -> staging.Version:
         onnx = save_tiny(tmp_path_factory.mktemp("onnx") / "tiny.onnx", weight)
-        with staging.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
+        with staging.stage(place, model, Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(cores=1)) as staged:
             version = staging.publish(staged, {"made_by": "a test"})
         rollout.promote(place, model)
         return version

@@ -1,6 +1,5 @@
 """`loadtest capacity`: the highest rate that holds an objective."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,6 @@ _PROBES_DECIDE |= {"requests": None, "think": 0.0, "in_flight": None}
 def capacity(
     model: str,
     slo: str,
-    url: str,
     start: float | None,
     precision: float,
     budget: float,
@@ -56,7 +54,7 @@ def capacity(
     """
     from loadtest.plan.schedule import FASTEST
     from loadtest.probing import probe
-    from loadtest.probing.search import search
+    from loadtest.probing.search import Budget, search
     from loadtest.record import results
 
     asked = probe.conditions([slo])
@@ -65,22 +63,21 @@ def capacity(
     folder = output or default_output(f"capacity-{model}")
     results.check_new(folder)
     options["arrival"] = options["arrival"] or "poisson"
-    plan = plan_of(url, options | _PROBES_DECIDE)
+    plan = plan_of(options | _PROBES_DECIDE)
     parts = parts_of(plan, model, options)
     folder.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
+    spending = Budget(plan.duration, budget)
     guess = probe.guess(plan, parts)
     with kept(folder):
         found = search(
             probe.prober(plan, parts, asked, folder, _say if not as_json else lambda _: None),
             [one.allowed for one in asked],
             start or guess,
-            seconds=plan.duration,
-            spent=lambda: time.monotonic() - begun + plan.duration > budget,
+            spending,
             tolerance=precision,
             highest=FASTEST * plan.workers,
         )
-    values = _document(found, asked, slo) | {"model": model, "url": url, "seconds": time.monotonic() - begun}
+    values = _document(found, asked, slo) | {"model": model, "url": plan.url, "seconds": spending.elapsed()}
     values["results"] = str(folder)
     values["precision"], values["arrival"] = precision, plan.arrival
     _finish(values, as_json)
@@ -178,21 +175,20 @@ def _refusal(values: dict[str, Any]) -> Refused:
 
 def _text(values: dict[str, Any]) -> "RenderableType":
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table("rate/s", "requests", "p50 ms", "p99 ms", "bad", "verdict", box=None, pad_edge=False)
-    for column in table.columns[:5]:
-        column.justify = "right"
+    from loadtest.record.table import table
+
+    shown = table("rate/s", "requests", "p50 ms", "p99 ms", "bad", "verdict", figures=slice(5))
     for probe in values["probes"]:
         times = probe["latency_ms"]
         bad = max(probe["bad"][text] / max(probe["counted"][text], 1) for text in probe["bad"])
         cells = (f"{probe['rate']:,.1f}", f"{probe['requests']:,}", f"{times['p50']:.2f}", f"{times['p99']:.2f}")
-        table.add_row(*cells, f"{bad:.2%}", probe["verdict"])
+        shown.add_row(*cells, f"{bad:.2%}", probe["verdict"])
     lines = [Text(headline(values), "bold")]
     lines += [Text(f"stopped: {values['stopped']}, after {values['seconds']:.0f} s, {len(values['probes'])} probes")]
     lines += [Text(f"note: {note}", "yellow") for note in values["notes"]]
-    return Group(*lines, Text(), table)
+    return Group(*lines, Text(), shown)
 
 
 def headline(values: dict[str, Any]) -> str:

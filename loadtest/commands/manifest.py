@@ -67,4 +67,4 @@ def _check(load: tuple[str, ...], pods: int) -> None:
         if any(argument.partition("=")[0] == option for argument in load):
             raise UsageError(f"{option} is set by the manifest", fix=f"leave {option} away")
     with run.make_context("run", [*load, "--workers", str(pods)]) as context:
-        plan_of(context.params["url"], context.params)
+        plan_of(context.params)

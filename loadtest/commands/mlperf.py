@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ _PROBE = 2.0
 @traffic_options
 @click.option("--output", type=PATH, metavar="DIR", help="A new folder for results and log.")
 @json_option
-def mlperf(model: str, url: str, mode: str, output: Path | None, as_json: bool, **options: Any) -> None:
+def mlperf(model: str, mode: str, output: Path | None, as_json: bool, **options: Any) -> None:
     """Run a scenario of MLPerf Inference against MODEL with MLPerf's rules.
 
     A shorter run, or one with generated samples, says first which rules it does not keep. The name and the rules are
@@ -91,7 +92,7 @@ def mlperf(model: str, url: str, mode: str, output: Path | None, as_json: bool, 
     folder = output or default_output(f"mlperf-{model}")
     results.check_new(folder)
     options = SHAPE | options
-    values = (_accuracy if mode == "accuracy" else _performance)(model, url, options, folder, as_json)
+    values = (_accuracy if mode == "accuracy" else _performance)(model, options, folder, as_json)
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / "mlperf.json", json.dumps(finite(values), indent=1, default=str))
     if mode == "performance":
@@ -107,7 +108,7 @@ def mlperf(model: str, url: str, mode: str, output: Path | None, as_json: bool, 
         emit(values)
 
 
-def _performance(model: str, url: str, options: dict[str, Any], folder: Path, quiet: bool) -> dict[str, Any]:
+def _performance(model: str, options: dict[str, Any], folder: Path, quiet: bool) -> dict[str, Any]:
     from loadtest.judge.summary import summarize
     from loadtest.load import drive
     from loadtest.mlperf import mlperf as rules
@@ -120,16 +121,16 @@ def _performance(model: str, url: str, options: dict[str, Any], folder: Path, qu
         raise UsageError("--batch is for offline", fix="the scenario says how many samples a query has")
     samples = rules.RULES[options["scenario"]].samples if options["scenario"] != "offline" else options["batch"]
     chosen = options | {"batch": samples, "seed": rules.SEED}
-    if samples > (most := largest_batch(plan_of(url, chosen), model, chosen)):
+    if samples > (most := largest_batch(plan_of(chosen), model, chosen)):
         raise UsageError(
             f"a request of {samples} samples, where the model takes {most}",
             fix="use another scenario" if options["scenario"] != "offline" else f"give --batch up to {most}",
         )
-    parts = parts_of(plan_of(url, chosen), model, chosen)
+    parts = parts_of(plan_of(chosen), model, chosen)
     data = len(parts[0].payloads) * samples if options["data"] else 0
-    settings = _settings(options, data, lambda: _expected(plan_of(url, chosen | {"duration": _PROBE}), parts))
+    settings = _settings(options, data, lambda: _expected(plan_of(chosen | {"duration": _PROBE}), parts))
     shape = rules.options(settings, samples, options["concurrency"])
-    plan = plan_of(url, chosen | {"concurrency": None} | shape)
+    plan = plan_of(chosen | {"concurrency": None} | shape)
     if options["scenario"] != "offline":
         parts = [replace(part, drawn=True) for part in parts]
     folder.mkdir(parents=True, exist_ok=True)  # not before, so that a wrong option leaves none behind
@@ -141,7 +142,7 @@ def _performance(model: str, url: str, options: dict[str, Any], folder: Path, qu
     if not run["valid"]:
         figures["unmet"], figures["result"] = [run["why"], *figures["unmet"]], "INVALID"
         figures["broken"], figures["compliant"] = [run["why"], *figures["broken"]], False
-    places = {"model": model, "url": url, "mode": "performance", "settings": asdict(settings)}
+    places = {"model": model, "url": plan.url, "mode": "performance", "settings": asdict(settings)}
     return document(**figures, **places, results=str(path), run=run)
 
 
@@ -179,7 +180,7 @@ def _expected(plan: "Plan", parts: "list[Part]") -> float:
     return float(found["rate"]["samples"])
 
 
-def _accuracy(model: str, url: str, options: dict[str, Any], folder: Path, quiet: bool) -> dict[str, Any]:
+def _accuracy(model: str, options: dict[str, Any], folder: Path, quiet: bool) -> dict[str, Any]:
     from loadtest.mlperf import accuracy
     from loadtest.mlperf.mlperf import RULES
     from modelathe.client import connect
@@ -193,14 +194,15 @@ def _accuracy(model: str, url: str, options: dict[str, Any], folder: Path, quiet
         raise UsageError(f"--reference is {reference:g}", fix="give a share of right answers, such as 0.7646")
     if not options["data"]:
         raise UsageError("accuracy mode needs the samples of a data set", fix="give --data FILE.npz")
-    plan = plan_of(url, options)
+    plan = plan_of(options)
     samples = parts_of(plan, model, options | {"batch": 1})[0].payloads
     labels = accuracy.read_labels(labels_at, len(samples)) if labels_at else None
     with connect(plan.url, connection=plan.connection) as client:
         specs, _ = client.metadata(model, options["version"])
 
         def say(version: str) -> Any:
-            return accuracy.classes(client, model, version, samples, specs, options["batch"], options["label_output"])
+            infer = partial(client.infer, model, version=version)
+            return accuracy.classes(infer, samples, specs, options["batch"], options["label_output"])
 
         found = say(options["version"])
         if other is not None:
@@ -220,7 +222,7 @@ def _accuracy(model: str, url: str, options: dict[str, Any], folder: Path, quiet
         scenario=RULES[options["scenario"]].name,
         mode="accuracy",
         model=model,
-        url=url,
+        url=plan.url,
         gate=gate,
         **values,
     )

@@ -74,8 +74,7 @@ def _check(results: tuple[Path, ...], html: Path | None, wanted: dict[str, Path]
 
 def _several(results: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
     from loadtest.judge.summary import summarize
-    from loadtest.report import page
-    from loadtest.report.terminal import table
+    from loadtest.report import page, terminal
 
     runs: list[tuple[str, dict[str, Any]]] = [(path.stem, summarize(path)) for path in results]
     if html:
@@ -83,4 +82,4 @@ def _several(results: tuple[Path, ...], html: Path | None, as_json: bool) -> Non
     if as_json:
         emit(document(runs=[{"results": str(path), **run[1]} for path, run in zip(results, runs, strict=True)]))
     else:
-        Console().print(table(runs))
+        Console().print(terminal.several(runs))

@@ -28,7 +28,6 @@ from modelathe.errors import BadInput, MachineError, ModelatheError, Refused, Us
 @json_option
 def run(
     model: str,
-    url: str,
     html: Path | None,
     output: Path | None,
     sentences: tuple[str, ...],
@@ -65,21 +64,21 @@ def run(
     from loadtest.load import drive
     from loadtest.report import live, page
 
-    chosen = {key: options.pop(key) for key in ("scenario", "settings", "pid")}
-    if chosen["scenario"]:
+    if options["scenario"]:
         if sentences:
             raise UsageError("a scenario states its own thresholds", fix="write them into its file")
         if baseline or save_baseline or allow is not None:
             raise UsageError("a baseline is of one run", fix="use `loadtest compare` on the phase you want")
-        _play(model, url, options | {"allow_invalid": allow_invalid}, chosen, html, output, as_json)
+        _play(model, options | {"allow_invalid": allow_invalid}, html, output, as_json)
         return
-    if given := [key for key, value in chosen.items() if value]:
-        raise UsageError(f"--{given[0].replace('settings', 'set')} needs --scenario", fix="name a scenario")
+    for key, name in (("settings", "set"), ("pid", "pid")):
+        if options[key]:
+            raise UsageError(f"--{name} needs --scenario", fix="name a scenario")
     thresholds.parse(sentences)  # a wrong one is found before any load is sent
     if allow is not None and not baseline:
         raise UsageError("--allow needs --baseline", fix="say what the run is compared with")
     before = compare.read_side(baseline) if baseline else []
-    plan = plan_of(url, options | {"thresholds": sentences})
+    plan = plan_of(options | {"thresholds": sentences})
     if before:
         compare.check_plan(before, plan)
     _check_files(output, html, save_baseline)
@@ -109,24 +108,14 @@ def _check_files(output: Path | None, html: Path | None, save_baseline: Path | N
         raise UsageError("--output and --html are the same file", fix="give two names")
 
 
-def _play(
-    model: str,
-    url: str,
-    options: dict[str, Any],
-    chosen: dict[str, Any],
-    html: Path | None,
-    output: Path | None,
-    as_json: bool,
-) -> None:
+def _play(model: str, options: dict[str, Any], html: Path | None, output: Path | None, as_json: bool) -> None:
     from loadtest.commands.scenario import play_and_report
 
     if html:
         raise UsageError("--html is for one run", fix="use `loadtest report FILE --html` for the phase you want")
-    if chosen["pid"] and options["metrics"]:
+    if options["pid"] and options["metrics"]:
         raise UsageError("--pid and --metrics are both given", fix="--pid is the better one where you can")
-    source = str(chosen["pid"] or options["metrics"] or "")
-    settings = chosen["settings"]
-    play_and_report(model, url, options, chosen["scenario"], settings, output, source, as_json)
+    play_and_report(model, options, output, as_json)
 
 
 def _failure(values: dict[str, Any], path: Path, allow_invalid: bool) -> ModelatheError | None:

@@ -75,17 +75,15 @@ def show(name: str, as_json: bool) -> None:
         click.echo(path.read_text(encoding="utf-8-sig").rstrip())
 
 
-def play_and_report(
-    model: str,
-    url: str,
-    options: dict[str, Any],
-    name: str,
-    settings: tuple[str, ...],
-    folder: Path | None,
-    source: str,
-    as_json: bool,
-) -> None:
-    """Play the scenario `name` for `loadtest run`, print its report, and leave with the exit code it deserves."""
+def play_and_report(model: str, options: dict[str, Any], folder: Path | None, as_json: bool) -> None:
+    """Play a scenario for `loadtest run`, print its report, and leave with the exit code that it deserves.
+
+    Args:
+        model: the command's.
+        options: the command's, by name.
+        folder: for the results; one in `build/loads` unless given.
+        as_json: whether a document is printed.
+    """
     from rich.console import Console
 
     from loadtest.judge.summary import summarize
@@ -95,22 +93,22 @@ def play_and_report(
     from loadtest.scenario.scenario import find, load
 
     _refuse_load_options()
-    path = find(name)
-    found = load(path, settings)
+    path = find(options["scenario"])
+    found = load(path, options["settings"])
     folder = folder or default_output(f"{path.stem}-{model}")
 
     def send(phase: str, own: dict[str, Any], to: Path) -> dict[str, Any]:
         if not as_json:
             click.echo(f"phase {phase}", err=True)
         chosen = options | own
-        plan = plan_of(url, chosen)
+        plan = plan_of(chosen)
         with live.shown(plan, quiet=as_json) as show:
             drive.run(plan, parts_of(plan, model, chosen), to, show)
         return summarize(to)
 
-    largest = largest_batch(plan_of(url, options), model, options)
+    largest = largest_batch(plan_of(options), model, options)
     with kept(folder):
-        values = play.play(found, path.stem, send, folder, largest, source)
+        values = play.play(found, path.stem, send, folder, largest, str(options["pid"] or options["metrics"] or ""))
     failure = _failure(values, folder, options["allow_invalid"])
     if not as_json:
         Console().print(play.text(values))

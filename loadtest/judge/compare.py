@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 from scipy import special
 
@@ -32,6 +31,7 @@ from loadtest.judge.baseline import BIN, Baseline
 from loadtest.judge.stretches import Cut
 from loadtest.plan.plan import Plan
 from loadtest.record.statistics import number
+from loadtest.record.table import NONE, table
 from modelathe.commandline import document
 from modelathe.errors import BadInput, ModelatheError, Refused
 
@@ -192,13 +192,13 @@ def rows(values: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def text(values: dict[str, Any]) -> RenderableType:
     """Return a comparison for a terminal of 60 columns or more."""
-    table = Table(*COLUMNS, box=None, pad_edge=False)
+    shown = table(*COLUMNS, figures=NONE)
     for metric, (*cells, verdict) in zip(values["metrics"].values(), rows(values), strict=True):
         style = "" if verdict == NONE_SHOWN else "green" if _better(metric) else "red"
-        table.add_row(*cells, Text(verdict, style))
+        shown.add_row(*cells, Text(verdict, style))
     sides = [Text(f"{side.upper()}: {', '.join(run['file'] for run in values[side])}") for side in ("a", "b")]
     notes = [Text(f"note: {note}", style="yellow") for note in values["notes"]]
-    return Group(*sides, Text(), table, *notes)
+    return Group(*sides, Text(), shown, *notes)
 
 
 def _better(metric: dict[str, Any]) -> bool:

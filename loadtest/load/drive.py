@@ -24,6 +24,7 @@ from loadtest.load.loop import PATIENCE, TICK, Loop, Progress
 from loadtest.load.readings import Readings
 from loadtest.plan import traffic
 from loadtest.plan.data.answers import MOST_SAMPLES, Answers, Tolerance
+from loadtest.plan.load import Load
 from loadtest.plan.package import pack
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
@@ -78,10 +79,10 @@ def _drive(plan: Plan, parts: Sequence[Part], path: Path, show: Callable[[Progre
         answers = _answers(client, plan, parts)
         if client.binary is False:
             plan = replace(plan, connection=replace(plan.connection, binary=False))
-        header = _header(plan, client, parts)
-        with _crew(plan, client, parts, answers) as crew, asyncio.Runner(loop_factory=eventloop.fine_loop) as runner:
+        load, header = Load(plan, parts, answers), _header(plan, client, parts)
+        with _crew(load, client) as crew, asyncio.Runner(loop_factory=eventloop.fine_loop) as runner:
             try:
-                package = b"" if isinstance(crew, Alone) else pack(plan, parts, answers.references if answers else {})
+                package = b"" if isinstance(crew, Alone) else pack(load)
                 eventloop.run(runner, crew.prepare(package, show))
                 if clocks := [channel.clock for channel in crew.channels if channel.clock]:
                     header["clocks"] = clocks
@@ -91,16 +92,15 @@ def _drive(plan: Plan, parts: Sequence[Part], path: Path, show: Callable[[Progre
                     header["clock_start"] = begins.isoformat(timespec="milliseconds")
                     return Writer(path, header, crew.plan.index or 0)
 
-                _measure(runner, crew, client, parts, answers, opened, show)
+                _measure(runner, crew, client, load, opened, show)
             finally:
                 runner.run(crew.close())
 
 
 @contextmanager
-def _crew(
-    plan: Plan, client: Client, parts: Sequence[Part], answers: Answers | None
-) -> "Iterator[Alone | workers.Crew]":
+def _crew(load: Load, client: Client) -> "Iterator[Alone | workers.Crew]":
     """Yield those who send the load: this process, others on this machine, or others on the machines of a cluster."""
+    plan = load.plan
     if plan.ray is not None:
         from loadtest.load import ray_workers
 
@@ -109,25 +109,24 @@ def _crew(
     elif plan.workers > 1 and plan.index is None:
         yield workers.Crew(plan, workers.start)
     else:
-        with sending(plan, client, parts, answers) as sender:
-            yield Alone(plan, parts, answers, sender)
+        with sending(load, client) as sender:
+            yield Alone(load, sender)
 
 
 def _measure(
     runner: asyncio.Runner,
     crew: "Alone | workers.Crew",
     client: Client,
-    parts: Sequence[Part],
-    answers: Answers | None,
+    load: Load,
     opened: Callable[[float], Writer],
     show: Callable[[Progress], None],
 ) -> None:
     """Send, and write down what comes of it; `opened` gives the file of a run that begins in so many seconds."""
-    plan, before = crew.plan, _settled(client, parts)
+    plan, before = load.plan, _settled(client, load.parts)
     ahead = max(crew.head_start, _until(plan.begin))
     begins = time.monotonic() + ahead
     with opened(ahead) as writer:
-        readings = Readings(plan.url, {part.model for part in parts}, plan.metrics)
+        readings = Readings(plan.url, {part.model for part in load.parts}, plan.metrics)
 
         def tick(state: Progress) -> None:
             writer.flush()
@@ -153,11 +152,11 @@ def _measure(
             end["backlog"] = {"most": ending.most, "full": ending.full}
         most = ending.errors.most_common(_ERROR_KINDS)
         end["errors"] = [{"verdict": verdict, "text": text, "count": count} for (verdict, text), count in most]
-        if answers:
+        if load.answers:
             end |= {"checked": ending.checked, "mismatches": ending.mismatches[:MOST_SAMPLES]}
         end["server"] = None
         try:
-            after = _settled(client, parts, ending.succeeded, before)
+            after = _settled(client, load.parts, ending.succeeded, before)
             if before is not None and after is not None:
                 end["server"] = asdict(_between(before, after))
         except ModelatheError as error:
@@ -172,9 +171,9 @@ class Alone:
     head_start = 0.0
     channels: Sequence[workers.Channel] = ()
 
-    def __init__(self, plan: Plan, parts: Sequence[Part], answers: Answers | None, sender: Sender) -> None:
-        self.plan, self.ending, self._worker = plan, workers.Ending(), plan.index or 0
-        self._sender, self._answers, self._choose = sender, answers, traffic.Chooser(parts, plan.seed)
+    def __init__(self, load: Load, sender: Sender) -> None:
+        self.plan, self.ending, self._worker = load.plan, workers.Ending(), load.plan.index or 0
+        self._sender, self._answers, self._choose = sender, load.answers, traffic.Chooser(load.parts, load.plan.seed)
 
     async def prepare(self, _: bytes, show: Callable[[Progress], None]) -> None:
         """Connect and warm up."""

@@ -5,26 +5,24 @@ which is the memory of the whole machine, other programs included. A process, be
 interpreter from the sender at random moments.
 """
 
-import re
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from select import select
+from urllib.parse import urlsplit
 
 import numpy as np
 
+from loadtest.load import metrics, processes
 from loadtest.record.statistics import Seconds
 from modelathe import interpreter
 from modelathe.errors import UsageError
 
-_METRIC = re.compile(r"^nv_cpu_memory_used_bytes(?:\{[^}]*\})?\s+([0-9.eE+]+)", re.MULTILINE)
-_RSS = re.compile(r"^VmRSS:\s+(\d+) kB", re.MULTILINE)
+_PATIENCE = 2.0
 
 
 @dataclass
@@ -46,36 +44,18 @@ def reader(source: str) -> Callable[[], float]:
     It raises OSError or ValueError when there is nothing to read.
     """
     if source.isdigit():
-        return lambda: float(sum(map(_resident, _family(int(source)))))
-
-    url = source.rstrip("/").removesuffix("/metrics") + "/metrics"
+        return lambda: float(processes.resident(processes.family(int(source))))
 
     def ask() -> float:
-        # No proxy of the environment stands before a server's metrics.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(url, timeout=2) as answer:
-            found = _METRIC.search(answer.read().decode("utf-8", "replace"))
+        parts = urlsplit(source)
+        if not parts.port:
+            raise ValueError("there is no port in its address")
+        found = list(metrics.samples(metrics.page(parts.netloc, _PATIENCE), [metrics.MACHINE_USED]))
         if not found:
-            raise ValueError("there is no nv_cpu_memory_used_bytes")
-        return float(found[1])
+            raise ValueError(f"there is no {metrics.MACHINE_USED}")
+        return found[0].value
 
     return ask
-
-
-def _resident(pid: int) -> int:
-    try:
-        found = _RSS.search(Path(f"/proc/{pid}/status").read_text())
-    except OSError:
-        return 0  # it ended meanwhile
-    return int(found[1]) * 1024 if found else 0
-
-
-def _family(pid: int) -> Iterator[int]:
-    """Yield a process and all that it started: Triton runs Python backends in processes of their own."""
-    yield pid
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            yield from _family(int(child))
 
 
 @contextmanager

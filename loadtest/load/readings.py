@@ -7,7 +7,6 @@ look at it: the CPU and memory of the process that listens on the port and of th
 
 import asyncio
 import math
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
+
+from loadtest.load.metrics import MACHINE_USED, samples
+from loadtest.load.processes import family, resident
 
 EVERY = 1.0
 """Seconds between two readings."""
@@ -26,7 +28,7 @@ _USUAL_PORTS, _METRICS_PORT = (8000, 8001), 8002
 # but for a utilization, of which the mean is taken.
 _METRICS = {
     "nv_cpu_utilization": ("machine_cpu", 1.0),
-    "nv_cpu_memory_used_bytes": ("machine_memory", 1.0),
+    MACHINE_USED: ("machine_memory", 1.0),
     "nv_gpu_utilization": ("gpu", 1.0),
     "nv_gpu_memory_used_bytes": ("gpu_memory", 1.0),
     "nv_gpu_power_usage": ("gpu_watts", 1.0),
@@ -37,9 +39,6 @@ _METRICS = {
     "nv_inference_compute_infer_duration_us": ("compute_infer_s", _MICRO),
     "nv_inference_compute_output_duration_us": ("compute_output_s", _MICRO),
 }
-# A parser for the whole format would take ten times as long, and this runs between two requests.
-_LINE = re.compile(rf"^({'|'.join(_METRICS)})(?:{{([^}}]*)}})? ([^ \n]+)", re.MULTILINE)
-_MODEL = re.compile(r'model="([^"]*)"')
 
 
 class Readings:
@@ -96,14 +95,11 @@ class Readings:
             return {}
         before, then = self._cpu, self._at
         self._cpu, self._at = self._cpu_seconds(), time.monotonic()
-        memory = 0
-        for process in self.processes:
-            with suppress(psutil.Error):
-                memory += process.memory_info().rss
+        memory = float(resident(process.pid for process in self.processes))
         if not then:
-            return {"server_memory": float(memory)}
+            return {"server_memory": memory}
         # A process that ended takes its seconds along.
-        return {"server_cpu": max(0.0, self._cpu - before) / (self._at - then), "server_memory": float(memory)}
+        return {"server_cpu": max(0.0, self._cpu - before) / (self._at - then), "server_memory": memory}
 
     def _cpu_seconds(self) -> float:
         total = 0.0
@@ -149,12 +145,12 @@ def parse(text: str, models: set[str]) -> dict[str, float]:
         ValueError: the page has none of the metrics.
     """
     found: dict[str, list[float]] = {}
-    for name, labels, value in _LINE.findall(text):
+    for name, labels, value in samples(text, _METRICS):
         key, factor = _METRICS[name]
-        model = _MODEL.search(labels)
+        model = labels.get("model")
         # A GPU that cannot say its power says NaN.
-        if (model is None or model[1] in models) and math.isfinite(read := float(value)):
-            found.setdefault(key, []).append(read * factor)
+        if (model is None or model in models) and math.isfinite(value):
+            found.setdefault(key, []).append(value * factor)
     if not found:
         raise ValueError("not the metrics of a Triton server")
     return {key: sum(values) / (len(values) if key == "gpu" else 1) for key, values in found.items()}
@@ -173,7 +169,6 @@ def _processes(url: str) -> list[psutil.Process]:
         ]
         if not listening:
             return []
-        server = psutil.Process(listening[0])
-        return [server, *server.children(recursive=True)]
+        return [psutil.Process(pid) for pid in family(listening[0])]
     except (psutil.Error, OSError):
         return []

@@ -87,10 +87,11 @@ async def _work() -> None:
     orders = asyncio.StreamReader(limit=2**16)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
     length, worker = map(int, (await orders.readline()).split())
-    plan, parts, answers = unpack(await orders.readexactly(length))
-    output, choose = _Output(worker), traffic.Chooser(parts, plan.seed)
+    load = unpack(await orders.readexactly(length))
+    plan, answers = load.plan, load.answers
+    output, choose = _Output(worker), traffic.Chooser(load.parts, plan.seed)
     begin = asyncio.ensure_future(orders.readline())
-    with Client(plan.url, PATIENCE, plan.connection) as client, sending(plan, client, parts, answers) as sender:
+    with Client(plan.url, PATIENCE, plan.connection) as client, sending(load, client) as sender:
         try:
             warmup = Loop(plan, sender, choose, plan.warmup, lambda flight: None, worker)
             await _unless(begin, _warm(plan, sender, warmup, output))

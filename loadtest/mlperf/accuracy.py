@@ -1,13 +1,12 @@
 """Accuracy: MLPerf's accuracy mode. All samples are sent once, and what the model says is held against a reference."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from modelathe.client import Client
 from modelathe.errors import BadInput
 from modelathe.tensors import Array, Arrays, TensorSpec
 
@@ -43,9 +42,7 @@ def against_version(classes: Array, others: Array, labels: Array | None) -> Outc
 
 
 def classes(
-    client: Client,
-    model: str,
-    version: str,
+    infer: Callable[[Arrays], Arrays],
     samples: Sequence[Arrays],
     specs: Sequence[TensorSpec],
     batch: int,
@@ -54,9 +51,7 @@ def classes(
     """Send every sample once and return the classes that the model says, of shape [samples] and an integer dtype.
 
     Args:
-        client: of the server.
-        model: its name.
-        version: of the model.
+        infer: asks the model.
         samples: one request's inputs each, of one sample.
         specs: of the inputs.
         batch: samples in one request.
@@ -65,10 +60,7 @@ def classes(
     Raises:
         BadInput: the output is missing, or holds neither classes nor scores of several.
     """
-    found = [
-        _classes(client.infer(model, inputs, version), output, len(group))
-        for group, inputs in _requests(samples, specs, batch)
-    ]
+    found = [_classes(infer(inputs), output, len(group)) for group, inputs in _requests(samples, specs, batch)]
     return np.concatenate(found)
 
 

@@ -271,7 +271,7 @@ def traffic_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def plan_of(url: str, options: dict[str, Any]) -> "Plan":
+def plan_of(options: dict[str, Any]) -> "Plan":
     """Return the plan that the options describe."""
     from loadtest.plan.plan import Plan
 
@@ -293,7 +293,7 @@ def plan_of(url: str, options: dict[str, Any]) -> "Plan":
     taken = ("speed", "requests", "think", "sequence", "seed", "timeout", "retries", "warmup", "workers")
     limit = {} if options["in_flight"] is None or concurrency is not None else {"in_flight": options["in_flight"]}
     return Plan(
-        url,
+        options["url"],
         _duration(options),
         concurrency=concurrency,
         rate=rate,

@@ -1,28 +1,30 @@
-"""Package: a plan and its traffic as bytes, for a worker in another process or on another machine. No pickle."""
+"""Package: a load as bytes, for a worker in another process or on another machine. No pickle."""
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from loadtest.plan.data.answers import Answers, Tolerance
+from loadtest.plan.data.answers import Answers
+from loadtest.plan.load import Load
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Fresh, Part
-from modelathe.tensors import Array, Arrays, TensorSpec
-
-References = Mapping[int, tuple[Arrays, Tolerance]]
+from modelathe.tensors import Array, TensorSpec
 
 
-def pack(plan: Plan, parts: Sequence[Part], references: References) -> bytes:
+def pack(load: Load) -> bytes:
     """Return an .npz archive: the arrays, strings packed, and one JSON document that says what they are."""
     arrays: list[Array] = []
+    references = load.answers.references if load.answers else {}
     document = {
-        "plan": asdict(plan),
-        "parts": [{field.name: _put(getattr(part, field.name), arrays) for field in fields(part)} for part in parts],
+        "plan": asdict(load.plan),
+        "parts": [
+            {field.name: _put(getattr(part, field.name), arrays) for field in fields(part)} for part in load.parts
+        ],
         "references": [[number, _put(right, arrays)] for number, right in references.items()],
     }
     stream = io.BytesIO()
@@ -31,14 +33,14 @@ def pack(plan: Plan, parts: Sequence[Part], references: References) -> bytes:
     return stream.getvalue()
 
 
-def unpack(data: bytes) -> tuple[Plan, list[Part], Answers | None]:
-    """Return what `pack` was given, the references as something that compares answers with them."""
+def unpack(data: bytes) -> Load:
+    """Return what `pack` was given."""
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         document = json.loads(archive["document"].tobytes())
         arrays = {name: archive[name] for name in archive.files}
     parts = [Part(**{name: _take(value, arrays) for name, value in part.items()}) for part in document["parts"]]
     references = {number: tuple(_take(right, arrays)) for number, right in document["references"]}
-    return Plan.from_document(document["plan"]), parts, Answers(references) if references else None
+    return Load(Plan.from_document(document["plan"]), parts, Answers(references) if references else None)
 
 
 def _put(value: Any, arrays: list[Array]) -> Any:

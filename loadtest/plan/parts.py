@@ -33,18 +33,22 @@ def parts(plan: Plan, model: str, options: dict[str, Any]) -> list[Part]:
         UsageError: options that contradict each other, or sizes that the model does not take.
         ModelMissing: the server does not have a model.
     """
+    if options["data"] is None and plan.trace and recorded.holds_requests(Path(plan.trace)):
+        options = options | {"data": Path(plan.trace)}
     source = options["data"]
-    if source is None and plan.trace and recorded.holds_requests(Path(plan.trace)):
-        source = Path(plan.trace)
-    _check(plan, options, source)
+    _check(plan, options)
     with connect(plan.url, connection=plan.connection) as client:
         if source is not None and source.suffix == read.RECORDED:
             return _replayed(client, source, model, options)
-        mix = [(model, 1.0), *options["mix"]]
-        return [part for name, weight in mix for part in _of_model(client, plan, name, weight, source, model, options)]
+        return [
+            replace(part, weight=weight * part.weight)
+            for name, weight in [(model, 1.0), *options["mix"]]
+            for part in _of_model(client, plan, name, options if name == model else options | {"version": ""})
+        ]
 
 
-def _check(plan: Plan, options: dict[str, Any], source: Path | None) -> None:
+def _check(plan: Plan, options: dict[str, Any]) -> None:
+    source = options["data"]
     stated, checked = source is not None, options["tolerance"] is not None
     replayed = source is not None and source.suffix == read.RECORDED
     weighted = any(weight is not None for _, weight in options["shapes"])
@@ -77,25 +81,23 @@ def _replayed(client: Client, path: Path, model: str, options: dict[str, Any]) -
     return found
 
 
-def _of_model(
-    client: Client, plan: Plan, name: str, weight: float, source: Path | None, model: str, options: dict[str, Any]
-) -> list[Part]:
-    """Return one model's share, a part for each of the shapes that are mixed."""
-    version = options["version"] if name == model else ""
-    signature, stated, tolerance = _known(client, name, version, options)
+def _of_model(client: Client, plan: Plan, model: str, options: dict[str, Any]) -> list[Part]:
+    """Return one model's traffic, a part for each of the shapes that are mixed."""
+    version, source = options["version"], options["data"]
+    signature, stated, tolerance = _known(client, model, version, options)
     alternatives = _alternatives(options["shapes"], stated if options["mix"] else None)
     if source is not None:
         shaped = replace(signature, inputs=payload.with_shapes(signature.inputs, alternatives[0][0]))
         data = read.read(source, shaped, options["batch"])
         if options["constant"]:
             data = Data(data.requests[:1], data.streams and [1])
-        return [replace(_carrying(name, version, data, tolerance), weight=weight)]
+        return [_carrying(model, version, data, tolerance)]
     found, count = [], 1 if options["constant"] else PAYLOADS
     for sizes, share in alternatives:
         specs = payload.with_shapes(stated, sizes)
         payloads = payload.generate(specs, count, plan.seed, options["batch"])
         fresh = Fresh(specs, options["batch"], plan.seed) if options["fresh"] else None
-        found.append(Part(name, payloads, version, weight * share, None if fresh else tolerance, fresh=fresh))
+        found.append(Part(model, payloads, version, share, None if fresh else tolerance, fresh=fresh))
     return found
 
 

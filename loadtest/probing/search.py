@@ -6,6 +6,7 @@ turn, until the interval is narrow or the time is spent. All probes that count m
 alone.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -108,13 +109,39 @@ class Found:
     verdicts: list[str]
 
 
+@dataclass(frozen=True)
+class Budget:
+    """The time that a search may take, which begins when this is made.
+
+    Args:
+        probe: seconds of a probe near the edge; those that only bracket it are shorter.
+        total: seconds within which the last probe must end.
+        clock: tells the seconds.
+    """
+
+    probe: float
+    total: float = float("inf")
+    clock: Callable[[], float] = time.monotonic
+    begun: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "begun", self.clock())
+
+    def elapsed(self) -> float:
+        """Return the seconds that were spent."""
+        return self.clock() - self.begun
+
+    def spent(self) -> bool:
+        """Return whether there is no time left for a probe."""
+        return self.elapsed() + self.probe >= self.total
+
+
 def search(
     probe: Callable[[float, float], Probe],
     allowed: Sequence[float],
     start: float,
+    budget: Budget,
     *,
-    seconds: float,
-    spent: Callable[[], bool],
     tolerance: float = 0.05,
     highest: float = float("inf"),
 ) -> Found:
@@ -124,8 +151,7 @@ def search(
         probe: runs at a rate (requests per second) for some seconds.
         allowed: share of bad requests for each condition, above 0.
         start: the first rate.
-        seconds: length of a probe near the edge; those that only bracket it are shorter.
-        spent: whether no more time is left.
+        budget: how long a probe and the whole search may take.
         tolerance: half the width of a narrow interval, as a share of the rate.
         highest: the highest rate to try.
     """
@@ -134,9 +160,9 @@ def search(
         rate = known.next(start)
         if isinstance(rate, str):
             return known.found(rate)
-        if known.probes and spent():
+        if known.probes and budget.spent():
             return known.found(SPENT)
-        length = seconds if known.near else min(seconds, max(_BRACKET_SECONDS, _BRACKET_REQUESTS / rate))
+        length = budget.probe if known.near else min(budget.probe, max(_BRACKET_SECONDS, _BRACKET_REQUESTS / rate))
         known.add(probe(rate, length))
 
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from loadtest.judge.thresholds import line
 from loadtest.record.statistics import number
+from loadtest.record.table import NONE, table
 
 
 def text(values: dict[str, Any]) -> RenderableType:
@@ -17,12 +18,12 @@ def text(values: dict[str, Any]) -> RenderableType:
     if len(values["models"]) > 1:
         parts += [Text(), _models_table(values)]
     if values["errors"]:
-        errors = Table("count", "error", title="errors", title_justify="left", box=None)
+        errors = table("count", "error", figures=NONE, title="errors", title_justify="left")
         for error in values["errors"]:
             errors.add_row(f"{error['count']:,}", Text(error["text"]))
         parts += [Text(), errors]
     if values["mismatches"]:
-        wrong = Table(*MISMATCH_COLUMNS, title="wrong outputs, the first", title_justify="left", box=None)
+        wrong = table(*MISMATCH_COLUMNS, figures=NONE, title="wrong outputs, the first", title_justify="left")
         for row in mismatch_rows(values):
             wrong.add_row(*map(Text, row))
         parts += [Text(), wrong]
@@ -44,12 +45,10 @@ def mismatch_rows(values: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def table(runs: Sequence[tuple[str, dict[str, Any]]]) -> Table:
+def several(runs: Sequence[tuple[str, dict[str, Any]]]) -> Table:
     """Return several runs beside each other, each with a name, in the order of their rates."""
     heads = ("run", "", "offered/s", "achieved/s", "failed", "p50 ms", "p90 ms", "p99 ms", "max ms")
-    shown = Table(*heads, box=None, pad_edge=False)
-    for column in shown.columns[2:]:
-        column.justify = "right"
+    shown = table(*heads, figures=slice(2, None))
     for name, values in sorted(runs, key=lambda run: run[1]["rate"]["achieved"]):
         rates = [number(values["rate"][key]) for key in ("offered", "achieved")]
         latency = [number(values["latency_ms"][key]) for key in ("p50", "p90", "p99", "max")]
@@ -98,13 +97,11 @@ def load(plan: dict[str, Any]) -> str:
 
 
 def _latency_table(values: dict[str, Any]) -> Table:
-    table = Table("ms", *(("mean", "p50", "p90", "p99", "p99.9", "max")), box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    shown = table("ms", "mean", "p50", "p90", "p99", "p99.9", "max")
     keys = ("mean", "p50", "p90", "p99", "p999", "max")
     for name, figures in latencies(values):
-        table.add_row(name, *(number(figures[at]) for at in keys))
-    return table
+        shown.add_row(name, *(number(figures[at]) for at in keys))
+    return shown
 
 
 def latencies(values: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
@@ -114,20 +111,18 @@ def latencies(values: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
 
 
 def _models_table(values: dict[str, Any]) -> Table:
-    table = Table("model", "answered", "failed", "per s", "p50 ms", "p99 ms", box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    shown = table("model", "answered", "failed", "per s", "p50 ms", "p99 ms")
     for row in values["models"]:
         counts = [f"{row['done']:,}", f"{row['failed']:,}", number(row["rate"])]
-        table.add_row(row["model"], *counts, number(row["latency_ms"]["p50"]), number(row["latency_ms"]["p99"]))
-    return table
+        shown.add_row(row["model"], *counts, number(row["latency_ms"]["p50"]), number(row["latency_ms"]["p99"]))
+    return shown
 
 
 def _facts_table(values: dict[str, Any]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
+    shown = table(show_header=False)
     for name, fact in facts(values):
-        table.add_row(name, Text(fact))
-    return table
+        shown.add_row(name, Text(fact))
+    return shown
 
 
 def facts(values: dict[str, Any]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from loadtest.judge.validity import GONE
 from loadtest.load import memory
 from loadtest.record import results
 from loadtest.record.statistics import number
+from loadtest.record.table import table
 from loadtest.report.terminal import load
 from loadtest.scenario.scenario import Phase, Scenario, phases, resolved
 from loadtest.scenario.verdicts import VERDICTS, Finding, Played
@@ -169,12 +170,10 @@ def text(values: dict[str, Any]) -> RenderableType:
 
 
 def _table(values: dict[str, Any]) -> Table:
-    table = Table("phase", "load", "batch", "req/s", "p50", "p99", "failed", "", box=None, pad_edge=False)
-    for column in table.columns[2:7]:
-        column.justify = "right"
+    shown = table("phase", "load", "batch", "req/s", "p50", "p99", "failed", "", figures=slice(2, 7))
     for phase in values["phases"]:
         requests, latency = phase["requests"], phase["latency_ms"]
-        table.add_row(
+        shown.add_row(
             phase["name"],
             load(phase["plan"]),
             str(phase["parts"][0]["batch"]),
@@ -184,4 +183,4 @@ def _table(values: dict[str, Any]) -> Table:
             str(requests["failed"] + requests["dropped"] + requests["mismatched"]),
             "" if phase["valid"] else "invalid",
         )
-    return table
+    return shown

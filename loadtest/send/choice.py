@@ -1,12 +1,11 @@
 """Choice: which sender a plan asks for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from loadtest.plan.data.answers import Answers
+from loadtest.plan.load import Load
 from loadtest.plan.plan import Plan
-from loadtest.plan.traffic import Part
 from loadtest.send import wire
 from loadtest.send.grpc import GrpcSender
 from loadtest.send.http import HttpSender
@@ -18,20 +17,16 @@ from modelathe.connection import address
 
 
 @contextmanager
-def sending(plan: Plan, client: Client, parts: Sequence[Part], answers: Answers | None) -> Iterator[Sender]:
-    """Yield the sender of a plan, not yet open; what it keeps on the machine and in the server ends with the block."""
+def sending(load: Load, client: Client) -> Iterator[Sender]:
+    """Yield the sender of a load, not yet open; what it keeps on the machine and in the server ends with the block."""
+    plan, parts, answers = load.plan, load.parts, load.answers
     protocol, place, _ = address(plan.url)
+    http = wire.HttpRequests(place, plan.connection)
     if plan.connection.shared_memory is None:
-        request = (
-            partial(wire.http_request, place, connection=plan.connection) if protocol == "http" else wire.grpc_request
-        )
+        request = http.request if protocol == "http" else wire.grpc_request
         yield _sender(plan, encoder(request, parts, plan.sequence), answers)
         return
-    named = (
-        partial(wire.http_shared_request, place, connection=plan.connection)
-        if protocol == "http"
-        else wire.grpc_shared_request
-    )
+    named = http.shared_request if protocol == "http" else wire.grpc_shared_request
     with shared(plan, client, parts, named) as memory:
         yield SharedSender(_sender(plan, memory.encode, None), memory, answers)
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from loadtest.plan.data.answers import Answers
 from loadtest.record.results import TIMEOUT, Flight
 from loadtest.send import http2, wire
-from loadtest.send.sender import Encode, Finished, check, end, fail
+from loadtest.send.sender import Carrier, Encode, check, end, fail
 from modelathe.connection import PLAIN, Connection, address
 from modelathe.outputs import stream_outputs
 from modelathe.translation import GRPC_ERRORS, is_no_connection
@@ -37,14 +37,12 @@ class _Call(http2.Call):
         self.timer: asyncio.TimerHandle | None = None
 
 
-class GrpcSender:
+class GrpcSender(Carrier):
     """`ModelInfer` calls with ready-made bytes on one connection.
 
     Args:
         url: `grpc://HOST:PORT` or `grpcs://HOST:PORT`.
-        encode: makes the serialised request.
-        timeout: seconds until a request counts as timed out; None waits.
-        answers: what to compare the outputs with; None leaves them unchecked.
+        encode, timeout, answers: as in `Carrier`; what is encoded is the serialised message.
         connection: its certificates, headers and compression.
     """
 
@@ -59,9 +57,8 @@ class GrpcSender:
         from google.protobuf.message import DecodeError
         from tritonclient.grpc import service_pb2
 
-        self.url, self.encode, self.timeout, self.answers, self.zero = url, encode, timeout, answers, 0.0
-        self.connection, self.elsewhere = connection, connection.shared_memory is not None
-        self.finished: Finished = lambda flight: None
+        super().__init__(encode, timeout, answers, connection.shared_memory is not None)
+        self.url, self.connection = url, connection
         self._no_message, self._parse = DecodeError, service_pb2.ModelInferResponse.FromString
         self._block = http2.block(_headers(url, connection))
         self._http2: http2.Http2 | None = None
@@ -73,10 +70,6 @@ class GrpcSender:
         """Open the connection; it carries all calls, for more were seen to be slower."""
         self.loop = asyncio.get_running_loop()
         await self._connect()
-
-    def start(self, zero: float) -> None:
-        """Take `zero` as the start of the run."""
-        self.zero = zero
 
     def send(self, flight: Flight) -> None:
         """Start a call, on a new connection if there is none."""

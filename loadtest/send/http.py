@@ -10,21 +10,18 @@ import httptools
 from loadtest.plan.data.answers import Answers
 from loadtest.record.results import ERROR, TIMEOUT, Flight
 from loadtest.send import wire
-from loadtest.send.sender import Encode, Finished, check, end, fail
+from loadtest.send.sender import Carrier, Encode, check, end, fail
 
 _BUFFER = 256 * 1024
 
 
-class HttpSender:
+class HttpSender(Carrier):
     """KServe V2 over HTTP/1.1 with kept-alive connections, one request at a time on each.
 
     Args:
         address: HOST:PORT.
-        encode: makes the complete request.
-        timeout: seconds until a request counts as timed out; None waits.
-        answers: what to compare the outputs with; None leaves them unchecked.
+        encode, timeout, answers, elsewhere: as in `Carrier`; what is encoded is the complete request.
         tls: what to encrypt with; None does not.
-        elsewhere: the values of the outputs are asked for in shared memory.
     """
 
     def __init__(
@@ -37,9 +34,8 @@ class HttpSender:
         elsewhere: bool = False,
     ) -> None:
         host, _, port = address.rpartition(":")
-        self.host, self.port, self.tls, self.elsewhere = host.strip("[]"), int(port), tls, elsewhere
-        self.encode, self.timeout, self.answers, self.zero = encode, timeout, answers, 0.0
-        self.finished: Finished = lambda flight: None
+        super().__init__(encode, timeout, answers, elsewhere)
+        self.host, self.port, self.tls = host.strip("[]"), int(port), tls
         self.idle: list[_Connection] = []
         self.all: set[_Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
@@ -55,10 +51,6 @@ class HttpSender:
         except OSError:
             # The requests themselves will meet the same and be counted.
             return
-
-    def start(self, zero: float) -> None:
-        """Take `zero` as the start of the run."""
-        self.zero = zero
 
     def send(self, flight: Flight) -> None:
         """Send on an idle connection, or on a new one when all are busy."""

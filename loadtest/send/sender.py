@@ -60,12 +60,30 @@ def encoder(
     return encode
 
 
-class Carrier(Protocol):
-    """A sender that has connections of its own: who is told of the end of a flight, and the clock of the run."""
+class Carrier:
+    """What senders share that have connections of their own.
 
-    finished: Finished
+    Args:
+        encode: makes the bytes of a request.
+        timeout: seconds until a request counts as timed out; None waits.
+        answers: what to compare the outputs with; None leaves them unchecked.
+        elsewhere: the values of the outputs are asked for in shared memory.
+
+    Attributes:
+        loop: the event loop, whose clock it is; set when the connections are opened.
+        zero: the start of the run on that clock.
+    """
+
     loop: asyncio.AbstractEventLoop
-    zero: float
+
+    def __init__(self, encode: Encode, timeout: float | None, answers: Answers | None, elsewhere: bool) -> None:
+        self.encode, self.timeout, self.answers, self.elsewhere = encode, timeout, answers, elsewhere
+        self.finished: Finished = lambda flight: None
+        self.zero = 0.0
+
+    def start(self, zero: float) -> None:
+        """Take `zero` as the start of the run."""
+        self.zero = zero
 
 
 def end(sender: Carrier, flight: Flight, judge: Callable[[], None]) -> None:

@@ -14,21 +14,19 @@ from typing import Any
 from loadtest.plan.data.answers import Answers
 from loadtest.record.results import TIMEOUT, Flight
 from loadtest.send.grpc import SERVICE, channel, explain, judge, metadata
-from loadtest.send.sender import Encode, Finished, end, fail
+from loadtest.send.sender import Carrier, Encode, end, fail
 from modelathe.connection import PLAIN, Connection
 from modelathe.outputs import FINAL, is_last
 
 _REMEMBERED = 1000
 
 
-class StreamSender:
+class StreamSender(Carrier):
     """Ready-made requests, each with an id of its own, in turn over `connection.streams` streams of one channel.
 
     Args:
         url: `grpc://HOST:PORT` or `grpcs://HOST:PORT`.
-        encode: makes the serialised request, without an id.
-        timeout: seconds until a request counts as timed out; None waits.
-        answers: what to compare the outputs with; None leaves them unchecked.
+        encode, timeout, answers: as in `Carrier`; what is encoded is the serialised message, without an id.
         connection: its streams, certificates, headers and compression.
 
     Attributes:
@@ -43,9 +41,8 @@ class StreamSender:
         answers: Answers | None = None,
         connection: Connection = PLAIN,
     ) -> None:
-        self.url, self.encode, self.timeout, self.answers, self.zero = url, encode, timeout, answers, 0.0
-        self.connection, self.elsewhere = connection, connection.shared_memory is not None
-        self.finished: Finished = lambda flight: None
+        super().__init__(encode, timeout, answers, connection.shared_memory is not None)
+        self.url, self.connection = url, connection
         self.ids = count(1)
         self.several = False
 
@@ -58,10 +55,6 @@ class StreamSender:
         self._streams = [_Stream(self) for _ in range(self.connection.streams)]
         self._lives = [self.loop.create_task(stream.live()) for stream in self._streams]
         self._next = cycle(self._streams)
-
-    def start(self, zero: float) -> None:
-        """Take `zero` as the start of the run."""
-        self.zero = zero
 
     def send(self, flight: Flight) -> None:
         """Hand over to the next stream."""

@@ -8,6 +8,7 @@ import json
 import math
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,60 +41,81 @@ class Place(NamedTuple):
         return found | ({"shared_memory_offset": self.offset} if self.offset else {})
 
 
-def http_request(
-    host: str,
-    model: str,
-    inputs: Arrays,
-    version: str = "",
-    turn: Turn | None = None,
-    connection: Connection = PLAIN,
-) -> bytes:
-    """Return the whole HTTP/1.1 request, from `POST` to the last byte of the last tensor.
+@dataclass(frozen=True)
+class HttpRequests:
+    """Writes whole HTTP/1.1 requests to one server, from `POST` to the last byte of the last tensor.
 
     Args:
         host: HOST:PORT.
-        model: its name.
-        inputs: by name.
-        version: of the model; empty lets the server choose.
-        turn: its place in a sequence.
         connection: its headers, its compression, and whether it takes binary tensors.
-
-    Raises:
-        BadInput: JSON cannot hold a value: NaN, infinity, or bytes that are no text.
     """
-    if not connection.binary:
-        return _http(host, model, version, _json_body(inputs) | _told(turn), None, connection)
-    tensors = [packed(array) for array in inputs.values()]
-    described = [
-        {
-            "name": name,
-            "shape": list(array.shape),
-            "datatype": TRITON_DTYPES[array.dtype.name],
-            "parameters": {"binary_data_size": len(tensor)},
-        }
-        for (name, array), tensor in zip(inputs.items(), tensors, strict=True)
-    ]
-    body = {"inputs": described, "parameters": {"binary_data_output": True} | _sequence(turn)}
-    return _http(host, model, version, body, tensors, connection)
+
+    host: str
+    connection: Connection = PLAIN
+
+    def request(self, model: str, inputs: Arrays, version: str = "", turn: Turn | None = None) -> bytes:
+        """Return a request that carries its tensors.
+
+        Args:
+            model: its name.
+            inputs: by name.
+            version: of the model; empty lets the server choose.
+            turn: its place in a sequence.
+
+        Raises:
+            BadInput: JSON cannot hold a value: NaN, infinity, or bytes that are no text.
+        """
+        path = _path(model, version)
+        if not self.connection.binary:
+            return self._whole(path, _json_body(inputs) | _told(turn), None)
+        tensors = [packed(array) for array in inputs.values()]
+        described = [
+            {
+                "name": name,
+                "shape": list(array.shape),
+                "datatype": TRITON_DTYPES[array.dtype.name],
+                "parameters": {"binary_data_size": len(tensor)},
+            }
+            for (name, array), tensor in zip(inputs.items(), tensors, strict=True)
+        ]
+        body = {"inputs": described, "parameters": {"binary_data_output": True} | _sequence(turn)}
+        return self._whole(path, body, tensors)
+
+    def shared_request(
+        self,
+        model: str,
+        inputs: Sequence[Place],
+        outputs: Sequence[Place],
+        version: str = "",
+        turn: Turn | None = None,
+    ) -> bytes:
+        """Return a request whose tensors lie in shared memory."""
+        described = [
+            {"name": place.name, "shape": place.shape, "datatype": place.datatype, "parameters": place.parameters()}
+            for place in inputs
+        ]
+        wanted = [{"name": place.name, "parameters": place.parameters()} for place in outputs]
+        body = {"inputs": described, "outputs": wanted, "parameters": _sequence(turn)}
+        return self._whole(_path(model, version), body, [])
+
+    def _whole(self, path: str, body: dict[str, Any], tensors: Sequence[bytes] | None) -> bytes:
+        """Return the request with this JSON; without `tensors` it is nothing but JSON."""
+        connection = self.connection
+        header = json.dumps(body, separators=(",", ":")).encode()
+        content, fields = b"".join([header, *(tensors or ())]), [*connection.others]
+        if connection.compression:
+            content = gzip.compress(content) if connection.compression == "gzip" else zlib.compress(content)
+            fields += [("Content-Encoding", connection.compression), ("Accept-Encoding", connection.compression)]
+        more = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        kind = "application/json\r\n"
+        if tensors is not None:
+            kind = f"application/octet-stream\r\nInference-Header-Content-Length: {len(header)}\r\n"
+        start = f"POST {path} HTTP/1.1\r\nHost: {connection.host or self.host}\r\nContent-Type: {kind}{more}"
+        return f"{start}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
-def http_shared_request(
-    host: str,
-    model: str,
-    inputs: Sequence[Place],
-    outputs: Sequence[Place],
-    version: str = "",
-    turn: Turn | None = None,
-    connection: Connection = PLAIN,
-) -> bytes:
-    """Return the whole HTTP/1.1 request whose tensors lie in shared memory."""
-    described = [
-        {"name": place.name, "shape": place.shape, "datatype": place.datatype, "parameters": place.parameters()}
-        for place in inputs
-    ]
-    wanted = [{"name": place.name, "parameters": place.parameters()} for place in outputs]
-    body = {"inputs": described, "outputs": wanted, "parameters": _sequence(turn)}
-    return _http(host, model, version, body, [], connection)
+def _path(model: str, version: str) -> str:
+    return f"/v2/models/{model}" + (f"/versions/{version}" if version else "") + "/infer"
 
 
 def _json_body(inputs: Arrays) -> dict[str, Any]:
@@ -124,24 +146,6 @@ def _listed(name: str, array: Array) -> list[Any]:
 
 def _told(turn: Turn | None) -> dict[str, Any]:
     return {"parameters": _sequence(turn)} if turn else {}
-
-
-def _http(
-    host: str, model: str, version: str, body: dict[str, Any], tensors: Sequence[bytes] | None, connection: Connection
-) -> bytes:
-    """Return the request with this JSON; without `tensors` it is nothing but JSON."""
-    header = json.dumps(body, separators=(",", ":")).encode()
-    content, fields = b"".join([header, *(tensors or ())]), [*connection.others]
-    if connection.compression:
-        content = gzip.compress(content) if connection.compression == "gzip" else zlib.compress(content)
-        fields += [("Content-Encoding", connection.compression), ("Accept-Encoding", connection.compression)]
-    more = "".join(f"{name}: {value}\r\n" for name, value in fields)
-    path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "") + "/infer"
-    kind = "application/json\r\n"
-    if tensors is not None:
-        kind = f"application/octet-stream\r\nInference-Header-Content-Length: {len(header)}\r\n"
-    start = f"POST {path} HTTP/1.1\r\nHost: {connection.host or host}\r\nContent-Type: {kind}{more}"
-    return f"{start}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 def _sequence(turn: Turn | None) -> dict[str, Any]:

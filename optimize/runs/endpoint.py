@@ -39,10 +39,12 @@ from optimize.step.bundle import Bundle
 from serve.config import model_config
 from serve.config.target import Target
 from serve.repository import staging
+from serve.repository.source import Source
 from serve.rollout import rollout
 from serve.server import install
 from serve.server import tritonserver as server
 from serve.server.endpoint import Endpoint
+from serve.server.options import Listen
 
 REQUESTS, THREADS, PAYLOADS = 256, 16, 16
 
@@ -94,9 +96,9 @@ def prove(this: Run, made: Bundle, quality: Quality, repository: Path, gates: li
     workload, recipe = made.workload, this.recipe
     specs = output_specs(workload, graph_of(made), quality.outputs)
     this.progress("serving the result", 0.0)
-    model, inputs = workload.name, workload.inputs
-    with staging.stage(repository, model, graph_of(made), inputs, specs, recipe.target, recipe.serve) as staged:
-        with server.running(staged.path, log=this.folder / "server.log", cache=False) as endpoint:
+    model, source = workload.name, Source(graph_of(made), workload.inputs, tuple(specs))
+    with staging.stage(repository, model, source, recipe.target, recipe.serve) as staged:
+        with server.running(staged.path, listen=Listen(log=this.folder / "server.log"), cache=False) as endpoint:
             served, compared, found = _compare(this, endpoint, made, staged)
             loaded = _load(this, endpoint, staged, compared["tolerance"])
         gates = [*gates, *found, *gate.load(recipe.budget, loaded)]
@@ -123,9 +125,8 @@ def unproven(this: Run, made: Bundle, quality: Quality, repository: Path, gates:
     specs = output_specs(workload, graph_of(made), quality.outputs)
     deviation = made.lineage[-1].get("deviation", 0.0)
     unknown = {"deviation": deviation, "tolerance": answers_of.tolerance(deviation), "unmeasured": why}
-    with staging.stage(
-        repository, workload.name, graph_of(made), workload.inputs, specs, recipe.target, recipe.serve
-    ) as staged:
+    source = Source(graph_of(made), workload.inputs, tuple(specs))
+    with staging.stage(repository, workload.name, source, recipe.target, recipe.serve) as staged:
         version = _publish(staged, made, gates, unknown)
     return Proof(None, None, gates, {**version, "unmeasured": why})
 

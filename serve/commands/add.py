@@ -109,7 +109,7 @@ def add(
     asked = settings.gather(file, pairs, found.settings)
     with (
         reporting() as report,
-        staging.stage(repository, model, found.onnx, found.inputs, found.outputs, made_for, asked) as staged,
+        staging.stage(repository, model, found, made_for, asked) as staged,
     ):
         untried = "" if check else "not tried: --no-check"
         if check:

@@ -96,10 +96,12 @@ def image(model: str, size: str | None, mean: str, std: str, as_json: bool, **op
     Example:
       serve pipeline image digits_cnn --labels labels.txt
     """
+    from serve.pipelines.image import Pixels
     from serve.pipelines.image import image as build
 
-    options |= {"size": _size(size), "mean": _numbers("--mean", mean), "std": _numbers("--std", std)}
-    _publish(build, model, options, as_json)
+    mode, scale = options.pop("mode"), options.pop("scale")
+    pixels = Pixels(_size(size), mode, _numbers("--mean", mean), _numbers("--std", std), scale)
+    _publish(build, model, options | {"pixels": pixels}, as_json)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -118,6 +120,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def _publish(build: "Callable[..., list[Version]]", model: str, options: dict[str, Any], as_json: bool) -> None:
+    from serve.pipelines.publish import called
     from serve.repository import tree as repositories
     from serve.rollout import rollout
 
@@ -125,7 +128,7 @@ def _publish(build: "Callable[..., list[Version]]", model: str, options: dict[st
     with reporting() as report:
         if options["check"]:
             report("answering through it in a throw-away server", 0.0)
-        versions = build(place, model, **options)
+        versions = build(called(place, model), **options)
     whole = versions[-1]
     live = whole.number in repositories.live(place, whole.model)
     url = rollout.promote(place, whole.model, whole.number).url if live else None

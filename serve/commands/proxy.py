@@ -37,8 +37,10 @@ def proxy(
       serve proxy build/nginx --tls-cert server.crt --tls-key server.key
     """
     from serve.server import proxy as proxies
+    from serve.server.options import Tls
 
-    conf = proxies.write(folder, url, listen, tls_cert, tls_key, clients=tls_clients, limit=body_limit, timeout=timeout)
+    tls = Tls(tls_cert, tls_key, tls_clients)
+    conf = proxies.write(folder, url, listen, tls, limit=body_limit, timeout=timeout)
     if as_json:
         emit(document(conf=str(conf), url=url, listen=listen))
     else:

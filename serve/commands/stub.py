@@ -48,18 +48,11 @@ def stub(
     from threading import Event
     from typing import cast
 
-    from serve.clients.standin.answers import Answers
+    from serve.clients.standin.answers import Answers, load
     from serve.clients.standin.running import running
 
-    with running(
-        repository,
-        host=host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        kind=cast(Answers, kind),
-        latency=latency,
-        fail_every=fail_every or 0,
-    ) as place:
+    loaded = load(repository, cast(Answers, kind), latency, fail_every or 0)
+    with running(loaded, host=host, http_port=http_port, grpc_port=grpc_port) as place:
         if as_json:
             emit(document(http=place.http, grpc=place.grpc, models=place.models))
         else:

@@ -39,7 +39,6 @@ LEVEL = click.Choice(["error", "warning", "info", "verbose"])
 def up(
     repository: Path,
     probe: bool,
-    log: Path | None,
     load_timeout: float,
     detach: bool,
     container: str | None,
@@ -65,7 +64,7 @@ def up(
     # The holes are those of the server's release.
     listen = _listen(release=container or releases.CARRIED, **listening)
     if container:
-        if detach or log or as_json:
+        if detach or listen.log or as_json:
             raise UsageError("--container goes with none of --detach, --log and --json", fix="leave them out")
         _container(repository, container, listen, only_print)
         return
@@ -78,13 +77,13 @@ def up(
     if detach:
         from serve.server import detach as detached
 
-        ready = detached.start(repository, listen, probe, log, load_timeout)
+        ready = detached.start(repository, listen, probe, load_timeout)
         _announce(ready, as_json, "`serve down` stops the server")
         return
     with ExitStack() as stack:
         tell = stack.enter_context(state.claimed(repository))
         promotion.settle(repository)
-        endpoint = stack.enter_context(server.running(repository, listen=listen, log=log, timeout=load_timeout))
+        endpoint = stack.enter_context(server.running(repository, listen=listen, timeout=load_timeout))
         if probe:
             stack.enter_context(healing.watching(endpoint, repository))
         tell(endpoint)

@@ -45,6 +45,7 @@ def watch(url: str | None, interval: float, count: int | None, as_json: bool) ->
     Example:
       serve watch --interval 5s
     """
+    from loadtest.load.metrics import MACHINE_USED
     from serve.watch import metrics
 
     if interval < SHORTEST:
@@ -65,7 +66,7 @@ def watch(url: str | None, interval: float, count: int | None, as_json: bool) ->
                 ]
                 memory = {
                     "server_pss_bytes": metrics.memory(server.endpoint.pid) if server and server.endpoint else None,
-                    "machine_used_bytes": after.machine.get(metrics.MACHINE_USED),
+                    "machine_used_bytes": after.machine.get(MACHINE_USED),
                     "machine_total_bytes": after.machine.get(metrics.MACHINE_TOTAL),
                 }
                 if as_json:
@@ -117,18 +118,18 @@ def _showing(as_json: bool, place: str) -> "Iterator[Callable[[list[Rates], dict
 
 def _view(place: str, rates: "list[Rates]", memory: dict[str, Any], width: int = _WIDE) -> "RenderableType":
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     from loadtest.record.statistics import number
+    from loadtest.record.table import table
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model", overflow="fold")  # the only one that gives way on a narrow terminal
     headings = _NARROW if width < 80 else _HEADINGS
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    shown = table("model", *headings)
+    shown.columns[0].overflow = "fold"  # the only one that gives way on a narrow terminal
+    for column in shown.columns[1:]:
+        column.no_wrap = True
     for model in rates:
-        table.add_row(f"{model.model} {model.version}", *map(_row(model).get, headings))
+        shown.add_row(f"{model.model} {model.version}", *map(_row(model).get, headings))
     reasons = [
         f"{model.model} {model.version} failed: {reason} {number(rate)}/s"
         for model in rates
@@ -136,7 +137,7 @@ def _view(place: str, rates: "list[Rates]", memory: dict[str, Any], width: int =
         if rate
     ]
     head = f"http://{place}  {datetime.now():%H:%M:%S}"
-    return Group(Text(head), table, *map(Text, reasons), Text(_memory(memory)), Text(""))
+    return Group(Text(head), shown, *map(Text, reasons), Text(_memory(memory)), Text(""))
 
 
 def _row(model: "Rates") -> dict[str, str]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
 
+from serve.config import datatypes
 from serve.config.model_config import NONFINITE
 from serve.config.sequences import SLOTS_KEY
 
@@ -49,8 +50,7 @@ def lines(config: ModelConfig) -> Iterator[tuple[str, str]]:
 
 def _tensor(tensor: ModelInput | ModelOutput) -> str:
     dims = ", ".join("any" if dim < 0 else str(dim) for dim in tensor.dims)
-    kind = type(tensor).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[tensor.data_type].name
-    return f"{tensor.name} {kind.removeprefix('TYPE_').lower()} [{dims}]"
+    return f"{tensor.name} {datatypes.name(tensor.data_type).lower()} [{dims}]"
 
 
 def _group(group: ModelInstanceGroup) -> str:

@@ -16,8 +16,8 @@ from tritonclient.grpc.model_config_pb2 import (
 )
 
 from modelathe.errors import BadInput
-from modelathe.tensors import TRITON_DTYPES, Dim, TensorSpec
-from serve.config import cache, gpu, sequences
+from modelathe.tensors import Dim, TensorSpec
+from serve.config import cache, datatypes, gpu, sequences
 from serve.config.errors import BadRepository
 from serve.config.settings import Settings, check
 from serve.config.target import TENSORRT, Target
@@ -198,9 +198,8 @@ def parse(text: str, where: str = "config.pbtxt") -> ModelConfig:
 
 def stated(tensor: ModelInput | ModelOutput, spec: TensorSpec, batched: bool) -> ModelInput | ModelOutput:
     """Return `tensor` with what a configuration says of `spec`."""
-    kind = TRITON_DTYPES[spec.dtype]
     tensor.name = spec.name
-    tensor.data_type = f"TYPE_{'STRING' if kind == 'BYTES' else kind}"
+    tensor.data_type = datatypes.of_dtype(spec.dtype)
     tensor.dims.extend(-1 if isinstance(dim, Dim) else dim for dim in spec.served.dims[batched:])
     if batched and not spec.own:
         # Triton knows no sample without dims: it carries one element, which the model sees without an axis.

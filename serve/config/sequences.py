@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelSequenceBatching
+from tritonclient.grpc.model_config_pb2 import TYPE_STRING, ModelConfig, ModelSequenceBatching
 
 from modelathe.errors import BadInput
-from modelathe.tensors import TRITON_DTYPES, Dim, TensorSpec
+from modelathe.tensors import Dim, TensorSpec
+from serve.config import datatypes
 from serve.config.settings import Sequences
 
+CORRID = ModelSequenceBatching.Control.CONTROL_SEQUENCE_CORRID
 FLAGS = {"bool": "bool_false_true", "float32": "fp32_false_true", "int32": "int32_false_true"}
 """The dtypes of an input that takes a flag, and the field that says what no and yes are in it."""
 SLOTS = 256
@@ -51,7 +53,7 @@ def add(config: ModelConfig, sequence: Sequences, specs: Mapping[str, TensorSpec
             what = f"sequence: the input {name} has the dtype {dtype}{text}"
             raise BadInput(what, where="settings", fix=f"let it take one of {', '.join(known)}, or leave it out")
         if kind.endswith("CORRID"):
-            control.data_type = _data_type(specs[name])
+            control.data_type = datatypes.of_dtype(dtype)
         else:
             getattr(control, FLAGS[dtype]).extend([0, 1])
     for source, result in sequence.state.items():
@@ -65,12 +67,16 @@ def _add_state(made: ModelSequenceBatching, source: TensorSpec, result: TensorSp
             f"sequence: the state {source.name} must have fixed dims and the dtype of {result.name}",
             fix="give it one shape, whatever the request",
         )
-    state = made.state.add(input_name=source.name, output_name=result.name, data_type=_data_type(source))
+    state = made.state.add(input_name=source.name, output_name=result.name, data_type=datatypes.of_dtype(source.dtype))
     state.dims.extend(int(dim) for dim in dims if not isinstance(dim, Dim))
     first = state.initial_state.add(name="zeros", data_type=state.data_type, zero_data=True)
     first.dims.extend(state.dims)
 
 
-def _data_type(spec: TensorSpec) -> str:
-    kind = TRITON_DTYPES[spec.dtype]
-    return f"TYPE_{'STRING' if kind == 'BYTES' else kind}"
+def text_ids(config: ModelConfig) -> list[str]:
+    """Return the inputs that take a sequence's id as text."""
+    return [
+        entry.name
+        for entry in config.sequence_batching.control_input
+        if any(control.kind == CORRID and control.data_type == TYPE_STRING for control in entry.control)
+    ]

@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from modelathe.errors import UsageError
 from modelathe.tensors import Dim, TensorSpec
 from serve.config.errors import BadRepository
 from serve.pipelines import publish as publishing
-from serve.pipelines.publish import Called, Part, called, pipeline
+from serve.pipelines.publish import Called, Part, pipeline
 from serve.repository import onnx_file, staging
 from serve.repository import tree as repository
 
@@ -27,16 +28,33 @@ PROBABLE = ("Softmax", "Sigmoid", "HardSigmoid")
 """Operators of ONNX whose results are probabilities."""
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """What a file becomes before the model sees it.
+
+    Args:
+        size: height and width in pixels; the model's own where they are fixed.
+        mode: what the channels are; by their number unless given.
+        mean: what is taken off the scaled pixels, one value or one for each channel.
+        std: what the rest is divided by, likewise.
+        scale: what pixels, 0 to 255, are divided by first; 255 unless given, or 1 where the model takes uint8.
+    """
+
+    size: tuple[int, int] | None = None
+    mode: Mode | None = None
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+    scale: float | None = None
+
+
+USUAL = Pixels()
+
+
 def image(
-    place: Path,
-    model: str,
+    inner: Called,
     *,
     name: str | None = None,
-    size: tuple[int, int] | None = None,
-    mode: Mode | None = None,
-    mean: Sequence[float] = (0.0,),
-    std: Sequence[float] = (1.0,),
-    scale: float | None = None,
+    pixels: Pixels = USUAL,
     scores: Scores | None = None,
     labels: Path | None = None,
     check: bool = True,
@@ -47,15 +65,10 @@ def image(
     softmax of the greatest logit, or the greatest of the model's own probabilities.
 
     Args:
-        place: the repository that holds the model.
-        model: takes pixels [batch, channels, height, width], [batch, height, width, channels] or, gray, without
-            channels, as floats or uint8, and answers with one output [batch, classes].
+        inner: a model that takes pixels [batch, channels, height, width], [batch, height, width, channels] or, gray,
+            without channels, as floats or uint8, and answers with one output [batch, classes].
         name: of the pipeline; `MODEL_image` unless given.
-        size: height and width in pixels; the model's own where they are fixed.
-        mode: what the channels are; by their number unless given.
-        mean: what is taken off the scaled pixels, one value or one for each channel.
-        std: what the rest is divided by, likewise.
-        scale: what pixels, 0 to 255, are divided by first; 255 unless given, or 1 where the model takes uint8.
+        pixels: what the model wants of an image.
         scores: what that output is; where not given, probabilities if a softmax or a sigmoid makes it, else logits.
         labels: text file, a line for each class; without it the label is the index as text.
         check: let a throw-away server answer through it first.
@@ -65,27 +78,26 @@ def image(
 
     Raises:
         UsageError: a value does not fit the model, or the name cannot be one.
-        BadRepository: the model is not there, or its tensors are not those of an image classifier.
+        BadRepository: its tensors are not those of an image classifier.
         ModelRefused: the throw-away server does not load it.
     """
-    inner = called(place, model)
-    pixels, layout, mode = _pixels(inner, mode)
-    height, width = _size(pixels, layout, size)
+    taken, layout, mode = _taken(inner, pixels.mode)
+    height, width = _size(taken, layout, pixels.size)
     classes = _classes(inner)
     _check_labels(inner, classes, labels)
     settings = {
-        **{"height": height, "width": width, "mode": mode, "layout": layout, "dtype": pixels.dtype},
-        **_normalization(pixels.dtype, mode, mean, std, scale),
+        **{"height": height, "width": width, "mode": mode, "layout": layout, "dtype": taken.dtype},
+        **_normalization(taken.dtype, mode, pixels),
     }
     given = TensorSpec("image", "object", (inner.batch, 1), examples=_examples(height, width, CHANNELS[mode]))
     answer = (TensorSpec("label", "object", (inner.batch, 1)), TensorSpec("score", "float32", (inner.batch, 1)))
-    stem = name or model
-    first, last, whole = f"{stem}_decoder", f"{stem}_label", name or f"{model}_image"
-    decoded = TensorSpec("pixels", pixels.dtype, pixels.dims)
+    stem = name or inner.name
+    first, last, whole = f"{stem}_decoder", f"{stem}_label", name or f"{inner.name}_image"
+    decoded = TensorSpec("pixels", taken.dtype, taken.dims)
     answered = TensorSpec("classes", classes.dtype, classes.dims)
     steps = [
         (first, {"image": "image"}, {"pixels": "pixels"}),
-        (model, {pixels.name: "pixels"}, {classes.name: "classes"}),
+        (inner.name, {taken.name: "pixels"}, {classes.name: "classes"}),
         (last, {"classes": "classes"}, {"label": "label", "score": "score"}),
     ]
     kept = {"labels.txt": labels} if labels else {}
@@ -106,7 +118,7 @@ def image(
     return publishing.publish(inner, parts, check=check)
 
 
-def _pixels(inner: Called, asked: Mode | None) -> tuple[TensorSpec, str, Mode]:
+def _taken(inner: Called, asked: Mode | None) -> tuple[TensorSpec, str, Mode]:
     """Return the model's one input, where its channels are, and what they are."""
     spec = inner.inputs[0]
     sample = spec.dims[1:]
@@ -146,10 +158,9 @@ def _size(spec: TensorSpec, layout: str, asked: tuple[int, int] | None) -> tuple
     return asked
 
 
-def _normalization(
-    dtype: str, mode: Mode, mean: Sequence[float], std: Sequence[float], scale: float | None
-) -> dict[str, str]:
+def _normalization(dtype: str, mode: Mode, pixels: Pixels) -> dict[str, str]:
     """Return what is done to the values of the pixels, as the decoder's settings."""
+    mean, std, scale = pixels.mean, pixels.std, pixels.scale
     for option, values in (("--mean", mean), ("--std", std)):
         if len(values) not in (1, CHANNELS[mode]):
             raise UsageError(f"{option}: {len(values)} values for {CHANNELS[mode]} channels", fix="give one for each")

@@ -12,7 +12,7 @@ from modelathe.errors import UsageError
 from modelathe.tensors import Dim, TensorSpec
 from serve.config.errors import BadRepository
 from serve.pipelines import publish as publishing
-from serve.pipelines.publish import Called, Part, Trial, called, pipeline
+from serve.pipelines.publish import Called, Part, Trial, pipeline
 from serve.repository import staging
 from serve.server.install import environment
 
@@ -40,8 +40,7 @@ except Exception as error:
 
 
 def text(
-    place: Path,
-    model: str,
+    inner: Called,
     tokenizer: Path,
     *,
     name: str | None = None,
@@ -49,14 +48,13 @@ def text(
     style: Style = "ensemble",
     check: bool = True,
 ) -> list[staging.Version]:
-    """Publish a pipeline that takes strings `text` [batch, 1] and answers with the outputs of `model`.
+    """Publish a pipeline that takes strings `text` [batch, 1] and answers with the outputs of `inner`.
 
     Rows are padded to the shortest length bucket that holds them: the buckets in the model's settings, else powers of
     two from 16 on. A model without a mask would take padding for text, so all its rows have the one greatest length.
 
     Args:
-        place: the repository that holds the model.
-        model: takes token ids, and may take a mask and token types, integers [batch, tokens].
+        inner: a model that takes token ids, and may take a mask and token types, integers [batch, tokens].
         tokenizer: its `tokenizer.json`.
         name: of the pipeline; `MODEL_text` unless given.
         max_tokens: where a text is cut, special tokens counted; 128 unless given, or what the model's sizes say.
@@ -68,10 +66,9 @@ def text(
 
     Raises:
         UsageError: `max_tokens` does not fit the model, or the name cannot be one.
-        BadRepository: the model is not there or takes no token ids, or the tokenizer cannot be read or is not its own.
+        BadRepository: the model takes no token ids, or the tokenizer cannot be read or is not its own.
         ModelRefused: the throw-away server does not load it.
     """
-    inner = called(place, model)
     roles = _roles(inner)
     buckets = _buckets(inner, roles, max_tokens)
     trial = _trial(tokenizer, roles, buckets) if check else None

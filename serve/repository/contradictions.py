@@ -8,14 +8,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tritonclient.grpc.model_config_pb2 import TYPE_STRING, ModelSequenceBatching
-
 from modelathe.errors import ModelatheError
+from serve.config import sequences
 from serve.repository import onnx_file
 from serve.repository import tree as repository
 from serve.repository.finding import Finding, Subject
-
-CORRID = ModelSequenceBatching.Control.CONTROL_SEQUENCE_CORRID
 
 
 def _doubled(subject: Subject) -> Iterator[Finding]:
@@ -27,12 +24,11 @@ def _doubled(subject: Subject) -> Iterator[Finding]:
 
 def _text_ids(subject: Subject) -> Iterator[Finding]:
     """Look for ids of sequences that are text; NVIDIA's later images are not known to pad them."""
-    for each in subject.config.sequence_batching.control_input if not subject.image else ():
-        if any(control.kind == CORRID and control.data_type == TYPE_STRING for control in each.control):
-            yield subject.error(
-                f"the input {each.name} takes a sequence's id as text, which Triton 24.10 does not hand on as it is",
-                "let the model take a number, or list this input among those that clients send",
-            )
+    for name in sequences.text_ids(subject.config) if not subject.image else ():
+        yield subject.error(
+            f"the input {name} takes a sequence's id as text, which Triton 24.10 does not hand on as it is",
+            "let the model take a number, or list this input among those that clients send",
+        )
 
 
 def _without_default(subject: Subject) -> Iterator[Finding]:

@@ -13,10 +13,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelOut
 
 from modelathe.client import Client
 from modelathe.tensors import NUMPY_DTYPES, UNBOUNDED, Dim, TensorSpec
+from serve.config import datatypes, sequences
 from serve.config.errors import BadRepository
 from serve.repository import tree as repositories
-
-SEQUENCE_ID = "CONTROL_SEQUENCE_CORRID"
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class Interface:
     @property
     def text_ids(self) -> bool:
         """Whether the model takes the ids of its sequences as strings."""
-        controls = [control for entry in self.config.sequence_batching.control_input for control in entry.control]
-        return any(control.kind == control.Kind.Value(SEQUENCE_ID) and _is_text(control) for control in controls)
+        return bool(sequences.text_ids(self.config))
 
 
 def read(place: Path, model: str, number: int | None = None, client: Client | None = None) -> Interface:
@@ -87,8 +85,7 @@ def _spec(
     tensor: ModelInput | ModelOutput, documents: Sequence[Mapping[str, Any]], max_batch: int, where: str
 ) -> TensorSpec:
     """Return a tensor as requests carry it; its dims are the configuration's, their names and ranges the lineage's."""
-    kind = type(tensor).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[tensor.data_type].name
-    datatype = "BYTES" if kind == "TYPE_STRING" else kind.removeprefix("TYPE_")
+    datatype = datatypes.in_protocol(tensor.data_type)
     if datatype not in NUMPY_DTYPES:
         raise BadRepository(
             f"the tensor {tensor.name!r} has the type {datatype}",
@@ -104,8 +101,3 @@ def _spec(
         dims.append(size if size >= 0 else dim if isinstance(dim, Dim) else unknown)
     spec = TensorSpec(tensor.name, NUMPY_DTYPES[datatype], tuple(dims))
     return replace(spec, values=stated[0].values, examples=stated[0].examples) if stated else spec
-
-
-def _is_text(control: Any) -> bool:
-    names = type(control).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
-    return bool(names[control.data_type].name == "TYPE_STRING")

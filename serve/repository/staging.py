@@ -6,7 +6,7 @@ A version is *staged* in a private folder beside the repository, itself a comple
 import errno
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from serve.config.errors import BadRepository
 from serve.config.settings import Settings
 from serve.config.target import Target
 from serve.repository import numbering, onnx_file, scratch
+from serve.repository.source import Source
 from serve.repository.tree import CONFIG, LINEAGE, MODEL_FILE, check_name, digest, total
 
 EXTENDED = 1
@@ -71,22 +72,14 @@ class Version:
 
 @contextmanager
 def stage(
-    repository: Path,
-    model: str,
-    onnx: Path,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    target: Target,
-    settings: Settings = model_config.DEFAULT,
+    repository: Path, model: str, source: Source, target: Target, settings: Settings = model_config.DEFAULT
 ) -> Iterator[Staged]:
     """Lay out the next version of `model` in a private folder beside `repository`, removed at the end of the block.
 
     Args:
         repository: the model repository; made at the first publish if it does not exist.
         model: the name to serve it under.
-        onnx: the model file; files with external data that it names are taken along.
-        inputs: the specs of the graph's inputs.
-        outputs: the specs of the graph's outputs.
+        source: the file, which takes its external data along, and the specs of the graph's inputs and outputs.
         target: what the configuration is derived for.
         settings: what it is to say beside that.
 
@@ -97,16 +90,17 @@ def stage(
     repository = repository.absolute()
     check(repository, model)
     number = numbering.upcoming(repository, model)
+    inputs, outputs = source.inputs, source.outputs
     config = model_config.build(model, inputs, outputs, target, [number], settings)
-    if target.runtime != "openvino" and onnx_file.in_float16(onnx):
+    if target.runtime != "openvino" and onnx_file.in_float16(source.onnx):
         config.optimization.graph.level = EXTENDED
     if not config.max_batch_size:
-        inputs, outputs = ([spec.unbatched for spec in specs] for specs in (inputs, outputs))
+        inputs, outputs = (tuple(spec.unbatched for spec in specs) for specs in (inputs, outputs))
     with scratch.folder(repository.parent, f".{repository.name}.staged-") as at:
-        staged = Staged(at, model, number, config, repository, tuple(inputs), tuple(outputs), target, settings)
+        staged = Staged(at, model, number, config, repository, inputs, outputs, target, settings)
         staged.folder.mkdir(parents=True)
         (staged.path / model / CONFIG).write_text(model_config.text(config))
-        onnx_file.copy(onnx, staged.folder / MODEL_FILE)
+        onnx_file.copy(source.onnx, staged.folder / MODEL_FILE)
         yield staged
 
 

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ GRACE = 60.0
 """Seconds that a server gets to finish what it has in flight."""
 
 
-def start(repository: Path, listen: Listen, probe: bool, log: Path | None, load_timeout: float) -> dict[str, Any]:
+def start(repository: Path, listen: Listen, probe: bool, load_timeout: float) -> dict[str, Any]:
     """Start a `serve up` in a session of its own and return its document once its models are ready.
 
-    What the server prints goes to `log`, or a file beside the state file, what `serve up` says to the same with `.up`.
+    What the server prints goes to `listen.log`, or a file beside the state file, what `serve up` says to one beside it.
 
     Raises:
         ModelatheError: it ended instead; the error is its own.
@@ -35,11 +36,11 @@ def start(repository: Path, listen: Listen, probe: bool, log: Path | None, load_
     folder = state.folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _sweep(folder)
-    log = (log or folder / f"detached-{secrets.token_hex(4)}.log").absolute()
-    said = log.with_name(f"{log.name}.up")
+    log = (listen.log or folder / f"detached-{secrets.token_hex(4)}.log").absolute()
+    listen, said = replace(listen, log=log), log.with_name(f"{log.name}.up")
     with tempfile.NamedTemporaryFile("w+", dir=folder, prefix=".starting-") as ready, said.open("w") as errors:
         process = subprocess.Popen(
-            interpreter.command("serve", "up", str(repository), "--json", *_options(listen, probe, log, load_timeout)),
+            interpreter.command("serve", "up", str(repository), "--json", *_options(listen, probe, load_timeout)),
             env=interpreter.variables(),
             stdin=subprocess.DEVNULL,
             stdout=ready,
@@ -77,7 +78,7 @@ def _sweep(folder: Path) -> None:
             path.with_name(f"{path.name}.up").unlink(missing_ok=True)
 
 
-def _options(listen: Listen, probe: bool, log: Path | None, load_timeout: float) -> list[str]:
+def _options(listen: Listen, probe: bool, load_timeout: float) -> list[str]:
     options = ["--host", listen.host, "--log-level", listen.log_level, "--load-timeout", f"{load_timeout}s"]
     for kind in ("http", "grpc", "metrics"):
         options += [f"--{kind}-port", str(getattr(listen, f"{kind}_port"))]
@@ -85,7 +86,7 @@ def _options(listen: Listen, probe: bool, log: Path | None, load_timeout: float)
         options += ["--tls-cert", str(listen.tls.certificate), "--tls-key", str(listen.tls.key)]
         options += ["--tls-clients", str(listen.tls.clients)] if listen.tls.clients else []
     options += ["--accept-open-cves"] if listen.exposed else []
-    options += ["--log", str(log)] if log else []
+    options += ["--log", str(listen.log)] if listen.log else []
     return [*options, "--probe" if probe else "--no-probe"]
 
 

@@ -16,6 +16,7 @@ from serve.repository import batching, interface, onnx_file, scratch, staging
 from serve.repository import tree as repository
 from serve.repository.finding import Finding
 from serve.server import ending
+from serve.server.options import Listen
 from serve.server.tritonserver import running
 from serve.tensorrt import trial
 
@@ -65,7 +66,7 @@ def staged(version: staging.Staged, more: Callable[[Client], None] = lambda _: N
 
 
 def published(place: Path, model: str, log: Path | None = None) -> Iterator[Finding]:
-    """Try what `model`'s configuration serves in the repository `place`; `log` as in `running`; raises as `staged`.
+    """Try what `model`'s configuration serves in the repository `place`; `log` as in `Listen`; raises as `staged`.
 
     Yields what is to be said of answers that a server gives.
     """
@@ -76,7 +77,10 @@ def published(place: Path, model: str, log: Path | None = None) -> Iterator[Find
             yield Finding(model, str(place / model), said, "try it on a machine with a GPU", "warning")
         return
     models = [*repository.calls(place, model), model]
-    with running(place, models=models, grace=0, log=log, cache=False) as endpoint, connect(endpoint.grpc) as client:
+    with (
+        running(place, models=models, listen=Listen(log=log), grace=0, cache=False) as endpoint,
+        connect(endpoint.grpc) as client,
+    ):
         found = interface.read(place, model, client=client)
         where = str(place / model)
         if strange := _ask(client, model, found.config, found.inputs, found.outputs, found.optional):

@@ -28,7 +28,7 @@ LogLevel = Literal["error", "warning", "info", "verbose"]
 
 @dataclass(frozen=True)
 class Tls:
-    """The files, in PEM, with which gRPC is encrypted.
+    """The files, in PEM, with which a port is encrypted.
 
     Args:
         certificate: the server's.
@@ -41,8 +41,16 @@ class Tls:
     clients: Path | None = None
 
     def files(self) -> list[Path]:
-        """Return the files that there are to be."""
-        return [path for path in (self.certificate, self.key, self.clients) if path]
+        """Return the files.
+
+        Raises:
+            BadRepository: one is not there.
+        """
+        files = [path for path in (self.certificate, self.key, self.clients) if path]
+        for path in files:
+            if not path.is_file():
+                raise BadRepository("there is no such file", where=str(path), fix="give a file in PEM")
+        return files
 
     def options(self) -> list[str]:
         """Return tritonserver's options.
@@ -50,9 +58,7 @@ class Tls:
         Raises:
             BadRepository: a file is not there, or the key is not the certificate's.
         """
-        for path in self.files():
-            if not path.is_file():
-                raise BadRepository("there is no such file", where=str(path), fix="give a file in PEM")
+        self.files()
         try:
             # Of a wrong pair tritonserver says that its port is in use.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, lambda: "")
@@ -79,6 +85,7 @@ class Listen:
         metrics_port: see `http_port`.
         tls: encrypts gRPC; tritonserver knows no TLS over HTTP (`serve proxy`).
         log_level: how much it logs.
+        log: file for what it prints; default a temporary one, which is kept only if the server fails.
         exposed: who starts it knows that its holes are open to whoever reaches `host`.
         release: of the server.
     """
@@ -89,6 +96,7 @@ class Listen:
     metrics_port: int = 0
     tls: Tls | None = None
     log_level: LogLevel = "info"
+    log: Path | None = None
     exposed: bool = False
     release: str = releases.CARRIED
 

@@ -5,12 +5,13 @@ for a child's end only when it unloads the model, so one that died by itself sta
 """
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+
+from loadtest.load.processes import children
 
 STUB = b"triton_python_backend_stub"
 BACKENDS = ("onnxruntime", "openvino", "python")
@@ -28,7 +29,7 @@ class Processes:
 def scan(server: int) -> Processes:
     """Return the backend processes of the tritonserver with the process id `server`; none where it is gone."""
     living, dead = {}, set()
-    for pid in _children(server):
+    for pid in children(server):
         with suppress(OSError):  # it ended between two looks
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if words == [b""]:  # it has no command line from the moment at which it ends
@@ -50,9 +51,3 @@ def wanted(config: ModelConfig, versions: int) -> int:
 def _countable(group: ModelInstanceGroup) -> bool:
     """Whether the group's instances can be counted; one on every GPU there is cannot, and it has at least one."""
     return group.kind != ModelInstanceGroup.KIND_GPU or bool(group.gpus)
-
-
-def _children(server: int) -> Iterator[int]:
-    for path in Path(f"/proc/{server}/task").glob("*/children"):
-        with suppress(OSError):
-            yield from map(int, path.read_text().split())

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from modelathe import files
 from modelathe.errors import UsageError
 from serve.config.address import parse_url
-from serve.config.errors import BadRepository
 from serve.server import control
+from serve.server.options import Tls
 
 CONF = "nginx.conf"
 NAME = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -98,10 +98,8 @@ def write(
     folder: Path,
     url: str,
     listen: str,
-    certificate: Path,
-    key: Path,
+    tls: Tls,
     *,
-    clients: Path | None = None,
     limit: str = "64m",
     timeout: int = 60,
 ) -> Path:
@@ -111,9 +109,7 @@ def write(
         folder: made if it is not there.
         url: of tritonserver's HTTP port, `http://HOST:PORT`.
         listen: where nginx listens, as in `0.0.0.0:8443`.
-        certificate: in PEM, as the key.
-        key: of the certificate.
-        clients: the authority whose certificates clients must show.
+        tls: what it encrypts with.
         limit: largest body, as nginx writes it; 64m is what images from 25.07 on allow.
         timeout: seconds that an answer may take.
 
@@ -127,9 +123,7 @@ def write(
         raise UsageError(f"--listen {listen} is no address", fix="write HOST:PORT, as in 0.0.0.0:8443")
     if not re.fullmatch(r"\d+[kmg]?", limit):
         raise UsageError(f"--body-limit {limit} is no size", fix="write it as in 64m")
-    for path in filter(None, (certificate, key, clients)):
-        if not path.is_file():
-            raise BadRepository("there is no such file", where=str(path), fix="give a file in PEM")
+    tls.files()
     folder.mkdir(parents=True, exist_ok=True)
     conf = folder / CONF
     text = TEMPLATE.format(
@@ -141,9 +135,9 @@ def write(
         upstream=urlsplit(url).netloc,
         most=MOST_IN_FLIGHT,
         listen=listen,
-        certificate=_quoted(certificate),
-        key=_quoted(key),
-        clients=CLIENTS.format(clients=_quoted(clients)) if clients else "",
+        certificate=_quoted(tls.certificate),
+        key=_quoted(tls.key),
+        clients=CLIENTS.format(clients=_quoted(tls.clients)) if tls.clients else "",
         passed="|".join(PASSED),
         key_header=control.ADMIN_KEY,
     )

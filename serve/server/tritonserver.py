@@ -54,9 +54,7 @@ def running(
     *,
     models: Sequence[str] | None = None,
     listen: Listen = LOOPBACK,
-    log: Path | None = None,
     cache: bool = True,
-    prefix: Path | None = None,
     timeout: float = 120,
     grace: float = 10,
 ) -> Iterator[Endpoint]:
@@ -68,10 +66,8 @@ def running(
     Args:
         repository: a Triton model repository; the digests of what `serve.repository.tree` published are verified first.
         models: which models to load; default all.
-        listen: addresses, ports, TLS and how much is logged; free ports of the loopback address unless given.
-        log: file for what the server prints; default a temporary one, which is kept only if the server fails.
+        listen: addresses, ports, TLS, what is logged and where to; free ports of the loopback address unless given.
         cache: answer from the response cache for models that ask for it; a proof asks the models themselves.
-        prefix: the server's environment; default `serve.server.install.prefix()`.
         timeout: seconds until all models must be ready.
         grace: seconds that requests in flight get at the end; 0 ends the server at once.
 
@@ -82,14 +78,14 @@ def running(
         ModelRefused: the server does not load a model, with its own reason.
         ServerFailed: it died, with its own reason.
     """
-    place = environment(prefix)
+    place = environment()
     names = tuple(repositories.models(repository) if models is None else models)
     repositories.verify(repository, names)
     for name in names:
         _check_servable(repository, name, place)
     ports = _ports(listen)
     _sweep_shared_memory()
-    with _plain(repository) as home, _log(log) as path, path.open("wb") as output:
+    with _plain(repository) as home, _log(listen.log) as path, path.open("wb") as output:
         secret, region = secrets.token_hex(32), f"modelathe-{os.getpid()}-{secrets.token_hex(8)}-"
         configs = {name: repositories.config(repository, name) for name in names}
         command = [

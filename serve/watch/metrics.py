@@ -1,13 +1,13 @@
 """Metrics: what a Triton server says of itself, and what two of its answers say of the time between them."""
 
-import http.client
 import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from loadtest.load.metrics import page, samples
+from loadtest.load.processes import family
 from modelathe.errors import ServerAbsent, ServerNonsense, UsageError
 from serve.config.address import parse_url
 
@@ -19,7 +19,6 @@ QUEUE = "nv_inference_queue_duration_us"
 COMPUTE = {part: f"nv_inference_compute_{part}_duration_us" for part in ("input", "infer", "output")}
 LATENCY = "nv_inference_request_summary_us"
 PENDING = "nv_inference_pending_request_count"
-MACHINE_USED = "nv_cpu_memory_used_bytes"
 MACHINE_TOTAL = "nv_cpu_memory_total_bytes"
 
 Samples = dict[tuple[str, str], float]
@@ -88,19 +87,14 @@ def fetch(place: str, timeout: float = 5) -> Scrape:
         ServerNonsense: what answers are not the metrics of a Triton server.
     """
     url = f"http://{place}/metrics"
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout)
     try:
-        connection.request("GET", "/metrics")
-        response = connection.getresponse()
-        scrape = parse(response.read().decode(errors="replace"), time.monotonic())
+        scrape = parse(page(place, timeout), time.monotonic())
     except OSError as error:
         raise ServerAbsent(
             f"nothing answers: {error.strerror or error}", where=url, fix="start a server with: serve up REPOSITORY"
         ) from None
-    except (http.client.HTTPException, ValueError):
+    except ValueError:
         scrape = Scrape(0, {}, {})
-    finally:
-        connection.close()
     if not any(name.startswith("nv_") for name in scrape.machine) and not scrape.models:
         raise ServerNonsense(
             "not the metrics of a Triton server", where=url, fix="give the metrics port, 8002 unless chosen otherwise"
@@ -112,22 +106,16 @@ def parse(text: str, at: float) -> Scrape:
     """Return what a `/metrics` page says that was read at the second `at`.
 
     Raises:
-        ValueError: it is not in Prometheus's text format.
+        ValueError: a value is no number.
     """
-    from prometheus_client.parser import text_string_to_metric_families
-
     models: dict[tuple[str, str], Samples] = {}
     machine: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = sample.labels
-            if family.type == "summary" and "quantile" not in labels:
-                continue
-            if "model" in labels:
-                which = labels.get("reason") or labels.get("quantile") or ""
-                models.setdefault((labels["model"], labels.get("version", "")), {})[family.name, which] = sample.value
-            elif not labels:
-                machine[family.name] = sample.value
+    for name, labels, value in samples(text):
+        if "model" in labels:
+            which = labels.get("reason") or labels.get("quantile") or ""
+            models.setdefault((labels["model"], labels.get("version", "")), {})[name, which] = value
+        elif not labels:
+            machine[name] = value
     return Scrape(at, models, machine)
 
 
@@ -164,21 +152,10 @@ def _mean(total: float, count: float) -> float:
     return total / count if count else math.nan
 
 
-def processes(pid: int) -> list[int]:
-    """Return the process ids of `pid` and of all below it; empty if it is gone."""
-    found = []
-    with suppress(OSError):
-        children = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-        found = [pid] if Path(f"/proc/{pid}").exists() else []
-        for child in " ".join(children).split():
-            found += processes(int(child))
-    return found
-
-
 def memory(pid: int) -> int | None:
     """Return the bytes of `pid` and all processes below it, shared pages counted once; None if it may not be read."""
     total = None
-    for process in processes(pid):
+    for process in family(pid):
         # A process may end while it is looked at.
         with suppress(OSError, ValueError, IndexError):
             rollup = Path(f"/proc/{process}/smaps_rollup").read_text()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loadtest.load.metrics import MACHINE_USED
 from modelathe import files
 from serve.repository import tree as repositories
 from serve.watch.metrics import (
@@ -20,7 +21,6 @@ from serve.watch.metrics import (
     INFERENCES,
     LATENCY,
     MACHINE_TOTAL,
-    MACHINE_USED,
     PENDING,
     QUEUE,
     SUCCESS,

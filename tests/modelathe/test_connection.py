@@ -170,7 +170,7 @@ def test_a_server_that_dies_fails_what_was_in_flight(streams: int, tmp_path: Pat
 
 def test_headers_travel(tmp_path: Path) -> None:
     connection = Connection(headers=(("X-Tenant", "me"),))
-    head, _, _ = wire.http_request("h:1", "m", PAYLOADS[0], connection=connection).partition(b"\r\n\r\n")
+    head, _, _ = wire.HttpRequests("h:1", connection).request("m", PAYLOADS[0]).partition(b"\r\n\r\n")
     assert b"\r\nX-Tenant: me\r\n" in head
     plan = Plan("http://h:1", 1.0, concurrency=1, connection=connection)
     assert plan.document()["connection"]["headers"] == (("X-Tenant", "hidden"),)
@@ -180,8 +180,7 @@ def test_headers_travel(tmp_path: Path) -> None:
 def test_a_compressed_request_is_smaller_and_says_so() -> None:
     inputs = {"x": np.zeros((8, 100), np.float32)}
     plain, packed = (
-        wire.http_request("h:1", "m", inputs, connection=Connection(compression=algorithm))
-        for algorithm in (None, "gzip")
+        wire.HttpRequests("h:1", Connection(compression=algorithm)).request("m", inputs) for algorithm in (None, "gzip")
     )
     head, _, body = packed.partition(b"\r\n\r\n")
     assert b"Content-Encoding: gzip" in head
@@ -192,7 +191,7 @@ def test_a_compressed_request_is_smaller_and_says_so() -> None:
 
 def test_requests_in_memory_say_where() -> None:
     places = [wire.Place("x", "FP32", (2, 4), "r", 64, 32)]
-    _, _, body = wire.http_shared_request("h:1", "m", places, places).partition(b"\r\n\r\n")
+    _, _, body = wire.HttpRequests("h:1").shared_request("m", places, places).partition(b"\r\n\r\n")
     told = {"shared_memory_region": "r", "shared_memory_byte_size": 32, "shared_memory_offset": 64}
     assert json.loads(body)["inputs"] == [{"name": "x", "shape": [2, 4], "datatype": "FP32", "parameters": told}]
     message = service_pb2.ModelInferRequest.FromString(wire.grpc_shared_request("m", places, places))

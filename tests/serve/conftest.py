@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from serve.clients.standin.answers import load
 from serve.clients.standin.running import Place
 from serve.clients.standin.running import running as stand_in
 from serve.server.endpoint import Endpoint
@@ -26,5 +27,5 @@ def served(kinds: Path, server_prefix: Path) -> Iterator[Endpoint]:
 
 @pytest.fixture(scope="module")
 def stub(kinds: Path) -> Iterator[Place]:
-    with stand_in(kinds) as place:
+    with stand_in(load(kinds)) as place:
         yield place

@@ -18,6 +18,7 @@ from typing import Any
 from serve.config.target import Target
 from serve.repository import staging
 from serve.repository import tree as repository
+from serve.repository.source import Source
 from serve.rollout import promotion, rollout
 from serve.server import control
 from serve.server.endpoint import Endpoint
@@ -71,7 +72,7 @@ class Server:
 
 def add(place: Path, endpoint: Endpoint | None) -> None:
     onnx = place / "tiny" / "1" / "model.onnx"
-    with staging.stage(place, "added", onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
+    with staging.stage(place, "added", Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(cores=1)) as staged:
         staging.publish(staged, {})
     rollout.promote(place, "added", None, endpoint)
 

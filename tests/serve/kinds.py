@@ -8,6 +8,7 @@ from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve.config import settings
 from serve.config.target import Target
 from serve.repository import staging
+from serve.repository.source import Source
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
 from tests.serve.backends.test_backend import save
 
@@ -20,7 +21,7 @@ ODD = 'it\'s "a" $(x) `y`\\ {z}'
 
 def publish(place: Path, model: str, onnx: Path, inputs, outputs, asked=None) -> None:
     made = settings.read(asked or {}, model)
-    with staging.stage(place, model, onnx, inputs, outputs, Target(cores=1), made) as staged:
+    with staging.stage(place, model, Source(onnx, inputs, outputs), Target(cores=1), made) as staged:
         staging.publish(staged, {})
 
 

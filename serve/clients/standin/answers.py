@@ -164,7 +164,7 @@ class Stub:
 
 
 def load(place: Path, answers: Answers = "zeros", latency: float = 0.0, fail_every: int = 0) -> Stub:
-    """Return a stub of the repository `place`; neither model files nor lineages need be there.
+    """Return a stub of the repository `place`; neither model files nor lineages need be there. The rest as in `Stub`.
 
     Raises:
         BadRepository: there is no model, or a configuration does not say what it takes and gives.

@@ -9,6 +9,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as messages
 
 from modelathe.commandline import version as modelathe_version
+from modelathe.outputs import CONTENTS
 from modelathe.tensors import NUMPY_DTYPES, TRITON_DTYPES, packed
 from serve.clients.standin import answers
 from serve.clients.standin.answers import Counts, Given, Refused, Stub
@@ -19,17 +20,6 @@ CODES = {
     404: grpc.StatusCode.NOT_FOUND,
     500: grpc.StatusCode.INTERNAL,
 }
-CONTENTS = {
-    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
-    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
-    "BOOL": "bool_contents",
-    "INT64": "int64_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
-"""The field that carries the values of a datatype; FP16 has none."""
 
 
 def handler(stub: Stub) -> Any:

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from modelathe.connection import UNLIMITED
-from serve.clients.standin import answers
-from serve.clients.standin.answers import Answers, Stub
+from serve.clients.standin.answers import Stub
 from serve.config.errors import PortTaken
 from serve.server.options import HOST
 
@@ -31,32 +29,18 @@ class Place:
 
 
 @contextmanager
-def running(
-    repository: Path,
-    *,
-    host: str = HOST,
-    http_port: int = 0,
-    grpc_port: int = 0,
-    kind: Answers = "zeros",
-    latency: float = 0.0,
-    fail_every: int = 0,
-) -> Iterator[Place]:
-    """Answer for the models of a repository until the block ends, from threads of this process.
+def running(stub: Stub, *, host: str = HOST, http_port: int = 0, grpc_port: int = 0) -> Iterator[Place]:
+    """Answer as the stub does until the block ends, from threads of this process.
 
     Args:
-        repository: a model repository; of each model the configuration is enough.
+        stub: the models and what they answer (`answers.load`).
         host: the address to listen at.
         http_port: 0 picks a free one, as for gRPC.
         grpc_port: see `http_port`.
-        kind: what the outputs hold: zeros, or values that are drawn once for each output.
-        latency: seconds that an answer takes.
-        fail_every: of so many inferences the last one fails; 0 for none.
 
     Raises:
-        BadRepository: there is no model, or a configuration does not say what it takes and gives.
         PortTaken: a port is in use.
     """
-    stub = answers.load(repository, kind, latency, fail_every)
     with _listener(host, http_port, "--http-port") as http, _listener(host, grpc_port, "--grpc-port") as held:
         web_port, rpc_port = http.getsockname()[1], held.getsockname()[1]
         held.close()  # gRPC opens its ports itself

@@ -13,6 +13,7 @@ import pytest
 from loadtest.cli import main
 from loadtest.judge import baseline
 from modelathe.commandline import FORMAT
+from tests.loadtest.program import loadtest
 
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "grpc"])
 STABLE = {
@@ -28,13 +29,6 @@ STABLE = {
     "server": {"queue_ms", "compute_ms", "mean_batch"},
     "thresholds": None,
 }
-
-
-def loadtest(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "loadtest", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
 
 
 @pytest.mark.timed

@@ -1,8 +1,6 @@
 """What must not pass: a failing server, a standing one, a client that is late, a percentile of too few requests."""
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from loadtest.record.results import DROPPED, ERROR, OK, TIMEOUT, VERDICTS, Resul
 from loadtest.report import exports, page
 from loadtest.scenario import play, scenario, verdicts
 from loadtest.selftest import nullserver
+from tests.loadtest.program import loadtest
 
 QUIET = {"p99": 0.1, "p999": 0.2, "max": 0.5}
 
@@ -206,19 +205,14 @@ def test_an_event_loop_that_was_kept_waiting_makes_both_kinds_of_loop_invalid(pl
     assert summary.summary(made(EVERY_10_MS, 1.0, end={"loop_lag_ms": {"p99": 6.0}}, **plan))["valid"]
 
 
-def cli(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "loadtest", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
 def test_a_server_that_refuses_nearly_everything_exits_3(stand_in: Any, tmp_path: Path) -> None:
     options = ("--duration", "1s", "--warmup", "0s", "--concurrency", "4", "--output", tmp_path / "r.jsonl")
     with stand_in(refuse=(503, grpc.StatusCode.UNAVAILABLE, "too busy"), since=20) as server:
-        done = cli("run", "double", "--url", server.http, *options, "--threshold", "p99 < 50ms")
+        done = loadtest("run", "double", "--url", server.http, *options, "--threshold", "p99 < 50ms")
         assert done.returncode == 3, done.stdout
         assert "requests failed" in done.stdout
         assert "passed: p99" not in done.stdout
-    again = cli("report", tmp_path / "r.jsonl", "--threshold", "p99 < 50ms, errors < 100%")
+    again = loadtest("report", tmp_path / "r.jsonl", "--threshold", "p99 < 50ms, errors < 100%")
     assert again.returncode == 3
     assert "FAILED: p99 < 50ms" in again.stdout
 

@@ -6,7 +6,6 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +263,7 @@ def test_fresh_values_and_one_constant_request(stand_in, tmp_path: Path) -> None
 
 @SCHEMES
 def test_fresh_requests_differ_on_the_wire(scheme: str) -> None:
-    make = {"http": partial(wire.http_request, "h:1"), "grpc": wire.grpc_request}[scheme]
+    make = {"http": wire.HttpRequests("h:1").request, "grpc": wire.grpc_request}[scheme]
     encode = encoder(make, [Part("double", PAYLOADS, fresh=Fresh([SPEC], 2, 0))], None)
     sent = [encode(Flight(n, 0.0, n % 16)) for n in range(50)]
     assert len(set(sent)) == 50

@@ -10,6 +10,7 @@ import pytest
 from loadtest.judge import breakdown
 from loadtest.judge.summary import load_file
 from loadtest.load import drive
+from loadtest.load.metrics import samples
 from loadtest.load.readings import Readings, metrics_place, parse
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
@@ -49,6 +50,12 @@ def test_a_page_of_metrics() -> None:
 def test_what_is_no_page_of_metrics() -> None:
     with pytest.raises(ValueError, match="not the metrics"):
         parse("<html>hello</html>", {"a"})
+
+
+def test_labels_hold_any_letters() -> None:
+    page = 'nv_x{model="a} 1",reason="\\"no\\""} 2\nnv_xy 3\n'
+    assert list(samples(page)) == [("nv_x", {"model": "a} 1", "reason": '\\"no\\"'}, 2), ("nv_xy", {}, 3)]
+    assert [name for name, _, _ in samples(page, ["nv_x"])] == ["nv_x"]
 
 
 @pytest.mark.parametrize(

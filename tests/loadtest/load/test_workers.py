@@ -17,6 +17,7 @@ from loadtest.judge.summary import summarize
 from loadtest.load import drive, workers
 from loadtest.plan.data import payload
 from loadtest.plan.data.answers import Answers
+from loadtest.plan.load import Load
 from loadtest.plan.package import pack, unpack
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Fresh, Part
@@ -175,8 +176,9 @@ def test_a_package_brings_everything_along() -> None:
         Part("a", [{"x": np.ones((2, 4), np.float32), "s": texts}], tolerance=1e-3, fresh=fresh, weight=2),
         Part("b", PAYLOADS, "3", expected=PAYLOADS),
     ]
-    plan_again, again, answers = unpack(pack(plan, parts, {3: ({"y": np.arange(3)}, 0.5)}))
-    assert plan_again == plan
+    unpacked = unpack(pack(Load(plan, parts, Answers({3: ({"y": np.arange(3)}, 0.5)}))))
+    again, answers = unpacked.parts, unpacked.answers
+    assert unpacked.plan == plan
     assert [(part.model, part.version, part.weight, part.tolerance) for part in again] == [
         ("a", "", 2, 1e-3),
         ("b", "3", 1.0, None),
@@ -188,7 +190,7 @@ def test_a_package_brings_everything_along() -> None:
     assert isinstance(answers, Answers)
     reference, tolerance = answers.references[3]
     assert (reference["y"].tolist(), tolerance) == ([0, 1, 2], 0.5)
-    assert unpack(pack(plan, parts, {}))[2] is None
+    assert unpack(pack(Load(plan, parts))).answers is None
 
 
 def test_a_plan_that_a_worker_cannot_do_is_an_error_of_ours(tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_a_plan_that_a_worker_cannot_do_is_an_error_of_ours(tmp_path: Path) -> N
 async def _run(plan: Plan) -> None:
     crew = workers.Crew(plan, workers.start)
     try:
-        await crew.prepare(pack(plan, [Part("double", PAYLOADS)], {}), lambda state: None)
+        await crew.prepare(pack(Load(plan, [Part("double", PAYLOADS)])), lambda state: None)
         await crew.run(asyncio.get_running_loop().time(), None, lambda state: None)  # type: ignore[arg-type]
     finally:
         await crew.close()

@@ -18,6 +18,7 @@ from loadtest.record.results import OK, VERDICTS, Results
 from loadtest.selftest import nullserver
 from modelathe.errors import BadInput, UsageError
 from modelathe.tensors import Dim, TensorSpec
+from tests.loadtest.program import loadtest
 
 ROOT = Path(__file__).parents[3]
 SCENARIOS = pytest.mark.parametrize("scenario", RULES)
@@ -39,13 +40,6 @@ def said(summary: str, pattern: str) -> float:
     found = re.search(re.escape(pattern).replace("\\#", r"(\d+)"), summary)
     assert found, f"{pattern} is not in {summary}"
     return float(found[1])
-
-
-def cli(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "loadtest", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +222,9 @@ def test_a_shortened_run_says_first_that_it_is_not_compliant(null: Any, scenario
         "--target-latency",
         "1s",
     )
-    done = cli("mlperf", null.model, "--url", null.http, "--scenario", scenario, *short, "--output", tmp_path / "m")
+    done = loadtest(
+        "mlperf", null.model, "--url", null.http, "--scenario", scenario, *short, "--output", tmp_path / "m"
+    )
     assert done.stdout.startswith("NOT COMPLIANT with MLPerf's rules:\n")
     assert "asked at least 600 s" in done.stdout
     document = json.loads((tmp_path / "m" / "mlperf.json").read_text())
@@ -247,15 +243,15 @@ def test_accuracy_against_labels_and_against_a_version(endpoint: Any, tmp_path: 
     np.save(tmp_path / "l.npy", labels)
     common = ("mlperf", "tiny", "--url", endpoint.grpc, "--scenario", "offline", "--mode", "accuracy",
               "--data", tmp_path / "d.npz", "--batch", 8, "--json")  # fmt: skip
-    good = cli(*common, "--labels", tmp_path / "l.npy", "--reference", 0.95, "--output", tmp_path / "a")
+    good = loadtest(*common, "--labels", tmp_path / "l.npy", "--reference", 0.95, "--output", tmp_path / "a")
     document = json.loads(good.stdout)
     assert good.returncode == 0, good.stderr
     assert document["metric"]["value"] == pytest.approx(20 / 21)
     assert document["gates"] == {"99%": True, "99.9%": True}
-    bad = cli(*common, "--labels", tmp_path / "l.npy", "--reference", 0.97, "--output", tmp_path / "b")
+    bad = loadtest(*common, "--labels", tmp_path / "l.npy", "--reference", 0.97, "--output", tmp_path / "b")
     assert bad.returncode == 3
     assert json.loads(bad.stdout)["gates"] == {"99%": False, "99.9%": False}
-    same = cli(*common, "--reference-version", 1, "--gate", "99.9%", "--output", tmp_path / "c")
+    same = loadtest(*common, "--reference-version", 1, "--gate", "99.9%", "--output", tmp_path / "c")
     assert same.returncode == 0, same.stderr
     assert json.loads(same.stdout)["ratio"] == 1.0
 
@@ -272,7 +268,7 @@ def test_accuracy_against_labels_and_against_a_version(endpoint: Any, tmp_path: 
     ],
 )
 def test_a_wrong_option_is_one_line(null: Any, wrong: tuple[str, ...], code: int, word: str, tmp_path: Path) -> None:
-    done = cli("mlperf", null.model, "--url", null.http, *wrong, "--output", tmp_path / "m")
+    done = loadtest("mlperf", null.model, "--url", null.http, *wrong, "--output", tmp_path / "m")
     assert done.returncode == code
     assert word in done.stderr
     assert not (tmp_path / "m").exists()
@@ -281,7 +277,7 @@ def test_a_wrong_option_is_one_line(null: Any, wrong: tuple[str, ...], code: int
 def test_a_model_that_takes_no_eight_samples(tmp_path: Path) -> None:
     small = TensorSpec("x", "float32", (Dim("batch", 1, 1, 4), 3))
     with nullserver.running(inputs=[small]) as server:
-        done = cli(
+        done = loadtest(
             "mlperf", server.model, "--url", server.http, "--scenario", "multi-stream", "--output", tmp_path / "m"
         )
     assert done.returncode == 2

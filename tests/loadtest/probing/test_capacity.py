@@ -1,7 +1,6 @@
 import importlib.util
 import os
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from loadtest.probing.search import (
     NONE_HOLDS,
     SETTLING,
     SPENT,
+    Budget,
     Probe,
 )
 from loadtest.selftest import nullserver
@@ -45,8 +45,7 @@ def queues() -> ModuleType:
 
 
 def searched(queue, start: float, allowed: list[float]) -> capacity.Found:
-    spent = lambda: queue.seconds >= BUDGET  # noqa: E731
-    return capacity.search(queue.probe, allowed, start, seconds=10, spent=spent)
+    return capacity.search(queue.probe, allowed, start, Budget(10, BUDGET + 10, lambda: queue.seconds))
 
 
 def made(rate: float, share: float, count: int = 1000, **more) -> Probe:
@@ -148,7 +147,7 @@ def test_the_interval_covers_the_truth_in_nine_of_ten_searches(queues, case, mov
 @pytest.mark.timed
 def test_the_capacity_of_a_queue_over_a_socket_is_what_the_formula_says(queues: ModuleType) -> None:
     service, limit = 0.01, 0.06
-    asked, begun = probe.conditions([f"p90 < {limit * 1e3:g}ms"]), time.monotonic()
+    asked = probe.conditions([f"p90 < {limit * 1e3:g}ms"])
     parts = [Part("null", payload.generate(nullserver.INPUTS, 1, 0))]
     with nullserver.running(service=service) as server:
         plan = Plan(server.http, 1.0, rate=1.0, arrival="poisson")
@@ -156,8 +155,7 @@ def test_the_capacity_of_a_queue_over_a_socket_is_what_the_formula_says(queues: 
             probe.prober(plan, parts, asked),
             [one.allowed for one in asked],
             0.7 / service,
-            seconds=2.0,
-            spent=lambda: time.monotonic() - begun > 20,
+            Budget(2.0, 22.0),
         )
     truth = queues.fixed_edge(service, limit, 0.1)
     print(
@@ -170,7 +168,7 @@ def test_the_capacity_of_a_queue_over_a_socket_is_what_the_formula_says(queues: 
 
 @pytest.mark.parametrize("start", [1.0, 90.0, 5000.0])
 def test_a_step_is_found_from_any_start(start: float) -> None:
-    found = capacity.search(stepwise(100.0), [0.01], start, seconds=10, spent=lambda: False)
+    found = capacity.search(stepwise(100.0), [0.01], start, Budget(10))
     assert found.stopped == NARROW
     assert found.low < 100 < found.high
     assert found.rate == pytest.approx(100, rel=0.05)
@@ -179,7 +177,7 @@ def test_a_step_is_found_from_any_start(start: float) -> None:
 
 
 def test_nothing_holds() -> None:
-    found = capacity.search(lambda rate, _: made(rate, 0.5), [0.01], 100.0, seconds=10, spent=lambda: False)
+    found = capacity.search(lambda rate, _: made(rate, 0.5), [0.01], 100.0, Budget(10))
     assert found.stopped == NONE_HOLDS
     assert np.isnan(found.rate)
     assert found.binding == 0
@@ -189,7 +187,7 @@ def test_what_the_client_cannot_send_is_a_lower_limit_of_the_capacity() -> None:
     def probe(rate: float, _: float) -> Probe:
         return made(rate, 0.5, client="late") if rate > 300 else made(rate, 0.0)
 
-    found = capacity.search(probe, [0.01], 100.0, seconds=10, spent=lambda: False)
+    found = capacity.search(probe, [0.01], 100.0, Budget(10))
     assert found.stopped == CLIENT_LIMIT
     assert 300 / 1.1 < found.rate <= 300
     assert found.high == float("inf")
@@ -202,7 +200,7 @@ def test_a_hiccup_of_the_client_is_not_its_limit() -> None:
     def probe(rate: float, _: float) -> Probe:
         return made(rate, 0.0 if rate < 100 else 1.0, client="late" if next(seen) in (0, 1, 3, 5) else "")
 
-    found = capacity.search(probe, [0.01], 10.0, seconds=10, spent=lambda: False)
+    found = capacity.search(probe, [0.01], 10.0, Budget(10))
     assert found.stopped == NARROW
     assert found.rate == pytest.approx(100, rel=0.05)
 
@@ -214,7 +212,7 @@ def test_a_machine_that_holds_up_an_idle_client_is_tried_longer() -> None:
         held_up = next(seen) % 6 < 4
         return made(rate, 0.0 if rate < 100 else 1.0, client="late" if held_up else "", idle=held_up)
 
-    found = capacity.search(often, [0.01], 60.0, seconds=10, spent=lambda: False)
+    found = capacity.search(often, [0.01], 60.0, Budget(10))
     assert found.stopped == NARROW
     assert found.rate == pytest.approx(100, rel=0.05)
     assert DISTURBED in found.verdicts
@@ -224,7 +222,7 @@ def test_a_machine_that_holds_up_an_idle_client_is_tried_longer() -> None:
         return made(rate, 0.0 if rate < 100 else 1.0, client="late" if late else "", idle=late)
 
     asked = iter(range(10**6))
-    found = capacity.search(at_last, [0.01], 60.0, seconds=10, spent=lambda: False)
+    found = capacity.search(at_last, [0.01], 60.0, Budget(10))
     assert found.stopped == DISTURBANCE
     assert found.rate == pytest.approx(100, rel=0.05)
 
@@ -237,7 +235,7 @@ def test_a_client_that_is_late_at_high_rates_goes_lower(fails: float, idle: bool
         late = 300 < rate < fails
         return made(rate, 0.0 if rate < fails else 1.0, client="late" if late else "", idle=late and idle)
 
-    found = capacity.search(probe, [0.01], 1000.0, seconds=10, spent=lambda: False)
+    found = capacity.search(probe, [0.01], 1000.0, Budget(10))
     assert found.stopped in (CLIENT_LIMIT, DISTURBANCE)
     assert found.low <= 300
     assert found.rate >= 250
@@ -256,7 +254,7 @@ def test_probes_that_do_not_count_change_nothing() -> None:
         found = made(rate, 0.0 if rate < 100 else 1.0)
         return Probe(rate, found.counted, found.counted, np.geomspace(1, 0.1, edge.BLOCKS)) if odd == 5 else found
 
-    found = capacity.search(probe, [0.01], 60.0, seconds=10, spent=lambda: False)
+    found = capacity.search(probe, [0.01], 60.0, Budget(10))
     assert found.stopped == NARROW
     assert found.rate == pytest.approx(100, rel=0.05)
     assert SETTLING in found.verdicts
@@ -266,9 +264,9 @@ def test_a_server_that_never_settles_and_a_spent_budget_end_the_search() -> None
     def falling(rate: float, _: float) -> Probe:
         return Probe(rate, *(made(rate, 0.0).counted for _ in range(2)), np.geomspace(1, 0.1, edge.BLOCKS))
 
-    found = capacity.search(falling, [0.01], 60.0, seconds=10, spent=lambda: False)
+    found = capacity.search(falling, [0.01], 60.0, Budget(10))
     assert found.stopped == capacity.UNSETTLED
-    found = capacity.search(stepwise(100.0), [0.01], 60.0, seconds=10, spent=lambda: True)
+    found = capacity.search(stepwise(100.0), [0.01], 60.0, Budget(10, 0))
     assert found.stopped == SPENT
     assert found.rate == 60
     assert found.high == float("inf")
@@ -289,7 +287,7 @@ def test_the_condition_that_fails_first_is_named() -> None:
         bad = np.array([[0 if rate < 200 else 1000] * edge.BLOCKS, [0 if rate < 100 else 300] * edge.BLOCKS])
         return Probe(rate, counted, bad, np.full(edge.BLOCKS, 0.01))
 
-    found = capacity.search(probe, [0.01, 0.001], 400.0, seconds=10, spent=lambda: False)
+    found = capacity.search(probe, [0.01, 0.001], 400.0, Budget(10))
     assert found.binding == 1
     assert found.rate == pytest.approx(100, rel=0.05)
 

@@ -1,7 +1,5 @@
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from loadtest.judge.summary import load_file
 from loadtest.record.results import Results
 from loadtest.report import exports
+from tests.loadtest.program import loadtest
 from tests.loadtest.report.test_report import END, SERVER, flights, write
 
 THRESHOLDS = [
@@ -82,11 +81,6 @@ def test_the_summary_is_appended(run: Run, out: Path) -> None:
     assert text.startswith("before\n### ❌ valid run: 90 of 100 requests answered")
     assert "| p99 < 20ms | 500 | ❌ |" in text.replace("&lt;", "<")
     assert "| 2 | a \\| b &lt;script> c |" in text
-
-
-def loadtest(*args: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-W", "error", "-m", "loadtest", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_one_command_writes_all_formats(run: Run, tmp_path: Path) -> None:

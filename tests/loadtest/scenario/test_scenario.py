@@ -13,6 +13,7 @@ from loadtest.load.memory import Memory, watched
 from loadtest.scenario import play, scenario
 from loadtest.selftest import nullserver
 from modelathe.errors import BadInput, UsageError
+from tests.loadtest.program import loadtest
 
 SHIPPED = pytest.mark.parametrize("name", scenario.shipped())
 ALLOWED = ("--allow-invalid",)
@@ -27,13 +28,6 @@ name = "b"
 duration = 1
 concurrency = 2
 """
-
-
-def cli(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "loadtest", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +51,16 @@ def test_every_shipped_scenario_loads_and_says_what_it_is(name: str) -> None:
     found = scenario.load(scenario.find(name))
     assert found.description.endswith(".")
     assert scenario.phases(found, 64)
-    assert cli("scenario", "show", name).stdout.strip() == scenario.find(name).read_text().strip()
+    assert loadtest("scenario", "show", name).stdout.strip() == scenario.find(name).read_text().strip()
 
 
 @pytest.mark.slow
 @SHIPPED
 def test_every_shipped_scenario_runs(null: Any, name: str, tmp_path: Path) -> None:
     short = ("--set", "duration=300ms", "--set", "warmup=0s", "--set", "saturation.duration=500ms", "--pid", null.pid)
-    done = cli("run", null.model, "--url", null.http, "--scenario", name, *short, "--output", tmp_path / "s", "--json")
+    done = loadtest(
+        "run", null.model, "--url", null.http, "--scenario", name, *short, "--output", tmp_path / "s", "--json"
+    )
     document = json.loads(done.stdout)
     # A busy machine may make the run invalid or the server slow, and then the exit code says so too.
     good = document["valid"] and document["verdict"]["passed"]
@@ -80,7 +76,7 @@ def test_every_shipped_scenario_runs(null: Any, name: str, tmp_path: Path) -> No
 
 
 def test_a_list_shows_every_scenario() -> None:
-    listed = json.loads(cli("scenario", "list", "--json").stdout)["scenarios"]
+    listed = json.loads(loadtest("scenario", "list", "--json").stdout)["scenarios"]
     assert [one["name"] for one in listed] == scenario.shipped()
 
 
@@ -88,7 +84,7 @@ def test_a_list_shows_every_scenario() -> None:
 def test_the_report_names_every_phase(null: Any, tmp_path: Path) -> None:
     path = written(tmp_path, GOOD + 'thresholds = ["p99 < 1us"]')
     short = ("--set", "duration=300ms", "--set", "warmup=0s", "--set", "a.rate=40")
-    done = cli("run", null.model, "--url", null.grpc, "--scenario", path, *short, "--output", tmp_path / "s")
+    done = loadtest("run", null.model, "--url", null.grpc, "--scenario", path, *short, "--output", tmp_path / "s")
     assert done.returncode == 3
     assert "open loop, 40/s constant" in done.stdout
     assert "closed loop, 2 in flight" in done.stdout
@@ -188,7 +184,7 @@ def test_shares_of_the_saturation_become_rates(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_do_not_fit(null: Any, options: tuple[str, ...], code: int, word: str) -> None:
-    done = cli("run", null.model, "--url", null.http, *options)
+    done = loadtest("run", null.model, "--url", null.http, *options)
     assert done.returncode == code, done.stderr
     assert word in done.stderr
 
@@ -207,7 +203,7 @@ def test_a_server_that_dies_keeps_what_there_is(stand_in: Any, tmp_path: Path) -
             tmp_path / "s",
             "--json",
         )
-        done = cli("run", "double", "--url", server.http, "--scenario", path, *short)
+        done = loadtest("run", "double", "--url", server.http, "--scenario", path, *short)
     assert done.returncode == 5, done.stderr
     document = json.loads(done.stdout)
     assert document["error"]["exit"] == 5
@@ -223,7 +219,7 @@ def test_an_invalid_scenario_may_be_allowed_and_keeps_the_word(stand_in: Any, tm
         path = written(tmp_path, text)
         with stand_in(wrong=True, since=20) as server:
             command = ("run", "double", "--url", server.http, "--scenario", path, *short, *more)
-            done = cli(*command, "--output", tmp_path / str(n))
+            done = loadtest(*command, "--output", tmp_path / str(n))
         assert done.returncode == code, done.stderr
         assert "INVALID RUN" in done.stdout
 
@@ -244,7 +240,7 @@ def test_a_stopped_scenario_leaves_a_document_and_no_process(null: Any, tmp_path
     document = json.loads((folder / play.DOCUMENT).read_text())
     assert not document["valid"]
     assert [phase["name"] for phase in document["phases"]] == ["a"]
-    assert cli("report", folder / "02-b.jsonl", "--json").returncode == 0
+    assert loadtest("report", folder / "02-b.jsonl", "--json").returncode == 0
     # What samples the memory names the pid that it looks at on its command line.
     listed = subprocess.run(["pgrep", "-f", f"loadtest.load.memory {null.pid} "], capture_output=True, text=True)
     assert listed.stdout == ""

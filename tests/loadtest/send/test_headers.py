@@ -98,7 +98,7 @@ def test_a_server_that_is_one_of_several_names(header: str, tmp_path: Path) -> N
 @NAMED
 def test_a_request_of_a_load_has_it_once(header: str) -> None:
     connection = Connection(headers=((header, NAME), ("x-a", "b")))
-    sent = wire.http_request("h:1", "m", {"x": np.zeros(1, np.float32)}, connection=connection)
+    sent = wire.HttpRequests("h:1", connection).request("m", {"x": np.zeros(1, np.float32)})
     lines = sent.partition(b"\r\n\r\n")[0].split(b"\r\n")
     assert [line for line in lines if line.lower().startswith((b"host:", b":auth"))] == [f"Host: {NAME}".encode()]
     assert b"x-a: b" in lines

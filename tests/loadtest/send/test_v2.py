@@ -257,7 +257,7 @@ def test_a_server_that_names_no_tensors(more: list[str], tmp_path: Path) -> None
 @pytest.mark.parametrize("value", [np.array([np.nan], np.float32), np.array([b"\xff"], object)])
 def test_what_json_cannot_hold_is_refused(value: np.ndarray) -> None:
     with pytest.raises(BadInput, match="cannot be written as JSON"):
-        wire.http_request("h:1", "m", {"x": value}, connection=Connection(binary=False))
+        wire.HttpRequests("h:1", Connection(binary=False)).request("m", {"x": value})
 
 
 NO_VALUES: list[Any] = [["1", "2"], [None, 1.0], [1.0], [1.0, 2.0, 3.0], "x", {"a": 1}, [[1.0], [2.0, 3.0]]]

@@ -21,7 +21,7 @@ def test_http_body_is_what_the_reference_client_sends() -> None:
         tensor = http_library.InferInput(name, list(INPUTS[name].shape), datatype)
         inputs.append(tensor.set_data_from_numpy(INPUTS[name]))
     body, length = http_library.InferenceServerClient.generate_request_body(inputs)
-    head, _, sent = wire.http_request("h:1", "m", INPUTS, "2").partition(b"\r\n\r\n")
+    head, _, sent = wire.HttpRequests("h:1").request("m", INPUTS, "2").partition(b"\r\n\r\n")
     assert sent == body
     assert head.startswith(b"POST /v2/models/m/versions/2/infer HTTP/1.1\r\nHost: h:1\r\n")
     assert f"Inference-Header-Content-Length: {length}".encode() in head
@@ -53,7 +53,7 @@ def test_a_turn_of_a_sequence_travels_with_its_request() -> None:
     turns = [Turn(10**12, Script(0, 3, 2)), Turn(10**12, Script(0, 3, 2), 2), Turn(7, Script(0, 1, 1))]
     for turn, start, end in zip(turns, (True, False, True), (False, True, True), strict=True):
         wanted = {"sequence_id": turn.id, "sequence_start": start, "sequence_end": end}
-        _, _, body = wire.http_request("h:1", "m", INPUTS, turn=turn).partition(b"\r\n\r\n")
+        _, _, body = wire.HttpRequests("h:1").request("m", INPUTS, turn=turn).partition(b"\r\n\r\n")
         told, _ = json.JSONDecoder().raw_decode(body.decode("latin-1"))
         assert wanted.items() <= told["parameters"].items()
         message = service_pb2.ModelInferRequest.FromString(wire.grpc_request("m", INPUTS, turn=turn))

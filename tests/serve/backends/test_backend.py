@@ -18,6 +18,7 @@ from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve.config import model_config
 from serve.config.target import Target
 from serve.repository import staging
+from serve.repository.source import Source
 from serve.server.endpoint import Endpoint
 from serve.server.install import BACKENDS
 from serve.server.tritonserver import running
@@ -45,7 +46,7 @@ def save(path: Path, nodes, inputs, outputs, initializers=()) -> Path:
 
 def publish(place: Path, model: str, onnx: Path, inputs, outputs, delay: int = 0) -> None:
     """Publish with a time in microseconds that the server waits for a batch to fill."""
-    with staging.stage(place, model, onnx, inputs, outputs, Target(cores=1)) as staged:
+    with staging.stage(place, model, Source(onnx, inputs, outputs), Target(cores=1)) as staged:
         if delay:
             staged.config.dynamic_batching.max_queue_delay_microseconds = delay
             (staged.path / model / "config.pbtxt").write_text(model_config.text(staged.config))

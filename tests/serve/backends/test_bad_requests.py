@@ -22,6 +22,7 @@ from modelathe.client import connect
 from serve.config import settings as served
 from serve.config.target import Target
 from serve.repository import staging
+from serve.repository.source import Source
 from serve.server.endpoint import Endpoint
 from serve.server.tritonserver import running
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
@@ -38,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, server_prefix: Path, publis
     publish_tiny(place)
     asked = served.read({"queue": 1, "queue_delay_us": 50_000, "max_batch": 2}, LIMITED)
     onnx = save_tiny(here / "tiny.onnx")
-    with staging.stage(place, LIMITED, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1), asked) as staged:
+    with staging.stage(place, LIMITED, Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(cores=1), asked) as staged:
         staging.publish(staged, {})
     with running(place, grace=0) as endpoint:
         yield endpoint

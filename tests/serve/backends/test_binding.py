@@ -11,6 +11,7 @@ import pytest
 from serve.config.errors import ModelRefused
 from serve.config.target import Target
 from serve.repository import staging
+from serve.repository.source import Source
 from serve.server.tritonserver import running
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
 from tests.serve.backends.test_backend import imported, save
@@ -181,7 +182,7 @@ def test_the_server_refuses_a_model_for_a_gpu_that_is_not_there(
     server_prefix: Path, tmp_path: Path, no_gpu: None
 ) -> None:
     place, onnx = tmp_path / "repository", save_tiny(tmp_path / "tiny.onnx")
-    with staging.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(device="cuda", cores=1)) as staged:
+    with staging.stage(place, TINY, Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(device="cuda", cores=1)) as staged:
         staging.publish(staged, {})
     says = "model tiny, version 1: instance group tiny of model tiny has kind KIND_GPU but no GPUs are available"
     with pytest.raises(ModelRefused, match=says), running(place, grace=0):

@@ -18,6 +18,7 @@ from serve.config import settings
 from serve.config.target import Target
 from serve.repository import source, staging
 from serve.repository import tree as repository
+from serve.repository.source import Source
 from serve.server import dryload
 from serve.server.endpoint import Endpoint
 from serve.server.tritonserver import running
@@ -31,7 +32,7 @@ X, Y = TensorSpec("x", "float32", (BATCH, 1)), TensorSpec("y", "float32", (BATCH
 def publish(place: Path, model: str, onnx: Path, inputs, outputs, asked=None, more: str = "") -> None:
     """Publish with settings, and with further text of a configuration."""
     made = settings.read(asked or {}, model)
-    with staging.stage(place, model, onnx, inputs, outputs, Target(cores=1), made) as staged:
+    with staging.stage(place, model, Source(onnx, inputs, outputs), Target(cores=1), made) as staged:
         if more:
             path = staged.path / model / "config.pbtxt"
             path.write_text(f"{path.read_text()}\n{more}\n")
@@ -159,9 +160,7 @@ def test_what_the_server_keeps_is_no_clients_affair(lab: Endpoint) -> None:
     with staging.stage(
         place.parent / "again",
         "sums",
-        found.onnx,
-        found.inputs,
-        found.outputs,
+        found,
         Target(cores=1),
         settings.read(found.settings, ""),
     ) as staged:

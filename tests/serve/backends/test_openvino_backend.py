@@ -18,6 +18,7 @@ from serve.config import model_config
 from serve.config.errors import ModelRefused, NotInstalled
 from serve.config.target import Target
 from serve.repository import staging
+from serve.repository.source import Source
 from serve.server import install
 from serve.server.endpoint import Endpoint
 from serve.server.tritonserver import running
@@ -29,7 +30,7 @@ LENGTH = Dim("length", 1, 4, 16)
 
 
 def publish(place: Path, model: str, onnx: Path, inputs, outputs, delay: int = 0) -> None:
-    with staging.stage(place, model, onnx, inputs, outputs, OPENVINO) as staged:
+    with staging.stage(place, model, Source(onnx, inputs, outputs), OPENVINO) as staged:
         if delay:
             staged.config.dynamic_batching.max_queue_delay_microseconds = delay
             (staged.path / model / "config.pbtxt").write_text(model_config.text(staged.config))
@@ -124,7 +125,9 @@ def test_a_model_with_float64_is_refused_when_it_loads(tmp_path: Path, openvino_
         pass
 
 
-def test_a_server_without_openvino_says_how_to_get_it(server_prefix: Path, tmp_path: Path) -> None:
+def test_a_server_without_openvino_says_how_to_get_it(
+    server_prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(tmp_path / "repository", "tiny", save_tiny(tmp_path / "model.onnx"), TINY_INPUTS, TINY_OUTPUTS)
     place = tmp_path / "server"
     (place / "bin").mkdir(parents=True)
@@ -132,7 +135,8 @@ def test_a_server_without_openvino_says_how_to_get_it(server_prefix: Path, tmp_p
     shutil.copytree(server_prefix / "backends", place / "backends")
     marker = json.loads((server_prefix / "modelathe-server.json").read_text())
     (place / "modelathe-server.json").write_text(json.dumps({**marker, "openvino": ""}))
-    with pytest.raises(NotInstalled) as raised, running(tmp_path / "repository", prefix=place):
+    monkeypatch.setenv("MODELATHE_SERVER", str(place))
+    with pytest.raises(NotInstalled) as raised, running(tmp_path / "repository"):
         pass
     assert raised.value.fix == "run: serve install --with openvino"
     install.environment(place).require("onnxruntime")

@@ -12,6 +12,7 @@ from modelathe.tensors import BATCH, TensorSpec
 from serve.config import settings
 from serve.config.target import Target
 from serve.repository import staging
+from serve.repository.source import Source
 from serve.server.endpoint import Endpoint
 from serve.server.tritonserver import running
 from tests.serve.backends.test_backend import save
@@ -48,7 +49,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory, server_prefix: Path) -> Itera
     }
     for model, one in asked.items():
         made = settings.read(one, model)
-        with staging.stage(place, model, onnx, [X], [Y], Target(cores=1), made) as staged:
+        with staging.stage(place, model, Source(onnx, [X], [Y]), Target(cores=1), made) as staged:
             staging.publish(staged, {})
     with running(place, grace=0) as endpoint:
         yield endpoint

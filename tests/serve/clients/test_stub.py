@@ -21,6 +21,7 @@ import pytest
 from loadtest.record import counts
 from modelathe.client import connect
 from modelathe.errors import ModelatheError, ModelMissing, RequestRejected, ServerFault
+from serve.clients.standin.answers import load
 from serve.clients.standin.running import Place, running
 from serve.config.errors import BadRepository, PortTaken
 from serve.server.endpoint import Endpoint
@@ -373,7 +374,7 @@ def test_random_answers_stay_and_some_fail(kinds: Path) -> None:
     rows = {"x": np.ones((2, 4), np.float32)}
     found = []
     for _ in range(2):
-        with running(kinds, kind="random", fail_every=3, latency=0.001) as place, connect(place.http) as client:
+        with running(load(kinds, "random", 0.001, 3)) as place, connect(place.http) as client:
             found += [client.infer(TINY, rows)["y"] for _ in range(2)]
             with pytest.raises(ServerFault, match="one of 3 inferences fail"):
                 client.infer(TINY, rows)
@@ -390,12 +391,12 @@ def test_configurations_alone_are_enough(kinds: Path, tmp_path: Path) -> None:
     for model in (TINY, "tokens"):
         (tmp_path / model).mkdir()
         shutil.copy(kinds / model / "config.pbtxt", tmp_path / model)
-    with running(tmp_path) as place, connect(place.grpc) as client:
+    with running(load(tmp_path)) as place, connect(place.grpc) as client:
         assert client.infer(TINY, {"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 3)
         # Nobody says that the outputs' dim is the inputs'.
         longer = {name: np.ones((2, 37), np.int64) for name in ("ids", "mask")}
         assert client.infer("tokens", longer)["rows"].shape == (2, 1, 2)
-    with pytest.raises(BadRepository, match="does not exist"), running(tmp_path / "none"):
+    with pytest.raises(BadRepository, match="does not exist"), running(load(tmp_path / "none")):
         pass
 
 
@@ -403,7 +404,7 @@ def test_a_port_that_is_taken(kinds: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for name in ("http_port", "grpc_port"):
-            with pytest.raises(PortTaken, match=f"{port} cannot be used"), running(kinds, **{name: port}):
+            with pytest.raises(PortTaken, match=f"{port} cannot be used"), running(load(kinds), **{name: port}):
                 pass
         done = serve("stub", str(kinds), "--http-port", str(port), "--grpc-port", "0")
     assert done.returncode == 5

@@ -16,7 +16,9 @@ from serve.config.errors import ModelRefused
 from serve.config.target import Target
 from serve.pipelines import publish as publishing
 from serve.pipelines.image import image
+from serve.pipelines.publish import called
 from serve.repository import staging
+from serve.repository.source import Source
 from serve.server.endpoint import Endpoint
 from serve.server.install import environment
 from serve.server.tritonserver import running
@@ -57,7 +59,7 @@ def publish(place: Path, onnx: Path, model: str) -> None:
     tensors = [("x", T.DataType.Value(T_NAMES[dtype]), ["batch", *dims])], [("y", T.FLOAT, ["batch", 3 * WIDTH])]
     save(onnx, nodes, *tensors, weights)
     specs = (TensorSpec("x", dtype, (BATCH, *dims), (0, 1)),), (TensorSpec("y", "float32", (BATCH, 3 * WIDTH)),)
-    with staging.stage(place, model, onnx, *specs, Target(cores=1)) as staged:
+    with staging.stage(place, model, Source(onnx, *specs), Target(cores=1)) as staged:
         staging.publish(staged, {})
 
 
@@ -70,7 +72,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, server_prefix: Path) -> Iterat
     place = here / "model_repository"
     for model in MODELS:
         publish(place, here / "model.onnx", model)
-        image(place, model, check=False)
+        image(called(place, model), check=False)
     done = serve(
         "pipeline", "image", "hidden", "--scores", "probabilities", "--name", "told", "--repository", str(place)
     )
@@ -131,7 +133,7 @@ def test_other_integers_are_refused(tmp_path: Path) -> None:
     nodes = [("Cast", ["x"], ["floats"], {"to": T.FLOAT}), ("Flatten", ["floats"], ["y"])]
     onnx = save(tmp_path / "model.onnx", nodes, [("x", T.INT32, dims)], [("y", T.FLOAT, ["batch", 72])])
     specs = (TensorSpec("x", "int32", (BATCH, 3, 4, 6)),), (TensorSpec("y", "float32", (BATCH, 72)),)
-    with staging.stage(place, "whole", onnx, *specs, Target(cores=1)) as staged:
+    with staging.stage(place, "whole", Source(onnx, *specs), Target(cores=1)) as staged:
         staging.publish(staged, {})
     done = serve("pipeline", "image", "whole", "--repository", str(place))
     assert (done.returncode, "its inputs are not one image: x: int32" in done.stderr) == (4, True), done.stderr
@@ -159,7 +161,7 @@ def test_a_part_that_fails_its_dry_load_leaves_nothing(
     # A server that fails leaves its log among the temporary files.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("logs")))
     with pytest.raises(ModelRefused, match="No module named 'step'"):
-        image(place, "planes")
+        image(called(place, "planes"))
     assert content(place) == before
 
 
@@ -170,7 +172,7 @@ def test_a_part_that_cannot_be_published_leaves_nothing(
 ) -> None:
     place = tmp_path / "model_repository"
     publish(place, tmp_path / "model.onnx", "planes")
-    image(place, "planes", check=False)
+    image(called(place, "planes"), check=False)
     for gone in {"planes_decoder", "planes_label", "planes_image"} - set(there):
         shutil.rmtree(place / gone)
     before = content(place)
@@ -186,5 +188,5 @@ def test_a_part_that_cannot_be_published_leaves_nothing(
     real = staging.publish
     monkeypatch.setattr(staging, "publish", fails_last)
     with pytest.raises(KeyboardInterrupt if renamed else OSError):
-        image(place, "planes", check=False)
+        image(called(place, "planes"), check=False)
     assert content(place) == before

@@ -22,9 +22,11 @@ from serve.config.errors import BadRepository
 from serve.config.settings import Settings
 from serve.config.target import Target
 from serve.pipelines.image import image
+from serve.pipelines.publish import called
 from serve.pipelines.text import text
 from serve.repository import lint, staging
 from serve.repository import tree as repository
+from serve.repository.source import Source
 from serve.rollout import canary, rollout
 from serve.server.endpoint import Endpoint
 from serve.server.install import Environment, environment
@@ -104,7 +106,7 @@ def save_tokenizer(path: Path, words: Sequence[str] = WORDS) -> Path:
 
 def publish_encoder(place: Path, at: Path, settings: Settings, vectors: np.ndarray = VECTORS) -> None:
     onnx = save_encoder(at / "encoder.onnx", vectors)
-    with staging.stage(place, "embed", onnx, (IDS, MASK), (EMBEDDING,), Target(cores=1), settings) as staged:
+    with staging.stage(place, "embed", Source(onnx, (IDS, MASK), (EMBEDDING,)), Target(cores=1), settings) as staged:
         staging.publish(staged, {})
 
 
@@ -117,7 +119,7 @@ def publish_rows(place: Path, at: Path) -> None:
     tensors = [("x", T.FLOAT, ["batch", 4, 4])], [("logits", T.FLOAT, ["batch", 4])]
     onnx = save(at / "rows.onnx", nodes, *tensors, weights)
     specs = (TensorSpec("x", "float32", (BATCH, 4, 4)),), (TensorSpec("logits", "float32", (BATCH, 4)),)
-    with staging.stage(place, "rows", onnx, *specs, Target(cores=1)) as staged:
+    with staging.stage(place, "rows", Source(onnx, *specs), Target(cores=1)) as staged:
         staging.publish(staged, {"deviation": {"logits": 0.25}})
 
 
@@ -154,7 +156,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, server_prefix: Path) -> Path
     done = serve("pipeline", "text", "embed", "--tokenizer", tokenizer, "--repository", str(place))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "live: embed_tokenizer version 1\nlive: embed_text version 1\n"
-    text(place, "embed", Path(tokenizer), name="embed_bls", style="bls")
+    text(called(place, "embed"), Path(tokenizer), name="embed_bls", style="bls")
     publish_rows(place, at)
     labels = at / "labels.txt"
     labels.write_text("\n".join(LABELS) + "\n")
@@ -165,7 +167,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, server_prefix: Path) -> Path
     assert (document["model"], document["calls"], document["state"]) == ("rows_image", "rows", "live")
     assert repository.read_lineage(place, "rows_image")["deviation"] == {"score": 0.25}
     shutil.copytree(ROOT / "model_repository" / "digits_cnn", place / "digits_cnn")
-    image(place, "digits_cnn", check=False)
+    image(called(place, "digits_cnn"), check=False)
     return place
 
 
@@ -425,10 +427,10 @@ def test_lengths_come_from_the_model(tmp_path: Path) -> None:
     place, tokenizer = tmp_path / "model_repository", save_tokenizer(tmp_path / "tokenizer.json")
     publish_encoder(place, tmp_path, Settings(buckets={"tokens": (12, 24)}))
     for asked, lengths in ((None, [12, 24]), (64, [12, 24, 64]), (20, [12, 20])):
-        version = text(place, "embed", tokenizer, max_tokens=asked, check=False)[-1]
+        version = text(called(place, "embed"), tokenizer, max_tokens=asked, check=False)[-1]
         assert repository.read_lineage(place, "embed_text", version.number)["buckets"] == lengths
     with pytest.raises(UsageError, match="takes 1 to 64 tokens"):
-        text(place, "embed", tokenizer, max_tokens=99, check=False)
+        text(called(place, "embed"), tokenizer, max_tokens=99, check=False)
     assert rollout.standings(place, "embed_text")[0].state == "live"
 
 
@@ -440,9 +442,9 @@ def test_a_model_without_a_mask_sees_one_length(tmp_path: Path) -> None:
     tensors = [("tokens", T.INT64, ["batch", "tokens"])], [("sum", T.INT64, ["batch", 1])]
     onnx = save(tmp_path / "sum.onnx", nodes, *tensors, [("first", np.array([1]))])
     specs = (TensorSpec("tokens", "int64", (BATCH, TOKENS)),), (TensorSpec("sum", "int64", (BATCH, 1)),)
-    with staging.stage(place, "sum", onnx, *specs, Target(cores=1)) as staged:
+    with staging.stage(place, "sum", Source(onnx, *specs), Target(cores=1)) as staged:
         staging.publish(staged, {})
-    text(place, "sum", save_tokenizer(tmp_path / "tokenizer.json"), max_tokens=40, check=False)
+    text(called(place, "sum"), save_tokenizer(tmp_path / "tokenizer.json"), max_tokens=40, check=False)
     assert repository.read_lineage(place, "sum_text")["buckets"] == [40]
 
 
@@ -480,9 +482,9 @@ def test_real_weights_answer_as_their_own_library(tmp_path: Path, server_prefix:
         )
     place = tmp_path / "model_repository"
     outputs = (TensorSpec("sentence_embedding", "float32", (BATCH, 384)),)
-    with staging.stage(place, "minilm", onnx, workload.inputs, outputs, Target(cores=1)) as staged:
+    with staging.stage(place, "minilm", Source(onnx, workload.inputs, outputs), Target(cores=1)) as staged:
         staging.publish(staged, {})
-    text(place, "minilm", tokenizer)
+    text(called(place, "minilm"), tokenizer)
     sentences = ["A cat sat.", "", "Größe, naïve 漢字", "one two three " * 30, "very long " * 500]
     own = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer), pad_token="[PAD]")  # noqa: S106
     with torch.inference_mode():

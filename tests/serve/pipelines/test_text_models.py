@@ -9,8 +9,10 @@ import pytest
 from modelathe.client import connect
 from modelathe.tensors import BATCH, TensorSpec
 from serve.config.target import Target
+from serve.pipelines.publish import called
 from serve.pipelines.text import text
 from serve.repository import staging
+from serve.repository.source import Source
 from serve.server.endpoint import Endpoint
 from serve.server.tritonserver import running
 from tests.serve.backends.test_backend import save
@@ -54,7 +56,7 @@ def publish(place: Path, onnx: Path, model: str) -> None:
     tensors = [(name, kind, ["batch", "tokens"]) for name in names], [("embedding", T.FLOAT, ["batch", 8])]
     save(onnx, nodes, *tensors, weights)
     inputs = tuple(TensorSpec(name, dtype, (BATCH, TOKENS), (1, 1)) for name in names)
-    with staging.stage(place, model, onnx, inputs, (EMBEDDING,), Target(cores=1, runtime=runtime)) as staged:
+    with staging.stage(place, model, Source(onnx, inputs, (EMBEDDING,)), Target(cores=1, runtime=runtime)) as staged:
         staging.publish(staged, {})
 
 
@@ -86,8 +88,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, openvino_server: Path) -> Pa
     place, tokenizer = at / "model_repository", save_tokenizer(at / "tokenizer.json")
     for model in MODELS:
         publish(place, at / "model.onnx", model)
-        text(place, model, tokenizer)
-        text(place, model, tokenizer, name=f"{model}_bls", style="bls")
+        text(called(place, model), tokenizer)
+        text(called(place, model), tokenizer, name=f"{model}_bls", style="bls")
     return place
 
 

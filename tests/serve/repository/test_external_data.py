@@ -13,6 +13,7 @@ from serve.config.errors import BadRepository
 from serve.config.target import Target
 from serve.repository import lint, onnx_file, staging
 from serve.repository import tree as repository
+from serve.repository.source import Source
 from serve.rollout import rollout
 from serve.server.tritonserver import running
 from tests.conftest import TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
@@ -86,7 +87,9 @@ def branches(folder: Path) -> Path:
 
 
 def publish(place: Path, path: Path) -> staging.Version:
-    with staging.stage(place, "m", path, (HERE,), (TensorSpec("y", "float32", (BATCH, 4)),), Target(cores=1)) as staged:
+    with staging.stage(
+        place, "m", Source(path, (HERE,), (TensorSpec("y", "float32", (BATCH, 4)),)), Target(cores=1)
+    ) as staged:
         return staging.publish(staged, {})
 
 
@@ -193,7 +196,7 @@ def test_a_library_among_the_data_is_not_run(tmp_path: Path, server_prefix: Path
 def test_one_more_file_is_refused_with_its_name(tmp_path: Path, name: str, server_prefix: Path) -> None:
     place = tmp_path / "repository"
     with staging.stage(
-        place, "m", save_tiny(tmp_path / "tiny.onnx"), TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)
+        place, "m", Source(save_tiny(tmp_path / "tiny.onnx"), TINY_INPUTS, TINY_OUTPUTS), Target(cores=1)
     ) as staged:
         staging.publish(staged, {})
     more = place / "m" / name

@@ -17,6 +17,7 @@ from serve.config.settings import Settings
 from serve.config.target import Target
 from serve.repository import numbering, staging
 from serve.repository import tree as repository
+from serve.repository.source import Source
 from serve.rollout import rollout
 from serve.server.tritonserver import running
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
@@ -29,13 +30,13 @@ def onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def add(place: Path, onnx: Path, model: str = TINY, **asked: bool) -> int:
     made = Settings(**asked)  # type: ignore[arg-type]
-    with staging.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1), made) as staged:
+    with staging.stage(place, model, Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(cores=1), made) as staged:
         return staging.publish(staged, {}).number
 
 
 def fail(place: Path, onnx: Path) -> None:
     """Publish a version that is taken back half-way: its folder is there, its configuration is not."""
-    with staging.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
+    with staging.stage(place, TINY, Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(cores=1)) as staged:
         (place / TINY / str(staged.number)).mkdir()
         (place / TINY / str(staged.number) / "something").touch()
         with pytest.raises(BadRepository, match="published by another command"):
@@ -93,7 +94,7 @@ def test_a_repository_of_before_is_numbered_on(tmp_path: Path, onnx: Path) -> No
 def test_two_commands_do_not_take_one_number(tmp_path: Path, onnx: Path) -> None:
     place = tmp_path / "repository"
     add(place, onnx)
-    with staging.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
+    with staging.stage(place, TINY, Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(cores=1)) as staged:
         assert add(place, onnx) == staged.number
         # What the other one published is gone again, its number is not free for all that.
         rollout.remove_model(place, TINY)

@@ -16,6 +16,7 @@ from serve.config.errors import BadRepository
 from serve.config.target import Target
 from serve.repository import staging
 from serve.repository import tree as repository
+from serve.repository.source import Source
 from tests.conftest import TINY_INPUTS, TINY_OUTPUTS, save_tiny
 
 
@@ -30,7 +31,7 @@ def onnx(tmp_path: Path) -> Path:
 
 
 def stage(place: Path, onnx: Path, model: str = "tiny"):
-    return staging.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1))
+    return staging.stage(place, model, Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(cores=1))
 
 
 def tree(folder: Path) -> list[str]:

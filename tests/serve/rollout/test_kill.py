@@ -16,6 +16,7 @@ import pytest
 from serve.config.target import Target
 from serve.repository import staging
 from serve.repository import tree as repository
+from serve.repository.source import Source
 from serve.rollout import rollout
 from serve.server import control
 from tests.conftest import TINY_INPUTS, TINY_OUTPUTS, TINY_WEIGHT, save_tiny
@@ -33,7 +34,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def publish(model: str, factor: float, lineage: dict[str, Any]) -> None:
         onnx = save_tiny(home / "tiny.onnx", factor * TINY_WEIGHT)
-        with staging.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
+        with staging.stage(place, model, Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(cores=1)) as staged:
             staging.publish(staged, lineage)
 
     for number in (1, 2, 3, 4):

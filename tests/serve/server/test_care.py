@@ -196,10 +196,12 @@ def listens(port: int) -> bool:
 
 
 @contextmanager
-def nginx(folder: Path, endpoint: Endpoint, certificates: Path, **more: object) -> Iterator[int]:
+def nginx(
+    folder: Path, endpoint: Endpoint, certificates: Path, clients: Path | None = None, **more: object
+) -> Iterator[int]:
     port = free_port()
-    files = (certificates / "server.crt", certificates / "server.key")
-    proxy.write(folder, endpoint.http, f"127.0.0.1:{port}", *files, **more)  # type: ignore[arg-type]
+    tls = Tls(certificates / "server.crt", certificates / "server.key", clients)
+    proxy.write(folder, endpoint.http, f"127.0.0.1:{port}", tls, **more)  # type: ignore[arg-type]
     command = ["nginx", "-p", str(folder), "-c", "nginx.conf"]
     tested = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
     assert tested.returncode == 0, tested.stderr

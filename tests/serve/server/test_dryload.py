@@ -11,6 +11,7 @@ from serve.config.errors import BadRepository, ModelRefused
 from serve.config.settings import Settings
 from serve.config.target import Target
 from serve.repository import staging
+from serve.repository.source import Source
 from serve.server import dryload
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
 
@@ -23,7 +24,7 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 def staged(place: Path, tmp_path: Path) -> Iterator[staging.Staged]:
     onnx = save_tiny(tmp_path / "tiny.onnx")
-    with staging.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
+    with staging.stage(place, TINY, Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(cores=1)) as staged:
         yield staged
 
 
@@ -33,7 +34,7 @@ def test_dry_load(staged: staging.Staged, server_prefix: Path) -> None:
 
 def test_dry_load_refuses_what_is_not_finite(place: Path, tmp_path: Path, server_prefix: Path) -> None:
     onnx = save_tiny(tmp_path / "tiny.onnx", np.full((4, 3), np.inf, np.float32))
-    with staging.stage(place, TINY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged:
+    with staging.stage(place, TINY, Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(cores=1)) as staged:
         with pytest.raises(BadRepository, match="the answers hold NaN or infinity in y") as caught:
             dryload.staged(staged)
         assert "say --allow-nonfinite" in caught.value.fix
@@ -51,13 +52,13 @@ def wide(tmp_path: Path) -> tuple[Path, tuple[TensorSpec, ...]]:
 
 def test_a_model_that_refuses_nan_is_warmed_up_without(place: Path, wide, server_prefix: Path) -> None:
     refuses = Settings(nonfinite="refuse")
-    with staging.stage(place, TINY, *wide, TINY_OUTPUTS, Target(cores=1), refuses) as staged:
+    with staging.stage(place, TINY, Source(*wide, TINY_OUTPUTS), Target(cores=1), refuses) as staged:
         dryload.staged(staged)
 
 
 @pytest.mark.parametrize("name", ["modelathe.nonfinite", "lathe.nonfinite"])  # the second is that of 0.1
 def test_a_refused_warm_up_is_told_as_one(place: Path, wide, server_prefix: Path, name: str) -> None:
-    with staging.stage(place, TINY, *wide, TINY_OUTPUTS, Target(cores=1)) as staged:
+    with staging.stage(place, TINY, Source(*wide, TINY_OUTPUTS), Target(cores=1)) as staged:
         with (staged.path / TINY / "config.pbtxt").open("a") as config:
             config.write(f'parameters {{ key: "{name}" value {{ string_value: "refuse" }} }}')
         # Whether the server survives it is a matter of luck.
@@ -107,7 +108,9 @@ def test_dry_load_refuses_a_frozen_batch_axis(place: Path, tmp_path: Path, serve
         value.type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(model, tmp_path / "frozen.onnx")
     with (
-        staging.stage(place, TINY, tmp_path / "frozen.onnx", TINY_INPUTS, TINY_OUTPUTS, Target(cores=1)) as staged,
+        staging.stage(
+            place, TINY, Source(tmp_path / "frozen.onnx", TINY_INPUTS, TINY_OUTPUTS), Target(cores=1)
+        ) as staged,
         pytest.raises(ModelRefused, match=r"shape \[-1, 4\] by config.pbtxt and \[1, 4\] in the model"),
     ):
         dryload.staged(staged)

@@ -208,7 +208,10 @@ def test_model_that_does_not_load_is_one_line(place: Path, publish_tiny, server_
     (publish_tiny(place).path / "lineage.json").unlink()
     reason = damage(place)
     log = tmp_path / "server.log"
-    with pytest.raises(ModelRefused, match=f"model {TINY}, version 1: {reason}") as failure, running(place, log=log):
+    with (
+        pytest.raises(ModelRefused, match=f"model {TINY}, version 1: {reason}") as failure,
+        running(place, listen=Listen(log=log)),
+    ):
         pass
     assert failure.value.exit_code == 4
     assert "\n" not in failure.value.what
@@ -251,8 +254,9 @@ def test_an_empty_configuration_is_completed_from_the_file(place: Path, publish_
         assert client.infer(TINY, ONE)["y"].shape == (1, 3)
 
 
-def test_absent_environment_is_named(model_repository: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotInstalled, match="serve install"), running(model_repository, prefix=tmp_path / "none"):
+def test_absent_environment_is_named(model_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELATHE_SERVER", str(tmp_path / "none"))
+    with pytest.raises(NotInstalled, match="serve install"), running(model_repository):
         pass
 
 
@@ -346,8 +350,9 @@ def test_the_end_of_a_server_that_was_ready_is_not_an_earlier_load_that_failed(
 
 def test_server_ends_with_a_parent_that_is_killed(model_repository: Path, server_prefix: Path, logs: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from serve.server.tritonserver import running\n"
-        "with running(Path(sys.argv[1]), log=Path(sys.argv[2])) as endpoint:\n"
+        "import sys, time; from pathlib import Path\n"
+        "from serve.server.tritonserver import Listen, running\n"
+        "with running(Path(sys.argv[1]), listen=Listen(log=Path(sys.argv[2]))) as endpoint:\n"
         "    print(endpoint.pid, flush=True); time.sleep(600)"
     )
     root = Path(__file__).parents[3]

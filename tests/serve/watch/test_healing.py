@@ -19,6 +19,7 @@ from modelathe.errors import ModelatheError
 from serve.config import settings
 from serve.config.target import Target
 from serve.repository import scratch, staging
+from serve.repository.source import Source
 from serve.server import control, processes
 from serve.server.endpoint import Endpoint
 from serve.server.tritonserver import running
@@ -39,7 +40,7 @@ def place(tmp_path: Path, server_prefix: Path) -> Path:
 def publish(place: Path, model: str = TINY, **asked: object) -> None:
     onnx = save_tiny(place.parent / "tiny.onnx")
     made = settings.read(asked, model)
-    with staging.stage(place, model, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=2), made) as staged:
+    with staging.stage(place, model, Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(cores=2), made) as staged:
         staging.publish(staged, {})
 
 

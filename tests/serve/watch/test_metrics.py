@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.load.metrics import MACHINE_USED
+from loadtest.load.processes import family
 from modelathe.errors import ServerAbsent, ServerNonsense, UsageError
 from serve.server.endpoint import Endpoint
 from serve.watch import metrics
@@ -34,7 +36,7 @@ def test_rates_of_recorded_pages() -> None:
     assert rates.compute_ms == pytest.approx(0.650525)
     assert rates.quantiles_ms == {"0.5": 0.864, "0.9": 2.134, "0.95": 3.07, "0.99": 3.088, "0.999": 3.228}
     assert rates.failures == QUIET
-    assert metrics.parse(SECOND, 0).machine[metrics.MACHINE_USED] == 744374272
+    assert metrics.parse(SECOND, 0).machine[MACHINE_USED] == 744374272
 
 
 def test_nothing_happened() -> None:
@@ -118,14 +120,14 @@ def test_a_real_server_says_all_that_is_read(endpoint: Endpoint) -> None:
     said = {name for name, _ in scrape.models[TINY, "1"]}
     read = {metrics.SUCCESS, metrics.FAILURE, metrics.INFERENCES, metrics.EXECUTIONS, metrics.QUEUE, metrics.PENDING}
     assert read | {*metrics.COMPUTE.values(), metrics.LATENCY} <= said
-    assert {metrics.MACHINE_USED, metrics.MACHINE_TOTAL} <= scrape.machine.keys()
-    below = metrics.processes(endpoint.pid)
+    assert {MACHINE_USED, metrics.MACHINE_TOTAL} <= scrape.machine.keys()
+    below = family(endpoint.pid)
     assert any(b"stub" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below)
     assert (metrics.memory(endpoint.pid) or 0) > 2**20
 
 
 def test_the_memory_of_a_process_that_is_gone() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        assert process.pid in metrics.processes(os.getpid())
-    assert metrics.processes(process.pid) == []
+        assert process.pid in family(os.getpid())
+    assert family(process.pid) == []
     assert metrics.memory(process.pid) is None

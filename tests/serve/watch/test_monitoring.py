@@ -22,13 +22,15 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from loadtest.load.metrics import MACHINE_USED
 from modelathe.client import connect
 from modelathe.errors import ServerFault
 from serve.config import settings
 from serve.config.target import Target
 from serve.repository import staging
+from serve.repository.source import Source
 from serve.server.tritonserver import running
-from serve.watch import metrics, monitoring
+from serve.watch import monitoring
 from tests.conftest import TINY, TINY_INPUTS, TINY_OUTPUTS, save_tiny
 from tests.serve.commands.test_up import serve
 from tests.serve.commands.test_watch import load
@@ -107,7 +109,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, publish_tiny: Callable[..., 
     publish_tiny(place, GHOST)
     onnx = save_tiny(place.parent / "tiny.onnx")
     asked = settings.read({"queue_delay_us": 50_000, "timeout_ms": 1}, HASTY)
-    with staging.stage(place, HASTY, onnx, TINY_INPUTS, TINY_OUTPUTS, Target(cores=1), asked) as staged:
+    with staging.stage(place, HASTY, Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(cores=1), asked) as staged:
         staging.publish(staged, {})
     return place
 
@@ -152,7 +154,7 @@ def test_every_query_on_the_metrics_of_a_real_server(place: Path, server_prefix:
             assert eventually(lambda: found.values(rejected) != [])
             assert eventually(lambda: "RequestsRejected" in found.firing())
             # Triton looks at the machine every two seconds.
-            assert eventually(lambda: found.values(f"{metrics.MACHINE_USED} > 0") != [])
+            assert eventually(lambda: found.values(f"{MACHINE_USED} > 0") != [])
             said = {title: [found.values(query) for query in of] for title, of in asked.items()}
             firing, groups = found.firing(), found.ask("rules")["groups"]
             measured = {rule.name: found.values(rule.measured) for rule in monitoring.alerts(MODELS, P99_MS)}

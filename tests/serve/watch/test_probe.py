@@ -16,6 +16,7 @@ from modelathe.tensors import BATCH, TensorSpec
 from serve.config.errors import BadRepository
 from serve.config.target import Target
 from serve.repository import interface, staging
+from serve.repository.source import Source
 from serve.rollout import rollout
 from serve.server import control, dryload
 from serve.server.endpoint import Endpoint
@@ -101,7 +102,7 @@ def test_the_probe_follows_to_a_version_with_other_inputs(
     specs = (TensorSpec("x", "float32", (BATCH, 6)),), TINY_OUTPUTS
     with running(place, grace=0) as endpoint, watching(endpoint, place), connect(endpoint.grpc) as client:
         assert eventually(lambda: counted(client, TINY).inference_count > 33)  # the warm-up, and then the probe
-        with staging.stage(place, TINY, wide, *specs, Target(cores=1)) as staged:
+        with staging.stage(place, TINY, Source(wide, *specs), Target(cores=1)) as staged:
             number = staging.publish(staged, {}).number
         rollout.promote(place, TINY, number, endpoint)
         for dead in backend_processes(endpoint.pid):
