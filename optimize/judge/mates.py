@@ -10,12 +10,14 @@ from modelathe.tensors import Array, Arrays
 from optimize.model.errors import BadGraph
 from serve.config.target import Target
 
+COMPOSITIONS = 20
+"""How many random batches are drawn."""
+
 
 def deviation(
     path: Path,
     batches: Sequence[Arrays],
     largest: int,
-    compositions: int = 20,
     seed: int = 0,
     target: Target | None = None,
     few: int = 1,
@@ -28,8 +30,7 @@ def deviation(
     Args:
         path: the ONNX file.
         batches: real inputs; all batches together give the samples.
-        largest: the most samples of one batch, as a server may form it.
-        compositions: how many random batches to draw, of 2 samples to the most.
+        largest: the most samples of one batch, as a server may form it; at least 2 are drawn where it may.
         seed: seeds the draw.
         target: says which runtime answers; ONNX Runtime by default.
         few: the fewest samples of one batch; where these are several, a sample alone has the first others beside it.
@@ -51,7 +52,7 @@ def deviation(
     floating: dict[str, bool] = {}
     alone: dict[int, dict[str, Array]] = {}
     with open_graph(path, target or Target()) as predictor:
-        for _ in range(compositions):
+        for _ in range(COMPOSITIONS):
             chosen = _draw(rng, samples, few, largest)
             together = predictor.predict(_stacked([samples[index] for index in chosen]))
             for row, index in enumerate(chosen):

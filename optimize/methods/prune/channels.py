@@ -7,6 +7,7 @@ Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023 (arXiv 2301.1
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
@@ -93,7 +94,8 @@ def apply(config: Channels, module: "nn.Module", context: "Context") -> "nn.Modu
     original = copied(module)
     for number in range(1, config.cuts + 1):
         ranked = _rank(config, module, inputs, {name: sizes[name] for name in free}, context)
-        _cut(config, module, original, ranked, config.ratio * number / config.cuts, inputs, context)
+        so_far = replace(config, ratio=config.ratio * number / config.cuts)
+        _cut(so_far, module, original, ranked, inputs, context)
         _freeze(module, frozen)
         if config.heal_epochs:
             module = train.fit(
@@ -176,22 +178,22 @@ def _cut(
     module: "nn.Module",
     original: "nn.Module",
     ranked: "Mapping[str, Ranked]",
-    ratio: float,
     inputs: "Inputs",
     context: "Context",
 ) -> None:
+    """Remove `config.ratio` of what there was before the first cut."""
     from optimize.methods.prune import cost, ranking, trial
     from optimize.model.copies import copied
 
     def say(text: str) -> None:
-        context.progress(f"prune.channels: {text}", ratio)
+        context.progress(f"prune.channels: {text}", config.ratio)
 
     def cut(subject: "nn.Module", share: float) -> "nn.Module":
         chosen = ranking.choose(ranked, share, config.scope, config.round_to)
         trial.remove(subject, trial.sound(subject, chosen, inputs, context.workload.outputs, say), inputs)
         return subject
 
-    share = ratio
+    share = config.ratio
     if config.of != "channels":
-        share = cost.share(config.of, ratio, original, lambda share: cut(copied(module), share), context)
+        share = cost.share(config.of, config.ratio, original, lambda share: cut(copied(module), share), context)
     cut(module, share)
