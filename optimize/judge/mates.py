@@ -8,6 +8,7 @@ import numpy as np
 
 from modelathe.tensors import Array, Arrays
 from optimize.model.errors import BadGraph
+from optimize.source.workload import concatenate
 from serve.config.target import Target
 
 COMPOSITIONS = 20
@@ -54,11 +55,12 @@ def deviation(
     with open_graph(path, target or Target()) as predictor:
         for _ in range(COMPOSITIONS):
             chosen = _draw(rng, samples, few, largest)
-            together = predictor.predict(_stacked([samples[index] for index in chosen]))
+            together = predictor.predict(concatenate([samples[index] for index in chosen], "inputs"))
             for row, index in enumerate(chosen):
                 if index not in alone:
                     others = [mate for mate in _mates(samples, index) if mate != index]
-                    alone[index] = predictor.predict(_stacked([samples[mate] for mate in (index, *others[: few - 1])]))
+                    beside = [samples[mate] for mate in (index, *others[: few - 1])]
+                    alone[index] = predictor.predict(concatenate(beside, "inputs"))
                 for name, answer in alone[index].items():
                     seen.setdefault(name, []).append(_moved(name, together[name][row], answer[0], path))
                     floating[name] = answer.dtype.kind == "f"
@@ -97,10 +99,6 @@ def _distance(left: Array, right: Array) -> float:
     one, other = left.astype(np.float64), right.astype(np.float64)
     differs = ~((one == other) | (np.isnan(one) & np.isnan(other)))
     return float(np.abs(one[differs] - other[differs]).max(initial=0.0))
-
-
-def _stacked(samples: Sequence[Arrays]) -> dict[str, Array]:
-    return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
 
 
 def _rows(batch: Arrays) -> range:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from modelathe.errors import MachineError
-from optimize.model.errors import BadData, BadModel, BadWorkload, NoEffect
+from optimize.model.errors import BadData, BadModel, BadWorkload, NoEffect, first_line
 from optimize.model.randomness import Stream
 from optimize.predict.module import forward
 from optimize.source import padding, splits
@@ -262,9 +262,8 @@ def backward(workload: Workload) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = (str(error).strip().splitlines() or [""])[0]
         raise BadModel(
-            f"gradients cannot be taken through the model: {type(error).__name__}: {message}",
+            f"gradients cannot be taken through the model: {type(error).__name__}: {first_line(error)}",
             where=workload.name,
             fix="let forward change no tensor in place that gradients need (x = x + y, not x += y), and see that the "
             "backward of your own functions runs",

@@ -15,10 +15,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize.graph import graph
-from optimize.methods.quantize import left
 from optimize.model.errors import BadRecipe, NoEffect
 from optimize.predict import ranges
 from optimize.source import sample
+from optimize.step import options
 from serve.config.target import TENSORRT, Target
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class Half:
         description="Compute in 16 bits as well, which needs calibration; by itself on a GPU only, for on a CPU ONNX "
         "Runtime widens at every operator.",
     )
-    exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
-    partial: bool = left.PARTIAL
+    exclude: tuple[str, ...] = options.EXCLUDED_NODES
+    partial: bool = options.PARTIAL
 
 
 def needs(config: Half) -> tuple[str, ...]:
