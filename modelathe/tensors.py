@@ -167,6 +167,12 @@ class TensorSpec:
         return TensorSpec(document["name"], document["dtype"], dims, tuple(values) if values else None, examples)
 
 
+def generated(specs: Iterable[TensorSpec], batch: int | None = None, seed: int = 0) -> dict[str, Array]:
+    """Return random values in range by name, each of its spec's `shape(batch)`; equal seeds give equal values."""
+    rng = np.random.default_rng(seed)
+    return {spec.name: spec.generate(rng, batch) for spec in specs}
+
+
 def stated_spec(tensor: Mapping[str, Any], max_batch: int) -> TensorSpec:
     """Return the spec of a tensor as a server's metadata state it.
 

@@ -32,7 +32,18 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seeds every choice.")
 @overlap_option
 @json_option
-def sensitivity(source: str, output: Path, as_json: bool, samples: int, allow_overlap: bool, **options: Any) -> None:
+def sensitivity(
+    source: str,
+    output: Path,
+    method: str | None,
+    ratio: float,
+    samples: int,
+    depth: int,
+    batch: str,
+    seed: int,
+    allow_overlap: bool,
+    as_json: bool,
+) -> None:
     """Treat each layer of SOURCE, a float workload or bundle, alone, and show what that loses and gains.
 
     Loss is of the workload's first score, against the untreated ONNX file; so is speed, with one file open at a time.
@@ -45,25 +56,32 @@ def sensitivity(source: str, output: Path, as_json: bool, samples: int, allow_ov
     """
     from optimize.report import sensitivity as report
     from optimize.runs import open as sources
-    from optimize.runs.study import judged
+    from optimize.runs import recipe, study
     from optimize.source import splits
+    from optimize.step.contract import Context
+    from serve.config.target import Target
+    from serve.repository import scratch
 
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.is_dir() or not os.access(output.parent, os.W_OK):
         raise UsageError("no page can be written there", where=str(output), fix="name a file in a folder of yours")
-    with reporting() as progress:
-        source_bundle = sources.load(source)
-        sets = splits.read(source_bundle.workload, progress, allow_overlap=allow_overlap)
-        workload, judged_on = judged(source_bundle.workload, samples)
+    with reporting() as progress, scratch.folder() as folder:
+        bundle = sources.load(source)
+        sets = splits.read(bundle.workload, progress, allow_overlap=allow_overlap)
+        workload, judged_on = study.judged(bundle.workload, samples)
         progress(f"judging on {judged_on} samples", 0.0)
-        effects, skipped = _study(source_bundle, workload, progress, **options)
+        configs = _configs(method, ratio, workload)
+        sizes = [int(size) if size.strip().isdigit() else size for size in batch.split(",")]
+        target = recipe.build(Target, {"batch": sizes}, "--batch")
+        context = Context(workload, workload.build(), target, seed, folder, progress)
+        effects, skipped = study.study(configs, bundle, context, depth)
     result = document(
         source=source,
         workload=workload.name,
         samples=splits.size(workload, "evaluation"),
         judged_on=judged_on,
         overlap=dict(sets.overlap),
-        batch=[int(batch) for batch in (effects[0].speedup if effects else ())],
+        batch=[int(size) for size in (effects[0].speedup if effects else ())],
         layers=[effect.document() for effect in effects],
         skipped=skipped,
     )
@@ -74,24 +92,15 @@ def sensitivity(source: str, output: Path, as_json: bool, samples: int, allow_ov
         report.table(result, output)
 
 
-def _study(
-    bundle: Any, workload: "Workload", progress: Any, *, method: str, ratio: float, depth: int, batch: str, seed: int
-) -> Any:
+def _configs(methods: str | None, ratio: float, workload: "Workload") -> list[Any]:
+    """Return the config of each method that was named, or of those that suit the workload, which has what they need."""
     from optimize.methods import apply as step
-    from optimize.runs import recipe, study
-    from optimize.step.contract import Context
-    from serve.config.target import Target
-    from serve.repository import scratch
 
-    names = method or f"quantize.{'static' if workload.calibration else 'dynamic'},prune.channels"
+    names = methods or f"quantize.{'static' if workload.calibration else 'dynamic'},prune.channels"
     configs = [_config(name.strip(), ratio) for name in names.split(",")]
     for config in configs:
         step.check_needs(config, workload)
-    sizes = [int(size) if size.strip().isdigit() else size for size in batch.split(",")]
-    target = recipe.build(Target, {"batch": sizes}, "--batch")
-    with scratch.folder() as folder:
-        context = Context(workload, workload.build(), target, seed, folder, progress)
-        return study.study(configs, bundle, context, depth)
+    return configs
 
 
 def _config(name: str, ratio: float) -> Any:

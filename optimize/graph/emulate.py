@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimize.graph import graph
+from optimize.graph.retype import retype
 from serve.repository import scratch
 
 if TYPE_CHECKING:
@@ -33,14 +34,10 @@ def readable(path: Path) -> Iterator[Path]:
 
 def _round(model: "onnx_ir.Model", rounded: set[str]) -> None:
     """Let every node compute in float32 and round these values, in place."""
-    import numpy as np
     import onnx_ir
 
     narrow, wide = onnx_ir.DataType.BFLOAT16, onnx_ir.DataType.FLOAT
-    for value in model.graph.initializers.values():
-        if value.const_value is not None and value.const_value.dtype == narrow:
-            value.const_value = onnx_ir.tensor(graph.constant(value).astype(np.float32), name=value.name)
-            value.type = onnx_ir.TensorType(wide)
+    retype(model, narrow, wide)
     for node in list(model.graph):
         for output in node.outputs:
             if output.name in rounded:
@@ -49,12 +46,6 @@ def _round(model: "onnx_ir.Model", rounded: set[str]) -> None:
                 onnx_ir.convenience.replace_all_uses_with(output, casts[1].outputs[0])
                 casts[0].replace_input_with(0, output)
                 model.graph.insert_after(node, casts)
-        if node.op_type == "Cast" and node.attributes.get_int("to", 0) == narrow:
-            node.attributes["to"] = onnx_ir.AttrInt64("to", int(wide))
-        filled = node.attributes.get_tensor("value") if node.op_type == "ConstantOfShape" else None
-        if filled is not None and filled.dtype == narrow:
-            array = filled.numpy().astype(np.float32)
-            node.attributes["value"] = onnx_ir.AttrTensor("value", onnx_ir.tensor(array))
 
 
 def _narrow_values(path: Path) -> set[str]:

@@ -4,7 +4,6 @@ Everything here leaves the graph's results, and the names of its inputs and outp
 """
 
 import contextlib
-import fnmatch
 import io
 import itertools
 import logging
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING
 from modelathe.errors import ModelatheError
 from modelathe.tensors import Array, Dim, TensorSpec
 from optimize.graph import share
-from optimize.model.errors import BadGraph, NoEffect
+from optimize.model import globs
+from optimize.model.errors import BadGraph, NoEffect, first_line
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -55,7 +55,7 @@ def load(path: Path) -> "onnx_ir.Model":
     try:
         return onnx_ir.load(path)
     except Exception as error:
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = first_line(error) or type(error).__name__
         raise BadGraph(
             f"is not an ONNX file that can be read: {message}", where=str(path), fix="export it again"
         ) from error
@@ -263,19 +263,15 @@ def names_of(model: "onnx_ir.Model", kinds: Sequence[str]) -> list[str]:
     return found
 
 
-def excluded(model: "onnx_ir.Model", globs: Sequence[str]) -> list[str]:
-    """Return the names of the nodes that match one of the globs, and of those that stay float anyway.
+def excluded(model: "onnx_ir.Model", patterns: Sequence[str]) -> list[str]:
+    """Return the names of the nodes that match one of the patterns, and of those that stay float anyway.
 
     Raises:
-        NoEffect: a glob matches no node.
+        NoEffect: a pattern matches no node.
     """
     names = [node.name for node in model.graph if node.name]
-    for pattern in globs:
-        if not fnmatch.filter(names, pattern):
-            raise NoEffect(
-                f"exclude: no node matches {pattern!r}", fix=f"the nodes are: {', '.join(names) or 'without names'}"
-            )
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in (*globs, f"*{FLOAT}"))]
+    kept = globs.excluded(names, patterns, "node")
+    return [name for name in names if name in kept or name.endswith(FLOAT)]
 
 
 def refuse_quantized(model: "onnx_ir.Model", path: Path, kinds: Sequence[str] = ()) -> None:
@@ -334,9 +330,8 @@ def rewrite(
     except ModelatheError:
         raise
     except Exception as error:
-        message = (str(error).strip().splitlines() or [""])[0]
         raise BadGraph(
-            f"cannot be quantized: {type(error).__name__}: {message}",
+            f"cannot be quantized: {type(error).__name__}: {first_line(error)}",
             where=path.name,
             fix="exclude the node that stands in the way, or use another method of the family quantize",
         ) from error

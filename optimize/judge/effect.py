@@ -1,4 +1,4 @@
-"""Sensitivity: what a method costs and gains on one layer, or one group of layers, with all others left alone."""
+"""Effect: what a method costs and gains on one layer, or one group of layers, with all others left alone."""
 
 import glob
 import math
@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from modelathe.tensors import TensorSpec
+from modelathe.tensors import TensorSpec, generated
 from optimize.graph import graph
 from optimize.model.errors import NoEffect
 from optimize.predict import inner
@@ -136,9 +134,7 @@ def gains(path: Path, names: Sequence[str], inputs: Sequence[TensorSpec]) -> dic
     nodes = {str(node.name): node for node in graph.quantizable(path).graph if node.name in names}
     sizes = {name: sum(weight.size for weight in _weights(node)) for name, node in nodes.items()}
     results = {name: str(node.outputs[0].name) for name, node in nodes.items()}
-    rng = np.random.default_rng(0)
-    sample = {spec.name: spec.generate(rng, batch=fewest(inputs)) for spec in inputs}
-    values = next(inner.values(path, list(results.values()), [sample]))
+    values = next(inner.values(path, list(results.values()), [generated(inputs, fewest(inputs))]))
     work = {name: sizes[name] * _uses(node, values[results[name]].shape) for name, node in nodes.items()}
     return {name: work[name] / max(sum(work.values()), 1) + sizes[name] / max(sum(sizes.values()), 1) for name in nodes}
 

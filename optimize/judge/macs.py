@@ -8,12 +8,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from modelathe.tensors import TensorSpec
+from modelathe.tensors import TensorSpec, generated
 from optimize.predict.module import answering
 from optimize.source.workload import fewest
 
@@ -31,9 +30,8 @@ def by_module(module: nn.Module, inputs: Sequence[TensorSpec]) -> dict[str, int]
 
     They are those of one sample, from a call with the fewest samples that are declared. None where torch cannot count.
     """
-    rng = np.random.default_rng(0)
     few = fewest(inputs)
-    arrays = {spec.name: torch.from_numpy(spec.generate(rng, batch=few)) for spec in inputs}
+    arrays = {name: torch.from_numpy(array) for name, array in generated(inputs, few).items()}
     # Operators of the CPU that torch's counter does not know. GRU and RNN are unrolled into matrix products.
     known: Any = {
         torch.ops.aten.mkldnn_rnn_layer: _recurrent,

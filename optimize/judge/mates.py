@@ -8,14 +8,17 @@ import numpy as np
 
 from modelathe.tensors import Array, Arrays
 from optimize.model.errors import BadGraph
+from optimize.source.workload import concatenate
 from serve.config.target import Target
+
+COMPOSITIONS = 20
+"""How many random batches are drawn."""
 
 
 def deviation(
     path: Path,
     batches: Sequence[Arrays],
     largest: int,
-    compositions: int = 20,
     seed: int = 0,
     target: Target | None = None,
     few: int = 1,
@@ -28,8 +31,7 @@ def deviation(
     Args:
         path: the ONNX file.
         batches: real inputs; all batches together give the samples.
-        largest: the most samples of one batch, as a server may form it.
-        compositions: how many random batches to draw, of 2 samples to the most.
+        largest: the most samples of one batch, as a server may form it; at least 2 are drawn where it may.
         seed: seeds the draw.
         target: says which runtime answers; ONNX Runtime by default.
         few: the fewest samples of one batch; where these are several, a sample alone has the first others beside it.
@@ -51,13 +53,14 @@ def deviation(
     floating: dict[str, bool] = {}
     alone: dict[int, dict[str, Array]] = {}
     with open_graph(path, target or Target()) as predictor:
-        for _ in range(compositions):
+        for _ in range(COMPOSITIONS):
             chosen = _draw(rng, samples, few, largest)
-            together = predictor.predict(_stacked([samples[index] for index in chosen]))
+            together = predictor.predict(concatenate([samples[index] for index in chosen], "inputs"))
             for row, index in enumerate(chosen):
                 if index not in alone:
                     others = [mate for mate in _mates(samples, index) if mate != index]
-                    alone[index] = predictor.predict(_stacked([samples[mate] for mate in (index, *others[: few - 1])]))
+                    beside = [samples[mate] for mate in (index, *others[: few - 1])]
+                    alone[index] = predictor.predict(concatenate(beside, "inputs"))
                 for name, answer in alone[index].items():
                     seen.setdefault(name, []).append(_moved(name, together[name][row], answer[0], path))
                     floating[name] = answer.dtype.kind == "f"
@@ -96,10 +99,6 @@ def _distance(left: Array, right: Array) -> float:
     one, other = left.astype(np.float64), right.astype(np.float64)
     differs = ~((one == other) | (np.isnan(one) & np.isnan(other)))
     return float(np.abs(one[differs] - other[differs]).max(initial=0.0))
-
-
-def _stacked(samples: Sequence[Arrays]) -> dict[str, Array]:
-    return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
 
 
 def _rows(batch: Arrays) -> range:

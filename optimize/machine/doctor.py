@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from modelathe.commandline import install_line
 from optimize.machine import cpu
+from optimize.model.errors import first_line
 from serve.config import releases
 from serve.server.doctor import Check, gpu, server
 
@@ -82,7 +83,7 @@ def _package(name: str, module: str) -> Check:
         with quiet():
             loaded = importlib.import_module(module)
     except Exception as error:
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = first_line(error) or type(error).__name__
         return Check(name, "", wanted, False, f"{fix}  ({message})", required=True)
     version = _version(name) or str(getattr(loaded, "__version__", ""))
     fits = not version or SpecifierSet(wanted).contains(version, prereleases=True)
@@ -150,7 +151,7 @@ def providers() -> tuple[list[str], str]:
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=[*wanted, "CPUExecutionProvider"])
         return list(session.get_providers()), ""
     except Exception as error:
-        return [], (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return [], first_line(error) or type(error).__name__
     finally:
         if "onnxruntime" in sys.modules:
             sys.modules["onnxruntime"].set_default_logger_severity(2)

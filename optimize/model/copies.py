@@ -14,7 +14,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.overrides import TorchFunctionMode
 
-from optimize.model.errors import BadModel
+from optimize.model.errors import BadModel, first_line
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -34,10 +34,9 @@ def copied(module: nn.Module) -> nn.Module:
         try:
             return copy.deepcopy(module, memo)
         except Exception as error:
-            message = (str(error).strip().splitlines() or [""])[0]
             name = next(name for name, layer in reversed(list(module.named_modules())) if _fails(layer, memo))
             raise BadModel(
-                f"{f'its {name!r}' if name else 'it'} cannot be copied: {type(error).__name__}: {message}",
+                f"{f'its {name!r}' if name else 'it'} cannot be copied: {type(error).__name__}: {first_line(error)}",
                 where=type(module).__name__,
                 fix="let copy.deepcopy(model) work, which the class's own __deepcopy__ or __getstate__ can see to",
             ) from error

@@ -19,6 +19,11 @@ MachineError (5)
 from modelathe.errors import BadInput, MachineError, Refused, UsageError
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what another's error says; empty where it says nothing."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
 class BadRecipe(UsageError):
     """A recipe with an unknown key, a wrong value or steps out of order."""
 

@@ -11,7 +11,7 @@ from torch import nn
 from modelathe.errors import ModelatheError
 from modelathe.tensors import TRITON_DTYPES, Array, Arrays
 from optimize.model.attention import without_fast_path
-from optimize.model.errors import BadModel
+from optimize.model.errors import BadModel, first_line
 
 
 @contextmanager
@@ -35,10 +35,9 @@ def forward(module: nn.Module, inputs: Mapping[str, torch.Tensor], names: Sequen
     except (ModelatheError, KeyboardInterrupt):
         raise
     except BaseException as error:  # also a model that wants the process to exit
-        message = (str(error).strip().splitlines() or [""])[0]
         shapes = ", ".join(f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in inputs.items())
         raise BadModel(
-            f"does not take its inputs ({shapes}): {type(error).__name__}: {message}",
+            f"does not take its inputs ({shapes}): {type(error).__name__}: {first_line(error)}",
             where=type(module).__name__,
             fix="let the workload's inputs name the arguments of forward, with the dtypes and shapes that it takes",
         ) from error

@@ -8,7 +8,7 @@ from typing import Any, Self
 from modelathe.errors import ModelatheError
 from modelathe.tensors import Array, Arrays
 from optimize.machine import extra
-from optimize.model.errors import BadGraph
+from optimize.model.errors import BadGraph, first_line
 from serve.config import gpu
 from serve.repository import onnx_file
 
@@ -62,8 +62,9 @@ class OnnxPredictor:
         except ModelatheError:
             raise
         except Exception as error:
-            message = (str(error).strip().splitlines() or [""])[0]
-            raise BadGraph(f"ONNX Runtime cannot load it: {message}", where=str(path), fix="export it again") from error
+            raise BadGraph(
+                f"ONNX Runtime cannot load it: {first_line(error)}", where=str(path), fix="export it again"
+            ) from error
         if wanted not in self.session.get_providers():
             raise BadGraph(
                 f"ONNX Runtime has no {wanted} here", where=str(path), fix='use device = "cpu", or a GPU machine'
@@ -81,8 +82,7 @@ class OnnxPredictor:
         try:
             values = self.session.run(self._outputs, dict(inputs))
         except Exception as error:
-            message = (str(error).strip().splitlines() or [""])[0]
-            raise BadGraph(f"ONNX Runtime cannot run it: {message}", where="model.onnx", fix=RUN) from error
+            raise BadGraph(f"ONNX Runtime cannot run it: {first_line(error)}", where="model.onnx", fix=RUN) from error
         return dict(zip(self._outputs, values, strict=True))
 
     def __enter__(self) -> Self:

@@ -15,10 +15,10 @@ from plotly.offline import get_plotlyjs
 from loadtest.record.statistics import number
 from loadtest.report import terminal as report
 from modelathe import files
+from optimize.methods.table import BY_NAME
 from optimize.report import figures, ratios, table
 
 NAME, LOAD_PAGE = "report.html", "load.html"
-TORCH_STEPS = ("prune.", "distill.")
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "onnx", "numpy")
 
 
@@ -157,7 +157,7 @@ def places(document: dict[str, Any]) -> list[dict[str, Any]]:
     Each has `left` and `width`, in per cent, which draw the interval of the first score on one scale.
     """
     trained, endpoint = document["trained"], document["endpoint"]
-    torch = [step for step in document["steps"] if step["name"].startswith(TORCH_STEPS)]
+    torch = [step for step in document["steps"] if BY_NAME[step["name"]][1].stage == "torch"]
     found = [("PyTorch", "trained model", trained)]
     found += [("PyTorch", f"after {step['name']}", step) for step in torch[-1:]]
     found.append(("ONNX Runtime", f"after {document['steps'][-1]['name']}", document["result"]))

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelathe.tensors import Arrays, TensorSpec
+from modelathe.tensors import Arrays, TensorSpec, generated
 from optimize.graph import graph
 from optimize.judge import macs, measure
 from optimize.methods.export.onnx import export
 from optimize.methods.table import METHODS
-from optimize.model.errors import BadGraph
+from optimize.model.errors import BadGraph, first_line
 from optimize.predict.module import answering
 from optimize.predict.onnxruntime import session_options
 from optimize.source.workload import fewest
@@ -138,16 +138,11 @@ def output_shapes(module: nn.Module, inputs: Sequence[TensorSpec], batch: int) -
     hooks = [layer.register_forward_hook(note(name)) for name, layer in module.named_modules()]
     try:
         with answering():
-            module(**_example(inputs, batch))
+            module(**{name: torch.from_numpy(array) for name, array in generated(inputs, batch).items()})
     finally:
         for hook in hooks:
             hook.remove()
     return shapes
-
-
-def _example(inputs: Sequence[TensorSpec], batch: int) -> dict[str, torch.Tensor]:
-    rng = np.random.default_rng(0)
-    return {spec.name: torch.from_numpy(spec.generate(rng, batch)) for spec in inputs}
 
 
 def methods(module: nn.Module, path: Path | None) -> dict[str, list[str]]:
@@ -207,7 +202,7 @@ def latencies(
 
 def _profile(path: Path, inputs: Sequence[TensorSpec], batch: int, folder: Path) -> dict[str, float]:
     """Return the median milliseconds of each of ONNX Runtime's own nodes, which differ from those of the file."""
-    arrays = {spec.name: spec.generate(np.random.default_rng(0), batch) for spec in inputs}
+    arrays = generated(inputs, batch)
     found: dict[str, list[float]] = defaultdict(list)
     for _ in range(OPENINGS):
         for name, milliseconds in _profile_once(path, arrays, folder).items():
@@ -225,8 +220,9 @@ def _profile_once(path: Path, arrays: Arrays, folder: Path) -> dict[str, float]:
         for _ in range(WARM + RUNS):
             session.run(None, arrays)
     except Exception as error:
-        message = (str(error).strip().splitlines() or [""])[0]
-        raise BadGraph(f"ONNX Runtime cannot run it: {message}", where=path.name, fix="export it again") from error
+        raise BadGraph(
+            f"ONNX Runtime cannot run it: {first_line(error)}", where=path.name, fix="export it again"
+        ) from error
     taken: dict[str, list[float]] = defaultdict(list)
     for event in json.loads(Path(session.end_profiling()).read_text()):
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):

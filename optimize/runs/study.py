@@ -75,7 +75,7 @@ def study(
                 context.progress(f"{method.name}: {name}, {number} of {len(found)}", number / len(found))
                 try:
                     with scratch.folder() as folder:
-                        path = _alone(config, subject, members, folder, context)
+                        path = _treated(config, subject, members, folder, context)
                         found_effects.append(
                             _timed(effects.effect(name, method.name, path, against, context), path, against, context)
                         )
@@ -99,7 +99,7 @@ def _check(configs: Sequence[Any], source: Bundle) -> None:
         )
 
 
-def _alone(config: Any, subject: Any, members: Sequence[str], folder: Path, context: Context) -> Path:
+def _treated(config: Any, subject: Any, members: Sequence[str], folder: Path, context: Context) -> Path:
     """Return the ONNX file of the model in which only `members` were treated."""
     method, workload = METHODS[type(config)], context.workload
     if method.stage == "graph":

@@ -18,7 +18,7 @@ from modelathe.commandline import install_line
 from modelathe.errors import MachineError
 from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
 from optimize.graph.graph import quiet
-from optimize.model.errors import BadData, BadWorkload
+from optimize.model.errors import BadData, BadWorkload, first_line
 from optimize.source import texts
 from optimize.source.workload import Batch, Workload
 
@@ -146,9 +146,10 @@ def _loaded(kind: Any, folder: Path) -> nn.Module:
                 dtype=torch.float32,
             )
     except Exception as error:
-        message = (str(error).strip().splitlines() or [""])[0]
         raise BadWorkload(
-            f"cannot be loaded: {type(error).__name__}: {message}", where=str(folder), fix="save the model again"
+            f"cannot be loaded: {type(error).__name__}: {first_line(error)}",
+            where=str(folder),
+            fix="save the model again",
         ) from error
     if kind.__name__.endswith("Model") and getattr(model, "pooler", None) is not None:
         # The vector is made of the token vectors: a pooler would be weights that no output depends on.

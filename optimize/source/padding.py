@@ -3,7 +3,7 @@
 A padded position is no data: it is in no range, no score and no loss. `Workload.mask` says where the tokens are.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from modelathe.tensors import Array, Arrays, Dim
 from optimize.model.errors import BadWorkload
 from optimize.source import sample
-from optimize.source.workload import Batch, Workload, guarded
+from optimize.source.workload import Batch, Workload, concatenate, guarded
 
 if TYPE_CHECKING:
     import torch
@@ -90,9 +90,9 @@ def stripped(workload: Workload, batches: Iterable[Batch]) -> Iterator[dict[str,
             alike = waiting.setdefault(tuple(array.shape for array in row.values()), [])
             alike.append(row)
             if len(alike) == TOGETHER:
-                yield _stacked(alike)
+                yield concatenate(alike, "inputs")
                 alike.clear()
-    yield from (_stacked(alike) for alike in waiting.values() if alike)
+    yield from (concatenate(alike, "inputs") for alike in waiting.values() if alike)
 
 
 def calibration(workload: Workload) -> "Iterator[tuple[dict[str, torch.Tensor], torch.Tensor | None]]":
@@ -136,7 +136,3 @@ def _span(row: Array, least: int) -> Array:
     first, last = (found[0], found[-1] + 1) if len(found) else (0, 0)
     first = max(0, min(first, len(row) - least))
     return np.arange(first, min(len(row), max(last, first + least)))
-
-
-def _stacked(rows: Sequence[dict[str, Array]]) -> dict[str, Array]:
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}

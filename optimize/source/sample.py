@@ -23,7 +23,7 @@ def reached(workload: Workload, kind: str) -> Iterator[Batch]:
     seen = 0
     for batch in workload.batches(kind):
         yield batch
-        seen += _size(batch)
+        seen += batch.size
         if seen >= MOST:
             return
 
@@ -41,23 +41,24 @@ def rows(workload: Workload, kind: str, count: int, seed: int = 0) -> Iterator[B
 
     They are drawn from the first `MOST` samples.
     """
-    present = sum(_size(batch) for batch in reached(workload, kind))
+    present = sum(batch.size for batch in reached(workload, kind))
     chosen, start = np.array(_drawn(present, count, seed), np.int64), 0
     for batch in reached(workload, kind):
-        own = chosen[(chosen >= start) & (chosen < start + _size(batch))] - start
-        start += _size(batch)
+        own = chosen[(chosen >= start) & (chosen < start + batch.size)] - start
+        start += batch.size
         if len(own):
-            yield Batch({name: array[own] for name, array in batch.inputs.items()}, _taken(batch.targets, own))
+            yield taken(batch, own)
+
+
+def taken(batch: Batch, rows: Any) -> Batch:
+    """Return some rows of a batch, by their indices."""
+    return Batch({name: array[rows] for name, array in batch.inputs.items()}, _taken(batch.targets, rows))
 
 
 def _drawn(present: int, count: int, seed: int) -> list[int]:
     if present <= count:
         return list(range(present))
     return sorted(np.random.default_rng(seed).choice(present, count, replace=False).tolist())
-
-
-def _size(batch: Batch) -> int:
-    return len(next(iter(batch.inputs.values())))
 
 
 def _taken(targets: Any, rows: Any) -> Any:

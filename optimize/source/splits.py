@@ -135,7 +135,7 @@ def selecting(workload: Workload, samples: int = 0) -> Workload:
 
 def size(workload: Workload, kind: str) -> int:
     """Return how many samples a set has."""
-    return sum(_size(batch) for batch in workload.batches(kind))
+    return sum(batch.size for batch in workload.batches(kind))
 
 
 def digests(batch: Batch, inputs: Sequence[TensorSpec]) -> list[bytes]:
@@ -146,7 +146,7 @@ def digests(batch: Batch, inputs: Sequence[TensorSpec]) -> list[bytes]:
 def _samples(batch: Batch, inputs: Sequence[TensorSpec]) -> Iterator[Arrays]:
     """Yield the inputs of each sample without the padding of its batch."""
     free = _free(inputs)
-    for row in range(_size(batch)):
+    for row in range(batch.size):
         one = {name: array[row] for name, array in batch.inputs.items()}
         yield _without_padding(one, free) if free else one
 
@@ -170,10 +170,6 @@ def _read(workload: Workload, kind: str, seed: int) -> tuple[set[bytes], list[by
 
 def _together(digests: Iterable[bytes]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
-
-
-def _size(batch: Batch) -> int:
-    return len(next(iter(batch.inputs.values())))
 
 
 def _free(inputs: Sequence[TensorSpec]) -> dict[str, list[tuple[str, int]]]:
@@ -226,7 +222,7 @@ def _with_targets(digest: bytes, batch: Batch, row: int) -> bytes:
     data = hashlib.blake2b(digest, digest_size=16)
     for name, value in sorted(_named(batch.targets).items()):
         data.update(name.encode())
-        rows = isinstance(value, np.ndarray) and value.ndim and len(value) == _size(batch)
+        rows = isinstance(value, np.ndarray) and value.ndim and len(value) == batch.size
         _update(data, value[row] if rows else value)
     return data.digest()
 
@@ -240,7 +236,7 @@ def _named(targets: Any) -> dict[str, Any]:
 def _kind(batch: Batch) -> Any:
     """Return what the targets of a batch look like, so that two sets can be compared."""
     return {
-        name: (value.dtype.kind, value.ndim) if isinstance(value, np.ndarray) and len(value) == _size(batch) else None
+        name: (value.dtype.kind, value.ndim) if isinstance(value, np.ndarray) and len(value) == batch.size else None
         for name, value in _named(batch.targets).items()
     }
 
@@ -263,22 +259,10 @@ def _chosen(workload: Workload, kind: str, count: int, without: set[bytes]) -> l
         for batch in sample.reached(workload, kind):
             for row, digest in enumerate(digests(batch, workload.inputs)):
                 if digest not in without and digest not in found:
-                    found[digest] = _Row(digest, _cut(batch, row))
+                    found[digest] = _Row(digest, sample.taken(batch, [row]))
             if len(found) > 4 * count:
                 found = {digest: found[digest] for digest in sorted(found)[:count]}
     return sorted((found[digest] for digest in sorted(found)[:count]), key=lambda row: row.order)
-
-
-def _cut(batch: Batch, row: int) -> Batch:
-    def one(array: Array) -> Array:
-        return array[row : row + 1].copy()
-
-    targets = batch.targets
-    if isinstance(targets, Mapping):
-        targets = {name: one(array) for name, array in targets.items()}
-    elif targets is not None:
-        targets = one(targets)
-    return Batch({name: one(array) for name, array in batch.inputs.items()}, targets)
 
 
 def _batches(rows: list[_Row]) -> Iterator[Batch]:

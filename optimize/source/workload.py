@@ -11,7 +11,7 @@ import numpy as np
 
 from modelathe.errors import ModelatheError
 from modelathe.tensors import Array, Arrays, Dim, TensorSpec
-from optimize.model.errors import BadData, BadWorkload
+from optimize.model.errors import BadData, BadWorkload, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,11 @@ class Batch:
 
     inputs: Arrays
     targets: Any = None
+
+    @property
+    def size(self) -> int:
+        """How many samples it has."""
+        return len(next(iter(self.inputs.values())))
 
 
 Batches = Callable[[], Iterable[Batch]]
@@ -240,12 +245,11 @@ def guarded(call: Callable[[], Any], what: str, source: str) -> Any:
         line = f", line {lines[-1]}" if lines else ""
         if isinstance(error, SyntaxError) and error.lineno:
             line = f", line {error.lineno}"
-        message = str(error).strip().splitlines() or [""]
         fix = "run the file by itself to see the whole traceback, and mend it"
         if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(("optimize.", "loadtest.")):
             fix = "import it as today: from optimize import BATCH, Batch, Dim, TensorSpec, Workload"
         raise BadWorkload(
-            f"{what} raised {type(error).__name__}: {message[0]}", where=f"{file}{line}", fix=fix
+            f"{what} raised {type(error).__name__}: {first_line(error)}", where=f"{file}{line}", fix=fix
         ) from error
 
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from modelathe import files
 from modelathe.commandline import document
+from modelathe.tensors import generated
 from optimize.model import state
 from optimize.model.errors import BadBundle
 from optimize.model.structure import rebuild, structure, unsaved
@@ -213,10 +214,8 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 def _answers(module: nn.Module, workload: Workload) -> dict[str, list[float]]:
     """Return the first numbers that the model makes of generated inputs, by output: float outputs only."""
-    rng = np.random.default_rng(0)
-    inputs = {spec.name: spec.generate(rng, max(2, fewest(workload.inputs))) for spec in workload.inputs}
     with TorchPredictor(module, workload.outputs) as predictor:
-        outputs = predictor.predict(inputs)
+        outputs = predictor.predict(generated(workload.inputs, max(2, fewest(workload.inputs))))
     return {name: array.ravel()[:KEPT].tolist() for name, array in outputs.items() if array.dtype.kind == "f"}
 
 

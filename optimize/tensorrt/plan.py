@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from modelathe.commandline import install_line
 from modelathe.errors import MachineError
+from modelathe.tensors import generated
 from optimize.model.errors import BadBundle
 from optimize.source.workload import fewest
 from optimize.step.bundle import Bundle, replacing
@@ -211,11 +210,8 @@ def _config(bundle: Bundle, graph: Path) -> Any:
     from optimize.predict.specs import output_specs
 
     workload = bundle.workload
-    rng = np.random.default_rng(0)
     with OnnxPredictor(graph) as predictor:
-        answers = predictor.predict(
-            {spec.name: spec.generate(rng, batch=max(2, fewest(workload.inputs))) for spec in workload.inputs}
-        )
+        answers = predictor.predict(generated(workload.inputs, max(2, fewest(workload.inputs))))
     outputs = output_specs(workload, graph, answers)
     largest = min(spec.shape(size="maximum")[0] for spec in workload.inputs)
     target = Target(device="cuda", batch=(1, min(largest, LARGEST_BATCH)))

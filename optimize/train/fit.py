@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from modelathe.errors import MachineError
-from optimize.model.errors import BadData, BadModel, BadWorkload, NoEffect
+from optimize.model.errors import BadData, BadModel, BadWorkload, NoEffect, first_line
 from optimize.model.randomness import Stream
 from optimize.predict.module import forward
 from optimize.source import padding, splits
@@ -76,6 +76,12 @@ def fit(
 def _epochs(
     module: nn.Module, context: "Context", objective: Objective, name: str, epochs: int, learning_rate: float
 ) -> None:
+    def gradients(batch: Sample) -> float:
+        value = objective(module, *batch)
+        with backward(context.workload):
+            torch.autograd.backward(value)
+        return value.item()
+
     processes.align(module)
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate)
     checkpoint = Checkpoint(context.checkpoint, module, optimizer)
@@ -97,7 +103,7 @@ def _epochs(
             within = min(batches / checkpoint.batches, 1) if checkpoint.batches else 0.0
             context.progress(f"{name}: epoch {epoch + 1}, batch {batches}, loss {loss:.4f}", (epoch + within) / epochs)
 
-        mean, checkpoint.batches = _epoch(module, context.workload, data, objective, optimizer, rate, tell)
+        mean, checkpoint.batches = _epoch(module, data, gradients, optimizer, rate, tell)
         if not math.isfinite(mean):
             raise BadModel(f"{name}: the loss became {mean} in epoch {epoch + 1}", fix="lower learning_rate")
         checkpoint.save(epoch + 1)
@@ -190,9 +196,8 @@ def scaled_error(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 def _epoch(
     module: nn.Module,
-    workload: Workload,
     batches: Iterator[Sample],
-    objective: Objective,
+    gradients: Callable[[Sample], float],
     optimizer: torch.optim.Optimizer,
     rate: Callable[[int], float],
     tell: Callable[[int, float], None],
@@ -205,10 +210,7 @@ def _epoch(
         with processes.agreeing():
             batch = next(batches, None)
             if batch is not None:
-                value = objective(module, *batch)
-                with backward(workload):
-                    torch.autograd.backward(value)
-                loss, samples = value.item(), len(next(iter(batch[0].values())))
+                loss, samples = gradients(batch), len(next(iter(batch[0].values())))
         mean = processes.average(module, loss, samples)
         if mean is None:
             processes.average_buffers(module)
@@ -260,9 +262,8 @@ def backward(workload: Workload) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = (str(error).strip().splitlines() or [""])[0]
         raise BadModel(
-            f"gradients cannot be taken through the model: {type(error).__name__}: {message}",
+            f"gradients cannot be taken through the model: {type(error).__name__}: {first_line(error)}",
             where=workload.name,
             fix="let forward change no tensor in place that gradients need (x = x + y, not x += y), and see that the "
             "backward of your own functions runs",

@@ -1,6 +1,9 @@
 """One instance of a model in a Python-based Triton backend: what the backends of all runtimes have in common.
 
 It lies beside each backend's `model.py` in the server's environment, which imports it from there.
+
+The state of a sequence is remembered here, by its id, until it ends: the carried server hands a Python-based backend
+the initial state with every request.
 """
 
 import json

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from optimize.step import options
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -21,10 +23,8 @@ if TYPE_CHECKING:
 class Features:
     """Train the model to give the hidden states of the trained model."""
 
-    epochs: int = Field(default=4, ge=1, description="Passes over the training data.")
-    learning_rate: float = Field(
-        default=1e-3, gt=0, allow_inf_nan=False, description="Peak rate of AdamW; it falls along a cosine."
-    )
+    epochs: int = options.EPOCHS
+    learning_rate: float = options.LEARNING_RATE
     layers: tuple[str, ...] = Field(
         default=(),
         description="Pairs STUDENT:TEACHER of module names or globs; where a glob finds fewer in the student, the "
@@ -33,14 +33,9 @@ class Features:
     loss: Literal["mse", "cosine"] = Field(
         default="mse", description="Mean square in units of the teacher's variance, or one minus the cosine."
     )
-    output_weight: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="Weight of drawing the outputs to the trained model's."
-    )
-    student: str = Field(default="", description="The workload's student to train; the model as it comes unless named.")
-    precision: Literal["float32", "bfloat16", "auto"] = Field(
-        default="float32",
-        description="Of the forward passes; bfloat16 is faster where the hardware has it, and what auto takes there.",
-    )
+    output_weight: float = options.OUTPUT_WEIGHT
+    student: str = options.STUDENT
+    precision: Literal["float32", "bfloat16", "auto"] = options.PRECISION
 
 
 def needs(_config: Features) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize.model.errors import BadModel
+from optimize.step import options
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
 class Logits:
     """Train the model to give the trained model's class probabilities."""
 
-    epochs: int = Field(default=4, ge=1, description="Passes over the training data.")
-    learning_rate: float = Field(
-        default=1e-3, gt=0, allow_inf_nan=False, description="Peak rate of AdamW; it falls along a cosine."
-    )
+    epochs: int = options.EPOCHS
+    learning_rate: float = options.LEARNING_RATE
     temperature: float = Field(
         default=4.0, gt=0, allow_inf_nan=False, description="Softens both models' probabilities."
     )
@@ -45,11 +44,8 @@ class Logits:
         description="softmax for classes that exclude each other, sigmoid for labels that do not; auto is sigmoid for "
         "one class, and where the targets are a 0 or 1 for each class and not one 1 in all.",
     )
-    student: str = Field(default="", description="The workload's student to train; the model as it comes unless named.")
-    precision: Literal["float32", "bfloat16", "auto"] = Field(
-        default="float32",
-        description="Of the forward passes; bfloat16 is faster where the hardware has it, and what auto takes there.",
-    )
+    student: str = options.STUDENT
+    precision: Literal["float32", "bfloat16", "auto"] = options.PRECISION
 
 
 def needs(config: Logits) -> tuple[str, ...]:
@@ -59,7 +55,9 @@ def needs(config: Logits) -> tuple[str, ...]:
 
 def matches(module: "nn.Module") -> list[str]:
     """Return the names of the parameters that training could change."""
-    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    from optimize.train import fit as train
+
+    return train.trainable(module)
 
 
 def loss(

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize.model.errors import BadData, BadModel
+from optimize.step import options
 
 if TYPE_CHECKING:
     import torch
@@ -27,19 +28,12 @@ SMALLEST_VARIANCE = 0.01
 class Relations:
     """Train the model to find the same samples alike as the trained model does."""
 
-    epochs: int = Field(default=4, ge=1, description="Passes over the training data.")
-    learning_rate: float = Field(
-        default=1e-3, gt=0, allow_inf_nan=False, description="Peak rate of AdamW; it falls along a cosine."
-    )
+    epochs: int = options.EPOCHS
+    learning_rate: float = options.LEARNING_RATE
     embedding: str = Field(default="", description="The output that holds the embeddings; the first unless named.")
-    output_weight: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="Weight of drawing the outputs to the trained model's."
-    )
-    student: str = Field(default="", description="The workload's student to train; the model as it comes unless named.")
-    precision: Literal["float32", "bfloat16", "auto"] = Field(
-        default="float32",
-        description="Of the forward passes; bfloat16 is faster where the hardware has it, and what auto takes there.",
-    )
+    output_weight: float = options.OUTPUT_WEIGHT
+    student: str = options.STUDENT
+    precision: Literal["float32", "bfloat16", "auto"] = options.PRECISION
 
 
 def needs(_config: Relations) -> tuple[str, ...]:
@@ -49,7 +43,9 @@ def needs(_config: Relations) -> tuple[str, ...]:
 
 def matches(module: "nn.Module") -> list[str]:
     """Return the names of the parameters that training could change."""
-    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    from optimize.train import fit as train
+
+    return train.trainable(module)
 
 
 def loss(student: "torch.Tensor", teacher: "torch.Tensor", where: "torch.Tensor | None" = None) -> "torch.Tensor":

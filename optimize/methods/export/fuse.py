@@ -182,7 +182,7 @@ def _compare(before: Path, after: Path, workload: "Workload") -> None:
 
     generated = [verify.generate(workload.inputs, sizes, seed=1) for sizes in verify.sizes_to_try(workload.inputs)]
     with OnnxPredictor(before) as one, OnnxPredictor(after) as other:
-        for inputs in (*generated, next(iter(workload.batches("evaluation"))).inputs):
+        for inputs in (*generated, workload.first()):
             fused = other.predict(inputs)
             for name, wanted in one.predict(inputs).items():
                 scale = max(1.0, float(np.abs(np.nan_to_num(wanted, posinf=0, neginf=0)).max(initial=0.0)))

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from modelathe.tensors import Arrays, Dim, TensorSpec
 from optimize.graph import graph, pooling
+from optimize.methods.export import verify
 from optimize.model.errors import BadGraph
 from serve.repository import scratch
 
@@ -53,14 +54,8 @@ def matches(subject: object) -> list[str]:
 def apply(config: Onnx, module: "nn.Module", context: "Context") -> Path:
     """Export the module into the step's scratch folder."""
     workload = context.workload
-    return export(
-        module,
-        workload.inputs,
-        workload.outputs,
-        context.scratch / "model.onnx",
-        config.opset,
-        real=workload.first(),
-    )
+    destination = context.scratch / "model.onnx"
+    return export(module, workload.inputs, workload.outputs, destination, config.opset, real=workload.first())
 
 
 def export(
@@ -70,7 +65,6 @@ def export(
     destination: Path,
     opset: int = 20,
     *,
-    values: bool = True,
     real: Arrays | None = None,
 ) -> Path:
     """Write `module` to `destination` as ONNX, checked against the module itself at several sizes.
@@ -85,7 +79,6 @@ def export(
         outputs: names of the graph's outputs.
         destination: the file to write; weights of 2 GB and more go to `<name>.data` beside it.
         opset: version of the ONNX operator set.
-        values: check the values of the answers too, which a quantized module and its graph round apart.
         real: a batch of the user's own inputs, on which the two are compared as well.
 
     Returns:
@@ -96,7 +89,22 @@ def export(
         BadGraph: no exporter can follow the module, its forward branches on values, or an axis stays frozen; names the
             line or the axis.
     """
-    from optimize.methods.export import verify
+
+    def check(file: Path) -> None:
+        verify.check(file, module, inputs, outputs, real=real)
+
+    return written(module, inputs, outputs, destination, check, opset)
+
+
+def written(
+    module: "nn.Module",
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    destination: Path,
+    check: Callable[[Path], None],
+    opset: int = 20,
+) -> Path:
+    """Write `module` as `export` does, with a check of the caller's own, which raises BadGraph of what will not do."""
     from optimize.model.copies import folded
 
     module = module.eval()
@@ -116,7 +124,7 @@ def export(
             graph.shape_boundary(model.graph, inputs, shapes)
             model.ir_version = min(model.ir_version, IR_VERSION)
             graph.save(model, temporary)
-            verify.check(temporary, module, inputs, outputs, values=values, real=real)
+            check(temporary)
         except BadGraph as failure:
             failures.append(_with_way_out(failure))
             temporary.unlink(missing_ok=True)
@@ -309,8 +317,6 @@ def _legacy(wrapper: "nn.Module", inputs: Sequence[TensorSpec], outputs: int, op
 def _examples(inputs: Sequence[TensorSpec]) -> "tuple[torch.Tensor, ...]":
     """Return example inputs whose sizes differ from each other and from 1, which exporters take for fixed."""
     import torch
-
-    from optimize.methods.export import verify
 
     arrays = verify.generate(inputs, verify.sizes_to_try(inputs)[1])
     return tuple(torch.from_numpy(arrays[spec.name]) for spec in inputs)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modelathe.tensors import Array, Arrays, Dim, TensorSpec
-from optimize.model.errors import BadGraph, BadModel, BadWorkload
+from modelathe.tensors import Array, Arrays, Dim, TensorSpec, generated
+from optimize.model.errors import BadGraph, BadModel, BadWorkload, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,11 +69,7 @@ def largest_sizes(inputs: Sequence[TensorSpec]) -> list[dict[str, int]]:
     others = {name: dim.minimum if name == "batch" else dim.maximum for name, dim in dims.items()}
 
     def fits(sizes: Mapping[str, int]) -> bool:
-        counts = (
-            math.prod(sizes.get(dim.name, dim.minimum) if isinstance(dim, Dim) else dim for dim in spec.dims)
-            for spec in inputs
-        )
-        return max(counts) <= MOST_VALUES
+        return max(math.prod(_shape(spec, sizes)) for spec in inputs) <= MOST_VALUES
 
     return [sizes for sizes in (batch, others) if fits(sizes)]
 
@@ -102,12 +98,11 @@ def extremes(inputs: Sequence[TensorSpec]) -> Iterator[tuple[str, dict[str, Arra
 
 def generate(inputs: Sequence[TensorSpec], sizes: Mapping[str, int], seed: int = 0) -> dict[str, Array]:
     """Return in-range random inputs by name, the dims named in `sizes` at those sizes, others at their minimum."""
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for spec in inputs:
-        dims = tuple(sizes.get(dim.name, dim.minimum) if isinstance(dim, Dim) else dim for dim in spec.dims)
-        arrays[spec.name] = replace(spec, dims=dims).generate(rng)
-    return arrays
+    return generated([replace(spec, dims=_shape(spec, sizes)) for spec in inputs], seed=seed)
+
+
+def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(sizes.get(dim.name, dim.minimum) if isinstance(dim, Dim) else dim for dim in spec.dims)
 
 
 def output_dims(
@@ -211,7 +206,7 @@ def check(
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
         raise BadGraph(
-            f"the exported graph is not valid: {_first_line(error)}",
+            f"the exported graph is not valid: {first_line(error) or type(error).__name__}",
             where=type(module).__name__,
             fix="ask for another opset, or write what the message names in other operators",
         ) from error
@@ -306,7 +301,3 @@ def _difference(got: Arrays, wanted: Arrays, values: bool) -> str:
         if not largest <= TOLERANCE * scale:
             return f"output {name!r} differs by {largest:.2g}"
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,13 +7,15 @@ Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023 (arXiv 2301.1
 """
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from optimize.model import globs
 from optimize.model.errors import NoEffect
+from optimize.step import options
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +47,7 @@ class Channels:
         default="layer", description="Remove the share in every layer, or rank all layers' channels together."
     )
     round_to: int = Field(default=1, ge=1, description="Keep a multiple of this many channels in each layer.")
-    exclude: tuple[str, ...] = Field(default=(), description="Layers to leave alone, as globs on module names.")
+    exclude: tuple[str, ...] = options.EXCLUDED_LAYERS
     cuts: int = Field(default=1, ge=1, le=100, description="In how many equal steps the share is removed.")
     heal_epochs: int = Field(default=0, ge=0, description="Epochs of training after each cut.")
     learning_rate: float = Field(
@@ -82,18 +84,19 @@ def apply(config: Channels, module: "nn.Module", context: "Context") -> "nn.Modu
         BadModel: the dependency graph cannot be built for this architecture, or training diverged.
         BadGraph: the latency is asked for and the model cannot be exported.
     """
-    from optimize.methods.prune import trial
+    from optimize.methods.prune import observe, trial
     from optimize.model.copies import copied
     from optimize.train import fit as train
 
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
-    inputs = _example(context)
+    inputs = observe.example(context.workload, SAMPLES)
     free = _free(config, module, inputs, context)
     sizes = {group.name: group.units for group in trial.groups(module, inputs)}
     original = copied(module)
     for number in range(1, config.cuts + 1):
         ranked = _rank(config, module, inputs, {name: sizes[name] for name in free}, context)
-        _cut(config, module, original, ranked, config.ratio * number / config.cuts, inputs, context)
+        so_far = replace(config, ratio=config.ratio * number / config.cuts)
+        _cut(so_far, module, original, ranked, inputs, context)
         _freeze(module, frozen)
         if config.heal_epochs:
             module = train.fit(
@@ -107,13 +110,6 @@ def apply(config: Channels, module: "nn.Module", context: "Context") -> "nn.Modu
     return module
 
 
-def _example(context: "Context") -> "dict[str, torch.Tensor]":
-    import torch
-
-    batch = next(iter(context.workload.batches("evaluation"))).inputs
-    return {name: torch.from_numpy(array[:SAMPLES].copy()) for name, array in batch.items()}
-
-
 def _freeze(module: "nn.Module", frozen: list[str]) -> None:
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in frozen and parameter.is_floating_point())
@@ -124,12 +120,7 @@ def _free(config: Channels, module: "nn.Module", inputs: "Inputs", context: "Con
     from optimize.methods.prune import trial
 
     names, outputs = matches(module), context.workload.outputs
-    for pattern in config.exclude:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise NoEffect(
-                f"exclude: no layer matches {pattern!r}", fix=f"the layers are: {', '.join(names) or 'none'}"
-            )
-    excluded = [name for name in names if any(fnmatchcase(name, pattern) for pattern in config.exclude)]
+    excluded = globs.excluded(names, config.exclude)
     candidates = [group for group in trial.groups(module, inputs) if not {*excluded} & {*group.layers}]
     free = [group for group in candidates if trial.exact(module, {group.name: trial.some(group)}, inputs, outputs)]
     taken = {layer for group in free for layer in group.layers}
@@ -176,22 +167,22 @@ def _cut(
     module: "nn.Module",
     original: "nn.Module",
     ranked: "Mapping[str, Ranked]",
-    ratio: float,
     inputs: "Inputs",
     context: "Context",
 ) -> None:
+    """Remove `config.ratio` of what there was before the first cut."""
     from optimize.methods.prune import cost, ranking, trial
     from optimize.model.copies import copied
 
     def say(text: str) -> None:
-        context.progress(f"prune.channels: {text}", ratio)
+        context.progress(f"prune.channels: {text}", config.ratio)
 
     def cut(subject: "nn.Module", share: float) -> "nn.Module":
         chosen = ranking.choose(ranked, share, config.scope, config.round_to)
         trial.remove(subject, trial.sound(subject, chosen, inputs, context.workload.outputs, say), inputs)
         return subject
 
-    share = ratio
+    share = config.ratio
     if config.of != "channels":
-        share = cost.share(config.of, ratio, original, lambda share: cut(copied(module), share), context)
+        share = cost.share(config.of, config.ratio, original, lambda share: cut(copied(module), share), context)
     cut(module, share)

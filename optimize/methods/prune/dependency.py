@@ -18,7 +18,7 @@ from torch_pruning.dependency import index_mapping
 
 from optimize.methods.prune import recurrent
 from optimize.methods.prune.group import Group, Member, tied
-from optimize.model.errors import BadModel
+from optimize.model.errors import BadModel, first_line
 
 ROOTS = (_ConvNd, nn.Linear, nn.Embedding)
 """Layers whose channels start a group."""
@@ -70,7 +70,7 @@ def _graph(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
                 verbose=False,
             )
     except Exception as error:
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = first_line(error) or type(error).__name__
         raise BadModel(
             f"prune.channels cannot follow its dependencies: {message}",
             where=type(module).__name__,

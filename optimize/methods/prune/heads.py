@@ -10,7 +10,9 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from optimize.model import globs
 from optimize.model.errors import NoEffect
+from optimize.step import options
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,7 +44,7 @@ class Heads:
     round_to: int = Field(
         default=1, ge=1, description="Keep a multiple of this many channels, of the neurons of a feed-forward block."
     )
-    exclude: tuple[str, ...] = Field(default=(), description="Layers to leave alone, as globs on module names.")
+    exclude: tuple[str, ...] = options.EXCLUDED_LAYERS
 
     @field_validator("ffn")
     @classmethod
@@ -82,7 +84,7 @@ def apply(config: Heads, module: "nn.Module", context: "Context") -> "nn.Module"
     from optimize.methods.prune import observe, units
     from optimize.model.attention import substitute_all
 
-    excluded = observe.excluded(matches(module), config.exclude)
+    excluded = globs.excluded(matches(module), config.exclude)
     if config.ratio:
         module = substitute_all(module)
     inputs = observe.example(context.workload)

@@ -1,15 +1,13 @@
-"""Observe: run a model on data and watch its layers, and choose layers by globs."""
+"""Observe: run a model on data and watch its layers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
 from optimize.model.attention import without_fast_path
-from optimize.model.errors import NoEffect
 from optimize.predict.module import forward
 from optimize.source.workload import Workload
 
@@ -38,21 +36,6 @@ def run(
         return [forward(module, batch, names) for batch in batches]
 
 
-def example(workload: Workload) -> dict[str, torch.Tensor]:
-    """Return the first two evaluation samples as tensors by name."""
-    batch = next(iter(workload.batches("evaluation")))
-    return {name: torch.from_numpy(array[:2].copy()) for name, array in batch.inputs.items()}
-
-
-def excluded(names: Sequence[str], globs: Sequence[str]) -> set[str]:
-    """Return those of `names` that match one of the globs.
-
-    Raises:
-        NoEffect: a glob matches none.
-    """
-    for pattern in globs:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise NoEffect(
-                f"exclude: no layer matches {pattern!r}", fix=f"the layers are: {', '.join(names) or 'none'}"
-            )
-    return {name for name in names if any(fnmatchcase(name, pattern) for pattern in globs)}
+def example(workload: Workload, samples: int = 2) -> dict[str, torch.Tensor]:
+    """Return the first evaluation samples as tensors by name."""
+    return {name: torch.from_numpy(array[:samples].copy()) for name, array in workload.first().items()}

@@ -11,7 +11,9 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from optimize.model import globs
 from optimize.model.errors import NoEffect
+from optimize.step import options
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,7 +43,7 @@ class Weights:
     scope: Literal["layer", "global"] = Field(
         default="layer", description="Remove the share in every layer, or rank all layers together (magnitude)."
     )
-    exclude: tuple[str, ...] = Field(default=(), description="Layers to leave alone, as globs on module names.")
+    exclude: tuple[str, ...] = options.EXCLUDED_LAYERS
 
     @field_validator("scope")
     @classmethod
@@ -74,12 +76,12 @@ def apply(config: Weights, module: "nn.Module", context: "Context") -> "nn.Modul
     Raises:
         NoEffect: no layer is left that may be pruned.
     """
-    from optimize.methods.prune import observe, sparse
+    from optimize.methods.prune import sparse
     from optimize.model.attention import substitute_all
 
     module = substitute_all(module)
     names = _layers(module)
-    excluded = observe.excluded(names, config.exclude)
+    excluded = globs.excluded(names, config.exclude)
     free = [name for name in names if name not in excluded]
     sums = sparse.grams(module, free, context.workload) if needs(config) else None
     pattern = _pattern(config)

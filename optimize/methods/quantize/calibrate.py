@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from pydantic import Field
 
 from modelathe.tensors import Array, Arrays
 from optimize.model.errors import BadData
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 FEWEST = 8
 """Samples below which a range is an accident."""
+SAMPLES: int = Field(default=256, ge=FEWEST, description="Calibration samples at most.")
+"""The field `samples` of every method that takes ranges from calibration samples."""
 
 
 def samples(workload: Workload, limit: int) -> Iterator[dict[str, Array]]:
@@ -35,7 +38,7 @@ def _checked(workload: Workload, limit: int) -> Iterator[Batch]:
         varied = varied or any(_differ(array, first.inputs[name]) for name, array in batch.inputs.items())
         mixed = mixed or not _is_classes(batch.targets) or _differ(batch.targets, first.targets)
         yield batch
-        seen += len(next(iter(batch.inputs.values())))
+        seen += batch.size
     where = f"{workload.name}: calibration"
     if seen < FEWEST:
         raise BadData(

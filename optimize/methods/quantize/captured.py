@@ -136,9 +136,14 @@ def to_onnx(module: "nn.Module", workload: Workload, path: Path) -> Path:
     Raises:
         BadGraph: no exporter can follow it, or an axis stays frozen.
     """
-    from optimize.methods.export.onnx import export
+    from optimize.methods.export import verify
+    from optimize.methods.export.onnx import written
 
-    export(module, workload.inputs, workload.outputs, path, values=False)
+    def check(file: Path) -> None:
+        # The module and its graph round apart.
+        verify.check(file, module, workload.inputs, workload.outputs, values=False)
+
+    written(module, workload.inputs, workload.outputs, path, check)
     made = graph.load(path)
     graph.shorten_names(made.graph)
     for node in made.graph:

@@ -9,8 +9,8 @@ from pydantic.dataclasses import dataclass
 
 from optimize.graph import graph, table
 from optimize.machine import cpu
-from optimize.methods.quantize import left
 from optimize.model.errors import BadRecipe
+from optimize.step import options
 from serve.config.target import TENSORRT, Target
 
 if TYPE_CHECKING:
@@ -28,13 +28,9 @@ class Dynamic:
     """Dynamic INT8: weights int8, activations quantized batch by batch. A GRU stays float: there is no INT8 one."""
 
     per_channel: bool = Field(default=True, description="One scale for each output channel of a weight.")
-    reduce_range: bool | None = Field(
-        default=None,
-        description="Weights of 7 bits, for CPUs without VNNI, whose 8-bit products overflow; unless said, as this CPU "
-        "needs it.",
-    )
-    exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
-    partial: bool = left.PARTIAL
+    reduce_range: bool | None = options.REDUCE_RANGE
+    exclude: tuple[str, ...] = options.EXCLUDED_NODES
+    partial: bool = options.PARTIAL
 
 
 def suited(config: Dynamic, target: Target) -> Dynamic:

@@ -9,14 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from modelathe.tensors import Array
 from optimize.graph import graph
-from optimize.methods.quantize import calibrate, left
+from optimize.methods.quantize import calibrate
 from optimize.predict import ranges
 from optimize.source import padding
+from optimize.step import options
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -36,9 +37,9 @@ SMALLEST = 1e-8
 class Fp8:
     """FP8 (E4M3) weights and activations, Q/DQ; for a GPU, slower on a CPU."""
 
-    samples: int = Field(default=256, ge=calibrate.FEWEST, description="Calibration samples at most.")
-    exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
-    partial: bool = left.PARTIAL
+    samples: int = calibrate.SAMPLES
+    exclude: tuple[str, ...] = options.EXCLUDED_NODES
+    partial: bool = options.PARTIAL
 
 
 def needs(config: Fp8) -> tuple[str, ...]:

@@ -15,10 +15,11 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize.graph import graph
-from optimize.methods.quantize import left
+from optimize.graph.retype import retype
 from optimize.model.errors import BadRecipe, NoEffect
 from optimize.predict import ranges
 from optimize.source import sample
+from optimize.step import options
 from serve.config.target import TENSORRT, Target
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ class Half:
         description="Compute in 16 bits as well, which needs calibration; by itself on a GPU only, for on a CPU ONNX "
         "Runtime widens at every operator.",
     )
-    exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
-    partial: bool = left.PARTIAL
+    exclude: tuple[str, ...] = options.EXCLUDED_NODES
+    partial: bool = options.PARTIAL
 
 
 def needs(config: Half) -> tuple[str, ...]:
@@ -197,32 +198,14 @@ def _compute(source: str, destination: str, kept: list[str]) -> None:
 
 def _mend(model: "onnx_ir.Model", floats: "Mapping[str, onnx_ir.Value] | None") -> None:
     """Mend what the converter wrote; with the `floats` that its weights were, make bfloat16 of its float16."""
+    import onnx_ir
+
     # It puts its own nodes last.
     model.graph.sort()
     _join(model)
     if floats is not None:
-        _widen_range(model, floats)
-
-
-def _widen_range(model: "onnx_ir.Model", floats: "Mapping[str, onnx_ir.Value]") -> None:
-    import ml_dtypes
-    import numpy as np
-    import onnx_ir
-
-    half, wide = onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16
-    for name, value in model.graph.initializers.items():
-        if value.const_value is not None and value.const_value.dtype == half:
-            # Float16 has cut off what is beyond its range.
-            exact = graph.constant(floats.get(name, value)).astype(np.float32)
-            value.const_value = onnx_ir.tensor(exact.astype(ml_dtypes.bfloat16), name=name)
-            value.type = onnx_ir.TensorType(wide)
-    for node in model.graph:
-        if node.op_type == "Cast" and node.attributes.get_int("to", 0) == half:
-            node.attributes["to"] = onnx_ir.AttrInt64("to", int(wide))
-        filled = node.attributes.get_tensor("value") if node.op_type == "ConstantOfShape" else None
-        if filled is not None and filled.dtype == half:
-            array = filled.numpy().astype(ml_dtypes.bfloat16)
-            node.attributes["value"] = onnx_ir.AttrTensor("value", onnx_ir.tensor(array))
+        # Float16 has cut off what is beyond its range.
+        retype(model, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16, floats)
 
 
 def _join(model: "onnx_ir.Model") -> None:

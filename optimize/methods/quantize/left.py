@@ -1,13 +1,11 @@
 """Left: the weights that a quantizer left in float. A file of which little was quantized is no success."""
 
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from optimize.graph import graph
+from optimize.model import globs
 from optimize.model.errors import NoEffect
 
 if TYPE_CHECKING:
@@ -15,8 +13,6 @@ if TYPE_CHECKING:
 
     from optimize.step.contract import Method
 
-PARTIAL: bool = Field(default=False, description="Go on where most bytes of the weights cannot be quantized.")
-"""The field `partial` of every method that quantizes weights."""
 SMALLEST = 64
 """Numbers below which a constant is no weight."""
 MOST = 0.5
@@ -82,7 +78,7 @@ def told(method: "Method", step: Any, subject: Any, result: Path, *, last: bool)
     total = max(stored(result) + sum(sizes.values()), 1)
     shares = {name: size / total for name, size in sizes.items()}
     could = {*method.matches(subject)} if before is not None else set[str]()
-    chosen = {name for name in shares if any(fnmatchcase(name, glob) for glob in getattr(step, "exclude", ()))}
+    chosen = {*globs.matching(shares, getattr(step, "exclude", ()))}
     cannot = sum(share for name, share in shares.items() if name not in could | chosen)
     parts = ", ".join(f"{name} ({share:.0%})" for name, share in _largest(shares))
     words = f"{sum(shares.values()):.0%} of the weights' bytes: {parts}"

@@ -18,8 +18,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize.graph import graph
-from optimize.methods.quantize import left
 from optimize.model.errors import BadGraph, BadRecipe, NoEffect
+from optimize.step import options
 from serve.repository import scratch
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class Mixed:
         ge=0,
         description="Samples that the search judges on; 0 for as many as the evaluation set has, 2,048 at most.",
     )
-    exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
-    partial: bool = left.PARTIAL
+    exclude: tuple[str, ...] = options.EXCLUDED_NODES
+    partial: bool = options.PARTIAL
 
 
 def needs(config: Mixed) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ def apply(config: Mixed, subject: Path, context: "Context") -> Path:
         BadRecipe: the budget does not suit the metric.
         NoEffect: the float model breaks the budget by itself, or no quantized one keeps it.
     """
-    from optimize.judge import effect as sensitivity
+    from optimize.judge import effect as effects
     from optimize.judge import gate
     from optimize.source import splits
 
@@ -87,7 +87,7 @@ def apply(config: Mixed, subject: Path, context: "Context") -> Path:
     judging = replace(context, workload=splits.selecting(context.workload, config.judge_samples))
     count = splits.size(judging.workload, "evaluation")
     context.progress(f"{NAME}: judged on {count:,} samples of {splits.source(context.workload)}", 0.0)
-    against = sensitivity.untreated(subject, judging)
+    against = effects.untreated(subject, judging)
     gate.check_metric(budget, against.trained.scores[0])
     judge = _Judge(judging, against.trained, budget)
     if not judge.keeps(against.quality, "float"):
@@ -158,14 +158,14 @@ class _Search:
         )
 
     def _holds(self, floats: tuple[str, ...]) -> bool:
-        from optimize.judge import effect as sensitivity
+        from optimize.judge import effect as effects
 
         exclude = (*self._config.exclude, *(glob.escape(name) for name in floats))
         folder = self._judge.context.scratch / f"{len(self._files)}-float"
         folder.mkdir()
         try:
             context = self._judge.context
-            path = sensitivity.treat(*_int8(self._config, exclude, context), self._subject, folder, context)
+            path = effects.treat(*_int8(self._config, exclude, context), self._subject, folder, context)
         except BadGraph as failure:
             self._judge.context.progress(f"{NAME}: {failure.what}", 0.9)
             return False
@@ -200,16 +200,16 @@ def _int8(config: Mixed, exclude: tuple[str, ...], context: "Context") -> tuple[
 
 def _packed(path: Path, floats: Sequence[str], judge: _Judge, context: "Context") -> tuple[Path, list[str]]:
     """Give the float layers 8-bit weights, the least sensitive first; return the file and the layers left float."""
-    from optimize.judge import effect as sensitivity
+    from optimize.judge import effect as effects
 
     kind, method = context.methods["quantize.weight_only"]
     found, packed = path, list[str]()
     for name in reversed(floats):
         folder = context.scratch / f"{len(packed)}-packed-{floats.index(name)}"
         folder.mkdir()
-        weights = kind(exclude=sensitivity.others(path, [*packed, name]))
+        weights = kind(exclude=effects.others(path, [*packed, name]))
         try:
-            tried = sensitivity.treat(method, weights, path, folder, judge.context)
+            tried = effects.treat(method, weights, path, folder, judge.context)
         except NoEffect:
             continue  # it knows no convolutions
         if judge.keeps(judge.quality(tried), f"{name} with 8-bit weights"):
@@ -222,25 +222,25 @@ def _ranking(config: Mixed, subject: Path, against: "Untreated", context: "Conte
 
     Those that cannot be quantized come before all others.
     """
-    from optimize.judge import effect as sensitivity
+    from optimize.judge import effect as effects
 
     excluded = graph.excluded(graph.quantizable(subject), config.exclude)
     names = [name for name in matches(subject) if name not in excluded]
-    gain = sensitivity.gains(subject, names, context.workload.inputs)
-    effects = []
+    gain = effects.gains(subject, names, context.workload.inputs)
+    judged = []
     refused = list[str]()
     for number, name in enumerate(names, 1):
         with scratch.folder() as folder:
-            alone = _int8(config, sensitivity.others(subject, [name]), context)
+            method, only = _int8(config, effects.others(subject, [name]), context)
             try:
-                path = sensitivity.treat(*alone, subject, folder, context)
+                path = effects.treat(method, only, subject, folder, context)
             except NoEffect:
                 continue  # it stays float anyway
             except BadGraph:
                 refused.append(name)
                 continue
-            effect = sensitivity.effect(name, NAME, path, against, context)
-        effects.append(effect)
+            effect = effects.effect(name, NAME, path, against, context)
+        judged.append(effect)
         context.progress(
             f"{NAME}: {name} alone in INT8 loses {effect.loss:+.4f} of {effect.metric}, changes outputs by "
             f"{effect.error:.2%}, holds {gain[name] / 2:.1%} of what there is to gain",
@@ -251,4 +251,4 @@ def _ranking(config: Mixed, subject: Path, against: "Untreated", context: "Conte
         # Where a metric of whole samples sees no loss, the change of the outputs decides.
         return max(effect.loss, 0.0) / gain[effect.name], effect.error / gain[effect.name]
 
-    return [*refused, *(effect.name for effect in sorted(effects, key=price, reverse=True))]
+    return [*refused, *(effect.name for effect in sorted(judged, key=price, reverse=True))]

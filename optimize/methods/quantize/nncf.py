@@ -15,8 +15,9 @@ from pydantic.dataclasses import dataclass
 
 from optimize.graph import graph, table
 from optimize.machine import cpu, extra
-from optimize.methods.quantize import calibrate, joins, left
+from optimize.methods.quantize import calibrate, joins
 from optimize.model.errors import BadGraph
+from optimize.step import options
 from serve.config.target import TENSORRT
 
 if TYPE_CHECKING:
@@ -52,14 +53,10 @@ class Nncf:
         description="How biases make up for the rounding of weights. fast takes an image for one flat colour; auto is "
         "accurate where there are convolutions, else fast.",
     )
-    reduce_range: bool | None = Field(
-        default=None,
-        description="Weights of 7 bits, for CPUs without VNNI, whose 8-bit products overflow; unless said, as this CPU "
-        "needs it.",
-    )
-    samples: int = Field(default=256, ge=calibrate.FEWEST, description="Calibration samples at most.")
-    exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
-    partial: bool = left.PARTIAL
+    reduce_range: bool | None = options.REDUCE_RANGE
+    samples: int = calibrate.SAMPLES
+    exclude: tuple[str, ...] = options.EXCLUDED_NODES
+    partial: bool = options.PARTIAL
 
 
 def needs(config: Nncf) -> tuple[str, ...]:

@@ -19,8 +19,9 @@ from pydantic.dataclasses import dataclass
 from modelathe.tensors import Array
 from optimize.graph import graph
 from optimize.machine import cpu
-from optimize.methods.quantize import captured, left
+from optimize.methods.quantize import captured
 from optimize.model.errors import BadGraph, NoEffect
+from optimize.step import options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,16 +43,12 @@ LOSS_BATCHES = 16
 class Qat:
     """Train with INT8 rounding, then export as INT8 (Q/DQ)."""
 
-    epochs: int = Field(default=4, ge=1, description="Passes over the training data.")
+    epochs: int = options.EPOCHS
     learning_rate: float = Field(
         default=1e-4, gt=0, allow_inf_nan=False, description="Peak rate of AdamW; it falls along a cosine."
     )
-    activations: Literal["auto", "uint8", "int8"] = Field(
-        default="auto",
-        description="uint8 with a zero point, which is fast on a CPU, or int8 without, which TensorRT asks for; auto "
-        "goes by the target's device.",
-    )
-    partial: bool = left.PARTIAL
+    activations: Literal["auto", "uint8", "int8"] = options.ACTIVATIONS
+    partial: bool = options.PARTIAL
 
 
 def needs(config: Qat) -> tuple[str, ...]:

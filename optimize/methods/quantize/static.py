@@ -10,7 +10,8 @@ from pydantic.dataclasses import dataclass
 
 from optimize.graph import graph, pooling, table
 from optimize.machine import cpu
-from optimize.methods.quantize import calibrate, joins, left
+from optimize.methods.quantize import calibrate, joins
+from optimize.step import options
 from serve.config.target import TENSORRT
 
 if TYPE_CHECKING:
@@ -50,20 +51,12 @@ class Static:
     calibrator: Literal["minmax", "entropy", "percentile"] = Field(
         default="minmax", description="How the range of an activation is taken from the calibration samples."
     )
-    activations: Literal["auto", "uint8", "int8"] = Field(
-        default="auto",
-        description="uint8 with a zero point, which is fast on a CPU, or int8 without, which TensorRT asks for; auto "
-        "goes by the target's device.",
-    )
+    activations: Literal["auto", "uint8", "int8"] = options.ACTIVATIONS
     per_channel: bool = Field(default=True, description="One scale for each output channel of a weight.")
-    samples: int = Field(default=256, ge=calibrate.FEWEST, description="Calibration samples at most.")
-    reduce_range: bool | None = Field(
-        default=None,
-        description="Weights of 7 bits, for CPUs without VNNI, whose 8-bit products overflow; unless said, as this CPU "
-        "needs it.",
-    )
-    exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
-    partial: bool = left.PARTIAL
+    samples: int = calibrate.SAMPLES
+    reduce_range: bool | None = options.REDUCE_RANGE
+    exclude: tuple[str, ...] = options.EXCLUDED_NODES
+    partial: bool = options.PARTIAL
 
 
 def needs(config: Static) -> tuple[str, ...]:

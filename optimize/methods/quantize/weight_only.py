@@ -15,8 +15,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from optimize.graph import graph, share, table
-from optimize.methods.quantize import left
 from optimize.model.errors import BadGraph, BadRecipe, NoEffect
+from optimize.step import options
 from serve.config.target import TENSORRT, Target
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class WeightOnly:
         description="What the dense layers multiply the weights with; int8 rounds activations block by block inside "
         "the product, which is faster and less exact.",
     )
-    exclude: tuple[str, ...] = Field(default=(), description="Globs of node names that stay float.")
-    partial: bool = left.PARTIAL
+    exclude: tuple[str, ...] = options.EXCLUDED_NODES
+    partial: bool = options.PARTIAL
 
 
 def suited(config: WeightOnly, target: Target) -> WeightOnly:

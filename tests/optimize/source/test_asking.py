@@ -98,7 +98,7 @@ def test_no_smaller_batch_than_declared_is_ever_run(tmp_path: Path) -> None:
     assert made.graph is not None
     assert macs.total(made.module, load.inputs) == macs.total(Net(), [ROW])
     assert layers.inspect(made).parameters
-    few = mates.deviation(made.graph, [load.first()], 8, few=3, compositions=3)
+    few = mates.deviation(made.graph, [load.first()], 8, few=3)
     assert few["y"] > 0
     with pytest.raises(BadWorkload, match="declared from a batch of 3") as raised:
         endpoint.check(tmp_path / "repository", load, Target())
