@@ -54,7 +54,7 @@ def iou(outputs: Array, targets: Array, *, above: float = 0.0) -> Array:
     Of labels that are there or not, only those that are there count.
     """
     said, right = _decided(outputs, targets, above)
-    binary = outputs.size == targets.size
+    binary = _classes(outputs, targets) == 2 and outputs.size == right.size
     found = []
     for one, other in zip(said.reshape(len(said), -1), right.reshape(len(right), -1), strict=True):
         one, other = one[other != IGNORED], other[other != IGNORED]
@@ -73,7 +73,7 @@ def f1(outputs: Array, targets: Array, *, above: float = 0.0) -> Array:
     said, right = _decided(outputs, targets, above)
     if right.ndim != 1:
         raise _unlike("f1", outputs, targets, "one label for each sample")
-    classes = 2 if outputs.size == targets.size else outputs.shape[1]
+    classes = _classes(outputs, targets)
     return right + np.where(said == right, 0.9, said / classes / 2)
 
 
@@ -144,7 +144,7 @@ def named(name: str, outputs: Array, targets: Array) -> Metric:
         BadWorkload: there is no such metric.
     """
     above = 0.5 if outputs.min() >= 0 and outputs.max() <= 1 else 0.0
-    classes = 2 if outputs.size == targets.size else outputs.shape[1]
+    classes = _classes(outputs, targets)
     known = {
         "accuracy": Metric(partial(accuracy, above=above)),
         "f1": Metric(partial(f1, above=above), aggregate=partial(f1_of, classes=classes)),
@@ -165,10 +165,24 @@ def named(name: str, outputs: Array, targets: Array) -> Metric:
 
 def _decided(outputs: Array, targets: Array, above: float) -> tuple[Array, Array]:
     """Return the labels that the outputs say and those that are right, of one shape."""
+    if _one_hot(outputs, targets):
+        return outputs.argmax(1), targets.argmax(1)
     if outputs.size == targets.size:
         said = (outputs.reshape(targets.shape) > above).astype(np.int64)
         return said, np.where(targets == IGNORED, IGNORED, targets > 0.5).astype(np.int64)
     return outputs.argmax(_class_axis(outputs, targets, "labels")), targets.astype(np.int64)
+
+
+def _one_hot(outputs: Array, targets: Array) -> bool:
+    """Say whether the targets name one of several classes by a 1 among zeros, in every sample."""
+    alike = targets.ndim == 2 and targets.shape == outputs.shape and targets.shape[1] > 1
+    return alike and set(np.unique(targets).tolist()) <= {0, 1} and bool((targets.sum(1) == 1).all())
+
+
+def _classes(outputs: Array, targets: Array) -> int:
+    """Return how many labels there are to choose from, 2 where one is there or not."""
+    many = outputs.ndim > 1 and (outputs.size != targets.size or _one_hot(outputs, targets))
+    return int(outputs.shape[1]) if many else 2
 
 
 def _class_axis(outputs: Array, targets: Array, what: str) -> int:
@@ -181,8 +195,9 @@ def _class_axis(outputs: Array, targets: Array, what: str) -> int:
 
 def _by_sample(values: Array, judged: Array) -> Array:
     """Return the mean over the places of each sample that are judged, 0 where none is."""
-    flat, counts = (np.where(judged, values, 0).reshape(len(values), -1), judged.reshape(len(values), -1))
-    return flat.sum(1) / np.maximum(counts.sum(1), 1)
+    sums = np.where(judged, values, 0).reshape(len(values), -1).sum(1)
+    found: Array = sums / np.maximum(judged.reshape(len(values), -1).sum(1), 1)
+    return found
 
 
 def _errors(outputs: Array, targets: Array, what: str) -> Array:

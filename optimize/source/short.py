@@ -52,7 +52,8 @@ def workload(model: Any, evaluation: Any, metric: Any, **said: Any) -> Workload:
     stated = _metric(metric, sample, first, said, told)
     loss = said.pop("loss", None)
     made = losses.named(loss) if isinstance(loss, str) else loss
-    return Workload(name, model, tuple(inputs), outputs, **read, **stated, loss=made, inferred=tuple(told), **said)
+    whole: dict[str, Any] = {**read, **stated, **said, "loss": made, "inferred": tuple(told)}
+    return Workload(name, model, tuple(inputs), outputs, **whole)
 
 
 def _float_of(module: nn.Module) -> str:

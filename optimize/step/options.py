@@ -28,6 +28,7 @@ STUDENT: str = Field(default="", description="The workload's student to train; t
 OUTPUT_WEIGHT: float = Field(
     default=1.0, ge=0, allow_inf_nan=False, description="Weight of drawing the outputs to the trained model's."
 )
-PRECISION: Literal["float32", "bfloat16"] = Field(
-    default="float32", description="Of the forward passes; bfloat16 is faster where the hardware has it."
+PRECISION: Literal["float32", "bfloat16", "auto"] = Field(
+    default="float32",
+    description="Of the forward passes; bfloat16 is faster where the hardware has it, and what auto takes there.",
 )

@@ -45,6 +45,14 @@ def test_a_label_that_is_there_or_not(kind: str) -> None:
     assert figure("auroc", outputs, targets) == pytest.approx(sklearn.roc_auc_score(targets, logits))
 
 
+def test_a_class_by_a_1_among_zeros() -> None:
+    outputs, targets = RNG.normal(size=(90, 4)), RNG.integers(0, 4, 90)
+    for name in ("accuracy", "f1"):
+        assert figure(name, outputs, np.eye(4)[targets]) == figure(name, outputs, targets)
+    several = (RNG.random((90, 4)) > 0.5).astype(int)
+    assert figure("accuracy", outputs, several) == pytest.approx(np.mean((outputs > 0) == several))
+
+
 def test_ties_count_half() -> None:
     outputs, targets = RNG.integers(0, 4, 200).astype(float), RNG.integers(0, 2, 200)
     assert figure("auroc", outputs, targets) == pytest.approx(sklearn.roc_auc_score(targets, outputs))
