@@ -32,7 +32,8 @@ def named(name: str) -> Loss:
 def _cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     if outputs.ndim == targets.ndim + 1 and outputs.shape[:-1] == targets.shape != (len(targets), *outputs.shape[2:]):
         outputs = outputs.movedim(-1, 1)  # labels for each token: torch wants the classes second
-    return functional.cross_entropy(outputs, targets.long())
+    whole = targets.shape == outputs.shape and outputs.ndim > 1  # a number for each class
+    return functional.cross_entropy(outputs, targets.to(outputs.dtype) if whole else targets.long())
 
 
 def _bce(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
