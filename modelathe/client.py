@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from modelathe import blame
-from modelathe.connection import PLAIN, Connection, address
+from modelathe.connection import PLAIN, Connection, address, base
 from modelathe.errors import ModelatheError, ModelMissing, RequestRejected, ServerAbsent, ServerFault, ServerNonsense
 from modelathe.outputs import ask_stream, grpc_outputs, stream_outputs
 from modelathe.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, in_bytes, reshaped, stated_spec
@@ -79,7 +79,7 @@ class Client:
             import tritonclient.http as library
 
             self._client = library.InferenceServerClient(
-                place,
+                f"{place}{base(url)}",
                 ssl=encrypted,
                 ssl_context_factory=connection.gevent_tls if encrypted else None,
                 connection_timeout=min(timeout, 10),

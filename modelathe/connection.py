@@ -38,10 +38,10 @@ class Address(NamedTuple):
 
 
 def address(url: str) -> Address:
-    """Split `grpc://HOST:PORT`, `grpcs://`, `http://` or `https://`.
+    """Split `grpc://HOST:PORT`, `grpcs://`, `http://` or `https://`; HTTP may have a path, see `base`.
 
     Raises:
-        UsageError: another scheme, no port, or something behind the port.
+        UsageError: another scheme, no port, or something behind the port that cannot be.
     """
     try:
         parts = urlsplit(url)
@@ -49,10 +49,18 @@ def address(url: str) -> Address:
     except ValueError:
         parts, port = urlsplit(""), None
     protocol = parts.scheme.removesuffix("s")
-    if protocol not in ("grpc", "http") or not parts.hostname or not port or parts.path.strip("/") or parts.query:
+    below = parts.path.strip("/")
+    wrong = parts.query or (below and (protocol != "http" or not re.fullmatch(r"[\w.~%/-]+", below, re.ASCII)))
+    if protocol not in ("grpc", "http") or not parts.hostname or not port or wrong:
         fix = "write grpc://HOST:PORT or http://HOST:PORT, with grpcs or https where the server encrypts"
         raise UsageError("not the address of a server", where=url, fix=fix)
     return Address(protocol, parts.netloc, parts.scheme.endswith("s"))
+
+
+def base(url: str) -> str:
+    """Return the path below which an HTTP server has its own, as behind an ingress: `/team`; empty for most."""
+    below = urlsplit(url).path.strip("/")
+    return f"/{below}" if below else ""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from typing import Any
 
 from loadtest.plan import schedule
 from loadtest.plan.data import trace
-from modelathe.connection import PLAIN, Connection, address
+from modelathe.connection import PLAIN, Connection, address, base
 from modelathe.errors import UsageError
+
+METRICS = ("", "/metrics")
+"""What may stand behind the port of an address of metrics."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Plan:
     Exactly one of `concurrency`, `rate` and `trace` is given: the first makes a closed loop, the others an open one.
 
     Args:
-        url: `grpc://HOST:PORT` or `http://HOST:PORT`; `grpcs` or `https` where the server encrypts.
+        url: `grpc://HOST:PORT`, or `http://HOST:PORT` with a path if the server has its own below one; `grpcs` or `https`
+            where it encrypts.
         duration: seconds during which requests are sent, at most.
         concurrency: closed loop, requests always in flight.
         rate: open loop, requests per second.
@@ -74,7 +78,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.connection.check(self.url)
-        if self.metrics is not None and address(self.metrics)[0] != "http":
+        if self.metrics is not None and (address(self.metrics)[0] != "http" or base(self.metrics) not in METRICS):
             raise UsageError("not the address of metrics", where=self.metrics, fix="write http://HOST:PORT")
         if [self.concurrency, self.rate, self.trace].count(None) != 2:
             raise UsageError("a plan has a concurrency, a rate or a trace", fix="give one of the three")

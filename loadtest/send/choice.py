@@ -13,7 +13,7 @@ from loadtest.send.sender import Encode, Sender, encoder
 from loadtest.send.sharedmemory import SharedSender, shared
 from loadtest.send.stream import StreamSender
 from modelathe.client import Client
-from modelathe.connection import address
+from modelathe.connection import address, base
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def sending(load: Load, client: Client) -> Iterator[Sender]:
     """Yield the sender of a load, not yet open; what it keeps on the machine and in the server ends with the block."""
     plan, parts, answers = load.plan, load.parts, load.answers
     protocol, place, _ = address(plan.url)
-    http = wire.HttpRequests(place, plan.connection)
+    http = wire.HttpRequests(place, plan.connection, base(plan.url))
     if plan.connection.shared_memory is None:
         request = http.request if protocol == "http" else wire.grpc_request
         yield _sender(plan, encoder(request, parts, plan.sequence), answers)

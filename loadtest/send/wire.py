@@ -48,10 +48,12 @@ class HttpRequests:
     Args:
         host: HOST:PORT.
         connection: its headers, its compression, and whether it takes binary tensors.
+        base: the path below which the server has its own.
     """
 
     host: str
     connection: Connection = PLAIN
+    base: str = ""
 
     def request(self, model: str, inputs: Arrays, version: str = "", turn: Turn | None = None) -> bytes:
         """Return a request that carries its tensors.
@@ -110,7 +112,7 @@ class HttpRequests:
         kind = "application/json\r\n"
         if tensors is not None:
             kind = f"application/octet-stream\r\nInference-Header-Content-Length: {len(header)}\r\n"
-        start = f"POST {path} HTTP/1.1\r\nHost: {connection.host or self.host}\r\nContent-Type: {kind}{more}"
+        start = f"POST {self.base}{path} HTTP/1.1\r\nHost: {connection.host or self.host}\r\nContent-Type: {kind}{more}"
         return f"{start}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 

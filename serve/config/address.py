@@ -1,6 +1,6 @@
 """Address: that of a server on this machine, which does not encrypt."""
 
-from modelathe.connection import address
+from modelathe.connection import address, base
 from modelathe.errors import UsageError
 
 
@@ -11,7 +11,7 @@ def parse_url(url: str) -> tuple[str, str]:
         UsageError: another scheme, also an encrypted one, no port, or something behind the port.
     """
     protocol, place, encrypted = address(url)
-    if encrypted:
+    if encrypted or base(url):
         raise UsageError(
             "not the address of a plain server", where=url, fix="write grpc://HOST:PORT or http://HOST:PORT"
         )

@@ -28,13 +28,14 @@ from loadtest.record.results import MISMATCH, read
 from loadtest.selftest import nullserver
 from loadtest.send import wire
 from modelathe.client import connect
-from modelathe.connection import Connection, address
-from modelathe.errors import BadInput, ServerAbsent, UsageError
+from modelathe.connection import Connection, address, base
+from modelathe.errors import BadInput, ModelatheError, ServerAbsent, UsageError
 from serve.server.endpoint import Endpoint
 from serve.server.options import Listen, Tls
 from serve.server.tritonserver import running
 from tests.conftest import TINY, TINY_INPUTS, TINY_WEIGHT
-from tests.serve.server.test_care import needs_nginx, nginx
+from tests.serve.server.test_care import free_port, listens, needs_nginx, nginx
+from tests.serve.server.test_server import eventually
 
 PAYLOADS = payload.generate(TINY_INPUTS, 16, 0, batch=2)
 STREAMS = pytest.mark.parametrize("streams", [0, 2])
@@ -127,6 +128,37 @@ def test_http_over_tls(endpoint: Endpoint, certificates: Path, mutual: bool, tmp
             pass
 
 
+INGRESS = """
+pid nginx.pid;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;
+    server {{
+        listen 127.0.0.1:{port};
+        location /team/models/ {{ proxy_pass {upstream}/; proxy_http_version 1.1; proxy_set_header Connection ""; }}
+    }}
+}}
+"""
+
+
+@needs_nginx
+def test_a_server_below_a_path(endpoint: Endpoint, tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "nginx.conf").write_text(INGRESS.format(port=port, upstream=endpoint.http))
+    command = ["nginx", "-p", str(tmp_path), "-c", "nginx.conf", "-g", "daemon off;"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert eventually(lambda: listens(port))
+            all_right(run(f"http://127.0.0.1:{port}/team/models/", tmp_path, Connection()))
+            with connect(f"http://127.0.0.1:{port}/team/models", 10) as client:
+                assert client.ready(TINY) and client.models() == [TINY]
+            with connect(f"http://127.0.0.1:{port}/other", 10) as client, pytest.raises(ModelatheError):
+                client.metadata(TINY)
+        finally:
+            process.terminate()
+
+
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 @pytest.mark.parametrize("scheme", ["http", "grpc", "stream"])
 def test_compression(endpoint: Endpoint, scheme: str, algorithm: str, tmp_path: Path) -> None:
@@ -203,6 +235,9 @@ def test_requests_in_memory_say_where() -> None:
     ("url", "settings", "kind", "said"),
     [
         ("ftp://h:1", {}, UsageError, "not the address"),
+        ("grpc://h:1/team", {}, UsageError, "not the address"),
+        ("http://h:1/team?x=1", {}, UsageError, "not the address"),
+        ("http://h:1/a b", {}, UsageError, "not the address"),
         ("http://h:1", {"authority": "x"}, UsageError, "is not encrypted"),
         ("https://h:1", {"authority": "/none"}, BadInput, "no such file"),
         ("http://h:1", {"streams": 1}, UsageError, "matter of gRPC"),
@@ -228,6 +263,8 @@ def test_a_file_that_is_no_certificate(tmp_path: Path) -> None:
 def test_addresses() -> None:
     assert address("grpcs://localhost:1") == ("grpc", "localhost:1", True)
     assert address("http://[::1]:8000/") == ("http", "[::1]:8000", False)
+    assert address("https://h:1/team/models/") == ("http", "h:1", True)
+    assert [base(url) for url in ("http://h:1", "http://h:1/", "http://h:1/team/a-b/")] == ["", "", "/team/a-b"]
 
 
 def test_the_command_line(endpoint: Endpoint, tmp_path: Path) -> None:
