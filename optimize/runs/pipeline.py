@@ -88,7 +88,7 @@ def run(
     resume.check(folder)
     sets = splits.read(workload, progress, allow_overlap=allow_overlap)
     folder.mkdir(parents=True, exist_ok=True)
-    with scratch.alone(folder):
+    with scratch.locked(folder):
         return _run(recipe, workload, sets, folder, repository, force, strict, patience, progress)
 
 
