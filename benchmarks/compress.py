@@ -251,7 +251,7 @@ def main(names: tuple[str, ...]) -> None:
     results = json.loads(written.read_text()) if written.exists() else {}
     for name in names or SUBJECTS:
         made = load_workload(f"examples/{name}.py:workload")
-        with scratch.alone(OUTPUT):
+        with scratch.locked(OUTPUT):
             found, qualities = compare(made)
         show(name, found)
         judged = verdicts(made, found, qualities)

@@ -16,7 +16,7 @@ from typing import Any
 import mlperf_loadgen as lg
 import numpy as np
 
-from loadtest.mlperf.mlperf import SEED
+from loadtest.mlperf.rules import SEED
 from modelathe.client import connect
 from modelathe.tensors import TRITON_DTYPES
 

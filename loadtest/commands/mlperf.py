@@ -24,7 +24,7 @@ from modelathe.commandline import PATH, document, emit, finite, json_option
 from modelathe.errors import BadInput, Refused, UsageError
 
 if TYPE_CHECKING:
-    from loadtest.mlperf.mlperf import Settings
+    from loadtest.mlperf.rules import Settings
     from loadtest.plan.plan import Plan
     from loadtest.plan.traffic import Part
 
@@ -111,7 +111,7 @@ def mlperf(model: str, mode: str, output: Path | None, as_json: bool, **options:
 def _performance(model: str, options: dict[str, Any], folder: Path, quiet: bool) -> dict[str, Any]:
     from loadtest.judge.summary import summarize
     from loadtest.load import drive
-    from loadtest.mlperf import mlperf as rules
+    from loadtest.mlperf import rules
     from loadtest.record.results import read
     from loadtest.report import live
 
@@ -147,7 +147,7 @@ def _performance(model: str, options: dict[str, Any], folder: Path, quiet: bool)
 
 
 def _settings(options: dict[str, Any], data: int, expected: Callable[[], float]) -> "Settings":
-    from loadtest.mlperf.mlperf import BOUNDS, TARGET_LATENCY, Settings, official_rules
+    from loadtest.mlperf.rules import BOUNDS, TARGET_LATENCY, Settings, official_rules
 
     benchmark = options["benchmark"] or ""
     if benchmark and benchmark not in BOUNDS:
@@ -182,7 +182,7 @@ def _expected(plan: "Plan", parts: "list[Part]") -> float:
 
 def _accuracy(model: str, options: dict[str, Any], folder: Path, quiet: bool) -> dict[str, Any]:
     from loadtest.mlperf import accuracy
-    from loadtest.mlperf.mlperf import RULES
+    from loadtest.mlperf.rules import RULES
     from modelathe.client import connect
 
     labels_at, reference, other = options["labels"], options["reference"], options["reference_version"]

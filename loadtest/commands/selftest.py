@@ -32,7 +32,7 @@ def selftest(model: str | None, url: str | None, service: float, stall: float, e
     """
     from rich.console import Console
 
-    from loadtest.selftest.selftest import measure, text
+    from loadtest.selftest.measure import measure, text
     from modelathe import client
 
     if bool(model) != bool(url):

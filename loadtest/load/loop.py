@@ -41,7 +41,7 @@ class Progress:
     """
 
     elapsed: float
-    done: int = 0
+    ended: int = 0
     failed: int = 0
     in_flight: int = 0
     warming: bool = False

@@ -112,7 +112,7 @@ async def _warm(plan: Plan, sender: Sender, loop: Loop, output: _Output) -> None
 
 async def _run(loop: Loop, zero: float, output: _Output, orders: asyncio.StreamReader, answers: Answers | None) -> None:
     def tick(state: Progress) -> None:
-        output.say(done=state.done, failed=state.failed, in_flight=state.in_flight, recent=state.recent)
+        output.say(ended=state.ended, failed=state.failed, in_flight=state.in_flight, recent=state.recent)
 
     try:
         await _unless(asyncio.ensure_future(orders.read(1)), loop.run(tick, zero))

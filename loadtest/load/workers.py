@@ -231,7 +231,7 @@ class Crew:
         recent = tuple((latency, lag) for state in states for latency, lag in state["recent"])
         for state in states:
             state["recent"] = []
-        counts = {key: sum(state.get(key, 0) for state in states) for key in ("done", "failed", "in_flight")}
+        counts = {key: sum(state.get(key, 0) for state in states) for key in ("ended", "failed", "in_flight")}
         return Progress(elapsed, recent=recent, **counts)
 
 

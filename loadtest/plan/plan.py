@@ -22,8 +22,8 @@ class Plan:
     Exactly one of `concurrency`, `rate` and `trace` is given: the first makes a closed loop, the others an open one.
 
     Args:
-        url: `grpc://HOST:PORT`, or `http://HOST:PORT` and the path below which the server is, if any; `grpcs` or `https`
-            where it encrypts.
+        url: `grpc://HOST:PORT`, or `http://HOST:PORT` and the path below which the server is, if any; `grpcs` or
+            `https` where it encrypts.
         duration: seconds during which requests are sent, at most.
         concurrency: closed loop, requests always in flight.
         rate: open loop, requests per second.

@@ -298,41 +298,32 @@ def _processor(results: Results) -> Chart | None:
         ("machine_cpu", "whole machine", 100, GREY),
         ("gpu", "GPU", 100, GREEN),
     )
-    lines = _readings(results, rows)
-    return lines and _chart(
-        "Processor of the server's machine",
-        "Read about once a second; 200 % are two cores.",
-        lines,
-        height=260,
-        showlegend=True,
-        xaxis=_seconds(results),
-        yaxis={"title": "percent"},
-    )
+    caption = "Read about once a second; 200 % are two cores."
+    return _readings(results, "Processor of the server's machine", caption, rows, "percent")
 
 
 def _memory(results: Results) -> Chart | None:
     # Beside the whole machine's, the growth of the server's memory would not be seen.
     own = any("server_memory" in row for row in results.readings)
     first = ("server_memory", "server's processes") if own else ("machine_memory", "used on the whole machine")
-    lines = _readings(results, ((*first, 2**-20, BLUE), ("gpu_memory", "GPU", 2**-20, GREEN)))
-    return lines and _chart(
-        "Memory of the server's machine",
-        "Read about once a second; pages that several processes share count once for each.",
-        lines,
-        height=260,
-        showlegend=True,
-        xaxis=_seconds(results),
-        yaxis={"title": "MiB"},
-    )
+    rows = ((*first, 2**-20, BLUE), ("gpu_memory", "GPU", 2**-20, GREEN))
+    caption = "Read about once a second; pages that several processes share count once for each."
+    return _readings(results, "Memory of the server's machine", caption, rows, "MiB")
 
 
-def _readings(results: Results, rows: Sequence[tuple[str, str, float, str]]) -> Any:
+def _readings(
+    results: Results, title: str, caption: str, rows: Sequence[tuple[str, str, float, str]], unit: str
+) -> Chart | None:
+    """Return the chart of a reading's keys, each with its name, its factor and its color; None if there are none."""
     drawn = []
     for key, name, factor, color in rows:
         at, read = breakdown.column(results, key)
         if len(at):
             drawn.append(_line(at, read * factor, name, color))
-    return drawn or None
+    if not drawn:
+        return None
+    axes = {"xaxis": _seconds(results), "yaxis": {"title": unit}}
+    return _chart(title, caption, drawn, height=260, showlegend=True, **axes)
 
 
 def against_rate(runs: Sequence[tuple[str, dict[str, Any]]]) -> Chart:

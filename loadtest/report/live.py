@@ -48,12 +48,12 @@ class Latest:
     def figures(self) -> dict[str, str]:
         """Return names and values as they are shown; latency and lag are those of a sample of the requests."""
         first, last = self._states[0], self._states[-1]
-        since, done = (first.elapsed, first.done) if len(self._states) > 1 else (0.0, 0)
-        rate = (last.done - done) / (last.elapsed - since) if last.elapsed > since else float("nan")
+        since, ended = (first.elapsed, first.ended) if len(self._states) > 1 else (0.0, 0)
+        rate = (last.ended - ended) / (last.elapsed - since) if last.elapsed > since else float("nan")
         recent = np.concatenate(self._recent)
         p50, p99 = (percentile(recent[:, 0], percent) * 1e3 for percent in (50, 99))
         return {
-            "done": f"{last.done:,}",
+            "done": f"{last.ended:,}",
             "failed": f"{last.failed:,}",
             "per second": number(rate),
             "p50": f"{number(p50)} ms",

@@ -17,8 +17,8 @@ from loadtest.record import results
 from loadtest.record.statistics import number
 from loadtest.record.table import table
 from loadtest.report.terminal import load
+from loadtest.scenario.judges import JUDGES, Finding, Played
 from loadtest.scenario.scenario import Phase, Scenario, phases, resolved
-from loadtest.scenario.verdicts import VERDICTS, Finding, Played
 from modelathe import files
 from modelathe.commandline import document, finite
 from modelathe.errors import BadInput, ModelatheError
@@ -48,7 +48,7 @@ def play(scenario: Scenario, name: str, send: Send, folder: Path, largest: int =
     results.check_new(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rate = _saturation(scenario, send, folder)
-    verdict, played = VERDICTS[scenario.verdict], list[Played]()
+    judge, played = JUDGES[scenario.verdict], list[Played]()
 
     def written(findings: Sequence[Finding], complete: bool = True) -> dict[str, Any]:
         values = _document(scenario, name, played, findings, rate)
@@ -72,9 +72,9 @@ def play(scenario: Scenario, name: str, send: Send, folder: Path, largest: int =
                 error.partial = written([_UNFINISHED], complete=False) if played else {}
                 raise
             written([_UNFINISHED], complete=False)  # so that a killed run leaves a document too
-            if _broken(played[-1]) or verdict.enough(played):
+            if _broken(played[-1]) or judge.enough(played):
                 break
-    return written(_unanswered(played) or verdict.judge(played, watched))
+    return written(_unanswered(played) or judge.judge(played, watched))
 
 
 def _unanswered(played: Sequence[Played]) -> list[Finding]:

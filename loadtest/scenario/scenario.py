@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from loadtest.judge import thresholds
 from loadtest.plan.options import seconds
-from loadtest.scenario.verdicts import VERDICTS
+from loadtest.scenario.judges import JUDGES
 from modelathe.errors import UsageError
 
 FOLDER = Path(__file__).parent / "scenarios"
@@ -46,8 +46,8 @@ def _sentences(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _known(value: str) -> str:
-    if value not in VERDICTS:
-        raise ValueError(f"use one of {', '.join(VERDICTS)}")
+    if value not in JUDGES:
+        raise ValueError(f"use one of {', '.join(JUDGES)}")
     return value
 
 
@@ -110,7 +110,7 @@ class Scenario:
     Args:
         description: one line for the list.
         phase: in their order.
-        verdict: a name in `verdicts.VERDICTS`.
+        verdict: a name in `judges.JUDGES`.
         thresholds: what every phase must show, as sentences.
         sequence: as `--sequence`, for all phases.
         mix: other models as NAME = weight, for all phases.

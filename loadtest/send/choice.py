@@ -27,8 +27,8 @@ def sending(load: Load, client: Client) -> Iterator[Sender]:
         yield _sender(plan, encoder(request, parts, plan.sequence), answers)
         return
     named = http.shared_request if protocol == "http" else wire.grpc_shared_request
-    with shared(plan, client, parts, named) as memory:
-        yield SharedSender(_sender(plan, memory.encode, None), memory, answers)
+    with shared(plan, client, parts, named) as regions:
+        yield SharedSender(_sender(plan, regions.encode, None), regions, answers)
 
 
 def _sender(plan: Plan, encode: Encode, answers: Answers | None) -> Sender:

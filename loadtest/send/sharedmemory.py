@@ -121,7 +121,7 @@ def _library(kind: str) -> Any:
     return cuda_shared_memory
 
 
-class Memory:
+class Regions:
     """The regions of a run, and the requests that name them.
 
     Args:
@@ -176,13 +176,13 @@ class SharedSender:
     """Another sender's requests, their outputs checked where the server put them.
 
     Args:
-        inner: sends `memory.encode` and leaves outputs unchecked.
-        memory: where the tensors are.
+        inner: sends `regions.encode` and leaves outputs unchecked.
+        regions: where the tensors are.
         answers: what to compare the outputs with; None leaves them unchecked.
     """
 
-    def __init__(self, inner: Sender, memory: Memory, answers: Answers | None) -> None:
-        self.inner, self.memory, self.answers = inner, memory, answers
+    def __init__(self, inner: Sender, regions: Regions, answers: Answers | None) -> None:
+        self.inner, self.regions, self.answers = inner, regions, answers
         self.finished: Finished = lambda flight: None
         self._waiting: deque[Flight] = deque()
 
@@ -197,7 +197,7 @@ class SharedSender:
 
     def send(self, flight: Flight) -> None:
         """Send, or wait for a slot; `sent` says when it left."""
-        if self.memory.take(flight):
+        if self.regions.take(flight):
             self.inner.send(flight)
         else:
             self._waiting.append(flight)
@@ -208,15 +208,15 @@ class SharedSender:
 
     def _finished(self, flight: Flight) -> None:
         if flight.verdict == OK and self.answers:
-            self.memory.check(flight, self.answers)
-        self.memory.give_back(flight)
+            self.regions.check(flight, self.answers)
+        self.regions.give_back(flight)
         if self._waiting:
             self.send(self._waiting.popleft())
         self.finished(flight)
 
 
 @contextmanager
-def shared(plan: Plan, client: Client, parts: Sequence[Part], request: Request) -> Iterator[Memory]:
+def shared(plan: Plan, client: Client, parts: Sequence[Part], request: Request) -> Iterator[Regions]:
     """Put all inputs into shared memory for the block, and make room for the outputs.
 
     Args:
@@ -246,7 +246,7 @@ def shared(plan: Plan, client: Client, parts: Sequence[Part], request: Request) 
             regions.append(_Region(kind, max(needed, 1), client))
             regions[-1].register()
         regions[0].write(data)
-        yield Memory(_encoder(parts, regions, inputs, outputs, request), regions[1:], outputs)
+        yield Regions(_encoder(parts, regions, inputs, outputs, request), regions[1:], outputs)
     finally:
         deadline = time.monotonic() + _PATIENCE
         for region in regions:

@@ -80,7 +80,7 @@ def run(
     resume.check(folder)
     sets = splits.read(workload, progress, allow_overlap=terms.allow_overlap)
     folder.mkdir(parents=True, exist_ok=True)
-    with scratch.alone(folder):
+    with scratch.locked(folder):
         resume.prepare(folder, recipe, [folder_name(0, TRAINED), *folders(recipe)], progress)
         key = digest.trained(workload, sets)
         trained = establish(workload, folder / folder_name(0, TRAINED), key, progress)

@@ -34,7 +34,7 @@ def folder(at: Path | None = None, prefix: str = PREFIX) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(place: Path) -> Iterator[None]:
+def locked(place: Path) -> Iterator[None]:
     """Be the only command that works in the folder `place`, which must exist.
 
     Raises:

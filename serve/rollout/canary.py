@@ -186,11 +186,11 @@ def compare(place: Path, model: str, old: int, new: int, requests: Sequence[Arra
         running(root, grace=0) as endpoint,
         connect(endpoint.grpc) as client,
     ):
-        alone = int(repository.config(root, SIDES[0]).HasField("sequence_batching"))
+        sequence = int(repository.config(root, SIDES[0]).HasField("sequence_batching"))
         for side in SIDES:
             for request in requests[:WARM]:
-                _ask(client, side, request, alone)
-        pairs = [_pair(client, request, number, alone) for number, request in enumerate(requests)]
+                _ask(client, side, request, sequence)
+        pairs = [_pair(client, request, number, sequence) for number, request in enumerate(requests)]
         batched = bool(repository.config(root, SIDES[0]).max_batch_size)
     return _summary(pairs, batched)
 

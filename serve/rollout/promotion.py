@@ -129,7 +129,7 @@ def _locked(place: Path, models: Sequence[str]) -> Iterator[list[Journal]]:
         def hold(names: Iterable[str]) -> None:
             for name in sorted(names):
                 if (place / name).is_dir():
-                    locks.enter_context(scratch.alone(place / name))
+                    locks.enter_context(scratch.locked(place / name))
 
         hold(set(models))
         # Who begins a change or settles one holds the locks of all its models.

@@ -133,7 +133,7 @@ def _ask(
     Returns:
         The outputs that held NaN or infinity.
     """
-    alone = int(config.HasField("sequence_batching"))
+    sequence = int(config.HasField("sequence_batching"))
     rng = np.random.default_rng(0)
     # The steps of a pipeline are not warmed up.
     ours = {1, config.max_batch_size} if config.backend in ("", "python") else {1}
@@ -142,7 +142,7 @@ def _ask(
     strange: dict[str, None] = {}
     for size, specs in [*((size, inputs) for size in sizes), *([(sizes[0], required)] if optional else [])]:
         batch = size if config.max_batch_size else None
-        answer = client.infer(model, {spec.name: spec.generate(rng, batch) for spec in specs}, sequence=alone)
+        answer = client.infer(model, {spec.name: spec.generate(rng, batch) for spec in specs}, sequence=sequence)
         for spec in outputs:
             _check_answer(model, spec, answer, batch)
             if answer[spec.name].dtype.kind == "f" and not np.isfinite(answer[spec.name]).all():

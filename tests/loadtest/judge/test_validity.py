@@ -18,7 +18,7 @@ from loadtest.plan.traffic import Part
 from loadtest.record import statistics
 from loadtest.record.results import DROPPED, ERROR, OK, TIMEOUT, VERDICTS, Results
 from loadtest.report import exports, page
-from loadtest.scenario import play, scenario, verdicts
+from loadtest.scenario import judges, play, scenario
 from loadtest.selftest import nullserver
 from tests.loadtest.program import loadtest
 
@@ -255,10 +255,10 @@ def test_every_report_of_a_run_says_what_did_not_pass(tmp_path: Path) -> None:
 
 def test_a_scenario_that_is_not_judged_in_full_is_not_passed(tmp_path: Path) -> None:
     """A knee that was not reached is no pass; memory that nobody asked to watch is no failure."""
-    played = [verdicts.Played("a", summary.summary(made(EVERY_10_MS, 0.005)) | {"thresholds": []}, tmp_path / "a")]
+    played = [judges.Played("a", summary.summary(made(EVERY_10_MS, 0.005)) | {"thresholds": []}, tmp_path / "a")]
     found = scenario.load(scenario.find("saturation"))
     for optional, passed in ((False, None), (True, True)):
-        finding = verdicts.Finding("knee", None, "not reached", optional=optional)
+        finding = judges.Finding("knee", None, "not reached", optional=optional)
         assert play._document(found, "saturation", played, [finding], None)["verdict"]["passed"] is passed
     failure = scenario_command._failure(
         {

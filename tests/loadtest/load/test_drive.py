@@ -68,7 +68,7 @@ def test_counts_that_begin_anew_are_none(stand_in, scheme: str, tmp_path: Path) 
     with stand_in(inferences=100_000) as server:
 
         def reload(progress: loop.Progress) -> None:
-            if progress.done and server.inferences > 100_000:
+            if progress.ended and server.inferences > 100_000:
                 server.inferences = 0
 
         plan = Plan(server.url(scheme), 0.5, concurrency=1, warmup=0.0)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from loadtest.mlperf import accuracy, mlperf
-from loadtest.mlperf.mlperf import RULES, Settings
+from loadtest.mlperf import accuracy, rules
+from loadtest.mlperf.rules import RULES, Settings
 from loadtest.plan import schedule, traffic
 from loadtest.plan.traffic import Part
 from loadtest.record.results import OK, VERDICTS, Results
@@ -50,23 +50,23 @@ def null() -> Any:
 
 def test_early_stopping_needs_what_the_rules_say() -> None:
     # mlperf.conf has the 662 for MultiStream, and LoadGen prints the 64 for SingleStream.
-    assert mlperf.needed(1, 0.9) == 64
-    assert mlperf.needed(1, 0.99) == 662
-    assert mlperf.needed(0, 0.99) == 459
+    assert rules.needed(1, 0.9) == 64
+    assert rules.needed(1, 0.99) == 662
+    assert rules.needed(0, 0.99) == 459
 
 
 @pytest.mark.parametrize("percentile", [0.9, 0.99])
 @pytest.mark.parametrize("queries", [64, 661, 662, 1000, 24_576, 270_336])
 def test_so_many_are_discarded_as_may_be(queries: int, percentile: float) -> None:
-    over = mlperf.discarded(queries, percentile)
+    over = rules.discarded(queries, percentile)
     if over:
-        assert mlperf.needed(over, percentile) <= queries
-    assert mlperf.needed(over + 1, percentile) > queries
+        assert rules.needed(over, percentile) <= queries
+    assert rules.needed(over + 1, percentile) > queries
 
 
 def test_too_few_queries_give_no_estimate() -> None:
-    assert mlperf.estimate(np.arange(63.0), 0.9) is None
-    assert mlperf.estimate(np.arange(64.0), 0.9) == 63.0
+    assert rules.estimate(np.arange(63.0), 0.9) is None
+    assert rules.estimate(np.arange(64.0), 0.9) == 63.0
 
 
 @pytest.mark.parametrize("scenario", ["single-stream", "multi-stream"])
@@ -78,15 +78,15 @@ def test_the_estimates_are_loadgens_for_the_same_latencies(null: Any, scenario: 
         # The eight samples of a query are one request, so they end together.
         latencies = latencies.reshape(-1, 8).max(axis=1)
     latencies, share = np.sort(latencies), RULES[scenario].percentile
-    assert len(latencies) == said(summary, f"Processed at least {mlperf.needed(1, share)} queries (#)")
-    assert mlperf.discarded(len(latencies), share) - 1 == said(summary, "Would discard # highest")
+    assert len(latencies) == said(summary, f"Processed at least {rules.needed(1, share)} queries (#)")
+    assert rules.discarded(len(latencies), share) - 1 == said(summary, "Would discard # highest")
     for one in {share, 0.99}:
-        assert mlperf.estimate(latencies, one) == said(
+        assert rules.estimate(latencies, one) == said(
             summary, f"Early stopping {one * 100:.1f}th percentile estimate: #"
         )
     for percent in (50, 90, 95, 97, 99, 99.9):
         stated = said(summary, f"{percent:.2f} percentile latency (ns)   : #")
-        assert mlperf.percentile(latencies, percent / 100) == stated
+        assert rules.percentile(latencies, percent / 100) == stated
 
 
 def test_the_server_scenario_is_judged_as_loadgen_judges_it(null: Any) -> None:
@@ -94,7 +94,7 @@ def test_the_server_scenario_is_judged_as_loadgen_judges_it(null: Any) -> None:
     found = loadgen(scenario="server", url=null.grpc, model=null.model, target_latency=1e-5, **asked)
     over = len(found["latencies_ns"])  # nothing is as fast as that
     more = said(found["summary"], "Would need to run at least # more queries")
-    assert mlperf.needed(over, 0.99) - over == more
+    assert rules.needed(over, 0.99) - over == more
 
 
 @pytest.mark.timed
@@ -104,7 +104,7 @@ def test_the_server_scenario_sends_when_loadgen_would() -> None:
     with nullserver.running() as server:
         found = loadgen(scenario="server", url=server.grpc, model=server.model, **asked)
     theirs = np.diff(np.sort(found["scheduled_us"])) / 1e6
-    ours = np.diff(list(schedule.times(1000.0, 2.0, mlperf.SEED, "poisson")))
+    ours = np.diff(list(schedule.times(1000.0, 2.0, rules.SEED, "poisson")))
     # Both seeds are fixed, so chance has no say in this.
     assert ks_2samp(ours, theirs).pvalue > 0.01
     assert len(ours) == pytest.approx(len(theirs), rel=0.1)
@@ -112,7 +112,7 @@ def test_the_server_scenario_sends_when_loadgen_would() -> None:
 
 @pytest.mark.parametrize("queries", [100, 5000])
 def test_the_server_scenario_lasts_for_duration_and_queries(queries: int) -> None:
-    shape = mlperf.options(Settings("server", 10.0, queries, target_qps=100.0), 1, 1)
+    shape = rules.options(Settings("server", 10.0, queries, target_qps=100.0), 1, 1)
     due = list(schedule.times(100.0, shape["duration"], shape["seed"], "poisson"))
     assert due[shape["requests"] - 1] >= 10.0
     assert shape["requests"] >= queries
@@ -120,19 +120,19 @@ def test_the_server_scenario_lasts_for_duration_and_queries(queries: int) -> Non
 
 
 def test_offline_sends_a_tenth_more_than_the_duration_takes() -> None:
-    assert mlperf.options(Settings("offline", 600.0, 24_576, target_qps=100.0), 8, 4)["requests"] == 66_000 / 8
-    assert mlperf.options(Settings("offline", 600.0, 24_576, target_qps=1.0), 8, 4)["requests"] == 24_576 / 8
+    assert rules.options(Settings("offline", 600.0, 24_576, target_qps=100.0), 8, 4)["requests"] == 66_000 / 8
+    assert rules.options(Settings("offline", 600.0, 24_576, target_qps=1.0), 8, 4)["requests"] == 24_576 / 8
 
 
 def test_a_small_data_set_is_enough_for_offline() -> None:
-    assert mlperf.official_rules("offline", 5000).queries == 5000
-    assert mlperf.official_rules("offline", 100_000).queries == 24_576
-    assert mlperf.official_rules("server", 5000).queries == 100
+    assert rules.official_rules("offline", 5000).queries == 5000
+    assert rules.official_rules("offline", 100_000).queries == 24_576
+    assert rules.official_rules("server", 5000).queries == 100
 
 
 def test_samples_are_drawn_with_replacement_the_same_for_every_worker() -> None:
     part = Part("m", [{}] * 10, drawn=True)
-    first, second = (traffic.Chooser([part], mlperf.SEED).pick for _ in range(2))
+    first, second = (traffic.Chooser([part], rules.SEED).pick for _ in range(2))
     drawn = np.array([first(n) for n in range(20_000)])
     assert [second(n) for n in range(9_999, 0, -1000)] == drawn[9_999:0:-1000].tolist()
     assert np.bincount(drawn, minlength=10).min() > 1800
@@ -153,7 +153,7 @@ def run(scenario: str, latencies: Any, seconds: float, verdicts: str = OK) -> Re
 def test_a_run_that_keeps_all_rules(scenario: str) -> None:
     official = RULES[scenario]
     settings = Settings(scenario, official.duration, official.queries, 50.0, 0.1, "retinanet")
-    figures = mlperf.figures(settings, run(scenario, np.full(30_000, 0.01), 601.0), data=50_000)
+    figures = rules.figures(settings, run(scenario, np.full(30_000, 0.01), 601.0), data=50_000)
     assert figures["result"] == "VALID"
     assert figures["compliant"], figures["broken"]
 
@@ -169,7 +169,7 @@ def test_every_broken_rule_is_named(scenario: str, change: dict[str, Any], word:
     what = {"seconds": 601.0, "count": 30_000, "data": 50_000, "verdicts": OK} | change
     settings = Settings(scenario, 1.0, 1, 50.0, 0.1)
     results = run(scenario, np.full(what["count"], 0.01), what["seconds"], what["verdicts"])
-    figures = mlperf.figures(settings, results, what["data"])
+    figures = rules.figures(settings, results, what["data"])
     assert not figures["compliant"]
     assert any(re.search(word, text) for text in figures["broken"]), figures["broken"]
 
@@ -180,13 +180,13 @@ def test_every_broken_rule_is_named(scenario: str, change: dict[str, Any], word:
 )
 def test_only_mlperfs_own_bounds_keep_its_rules(latency: float, benchmark: str, kept: bool) -> None:
     settings = Settings("server", 600.0, 100, 50.0, latency, benchmark)
-    figures = mlperf.figures(settings, run("server", np.full(30_000, 0.01), 601.0), 50_000)
+    figures = rules.figures(settings, run("server", np.full(30_000, 0.01), 601.0), 50_000)
     assert figures["result"] == "VALID"
     assert figures["compliant"] == kept
     assert kept or figures["broken"] == ["the bound of the latency is MLPerf's own (--benchmark): no"]
     if benchmark == "resnet50":
         # Within a generous bound of one's own is not within MLPerf's.
-        slow = mlperf.figures(settings, run("server", np.full(30_000, 0.016), 601.0), 50_000)
+        slow = rules.figures(settings, run("server", np.full(30_000, 0.016), 601.0), 50_000)
         assert not slow["compliant"]
         assert any("asked at most 15 ms" in text for text in slow["broken"])
 
@@ -195,12 +195,12 @@ def test_the_bounds_are_those_that_loadgen_carries() -> None:
     library = pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is part of the dev extra")
     config = Path(library.__file__).read_bytes()
     stated = re.findall(rb"([a-z0-9_.-]+)\.Server\.target_latency = (\d+)", config)
-    assert {name.decode(): int(limit) / 1e3 for name, limit in stated if limit != b"0"} == mlperf.BOUNDS
+    assert {name.decode(): int(limit) / 1e3 for name, limit in stated if limit != b"0"} == rules.BOUNDS
 
 
 def test_a_slow_server_is_invalid() -> None:
     latencies = np.where(np.arange(30_000) % 50 == 0, 0.2, 0.01)
-    figures = mlperf.figures(Settings("server", 600.0, 100, 50.0, 0.1), run("server", latencies, 601.0), 50_000)
+    figures = rules.figures(Settings("server", 600.0, 100, 50.0, 0.1), run("server", latencies, 601.0), 50_000)
     assert figures["result"] == "INVALID"
     assert [text.partition(":")[0] for text in figures["unmet"]] == [
         "latency at 99 %",

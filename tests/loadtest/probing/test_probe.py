@@ -17,7 +17,7 @@ from loadtest.probing import edge
 from loadtest.probing.probe import conditions, measure, prober
 from loadtest.probing.search import CLIENT, DISTURBED, FAILED, USELESS, verdict
 from loadtest.record.results import DROPPED, ERROR, MISMATCH, TIMEOUT, VERDICTS, Results
-from loadtest.selftest.selftest import nullserver
+from loadtest.selftest import nullserver
 from modelathe.errors import UsageError
 
 END = {

@@ -182,7 +182,7 @@ def test_one_run_at_a_time_in_a_folder(optimize: Optimize, tmp_path: Path) -> No
     recipe, folder = tmp_path / "recipe.toml", tmp_path / "run"
     recipe.write_text(STEP)
     folder.mkdir()
-    with scratch.alone(folder):
+    with scratch.locked(folder):
         ended = optimize("run", SOURCE, "--recipe", recipe, "--output", folder, "--json")
     one_error(ended, 5, "another command works in this folder")
 

@@ -100,14 +100,14 @@ def test_a_server_that_begins_before_a_commands_lock_is_told(
     monkeypatch.setattr(control, "versions", lambda url, model: [])
     publish_image(place, place.parent / "planes.onnx", "planes")
     with ExitStack() as stack:
-        real = scratch.alone
+        real = scratch.locked
 
         def late(folder: Path) -> AbstractContextManager[None]:
             if not state.everything():
                 stack.enter_context(state.claimed(place))(NOBODY)
             return real(folder)
 
-        monkeypatch.setattr(scratch, "alone", late)
+        monkeypatch.setattr(scratch, "locked", late)
         monkeypatch.chdir(place.parent)
         done = CliRunner().invoke(main, [*words, "--json"])
     assert done.exit_code == 0, done.output

@@ -152,7 +152,7 @@ def test_a_promotion_under_way_is_not_undone(place: Path, caplog: pytest.LogCapt
         watch = Watch(endpoint, place)
         watch.look()
         os.kill(living(endpoint).pop(), signal.SIGKILL)
-        with scratch.alone(place / TINY):
+        with scratch.locked(place / TINY):
             assert eventually(lambda: bool(watch.look()) or "another command works in this folder" in caplog.text)
             assert not living(endpoint)
         assert eventually(lambda: bool(watch.look()) or bool(living(endpoint)))

@@ -1,4 +1,4 @@
-"""MLPerf: the four scenarios of MLPerf Inference, with the rules of LoadGen 6.0 and its `mlperf.conf`.
+"""Rules: the four scenarios of MLPerf Inference, and what LoadGen 6.0 and its `mlperf.conf` ask of them.
 
 What is computed here follows LoadGen's source (github.com/mlcommons/inference, `loadgen/`), so that the same latencies
 give the same figures: `results.cc` for the metrics and the rules, `early_stopping.cc` for the estimates, `loadgen.cc`

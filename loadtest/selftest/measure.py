@@ -1,4 +1,4 @@
-"""Selftest: what the load generator itself reaches on this machine, measured against the null server."""
+"""Measure: what the load generator itself reaches on this machine, measured against the null server."""
 
 import tempfile
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Verdicts: what the phases of a scenario show together. A new one is a function and its row in `VERDICTS`."""
+"""Judges: what the phases of a scenario show together. A new one is a function and its row in `JUDGES`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +62,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judge:
     """How a scenario is judged: `judge` looks at all phases, `enough` says after each whether to go on."""
 
     judge: Callable[[Sequence[Played], Memory], list[Finding]]
@@ -267,11 +267,11 @@ def _overload_end(plan: dict[str, Any], usual: float) -> float:
     return float(at[min(above[-1] + 1, _STEPS)]) if len(above) else 0.0
 
 
-VERDICTS = {
-    "thresholds": Verdict(by_thresholds),
-    "soak": Verdict(soak),
-    "climb": Verdict(climb),
-    "saturation": Verdict(saturation, saturated),
-    "batch-sweep": Verdict(batch_sweep),
-    "recovery": Verdict(recovery),
+JUDGES = {
+    "thresholds": Judge(by_thresholds),
+    "soak": Judge(soak),
+    "climb": Judge(climb),
+    "saturation": Judge(saturation, saturated),
+    "batch-sweep": Judge(batch_sweep),
+    "recovery": Judge(recovery),
 }

@@ -7,8 +7,8 @@ import pytest
 
 from loadtest.judge import trend
 from loadtest.load.memory import Memory
-from loadtest.scenario import verdicts
-from loadtest.scenario.verdicts import Played
+from loadtest.scenario import judges
+from loadtest.scenario.judges import Played
 
 RNG = np.random.default_rng(0)
 SECONDS = 600.0
@@ -26,7 +26,7 @@ def written(path: Path, at: Any, latency: Any, *, closed: bool = False, verdict:
 
 
 def soaked(path: Path, at: Any, latency: Any, memory: Memory | None = None, **more: Any) -> dict[str, bool | None]:
-    return {one.name: one.passed for one in verdicts.soak([written(path, at, latency, **more)], memory or Memory(""))}
+    return {one.name: one.passed for one in judges.soak([written(path, at, latency, **more)], memory or Memory(""))}
 
 
 def noise(count: int, share: float = 0.2) -> Any:
@@ -75,9 +75,9 @@ def test_a_short_soak_is_not_judged(tmp_path: Path) -> None:
 def test_a_ramp_finds_where_latency_begins_to_climb(tmp_path: Path) -> None:
     at = np.sqrt(np.linspace(0, SECONDS**2, 6000))[:-1]  # the rate grows evenly, to 20 a second
     latency = 0.02 * noise(len(at)) * np.where(at < 400, 1, 3)
-    (found,) = verdicts.climb([written(tmp_path / "r", at, latency)], Memory(""))
+    (found,) = judges.climb([written(tmp_path / "r", at, latency)], Memory(""))
     assert found.figures["rate"] == pytest.approx(6000 / SECONDS * 2 * 400 / SECONDS, rel=0.1)
-    (found,) = verdicts.climb([written(tmp_path / "s", at, 0.02 * noise(len(at)))], Memory(""))
+    (found,) = judges.climb([written(tmp_path / "s", at, 0.02 * noise(len(at)))], Memory(""))
     assert "no climb" in found.text
 
 
@@ -85,10 +85,10 @@ def test_a_ramp_finds_where_latency_begins_to_climb(tmp_path: Path) -> None:
 def test_nothing_answered_is_no_pass(tmp_path: Path, verdict: str) -> None:
     at = np.sqrt(np.linspace(0, SECONDS**2, 6000))[:-1]
     phase = written(tmp_path / "r", at, np.full(len(at), 0.02), verdict=verdict)
-    assert [one.passed for one in verdicts.climb([phase], Memory(""))] == [False]
-    assert {one.passed for one in verdicts.soak([phase], Memory(""))} == {None}
-    assert [one.passed for one in verdicts.batch_sweep(phases([0, 0]), Memory(""))] == [False]
-    assert [one.passed for one in verdicts.saturation(phases([0, 0, 0, 0]), Memory(""))] == [None]
+    assert [one.passed for one in judges.climb([phase], Memory(""))] == [False]
+    assert {one.passed for one in judges.soak([phase], Memory(""))} == {None}
+    assert [one.passed for one in judges.batch_sweep(phases([0, 0]), Memory(""))] == [False]
+    assert [one.passed for one in judges.saturation(phases([0, 0, 0, 0]), Memory(""))] == [None]
 
 
 @pytest.mark.parametrize("verdict", ["error", "timeout"])
@@ -96,7 +96,7 @@ def test_failures_are_where_a_ramp_climbs(tmp_path: Path, verdict: str) -> None:
     """A server that refuses at once what is too much for it is as fast as ever."""
     at = np.sqrt(np.linspace(0, SECONDS**2, 6000))[:-1]
     phase = written(tmp_path / "r", at, np.full(len(at), 0.02), verdict=np.where(at < 400, "ok", verdict))
-    (found,) = verdicts.climb([phase], Memory(""))
+    (found,) = judges.climb([phase], Memory(""))
     assert found.figures["rate"] == pytest.approx(6000 / SECONDS * 2 * 400 / SECONDS, rel=0.1)
 
 
@@ -130,20 +130,20 @@ def phases(rates: list[float], key: str = "concurrency") -> list[Played]:
 
 def test_the_knee_is_the_lowest_concurrency_of_full_throughput() -> None:
     played = phases([100, 195, 380, 400, 402, 399])
-    (finding,) = verdicts.saturation(played, Memory(""))
+    (finding,) = judges.saturation(played, Memory(""))
     assert finding.figures["concurrency"] == 8
     assert finding.passed
-    assert [verdicts.saturated(played[:n]) for n in range(1, 7)] == [False, False, False, False, False, True]
+    assert [judges.saturated(played[:n]) for n in range(1, 7)] == [False, False, False, False, False, True]
 
 
 def test_throughput_that_still_rises_has_no_knee_yet() -> None:
-    (finding,) = verdicts.saturation(phases([100, 200, 400, 800]), Memory(""))
+    (finding,) = judges.saturation(phases([100, 200, 400, 800]), Memory(""))
     assert finding.passed is None
     assert "not reached" in finding.text
 
 
 def test_the_best_batch_is_that_of_most_samples() -> None:
-    (finding,) = verdicts.batch_sweep(phases([100, 90, 60, 20]), Memory(""))
+    (finding,) = judges.batch_sweep(phases([100, 90, 60, 20]), Memory(""))
     assert finding.figures["best"] == 4
     assert [row["batch"] for row in finding.figures["batches"]] == [1, 2, 4, 8]
 
@@ -152,7 +152,7 @@ def test_the_best_batch_is_that_of_most_samples() -> None:
 def test_recovery_compares_the_last_phase_with_the_first(after: float, back: bool) -> None:
     played = phases([1, 1, 1])
     played[-1].document["latency_ms"]["p50"] = after
-    assert verdicts.recovery(played, Memory(""))[0].passed is back
+    assert judges.recovery(played, Memory(""))[0].passed is back
 
 
 def spiked(folder: Path, slow: float, rest: float = 0.02) -> Any:
@@ -163,7 +163,7 @@ def spiked(folder: Path, slow: float, rest: float = 0.02) -> Any:
     plan = {"duration": 100.0, "rate": 50.0, "profile": "spike:to=150,start=0.3,length=0.1", "concurrency": None}
     document = {"plan": plan, "latency_ms": {"p50": 20.0}}
     around = Played("around", {"plan": plan | {"profile": "flat"}, "latency_ms": {"p50": 20.0}}, Path())
-    (plain, backlog) = verdicts.recovery([around, Played("spike", document, phase.path), around], Memory(""))
+    (plain, backlog) = judges.recovery([around, Played("spike", document, phase.path), around], Memory(""))
     assert plain.passed
     return backlog
 
