@@ -79,6 +79,7 @@ FLOORS = (
         "optimize/methods/distill",
     ),
     *(
+        "optimize/methods/prune/groups",
         "optimize/methods/prune",
         "optimize/methods/quantize",
         "optimize/methods",
