@@ -84,7 +84,8 @@ def apply(config: Channels, module: "nn.Module", context: "Context") -> "nn.Modu
         BadModel: the dependency graph cannot be built for this architecture, or training diverged.
         BadGraph: the latency is asked for and the model cannot be exported.
     """
-    from optimize.methods.prune import observe, trial
+    from optimize.methods.prune import observe
+    from optimize.methods.prune.groups import trial
     from optimize.model.copies import copied
     from optimize.train import fit as train
 
@@ -117,7 +118,7 @@ def _freeze(module: "nn.Module", frozen: list[str]) -> None:
 
 def _free(config: Channels, module: "nn.Module", inputs: "Inputs", context: "Context") -> list[str]:
     """Return the names of the groups that may be cut, and say which layers are left alone."""
-    from optimize.methods.prune import trial
+    from optimize.methods.prune.groups import trial
 
     names, outputs = matches(module), context.workload.outputs
     excluded = globs.excluded(names, config.exclude)
@@ -143,7 +144,8 @@ def _free(config: Channels, module: "nn.Module", inputs: "Inputs", context: "Con
 def _rank(
     config: Channels, module: "nn.Module", inputs: "Inputs", sizes: Mapping[str, int], context: "Context"
 ) -> "dict[str, Ranked]":
-    from optimize.methods.prune import importance, trial
+    from optimize.methods.prune import importance
+    from optimize.methods.prune.groups import trial
     from optimize.methods.prune.ranking import Ranked
 
     salient = importance.saliency(config.score, module, context)
@@ -171,7 +173,8 @@ def _cut(
     context: "Context",
 ) -> None:
     """Remove `config.ratio` of what there was before the first cut."""
-    from optimize.methods.prune import cost, ranking, trial
+    from optimize.methods.prune import cost, ranking
+    from optimize.methods.prune.groups import trial
     from optimize.model.copies import copied
 
     def say(text: str) -> None:

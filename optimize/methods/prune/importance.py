@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from optimize.methods.prune.group import Group, Side, views
+from optimize.methods.prune.groups.group import Group, Side, views
 from optimize.predict.module import forward
 from optimize.source import padding, sample
 from optimize.train import fit as train

@@ -16,9 +16,10 @@ from modelathe.tensors import BATCH, Array, TensorSpec
 from optimize.judge import macs, measure
 from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
-from optimize.methods.prune import cost, dependency, importance, recurrent
+from optimize.methods.prune import cost, importance
 from optimize.methods.prune.channels import Channels, needs
-from optimize.methods.prune.group import Group, Member
+from optimize.methods.prune.groups import dependency, recurrent
+from optimize.methods.prune.groups.group import Group, Member
 from optimize.methods.prune.ranking import Ranked, choose
 from optimize.model.errors import BadModel, NoEffect
 from optimize.predict.module import TorchPredictor

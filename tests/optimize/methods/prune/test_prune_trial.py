@@ -13,7 +13,7 @@ from torch import nn
 from modelathe.tensors import BATCH, TensorSpec
 from optimize.methods import apply as step
 from optimize.methods.prune.channels import Channels
-from optimize.methods.prune.trial import exact, sound
+from optimize.methods.prune.groups.trial import exact, sound
 from optimize.model.errors import BadModel, NoEffect
 from optimize.predict.module import TorchPredictor
 from optimize.source.workload import Batch, Workload

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from optimize.methods.prune.group import Group, Member, tied
+from optimize.methods.prune.groups.group import Group, Member, tied
 
 READERS = (nn.Linear, _ConvNd, nn.RNNBase)
 """Layers that mix the channels of their input; behind them no channel can be told from another."""

@@ -16,8 +16,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 from torch_pruning.dependency import index_mapping
 
-from optimize.methods.prune import recurrent
-from optimize.methods.prune.group import Group, Member, tied
+from optimize.methods.prune.groups import recurrent
+from optimize.methods.prune.groups.group import Group, Member, tied
 from optimize.model.errors import BadModel, first_line
 
 ROOTS = (_ConvNd, nn.Linear, nn.Embedding)

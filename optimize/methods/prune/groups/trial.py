@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from optimize.methods.prune import dependency, recurrent
-from optimize.methods.prune.group import Group
+from optimize.methods.prune.groups import dependency, recurrent
+from optimize.methods.prune.groups.group import Group
 from optimize.model.copies import copied
 from optimize.predict.module import forward
 

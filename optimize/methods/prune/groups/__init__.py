@@ -1,0 +1,1 @@
+"""Groups: channels that go together or not at all, found and tried."""
