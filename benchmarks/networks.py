@@ -12,8 +12,9 @@ from torch import nn
 
 from loadtest.plan.data import payload
 from modelathe.tensors import Arrays, Dim, TensorSpec
+from optimize.source.batch import Batch
 from optimize.source.load import load_workload
-from optimize.source.workload import Batch, Workload
+from optimize.source.workload import Workload
 
 EXAMPLE = Path("examples/sentence_embedding.py")
 BATCH = Dim("batch", 1, 8, 256)

@@ -11,12 +11,14 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:
     from modelathe.tensors import BATCH, Dim, TensorSpec
-    from optimize.source.workload import Batch, Workload
+    from optimize.source.batch import Batch
+    from optimize.source.workload import Workload
 
 __all__ = ["BATCH", "Batch", "Dim", "TensorSpec", "Workload"]
 _PLACES = {
     **dict.fromkeys(("BATCH", "Dim", "TensorSpec"), "modelathe.tensors"),
-    **dict.fromkeys(("Batch", "Workload"), "optimize.source.workload"),
+    "Batch": "optimize.source.batch",
+    "Workload": "optimize.source.workload",
 }
 
 

@@ -29,7 +29,8 @@ ROOMS = {
     " selftest/nullserver selftest commands",
     "serve": "backends config repository tensorrt server rollout watch clients clients/standin pipelines commands",
     "optimize": "model graph source machine predict step train judge"
-    " methods/export methods/distill methods/prune/groups methods/prune methods/quantize methods tensorrt report runs commands",
+    " methods/export methods/distill methods/prune/groups methods/prune methods/quantize methods"
+    " tensorrt report runs commands",
 }
 FLOORS = (
     "modelathe",

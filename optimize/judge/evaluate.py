@@ -11,7 +11,8 @@ from optimize.judge import intervals
 from optimize.judge.intervals import At
 from optimize.model.errors import BadData, BadModel, BadWorkload
 from optimize.predict.predictor import Predictor, cut
-from optimize.source.workload import Workload, concatenate, guarded
+from optimize.source.batch import concatenate, guarded
+from optimize.source.workload import Workload
 
 ROUNDING = 1e-6
 """How far beyond [0, 1] rounding may bring the figure of a score that lies there."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from modelathe.tensors import Array
-from optimize.source.workload import mean
+from optimize.source.batch import mean
 
 RESAMPLES = 2000
 LEVEL = 0.95

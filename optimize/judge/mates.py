@@ -8,7 +8,7 @@ import numpy as np
 
 from modelathe.tensors import Array, Arrays
 from optimize.model.errors import BadGraph
-from optimize.source.workload import concatenate
+from optimize.source.batch import concatenate
 from serve.config.target import Target
 
 COMPOSITIONS = 20

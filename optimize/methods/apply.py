@@ -6,7 +6,8 @@ from typing import Any
 from optimize.methods.table import BY_NAME, METHODS
 from optimize.model.errors import BadWorkload, NoEffect
 from optimize.source import splits
-from optimize.source.workload import DATA, Workload
+from optimize.source.batch import DATA
+from optimize.source.workload import Workload
 from optimize.step.contract import Context, Subject, fingerprint
 from serve.config.target import Target
 

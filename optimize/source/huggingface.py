@@ -20,7 +20,8 @@ from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
 from optimize.graph.graph import quiet
 from optimize.model.errors import BadData, BadWorkload, first_line
 from optimize.source import texts
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 
 HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "ForImageClassification", "Model")
 """What a class name ends with whose outputs we know; each gives one tensor for one pass over its inputs."""

@@ -9,7 +9,8 @@ from types import ModuleType
 
 from optimize.model.errors import BadWorkload
 from optimize.source import code
-from optimize.source.workload import Workload, guarded
+from optimize.source.batch import guarded
+from optimize.source.workload import Workload
 
 
 def load_workload(source: str) -> Workload:

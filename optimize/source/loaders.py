@@ -16,7 +16,7 @@ from torch import nn
 
 from modelathe.tensors import Array
 from optimize.model.errors import BadData, BadWorkload
-from optimize.source.workload import Batch, Batches, guarded
+from optimize.source.batch import Batch, Batches, guarded
 
 TOGETHER = 32
 """Samples in a batch that is cut from whole arrays."""

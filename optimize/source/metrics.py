@@ -12,7 +12,7 @@ import numpy as np
 
 from modelathe.tensors import Array
 from optimize.model.errors import BadWorkload
-from optimize.source.workload import mean
+from optimize.source.batch import mean
 
 IGNORED = -100
 """The label of a position that is not judged, as torch's losses have it."""

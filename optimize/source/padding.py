@@ -11,7 +11,8 @@ import numpy as np
 from modelathe.tensors import Array, Arrays, Dim
 from optimize.model.errors import BadWorkload
 from optimize.source import sample
-from optimize.source.workload import Batch, Workload, concatenate, guarded
+from optimize.source.batch import Batch, concatenate, guarded
+from optimize.source.workload import Workload
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 
 MOST = 1_000_000
 """Samples of a set that are looked at; a set may be endless."""

@@ -5,7 +5,7 @@ What was read so is told: it stands in the workload's `inferred`, which a run pr
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -15,13 +15,11 @@ from torch import nn
 
 from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
 from optimize.model.errors import BadWorkload
-from optimize.predict.module import answering
 from optimize.source import loaders, losses, metrics
-from optimize.source.workload import DATA, Batch, Batches, Workload, guarded
+from optimize.source.batch import DATA, Batch, Batches, guarded
 
 LOOKED_AT = 64
 """Batches of a set other than the evaluation's that are looked at for sizes: a set may be endless."""
-FIELDS = {field.name for field in fields(Workload)} - {"model", "evaluation", "scores", "inferred", "source"}
 
 
 @dataclass
@@ -34,26 +32,24 @@ class Seen:
     high: float = -np.inf
 
 
-def workload(model: Any, evaluation: Any, metric: Any, **said: Any) -> Workload:
-    """Return the workload; arguments and errors as for `Workload.of`."""
-    if unknown := sorted(set(said) - FIELDS):
-        raise BadWorkload(f"a workload has no {unknown[0]!r}", fix=f"it takes {', '.join(sorted(FIELDS))}")
+def read(model: Any, evaluation: Any, metric: Any, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a workload but its model; arguments and errors as for `Workload.of`, `said` its `fields`."""
     module = model if isinstance(model, nn.Module) else guarded(model, "model()", "")
     if not isinstance(module, nn.Module):
         raise BadWorkload(f"model is {type(module).__name__}", fix="give a torch module, or a function that returns it")
-    name = said.pop("name", "") or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(module).__name__).lower()
-    taken, told = loaders.arguments(module), list[str]()
-    given = {"evaluation": evaluation, **{kind: said.pop(kind) for kind in DATA if said.get(kind) is not None}}
+    taken, told, rest = loaders.arguments(module), list[str](), dict(said)
+    name = rest.pop("name", "") or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(module).__name__).lower()
+    given = {"evaluation": evaluation, **{kind: rest.pop(kind) for kind in DATA if rest.get(kind) is not None}}
     floats = _float_of(module)
-    read = {kind: _cast(loaders.batches(loader, kind, taken, ""), floats) for kind, loader in given.items()}
-    inputs = said.pop("inputs", None) or _specs(read, told)
-    first = next(iter(read["evaluation"]()))
-    outputs, sample = _outputs(module, first, said.pop("outputs", None), told)
-    stated = _metric(metric, sample, first, said, told)
-    loss = said.pop("loss", None)
-    made = losses.named(loss) if isinstance(loss, str) else loss
-    whole: dict[str, Any] = {**read, **stated, **said, "loss": made, "inferred": tuple(told)}
-    return Workload(name, model, tuple(inputs), outputs, **whole)
+    sets = {kind: _cast(loaders.batches(loader, kind, taken, ""), floats) for kind, loader in given.items()}
+    inputs = tuple(rest.pop("inputs", None) or _specs(sets, told))
+    first = next(iter(sets["evaluation"]()))
+    outputs, sample = _outputs(module, first, rest.pop("outputs", None), told)
+    stated = _metric(metric, sample, first, rest, told)
+    if isinstance(rest.get("loss"), str):
+        rest["loss"] = losses.named(rest["loss"])
+    found = {"name": name, "inputs": inputs, "outputs": outputs, "inferred": tuple(told)}
+    return {**found, **sets, **stated, **rest}
 
 
 def _float_of(module: nn.Module) -> str:
@@ -76,10 +72,10 @@ def _cast(read: Batches, floats: str) -> Batches:
     return cast
 
 
-def _specs(read: Mapping[str, Batches], told: list[str]) -> tuple[TensorSpec, ...]:
+def _specs(sets: Mapping[str, Batches], told: list[str]) -> tuple[TensorSpec, ...]:
     """Return the inputs' specs: the batch is free, and so are dims that were seen to differ."""
     seen: dict[str, Seen] = {}
-    for kind, batches in read.items():
+    for kind, batches in sets.items():
         for batch in batches() if kind == "evaluation" else islice(batches(), LOOKED_AT):
             for name, array in batch.inputs.items():
                 _look(seen, name, array)
@@ -123,7 +119,7 @@ def _outputs(
     """Return the outputs' names, and what the first one says of the first batch."""
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in first.inputs.items()}
     training = module.training
-    with answering():
+    with torch.no_grad():
         answer = guarded(lambda: module.eval()(**tensors), f"{type(module).__name__}.forward", "")
     module.train(training)
     if isinstance(answer, torch.Tensor):

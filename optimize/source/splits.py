@@ -16,7 +16,8 @@ from modelathe.tensors import Array, Arrays, Dim, TensorSpec
 from optimize.model.errors import BadData, BadWorkload
 from optimize.model.randomness import Stream
 from optimize.source import sample
-from optimize.source.workload import DATA, Batch, Workload, concatenate
+from optimize.source.batch import DATA, Batch, concatenate
+from optimize.source.workload import Workload
 
 SELECTED = 2048
 """Samples that a search judges on at most, unless it is told otherwise; they are held in memory."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from modelathe.tensors import Array
 from optimize.model.errors import BadData
-from optimize.source.workload import Batch
+from optimize.source.batch import Batch
 
 BATCH_SIZE = 32
 NEAR = 16

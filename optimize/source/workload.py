@@ -1,47 +1,20 @@
-"""Workload: what the user brings, and how it is loaded from the user's file."""
+"""Workload: what the user brings."""
 
+import dataclasses
 import re
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelathe.errors import ModelatheError
 from modelathe.tensors import Array, Arrays, Dim, TensorSpec
-from optimize.model.errors import BadData, BadWorkload, first_line
+from optimize.model.errors import BadData, BadWorkload
+from optimize.source.batch import Batch, Batches, guarded, mean
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-DATA = ("evaluation", "selection", "calibration", "training")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Named input arrays with the batch axis first, and whatever `loss` and `scores` need to judge the outputs.
-
-    `targets` is an array (one row a sample), a mapping of such arrays, or None.
-    """
-
-    inputs: Arrays
-    targets: Any = None
-
-    @property
-    def size(self) -> int:
-        """How many samples it has."""
-        return len(next(iter(self.inputs.values())))
-
-
-Batches = Callable[[], Iterable[Batch]]
-
-
-def mean(scores: Array) -> float:
-    """Return the mean, which is the figure unless a workload says otherwise."""
-    return float(np.mean(scores))
 
 
 @dataclass(frozen=True)
@@ -118,7 +91,10 @@ class Workload:
         """
         from optimize.source import short
 
-        return short.workload(model, evaluation, metric, **fields)
+        known = {entry.name for entry in dataclasses.fields(cls)} - {"model", "evaluation", "scores", "inferred", "source"}
+        if unknown := sorted(set(fields) - known):
+            raise BadWorkload(f"a workload has no {unknown[0]!r}", fix=f"it takes {', '.join(sorted(known))}")
+        return cls(model=model, **short.read(model, evaluation, metric, fields))
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", self.name):
@@ -151,7 +127,7 @@ class Workload:
                 )
 
     def batches(self, kind: str) -> Iterator[Batch]:
-        """Yield the batches of `kind`, a name in `DATA`, each checked against the TensorSpecs."""
+        """Yield the batches of `kind`, a name in `batch.DATA`, each checked against the TensorSpecs."""
         source: Batches | None = getattr(self, kind)
         if source is None:
             raise BadWorkload(
@@ -204,53 +180,6 @@ class Workload:
         state.separate(copy)
         guarded(copy.eval, "eval()", self.source)
         return copy
-
-
-def concatenate(parts: list[Any], what: str) -> Any:
-    """Join per-batch arrays, or mappings of arrays, along the batch axis; None stays None.
-
-    Raises:
-        BadData: the batches differ in kind, keys or shape.
-    """
-    same = "let every evaluation batch have the same kind of targets"
-    if any(isinstance(part, Mapping) for part in parts):
-        keys = parts[0].keys() if isinstance(parts[0], Mapping) else ()
-        if not all(isinstance(part, Mapping) and part.keys() == keys for part in parts):
-            raise BadData(f"{what} has other keys in some batch", fix=same)
-        return {key: concatenate([part[key] for part in parts], f"{what} {key!r}") for key in keys}
-    if all(part is None for part in parts):
-        return None
-    arrays = [np.asarray(part) for part in parts]
-    if len({array.shape[1:] for array in arrays}) > 1:
-        raise BadData(f"{what} has another shape in each batch", fix="pad the evaluation batches to one length")
-    if any(part is None or not array.shape for part, array in zip(parts, arrays, strict=True)):
-        raise BadData(f"{what} is not an array in some batch", fix=same)
-    return np.concatenate(arrays)
-
-
-def guarded(call: Callable[[], Any], what: str, source: str) -> Any:
-    """Run the user's code; what it raises becomes one line that names the user's own file and line.
-
-    Raises:
-        BadWorkload: whatever the code raised, also when it wants the process to exit.
-    """
-    try:
-        return call()
-    except (ModelatheError, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        file = (source.rpartition(":")[0] if ".py:" in source else source) or what
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename.endswith(Path(file).name)]
-        line = f", line {lines[-1]}" if lines else ""
-        if isinstance(error, SyntaxError) and error.lineno:
-            line = f", line {error.lineno}"
-        fix = "run the file by itself to see the whole traceback, and mend it"
-        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(("optimize.", "loadtest.")):
-            fix = "import it as today: from optimize import BATCH, Batch, Dim, TensorSpec, Workload"
-        raise BadWorkload(
-            f"{what} raised {type(error).__name__}: {first_line(error)}", where=f"{file}{line}", fix=fix
-        ) from error
 
 
 def _check_batch(batch: object, specs: tuple[TensorSpec, ...], where: str) -> None:

@@ -17,7 +17,8 @@ from optimize.model.errors import BadData, BadModel, BadWorkload, NoEffect, firs
 from optimize.model.randomness import Stream
 from optimize.predict.module import forward
 from optimize.source import padding, splits
-from optimize.source.workload import Batch, Workload, guarded
+from optimize.source.batch import Batch, guarded
+from optimize.source.workload import Workload
 from optimize.train import processes
 from optimize.train.checkpoint import Checkpoint
 

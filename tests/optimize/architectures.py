@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 
 CLASSES = 4
 

@@ -11,7 +11,8 @@ from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
 from optimize.methods.export.onnx import export
 from optimize.predict.module import TorchPredictor
 from optimize.predict.onnxruntime import OnnxPredictor
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle
 

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 
 CLASSES, VOCABULARY, LONGEST = 4, 20, 12
 TRAIN, TEST = slice(0, 1024), slice(1024, 1280)

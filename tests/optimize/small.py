@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from modelathe.tensors import BATCH, Array, Arrays, TensorSpec
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 
 IMAGES, LABELS = load_digits(return_X_y=True)
 IMAGES = (IMAGES.reshape(-1, 1, 8, 8) / 16).astype(np.float32)

@@ -9,7 +9,8 @@ from pydantic import Field
 from modelathe.tensors import Array, Arrays
 from optimize.model.errors import BadData
 from optimize.source import padding, sample
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 
 if TYPE_CHECKING:
     from onnxruntime.quantization import CalibrationDataReader

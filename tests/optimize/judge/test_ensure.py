@@ -13,7 +13,8 @@ from optimize.judge import ensure
 from optimize.methods.export.onnx import export
 from optimize.model.errors import BadGraph, BadModel
 from optimize.predict.onnxruntime import OnnxPredictor
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from serve.config.target import Target
 
 ROW = TensorSpec("input", "float32", (BATCH, 8))

@@ -11,7 +11,7 @@ from modelathe.tensors import Array
 from optimize.judge import gate, intervals
 from optimize.judge.budget import Budget
 from optimize.judge.evaluate import Difference, Score
-from optimize.source.workload import mean
+from optimize.source.batch import mean
 
 SIZES = (24, 100, 500)
 TRUE = 0.93

@@ -23,8 +23,9 @@ from optimize.model.errors import BadData, BadGraph, BadModel, BadRecipe, BadWor
 from optimize.predict.module import TorchPredictor
 from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.runs import recipe
+from optimize.source.batch import Batch
 from optimize.source.load import load_workload
-from optimize.source.workload import Batch, Workload
+from optimize.source.workload import Workload
 from optimize.step import bundle as bundles
 from optimize.step.contract import Context, fingerprint
 from serve.config.target import Target

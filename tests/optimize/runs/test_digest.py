@@ -25,9 +25,9 @@ from optimize.runs import advance, baseline, digest, pipeline, recipe
 from optimize.runs.recipe import Recipe
 from optimize.runs.run import Run
 from optimize.source import splits, workload
+from optimize.source.batch import Batch
 from optimize.source.code import code
 from optimize.source.load import load_workload
-from optimize.source.workload import Batch
 from optimize.step import bundle
 from optimize.step.bundle import Bundle
 from optimize.train import fit as train
@@ -49,7 +49,8 @@ class Net(nn.Module):
 USER = """
 import numpy as np
 from modelathe.tensors import BATCH, TensorSpec
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 
 X = np.random.default_rng(0).normal(size=(96, 8)).astype("float32")
 Y = np.arange(96) % 3

@@ -18,8 +18,9 @@ from optimize.predict.specs import output_specs
 from optimize.runs import endpoint, recipe
 from optimize.runs.baseline import Trained, cost
 from optimize.runs.run import Run, Terms
+from optimize.source.batch import Batch
 from optimize.source.splits import Sets
-from optimize.source.workload import Batch, Workload
+from optimize.source.workload import Workload
 from optimize.step.bundle import Bundle
 from serve.config import model_config
 from serve.config.target import Target

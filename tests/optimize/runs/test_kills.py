@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 from modelathe.tensors import BATCH, TensorSpec
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 
 X = np.random.default_rng(0).normal(size=(96, 8)).astype("float32")
 

@@ -22,7 +22,8 @@ from optimize.report import figures
 from optimize.report import sensitivity as report
 from optimize.runs import study as studies
 from optimize.runs.study import groups
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step.bundle import Bundle
 from optimize.step.contract import Context
 from serve.config.target import Target

@@ -22,7 +22,8 @@ from optimize.methods.prune.sparse import grams
 from optimize.methods.quantize import calibrate, fp8, smooth, static
 from optimize.model.errors import BadWorkload
 from optimize.source import padding
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step.contract import Context
 from optimize.train import fit as train
 from serve.config.target import Target

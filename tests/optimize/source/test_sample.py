@@ -14,7 +14,8 @@ from optimize.methods.prune import heads, importance
 from optimize.methods.prune.units import Slice, Units
 from optimize.methods.quantize import calibrate
 from optimize.source import huggingface, padding, sample, texts
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step.contract import Context
 from serve.config.target import Target
 from tests.optimize.source.test_huggingface import WORDS, text_folder

@@ -16,8 +16,9 @@ from optimize.methods.quantize.half import Half
 from optimize.methods.quantize.mixed import Mixed
 from optimize.model.errors import BadData, BadWorkload
 from optimize.source import splits
+from optimize.source.batch import Batch
 from optimize.source.texts import Texts
-from optimize.source.workload import Batch, Workload
+from optimize.source.workload import Workload
 from optimize.step import bundle
 from tests.optimize.conftest import Optimize
 from tests.optimize.runs.test_kills import USER

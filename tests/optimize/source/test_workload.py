@@ -9,8 +9,9 @@ from torch import nn
 
 from optimize.model.errors import BadData, BadWorkload
 from optimize.predict.module import TorchPredictor
+from optimize.source.batch import Batch
 from optimize.source.load import load_workload
-from optimize.source.workload import Batch, Workload
+from optimize.source.workload import Workload
 from optimize.step.contract import fingerprint
 
 UserFile = Callable[..., str]

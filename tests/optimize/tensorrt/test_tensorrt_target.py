@@ -25,7 +25,8 @@ from optimize.predict.runtimes import open_graph
 from optimize.runs import advance, baseline, digest, recipe
 from optimize.runs.run import Run
 from optimize.source import splits
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step import bundle as bundles
 from optimize.step.contract import Context
 from optimize.tensorrt import compiler, rules

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 from modelathe.tensors import BATCH, TensorSpec
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 
 DATA = np.random.default_rng(0).normal(size=(108, 4)).astype(np.float32)
 

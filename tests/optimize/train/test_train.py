@@ -21,9 +21,10 @@ from optimize.model.errors import BadModel
 from optimize.predict.module import forward
 from optimize.runs import advance, baseline, pipeline, recipe
 from optimize.runs.run import Run, Terms
+from optimize.source.batch import Batch
 from optimize.source.load import load_workload
 from optimize.source.splits import Sets
-from optimize.source.workload import Batch, Workload
+from optimize.source.workload import Workload
 from optimize.step import bundle
 from optimize.step.contract import Context, fingerprint
 from optimize.step.key import Key

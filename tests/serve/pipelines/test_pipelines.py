@@ -394,7 +394,7 @@ def test_the_probe_heals_what_a_pipeline_calls(place: Path, tmp_path: Path, capl
         (("text", "embed", "--tokenizer", "BAD"), 4, "the library cannot read it"),
         (("text", "embed", "--tokenizer", "LARGE"), 4, "go up to 19, which the model refuses"),
         (("text", "embed", "--tokenizer", "GOOD", "--max-tokens", "65"), 2, "takes 1 to 64 tokens"),
-        (("text", "embed", "--tokenizer", "GOOD", "--max-tokens", "1"), 5, "no room for a text beside 2 special ones"),
+        (("text", "embed", "--tokenizer", "GOOD", "--max-tokens", "1"), 4, "no room for a text beside 2 special ones"),
         (("text", "embed", "--tokenizer", "GOOD", "--name", "embed"), 2, "the name of another model"),
         (("text", "embed", "--tokenizer", "GOOD", "--name", "rows"), 4, "rows: is another model"),
         (("text", "embed_text", "--tokenizer", "GOOD"), 4, "is the pipeline of a pipeline"),

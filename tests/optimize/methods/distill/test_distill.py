@@ -17,7 +17,8 @@ from optimize.methods.distill.logits import Logits
 from optimize.methods.distill.relations import Relations
 from optimize.model.errors import BadData, BadModel, BadWorkload, NoEffect
 from optimize.predict.module import forward
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step import bundle
 from optimize.step.contract import Context, fingerprint
 from optimize.train.fit import tensors

@@ -17,7 +17,8 @@ from optimize.methods.distill.features import Features
 from optimize.methods.distill.logits import Logits
 from optimize.methods.distill.relations import Relations
 from optimize.model.errors import BadModel
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step.contract import Context
 from serve.config.target import Target
 

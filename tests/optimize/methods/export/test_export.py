@@ -21,7 +21,8 @@ from optimize.model.errors import BadGraph, BadModel, BadWorkload
 from optimize.predict.module import TorchPredictor
 from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.runs import advance, recipe
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from serve.config.target import Target
 
 ROW = (TensorSpec("x", "float32", (BATCH, 16)),)

@@ -22,7 +22,8 @@ from optimize.methods.table import METHODS
 from optimize.model.errors import BadRecipe, NoEffect
 from optimize.predict.module import TorchPredictor
 from optimize.predict.onnxruntime import OnnxPredictor
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step.contract import Context
 from serve.config.target import Target
 

@@ -15,7 +15,8 @@ from optimize.model.errors import BadRecipe, NoEffect
 from optimize.model.structure import Skip
 from optimize.predict.module import TorchPredictor
 from optimize.runs import recipe
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step import bundle as bundles
 from optimize.step.contract import Context
 from serve.config.target import Target

@@ -16,7 +16,8 @@ from optimize.methods.prune.channels import Channels
 from optimize.methods.prune.groups.trial import exact, sound
 from optimize.model.errors import BadModel, NoEffect
 from optimize.predict.module import TorchPredictor
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step.contract import Context
 from serve.config.target import Target
 

@@ -16,7 +16,8 @@ from optimize.methods.table import METHODS
 from optimize.model.errors import BadRecipe, NoEffect
 from optimize.predict.module import TorchPredictor
 from optimize.runs import recipe
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step import bundle as bundles
 from optimize.step.contract import Context
 from serve.config.target import Target

@@ -12,7 +12,8 @@ from modelathe.tensors import BATCH, TensorSpec
 from optimize.methods import apply as step
 from optimize.methods.prune import importance
 from optimize.methods.prune.channels import Channels
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step.contract import Context
 from serve.config.target import Target
 

@@ -15,7 +15,8 @@ from optimize.methods.export.onnx import export
 from optimize.methods.quantize.static import Static
 from optimize.predict.module import TorchPredictor
 from optimize.predict.onnxruntime import OnnxPredictor
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step.contract import Context
 from serve.config.target import Target
 

@@ -18,7 +18,8 @@ from optimize.methods.export.onnx import export
 from optimize.methods.quantize.mixed import Mixed
 from optimize.model.errors import BadRecipe, NoEffect
 from optimize.predict.onnxruntime import OnnxPredictor
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step.contract import Context
 from serve.config.target import Target
 

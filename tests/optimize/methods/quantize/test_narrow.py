@@ -28,7 +28,8 @@ from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.predict.ranges import largest
 from optimize.predict.runtimes import open_graph
 from optimize.runs.recipe import Recipe
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step.contract import Context
 from serve.config.target import Target
 from serve.repository import onnx_file

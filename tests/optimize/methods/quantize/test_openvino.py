@@ -32,8 +32,9 @@ from optimize.predict.module import TorchPredictor
 from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.predict.openvino import OpenVinoPredictor
 from optimize.runs import pipeline, recipe
+from optimize.source.batch import Batch
 from optimize.source.load import load_workload
-from optimize.source.workload import Batch, Workload
+from optimize.source.workload import Workload
 from optimize.step import bundle as bundles
 from optimize.step.contract import Context
 from serve.config.target import Target

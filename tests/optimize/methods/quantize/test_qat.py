@@ -22,7 +22,8 @@ from optimize.methods.quantize.qat import Qat
 from optimize.model.errors import BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
 from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.runs.recipe import ordered
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step.contract import Context
 from serve.config.target import Target
 

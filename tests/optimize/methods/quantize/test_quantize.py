@@ -29,7 +29,8 @@ from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.runs import pipeline
 from optimize.runs.recipe import Recipe
 from optimize.runs.run import Terms
-from optimize.source.workload import Batch, Workload
+from optimize.source.batch import Batch
+from optimize.source.workload import Workload
 from optimize.step.contract import Context
 from serve.config.target import Target
 
