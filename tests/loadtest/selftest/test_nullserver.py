@@ -20,7 +20,7 @@ from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.record.counts import counted
 from loadtest.record.results import read
-from loadtest.selftest import nullserver, selftest
+from loadtest.selftest import measure, nullserver
 from modelathe.client import connect
 from modelathe.errors import ModelMissing, UsageError
 from modelathe.tensors import BATCH, TensorSpec
@@ -28,11 +28,11 @@ from serve.server.endpoint import Endpoint
 from tests.conftest import TINY
 
 PAYLOADS = payload.generate(nullserver.INPUTS, 16, 0)
-PROTOCOLS = pytest.mark.parametrize("protocol", list(selftest.PROTOCOLS))
+PROTOCOLS = pytest.mark.parametrize("protocol", list(measure.PROTOCOLS))
 
 
 def load(server: nullserver.NullServer, protocol: str, path: Path, **plan: Any) -> dict[str, Any]:
-    scheme, connection = selftest.PROTOCOLS[protocol]
+    scheme, connection = measure.PROTOCOLS[protocol]
     plan = {"duration": 0.5, "warmup": 0.0, "connection": connection, **plan}
     parts = [Part(server.model, PAYLOADS, tolerance=0.0)]
     drive.run(Plan(server.url(scheme), **plan), parts, path / "r.jsonl")
@@ -139,7 +139,7 @@ def test_the_selftest_prints_one_document() -> None:
     done = subprocess.run([sys.executable, "-m", "loadtest", "selftest", "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
-    assert [found["protocol"] for found in values["protocols"]] == list(selftest.PROTOCOLS)
+    assert [found["protocol"] for found in values["protocols"]] == list(measure.PROTOCOLS)
     for found in values["protocols"]:
         assert found["ceiling"]["rate"] == max(point["rate"] for point in found["closed"])
         assert found["ceiling"]["at_least"] == (found["ceiling"]["limit"] != "generator")
@@ -153,7 +153,7 @@ def test_the_selftest_takes_the_shapes_of_a_served_model(
     endpoint: Endpoint, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    monkeypatch.setattr(selftest, "_SECONDS", 0.2)
+    monkeypatch.setattr(measure, "_SECONDS", 0.2)
     run, shapes = drive.run, set()
 
     def watched(plan: Plan, parts: list[Part], *more: Any) -> None:
@@ -171,7 +171,7 @@ def test_the_selftest_takes_the_shapes_of_a_served_model(
 
 def test_the_selftest_says_who_was_the_limit() -> None:
     def limit(client: float, server: float, staged: bool = False) -> tuple[bool, str]:
-        found = selftest._limit({"client_cpu": client, "server_cpu": server}, staged)
+        found = measure._limit({"client_cpu": client, "server_cpu": server}, staged)
         return found["at_least"], found["limit"]
 
     assert limit(0.97, 0.99) == (False, "generator")
