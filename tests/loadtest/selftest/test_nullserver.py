@@ -153,7 +153,7 @@ def test_the_selftest_takes_the_shapes_of_a_served_model(
     endpoint: Endpoint, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    monkeypatch.setattr(selftest, "_SECONDS", 0.2)
+    monkeypatch.setattr(measure, "_SECONDS", 0.2)
     run, shapes = drive.run, set()
 
     def watched(plan: Plan, parts: list[Part], *more: Any) -> None:
