@@ -91,7 +91,8 @@ class Workload:
         """
         from optimize.source import short
 
-        known = {entry.name for entry in dataclasses.fields(cls)} - {"model", "evaluation", "scores", "inferred", "source"}
+        own = {"model", "evaluation", "scores", "inferred", "source"}
+        known = {entry.name for entry in dataclasses.fields(cls)} - own
         if unknown := sorted(set(fields) - known):
             raise BadWorkload(f"a workload has no {unknown[0]!r}", fix=f"it takes {', '.join(sorted(known))}")
         return cls(model=model, **short.read(model, evaluation, metric, fields))
