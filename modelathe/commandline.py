@@ -170,6 +170,7 @@ class CommandGroup(click.Group):
                 stream.reconfigure(errors="replace")
         with _one_document() if "--json" in args else nullcontext() as aside:
             try:
+                defaults.guard(self)
                 stated: dict[str, Any] = {"default_map": defaults.read(self)}
                 stated["auto_envvar_prefix"] = (self.name or "").upper()
                 code = super().main(args, prog_name=prog_name, standalone_mode=False, **stated)

@@ -4,7 +4,8 @@
     http-port = 9000
 
 An option on the command line goes before the environment variable of its name, here `SERVE_UP_HTTP_PORT`, that before
-the file, and the file before the default that `--help` tells.
+the file, and the file before the default that `--help` tells. What loosens a proof (`--force`, `--allow-…`,
+`--no-check`) is said on the command line each time, and nowhere else.
 """
 
 import difflib
@@ -18,6 +19,7 @@ import click
 from modelathe.errors import UsageError
 
 FILE = Path("pyproject.toml")
+LOOSENING = ("--allow-", "--force", "--no-check")
 
 
 def read(room: click.Group) -> dict[str, Any]:
@@ -36,6 +38,19 @@ def read(room: click.Group) -> dict[str, Any]:
     return _of(room, table, f"tool.modelathe.{room.name}")
 
 
+def guard(command: click.Command) -> None:
+    """Let no environment variable give an option of a command, or of those below it, that loosens a proof."""
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        guard(inner)
+    for option in command.params:
+        if isinstance(option, click.Option) and _loosens(option):
+            option.allow_from_autoenv = False
+
+
+def _loosens(option: click.Option) -> bool:
+    return any(name.startswith(LOOSENING) for name in (*option.opts, *option.secondary_opts))
+
+
 def _of(command: click.Command, table: object, where: str) -> dict[str, Any]:
     if not isinstance(table, Mapping):
         raise UsageError(f"{where} is {table!r}, not a table", where=str(FILE), fix=f"write [{where}] and its keys")
@@ -47,13 +62,15 @@ def _of(command: click.Command, table: object, where: str) -> dict[str, Any]:
     options = {
         name.removeprefix("--"): option
         for option in command.params
-        if isinstance(option, click.Option) and option.allow_from_autoenv
+        if isinstance(option, click.Option) and (option.allow_from_autoenv or _loosens(option))
         for name in (*option.opts, *option.secondary_opts)
         if name.startswith("--")
     }
     found: dict[str, Any] = {}
     for name, value in table.items():
         option = options[_known(name, [*options], where)]
+        if _loosens(option):
+            raise UsageError(f"{name} loosens a proof", where=f"{FILE}, {where}", fix="say it on the command line")
         off = f"--{name}" in option.secondary_opts
         found[str(option.name)] = not value if off else value
     return found

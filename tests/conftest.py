@@ -3,7 +3,9 @@
 import contextlib
 import fcntl
 import functools
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from serve.rollout import rollout
 from serve.server.endpoint import Endpoint
 from serve.server.install import install
 from serve.server.tritonserver import running
+
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+"""The environment is active, as a user's is: `optimize`, `serve` and `loadtest` are found by their names."""
 
 MOST_RERUNS = 5
 """Second and third tries of `timed` tests that one run of the suite may need in all."""

@@ -7,6 +7,7 @@ import click
 
 from modelathe.commandline import PATH, document, emit, install_line, json_option
 from modelathe.errors import UsageError
+from modelathe.interpreter import program
 
 EXAMPLES = ("digits_cnn",)
 
@@ -42,7 +43,7 @@ def init(model: str | None, example: str | None, output: Path, as_json: bool) ->
         place, _, name = (model or "").rpartition(":")
         written = start.blank(output, place, name)
     places = [shlex.quote(str(output / name)) if name != model else shlex.quote(name) for name in (source, recipe)]
-    line = f"optimize run {places[0]} --recipe {places[1]}"
+    line = f"{program('optimize')} run {places[0]} --recipe {places[1]}"
     if as_json:
         emit(document(written=[str(path) for path in written], next=line))
         return

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from modelathe.interpreter import program
 from optimize.report import ratios as words
 
 RUNTIMES = {
@@ -72,7 +73,8 @@ def run(document: dict[str, Any]) -> None:
         loaded = f", loaded at {version['url']}" if version.get("url") else ""
         console.print(f"published: {version['model']} version {version['number']}{forced}{loaded}", soft_wrap=True)
         if not version.get("url"):
-            console.print(f"serve it with: serve up {shlex.quote(version['repository'])}", soft_wrap=True)
+            line = f"{program('serve')} up {shlex.quote(version['repository'])}"
+            console.print(f"serve it with: {line}", soft_wrap=True)
     console.print(f"bundle: {document['bundle']}", soft_wrap=True)
     if document.get("report"):
         console.print(f"proof page: {document['report']}", soft_wrap=True)

@@ -18,6 +18,8 @@ from modelathe.tensors import Array
 from optimize.model.errors import BadData, BadWorkload
 from optimize.source.batch import Batch, Batches, guarded
 
+TARGETS = ("label", "labels", "target", "targets")
+"""Arguments that forward can do without and that hold what is right, as `labels` of a Hugging Face model: no inputs."""
 TOGETHER = 32
 """Samples in a batch that is cut from whole arrays."""
 
@@ -44,6 +46,7 @@ def arguments(module: nn.Module) -> Arguments:
             fix="wrap it in a module whose forward names them",
         )
     required = sum(each.default is inspect.Parameter.empty for each in found)
+    found = [each for each in found if each.default is inspect.Parameter.empty or each.name not in TARGETS]
     return Arguments(tuple(each.name for each in found), required)
 
 

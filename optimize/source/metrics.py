@@ -1,7 +1,7 @@
 """Metrics: scores by name, one figure for each sample, taken from a model's first output and the targets.
 
-A figure that is no mean of samples, such as F1, is made from one number for each sample by its `aggregate`, so that two
-models are still compared sample by sample.
+A figure that is no mean of samples, such as F1 or perplexity, is made from one number for each sample by its
+`aggregate`, so that two models are still compared sample by sample.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def accuracy(outputs: Array, targets: Array, *, above: float = 0.0) -> Array:
         above: a label that is there or not is said to be there above this output.
     """
     said, right = _decided(outputs, targets, above)
-    return _by_sample(said == right, right != IGNORED)
+    return _by_sample(said == right, _judged(right))
 
 
 def iou(outputs: Array, targets: Array, *, above: float = 0.0) -> Array:
@@ -54,46 +54,40 @@ def iou(outputs: Array, targets: Array, *, above: float = 0.0) -> Array:
     Of labels that are there or not, only those that are there count.
     """
     said, right = _decided(outputs, targets, above)
-    binary = _classes(outputs, targets) == 2 and outputs.size == right.size
+    binary = outputs.size == right.size
     found = []
-    for one, other in zip(said.reshape(len(said), -1), right.reshape(len(right), -1), strict=True):
-        one, other = one[other != IGNORED], other[other != IGNORED]
+    rows = (each.reshape(len(said), -1) for each in (said, right, _judged(right)))
+    for one, other, judged in zip(*rows, strict=True):
+        one, other = one[judged], other[judged]
         labels = [1] if binary else np.union1d(one, other)
         shares = [_over(one == label, other == label) for label in labels]
-        found.append(np.mean(shares) if len(shares) else 1.0)
+        found.append(np.mean(shares))
     return np.array(found)
 
 
 def f1(outputs: Array, targets: Array, *, above: float = 0.0) -> Array:
-    """Return a number for each sample of which `f1_of` makes the F1; arguments as `accuracy`, one label a sample.
+    """Return 1 for each sample whose label 1 is found, 0 for each one wrong, .5 where it is rightly not said.
 
-    The label's own number, and behind the point .9 where it is said, else half of what was said over what may be said:
-    right is more than wrong.
+    Of two labels a sample, in the form of `accuracy`; of these numbers `f1_of` makes the F1. They lie in [0, 1], and
+    right is more than wrong, as `optimize.judge.intervals` needs it: an interval allows for samples that were not seen,
+    the best and the worst.
     """
     said, right = _decided(outputs, targets, above)
-    if right.ndim != 1:
-        raise _unlike("f1", outputs, targets, "one label for each sample")
-    classes = _classes(outputs, targets)
-    return right + np.where(said == right, 0.9, said / classes / 2)
+    if right.ndim != 1 or not set(np.unique(right).tolist()) <= {0, 1} or said.max() > 1:
+        raise _unlike("f1", outputs, targets, "one label of two for each sample")
+    return np.where(said != right, 0.0, np.where(right == 1, 1.0, 0.5))
 
 
-def f1_of(samples: Array, *, classes: int) -> float:
-    """Return the F1 of the label 1 of two, or the mean of those of all labels (macro), from what `f1` returned."""
-    right = np.floor(samples).astype(int)
-    behind = samples - right
-    said = np.where(behind > 0.8, right, np.rint(behind * 2 * classes).astype(int))
-    labels = [1] if classes == 2 else np.union1d(right, said)
-    found = []
-    for label in labels:
-        hits, all_of_it = np.sum((said == label) & (right == label)), np.sum(said == label) + np.sum(right == label)
-        found.append(2 * hits / all_of_it if all_of_it else 0.0)
-    return float(np.mean(found))
+def f1_of(samples: Array) -> float:
+    """Return the F1 of the label 1 from what `f1` returned; 0 where the label is neither there nor said."""
+    found, wrong = np.sum(samples == 1), np.sum(samples == 0)
+    return float(2 * found / (2 * found + wrong)) if found else 0.0
 
 
 def auroc(outputs: Array, targets: Array) -> Array:
-    """Return for each sample the share of those of the other label that the output tells it from, ties half.
+    """Return how much each sample's output speaks for its own label, of which `auroc_of` makes the area.
 
-    Their mean over all samples is the area under the ROC curve (DeLong and others, Biometrics 44, 1988).
+    Above .5 for the label 1 and below it for the label 0, the more the better: the output's place in (0, 1), halved.
 
     Args:
         outputs: one number a sample, more of it for the label 1, or [n, 2] for the labels 0 and 1.
@@ -102,16 +96,26 @@ def auroc(outputs: Array, targets: Array) -> Array:
     if outputs.size == 2 * targets.size:
         outputs = outputs.reshape(-1, 2)[:, 1] - outputs.reshape(-1, 2)[:, 0]
     said, right = outputs.reshape(-1).astype(np.float64), targets.reshape(-1)
-    if len(said) != len(right) or not set(np.unique(right).tolist()) <= {0, 1}:
+    if len(said) != len(right) or len(said) != len(targets) or not set(np.unique(right).tolist()) <= {0, 1}:
         raise _unlike("auroc", outputs, targets, "one number for each sample, and labels 0 and 1")
-    found = np.empty(len(said))
-    for label, sign in ((1, 1.0), (0, -1.0)):
-        own, others = sign * said[right == label], np.sort(sign * said[right != label])
-        if not len(others):
-            raise BadWorkload(f"auroc: all targets are {label}", fix="evaluate on samples of both labels")
-        below, upto = np.searchsorted(others, own, "left"), np.searchsorted(others, own, "right")
-        found[right == label] = (below + upto) / 2 / len(others)
+    if len(np.unique(right)) == 1:
+        raise BadWorkload(f"auroc: all targets are {right[0]:g}", fix="evaluate on samples of both labels")
+    place = (1 + said / (1 + np.abs(said))) / 2
+    found: Array = np.where(right == 1, 1 + place, 1 - place) / 2
     return found
+
+
+def auroc_of(samples: Array) -> float:
+    """Return the area under the ROC curve from what `auroc` returned; .5 where one label has no sample.
+
+    It is the share of pairs of the two labels that the outputs tell apart, ties half (Hanley and McNeil, Radiology 143,
+    1982).
+    """
+    there, others = 2 * samples[samples > 0.5] - 1, np.sort(1 - 2 * samples[samples <= 0.5])
+    if not len(there) or not len(others):
+        return 0.5
+    below, upto = np.searchsorted(others, there, "left"), np.searchsorted(others, there, "right")
+    return float(np.mean(below + upto) / 2 / len(others))
 
 
 def squared(outputs: Array, targets: Array) -> Array:
@@ -129,27 +133,30 @@ def surprise(outputs: Array, targets: Array) -> Array:
     from scipy.special import log_softmax
 
     axis = _class_axis(outputs, targets, "perplexity")
-    logs, judged = log_softmax(np.moveaxis(outputs.astype(np.float64), axis, -1), -1), targets != IGNORED
+    logs, judged = log_softmax(np.moveaxis(outputs.astype(np.float64), axis, -1), -1), _judged(targets)
     told = np.take_along_axis(logs, np.where(judged, targets, 0)[..., None].astype(np.int64), -1)[..., 0]
     return _by_sample(-told, judged)
+
+
+def threshold(outputs: Array) -> float:
+    """Return above which output a label that is there or not is said to be there: they are probabilities, or logits."""
+    return 0.5 if outputs.min() >= 0 and outputs.max() <= 1 else 0.0
 
 
 def named(name: str, outputs: Array, targets: Array) -> Metric:
     """Return the metric of that name for outputs and targets such as these, the trained model's.
 
-    Labels that are there or not are told from each other at .5 where all outputs lie in [0, 1], else at 0: those are
-    probabilities, others are logits.
+    Labels that are there or not are told from each other at the `threshold` of these outputs.
 
     Raises:
         BadWorkload: there is no such metric.
     """
-    above = 0.5 if outputs.min() >= 0 and outputs.max() <= 1 else 0.0
-    classes = _classes(outputs, targets)
+    above = threshold(outputs)
     known = {
         "accuracy": Metric(partial(accuracy, above=above)),
-        "f1": Metric(partial(f1, above=above), aggregate=partial(f1_of, classes=classes)),
+        "f1": Metric(partial(f1, above=above), aggregate=f1_of),
         "iou": Metric(partial(iou, above=above)),
-        "auroc": Metric(auroc),
+        "auroc": Metric(auroc, aggregate=auroc_of),
         "mse": Metric(squared, higher_is_better=False, bounded=False),
         "rmse": Metric(squared, False, False, lambda samples: float(np.sqrt(np.mean(samples)))),
         "mae": Metric(absolute, higher_is_better=False, bounded=False),
@@ -165,6 +172,8 @@ def named(name: str, outputs: Array, targets: Array) -> Metric:
 
 def _decided(outputs: Array, targets: Array, above: float) -> tuple[Array, Array]:
     """Return the labels that the outputs say and those that are right, of one shape."""
+    if targets.dtype.kind == "f" and not np.isfinite(targets).all():
+        raise BadWorkload("some targets are NaN or infinite", fix=f"leave those samples out, or say {IGNORED} for them")
     if _one_hot(outputs, targets):
         return outputs.argmax(1), targets.argmax(1)
     if outputs.size == targets.size:
@@ -179,25 +188,31 @@ def _one_hot(outputs: Array, targets: Array) -> bool:
     return alike and set(np.unique(targets).tolist()) <= {0, 1} and bool((targets.sum(1) == 1).all())
 
 
-def _classes(outputs: Array, targets: Array) -> int:
-    """Return how many labels there are to choose from, 2 where one is there or not."""
-    many = outputs.ndim > 1 and (outputs.size != targets.size or _one_hot(outputs, targets))
-    return int(outputs.shape[1]) if many else 2
-
-
 def _class_axis(outputs: Array, targets: Array, what: str) -> int:
     if outputs.ndim == targets.ndim + 1:
-        for axis in (1, outputs.ndim - 1):
-            if (*outputs.shape[:axis], *outputs.shape[axis + 1 :]) == targets.shape:
-                return axis
-    raise _unlike(what, outputs, targets, "logits with one more axis than the labels")
+        axes = {1, outputs.ndim - 1}
+        fitting = [axis for axis in axes if (*outputs.shape[:axis], *outputs.shape[axis + 1 :]) == targets.shape]
+        if len(fitting) == 1:
+            return fitting[0]
+    raise _unlike(what, outputs, targets, "logits with one more axis than the labels, of another size than theirs")
 
 
 def _by_sample(values: Array, judged: Array) -> Array:
-    """Return the mean over the places of each sample that are judged, 0 where none is."""
+    """Return the mean over the places of each sample that are judged."""
     sums = np.where(judged, values, 0).reshape(len(values), -1).sum(1)
-    found: Array = sums / np.maximum(judged.reshape(len(values), -1).sum(1), 1)
+    found: Array = sums / judged.reshape(len(values), -1).sum(1)
     return found
+
+
+def _judged(targets: Array) -> Array:
+    """Return which labels are judged; each sample must have one."""
+    judged: Array = targets != IGNORED
+    if bare := int(np.sum(~judged.reshape(len(judged), -1).any(1))):
+        raise BadWorkload(
+            f"{bare} of {len(judged)} samples have no label that is judged: all are {IGNORED}",
+            fix="leave those samples out",
+        )
+    return judged
 
 
 def _errors(outputs: Array, targets: Array, what: str) -> Array:

@@ -104,6 +104,8 @@ def _spec(name: str, found: Seen, names: dict[tuple[int, ...], str], told: list[
         # Axes that always had the same sizes are one dim, as tokens and their mask have.
         dim = Dim(names.setdefault(sizes, f"{name}_{axis}"), min(sizes), int(np.median(sizes)), max(sizes))
         dims.append(dim)
+        if not dim.name.startswith(f"{name}_{axis}"):
+            told.append(f"axis {axis} of {name} always has the size of {dim.name}: they are one")
         told.append(
             f"axis {axis} of {name} is free, {dim.minimum} to {dim.maximum}; give inputs=(TensorSpec(…),) for more"
         )
@@ -143,13 +145,16 @@ def _metric(metric: Any, sample: Array, first: Batch, said: dict[str, Any], told
     """Return the workload's fields that say how it is judged."""
     better = said.pop("higher_is_better", None)
     if isinstance(metric, str):
-        if first.targets is None:
-            raise BadWorkload(f"{metric} needs targets", fix="let the evaluation's batches be (inputs, targets)")
+        if first.targets is None or isinstance(first.targets, Mapping):
+            several = "one array of targets, not several by name" if first.targets else "targets"
+            raise BadWorkload(f"{metric} needs {several}", fix="let the evaluation's batches be (inputs, targets)")
         chosen = metrics.named(metric, sample, np.asarray(first.targets))
         name, judge = metric, chosen.judge
         stated = {"bounded": chosen.bounded, "aggregate": chosen.aggregate}
         better = chosen.higher_is_better if better is None else better
         told.append(f"metric {metric}: {'more' if better else 'less'} is better")
+        if metric in ("accuracy", "f1", "iou") and sample.size == np.asarray(first.targets).size:
+            told.append(f"a label is said to be there above {metrics.threshold(sample):g}")
     else:
         name, judge = getattr(metric, "__name__", "score"), metric
         stated = {key: said.pop(key) for key in ("bounded", "aggregate") if key in said}

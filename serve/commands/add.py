@@ -1,5 +1,6 @@
 """`serve add`."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from modelathe.commandline import PATH, document, emit, json_option, reporting
 from modelathe.errors import BadInput, UsageError
+from modelathe.interpreter import program
 from modelathe.tensors import Dim
 from serve.commands.versions import load_timeout_option, repository_option
 from serve.config.settings import DESCRIPTIONS
@@ -126,4 +128,5 @@ def add(
     if check and untried:
         click.echo(f"  {untried}")
     if not first:
-        click.echo(f"  serve promote {model} {version.number} --repository {repository}")
+        where = shlex.quote(str(repository))
+        click.echo(f"  {program('serve')} promote {model} {version.number} --repository {where}")

@@ -1,5 +1,6 @@
 """`serve pipeline text` and `serve pipeline image`."""
 
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ import click
 from loadtest.plan.options import Number
 from modelathe.commandline import PATH, CommandGroup, document, emit, json_option, reporting
 from modelathe.errors import UsageError
+from modelathe.interpreter import program
 from serve.commands.versions import repository_option
 
 if TYPE_CHECKING:
@@ -141,4 +143,5 @@ def _publish(build: "Callable[..., list[Version]]", model: str, options: dict[st
         loaded = f", loaded at {url}" if url else ""
         click.echo(f"{'live' if live else 'staged'}: {part.model} version {part.number}{loaded}")
     if not live:
-        click.echo(f"  serve promote {whole.model} {whole.number} --repository {place}")
+        where = shlex.quote(str(place))
+        click.echo(f"  {program('serve')} promote {whole.model} {whole.number} --repository {where}")

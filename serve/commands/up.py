@@ -1,5 +1,6 @@
 """`serve up`, `status` and `down`: a server's life on this machine."""
 
+import shlex
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ import click
 
 from modelathe.commandline import PATH, document, emit, json_option
 from modelathe.errors import MachineError, ModelatheError, UsageError
+from modelathe.interpreter import program
 from serve.commands.versions import load_timeout_option
 
 if TYPE_CHECKING:
@@ -134,7 +136,8 @@ def _announce(ready: dict[str, Any], as_json: bool, end: str) -> None:
         click.echo(f"ready: {name}, version {versions}, at {ready['grpc']} and {ready['http']}")
         if not ready["tls"]:
             repository = ready["repository"]
-            click.echo(f"  loadtest run {name} --url {ready['grpc']} --repository {repository} --duration 10s")
+            where = f"--url {ready['grpc']} --repository {shlex.quote(repository)}"
+            click.echo(f"  {program('loadtest')} run {name} {where} --duration 10s")
     click.echo(f"metrics: {ready['metrics']}; log: {ready['log']}; {end}")
 
 

@@ -24,9 +24,12 @@ def room() -> None:
 @click.option("--http-port", type=int, default=8000)
 @click.option("--probe/--no-probe", default=True)
 @click.option("--set", "settings", multiple=True)
+@click.option("--allow-invalid", is_flag=True)
+@click.option("--check/--no-check", default=True)
 @json_option
-def up(http_port: int, probe: bool, settings: tuple[str, ...], as_json: bool) -> None:
+def up(as_json: bool, http_port: int, probe: bool, settings: tuple[str, ...], allow_invalid: bool, check: bool) -> None:
     """Say what was given."""
+    assert check and not allow_invalid
     emit({"port": http_port, "probe": probe, "settings": settings, "json": as_json})
 
 
@@ -51,6 +54,8 @@ def test_each_goes_before_the_next(
     project.write_text('[tool.modelathe.room.up]\nhttp-port = 9000\nno-probe = true\nset = ["a=1", "b=2"]\n')
     assert said(capsys) == {"port": 9000, "probe": False, "settings": ["a=1", "b=2"], "json": False}
     monkeypatch.setenv("ROOM_UP_HTTP_PORT", "9001")
+    monkeypatch.setenv("ROOM_UP_ALLOW_INVALID", "1")
+    monkeypatch.setenv("ROOM_UP_CHECK", "0")
     assert said(capsys)["port"] == 9001
     assert said(capsys, "--http-port", "9002", "--probe") == {
         **{"port": 9002, "probe": True},
@@ -66,6 +71,8 @@ def test_each_goes_before_the_next(
         ("[tool.modelathe.room]\nup = 3\n", "tool.modelathe.room.up is 3, not a table"),
         ("[tool.modelathe.room.up]\njson = true\n", "unknown key 'json'"),
         ("[tool.modelathe\n", "cannot be read"),
+        ("[tool.modelathe.room.up]\nallow-invalid = true\n", "allow-invalid loosens a proof"),
+        ("[tool.modelathe.room.up]\nno-check = true\n", "no-check loosens a proof"),
     ],
 )
 def test_what_nothing_is_called_is_refused(text: str, wrong: str, project: Path) -> None:
@@ -89,8 +96,8 @@ def test_a_value_that_cannot_be_is_told_as_one(project: Path) -> None:
 
 def test_real_commands_read_them(project: Path) -> None:
     project.write_text(
-        "[tool.modelathe.serve.up]\nhttp-port = 9000\n[tool.modelathe.serve.pipeline.text]\nno-check = true\n"
-        '[tool.modelathe.optimize.run]\nrecipe = "recipe.toml"\nallow-overlap = true\n'
+        "[tool.modelathe.serve.up]\nhttp-port = 9000\n[tool.modelathe.serve.pipeline.text]\nmax-tokens = 9\n"
+        '[tool.modelathe.optimize.run]\nrecipe = "recipe.toml"\nstrict = true\n'
     )
-    assert defaults.read(serve) == {"up": {"http_port": 9000}, "pipeline": {"text": {"check": False}}}
-    assert defaults.read(optimize) == {"run": {"recipe_path": "recipe.toml", "allow_overlap": True}}
+    assert defaults.read(serve) == {"up": {"http_port": 9000}, "pipeline": {"text": {"max_tokens": 9}}}
+    assert defaults.read(optimize) == {"run": {"recipe_path": "recipe.toml", "strict": True}}

@@ -6,6 +6,7 @@ import torch
 from sklearn import metrics as sklearn
 from torch.nn import functional
 
+from optimize.judge import intervals
 from optimize.model.errors import BadWorkload
 from optimize.source import losses, metrics
 
@@ -24,8 +25,8 @@ def test_one_label_of_several(classes: int) -> None:
     outputs, targets = RNG.normal(size=(300, classes)), RNG.integers(0, classes, 300)
     said = outputs.argmax(1)
     assert figure("accuracy", outputs, targets) == pytest.approx(sklearn.accuracy_score(targets, said))
-    how = "binary" if classes == 2 else "macro"
-    assert figure("f1", outputs, targets) == pytest.approx(sklearn.f1_score(targets, said, average=how))
+    if classes == 2:
+        assert figure("f1", outputs, targets) == pytest.approx(sklearn.f1_score(targets, said))
     loss = functional.cross_entropy(torch.tensor(outputs), torch.tensor(targets))
     assert figure("perplexity", outputs, targets) == pytest.approx(float(loss.exp()))
 
@@ -47,24 +48,62 @@ def test_a_label_that_is_there_or_not(kind: str) -> None:
 
 def test_a_class_by_a_1_among_zeros() -> None:
     outputs, targets = RNG.normal(size=(90, 4)), RNG.integers(0, 4, 90)
-    for name in ("accuracy", "f1"):
-        assert figure(name, outputs, np.eye(4)[targets]) == figure(name, outputs, targets)
+    assert figure("accuracy", outputs, np.eye(4)[targets]) == figure("accuracy", outputs, targets)
     several = (RNG.random((90, 4)) > 0.5).astype(int)
     assert figure("accuracy", outputs, several) == pytest.approx(np.mean((outputs > 0) == several))
 
 
-def test_ties_count_half() -> None:
+@pytest.mark.parametrize("size", [24, 100, 500])
+@pytest.mark.parametrize(("share", "flips"), [(0.5, 0.0), (0.5, 0.05), (0.1, 0.02), (0.3, 0.2)])
+def test_the_interval_of_an_f1_holds_the_truth(size: int, share: float, flips: float) -> None:
+    """Two models that are right as often, of whose labels some differ; where none does, the interval is not nothing."""
+    rng, held = np.random.default_rng(1), []
+    for _ in range(60):
+        targets = (rng.random(size) < share).astype(np.int64)
+        one, other = (np.where(rng.random(size) < flips, 1 - targets, targets) for _ in range(2))
+        first, second = (metrics.f1(said - 0.5, targets) for said in (one, other))
+        low, high = intervals.of_difference(first, second, metrics.f1_of, True)(size)
+        held.append(low <= 0 <= high and low < high)
+    assert np.mean(held) >= 0.93
+
+
+@pytest.mark.parametrize("size", [24, 100, 500])
+@pytest.mark.parametrize(("share", "noise"), [(0.5, 0.0), (0.3, 0.5), (0.1, 2.0)])
+def test_the_interval_of_an_auroc_holds_the_truth(size: int, share: float, noise: float) -> None:
+    """Two models that know the same and are wrong by chance; where they are one, the interval is not nothing."""
+    rng, held = np.random.default_rng(1), []
+    for _ in range(60):
+        targets = (rng.permutation(size) < share * size).astype(np.int64)
+        known = rng.normal(size=size) + 1.5 * targets
+        first, second = (metrics.auroc(known + noise * rng.normal(size=size), targets) for _ in range(2))
+        low, high = intervals.of_difference(first, second, metrics.auroc_of, True)(size)
+        held.append(low <= 0 <= high and low < high)
+    assert np.mean(held) >= 0.93
+
+
+def test_ties_of_an_auroc_count_half() -> None:
     outputs, targets = RNG.integers(0, 4, 200).astype(float), RNG.integers(0, 2, 200)
     assert figure("auroc", outputs, targets) == pytest.approx(sklearn.roc_auc_score(targets, outputs))
 
 
-def test_right_is_more_than_wrong_in_every_sample() -> None:
-    """So that the samples that got worse are those that became wrong."""
-    targets = np.repeat(np.arange(5), 5)
-    outputs = np.eye(5)[np.tile(np.arange(5), 5)]
-    samples = metrics.f1(outputs, targets).reshape(5, 5)
-    for label, row in enumerate(samples):
-        assert row.argmax() == label and np.sum(row == row.max()) == 1
+def test_an_auroc_tells_large_logits_apart() -> None:
+    outputs, targets = (1e6 + np.arange(200)).astype(np.float32), RNG.integers(0, 2, 200)
+    for moved in (outputs, -outputs):
+        assert figure("auroc", moved, targets) == pytest.approx(sklearn.roc_auc_score(targets, moved))
+
+
+def test_an_auroc_needs_both_labels() -> None:
+    with pytest.raises(BadWorkload, match="all targets are 1"):
+        figure("auroc", RNG.normal(size=9), np.ones(9, np.int64))
+
+
+def test_an_f1_without_a_flip_is_not_certain() -> None:
+    targets = np.tile([0, 1], 12)
+    samples = metrics.f1(targets - 0.5, targets)
+    assert metrics.f1_of(samples) == 1
+    assert intervals.of_score(samples, metrics.f1_of, True)[0] < 0.9
+    low, high = intervals.of_difference(samples, samples, metrics.f1_of, True)(24)
+    assert low < -0.05 and high > 0.05
 
 
 @pytest.mark.parametrize("axis", [1, -1])
@@ -91,6 +130,13 @@ def test_places_that_are_not_judged_do_not_count() -> None:
     assert figure("perplexity", outputs, hidden) == pytest.approx(float(logs.exp()))
 
 
+@pytest.mark.parametrize("name", ["accuracy", "iou", "perplexity"])
+def test_a_sample_without_anything_to_judge_is_no_mistake_of_a_model(name: str) -> None:
+    targets = np.where(np.arange(6)[:, None] < 2, metrics.IGNORED, RNG.integers(0, 3, (6, 5)))
+    with pytest.raises(BadWorkload, match="2 of 6 samples have no label that is judged"):
+        figure(name, RNG.normal(size=(6, 5, 3)), targets)
+
+
 def test_a_mask_of_one_kind_of_thing() -> None:
     targets = (RNG.random((12, 1, 5, 5)) > 0.6).astype(np.int64)
     outputs = RNG.normal(size=(12, 1, 5, 5))
@@ -110,7 +156,15 @@ def test_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("name", "outputs", "targets"),
-    [("accuracy", (9, 3, 4), (9, 5)), ("auroc", (9, 3), (9,)), ("mse", (9, 3), (9, 2)), ("perplexity", (9,), (9,))],
+    [
+        ("accuracy", (9, 3, 4), (9, 5)),
+        ("accuracy", (9, 4, 4), (9, 4)),
+        ("f1", (9, 3, 4), (9, 3)),
+        ("auroc", (9, 3), (9,)),
+        ("auroc", (9, 2), (9, 2)),
+        ("mse", (9, 3), (9, 2)),
+        ("perplexity", (9,), (9,)),
+    ],
 )
 def test_what_does_not_go_together_is_said(name: str, outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
     with pytest.raises(BadWorkload, match="do not go together"):
@@ -135,3 +189,15 @@ def test_a_loss_by_name(name: str, outputs: tuple[int, ...], targets: tuple[int,
     value = losses.named(name)({"first": given}, labels)
     value.backward()
     assert value.shape == () and given.grad is not None and bool((given.grad != 0).any())
+
+
+def test_f1_is_of_two_labels() -> None:
+    with pytest.raises(BadWorkload, match="do not go together"):
+        figure("f1", RNG.normal(size=(30, 3)), np.arange(30) % 3)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "iou"])
+def test_a_target_that_is_no_number_is_no_label(name: str) -> None:
+    targets = np.array([0.0, 1.0, np.nan])
+    with pytest.raises(BadWorkload, match="some targets are NaN"):
+        figure(name, np.array([-1.0, 1.0, -1.0]), targets)

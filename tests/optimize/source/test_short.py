@@ -85,7 +85,7 @@ def test_a_loader_of_any_kind(kind: str) -> None:
 def test_a_table_with_three_types() -> None:
     rng = np.random.default_rng(1)
     whole = (rng.random((40, 4)), rng.integers(0, 1000, 40), rng.random(40) > 0.5, rng.integers(0, 2, 40))
-    made = Workload.of(Mixed, whole, "auroc", name="prices")
+    made = Workload.of(Mixed, whole, "f1", name="prices")
     assert [(spec.name, spec.dtype, spec.own) for spec in made.inputs] == [
         ("numbers", "float32", (4,)),
         ("category", "int64", ()),
@@ -126,7 +126,8 @@ def once() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         ([(x, x, y) for x, y in pairs()], "accuracy", {}, BadData, "batches of 3 parts, forward takes row"),
         ([{"rows": x} for x, _ in pairs()], "accuracy", {}, BadData, "batches of rows, forward takes row"),
         ((ROWS, LABELS[:-1]), "accuracy", {}, BadData, "arrays of 70, 69 samples"),
-        (pairs(), "auroc", {}, None, ""),
+        ([({"row": x}, {"a": y, "b": y}) for x, y in pairs()], "accuracy", {}, BadWorkload, "one array of targets"),
+        (pairs(), "f1", {}, None, ""),
     ],
 )
 def test_what_does_not_fit_is_said(
@@ -182,3 +183,24 @@ def test_what_was_read_is_told_and_stands_in_the_lineage(tmp_path: Path, capsys:
     assert description["workload"]["inferred"] == lines
     table.lineage(description)
     assert "read from its data: input row: float32 [batch, 4]" in capsys.readouterr().out
+
+
+def test_labels_that_forward_may_take_are_targets() -> None:
+    """A Hugging Face model computes its own loss of them; as an input they would tell it what is right."""
+
+    class Classifier(Net):
+        def forward(self, row: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+            assert labels is None
+            return super().forward(row)
+
+    made = Workload.of(Classifier(), [{"row": x, "labels": y} for x, y in pairs()], "accuracy")
+    assert [spec.name for spec in made.inputs] == ["row"]
+    assert np.array_equal(next(made.batches("evaluation")).targets, LABELS[:16])
+
+
+def test_where_a_label_begins_is_told() -> None:
+    class Chance(Net):
+        def forward(self, row: torch.Tensor) -> torch.Tensor:
+            return super().forward(row)[:, 0].sigmoid()
+
+    assert "a label is said to be there above 0.5" in Workload.of(Chance(), (ROWS, LABELS), "accuracy").inferred
