@@ -13,8 +13,8 @@ REFUSED = "failed to load |Failed to initialize Python stub: |error: creating se
 """What the log of a server says that does not load the models of a repository."""
 GAVE_UP = re.compile(f"{REFUSED}|error: creating server")
 """What the log of a server says that ends because it cannot start."""
-MEMORY = r"memory|bad_alloc"
-"""What is said where the machine is too small."""
+MEMORY = r"([Oo]ut of|[Nn]ot enough|[Ii]nsufficient|[Ss]hared|allocate) memory|[Ff]ailed to allocate|bad_alloc"
+"""What is said where the machine is too small; a model may be called memory."""
 DIED = "Stub process .* is not healthy"
 """What is said where a backend process died while it loaded a model."""
 FIXES = {
