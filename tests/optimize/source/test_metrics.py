@@ -191,9 +191,27 @@ def test_a_loss_by_name(name: str, outputs: tuple[int, ...], targets: tuple[int,
     assert value.shape == () and given.grad is not None and bool((given.grad != 0).any())
 
 
-def test_f1_is_of_two_labels() -> None:
-    with pytest.raises(BadWorkload, match="do not go together"):
-        figure("f1", RNG.normal(size=(30, 3)), np.arange(30) % 3)
+@pytest.mark.parametrize("classes", [3, 12])
+def test_an_f1_of_several_labels_is_their_mean(classes: int) -> None:
+    targets = RNG.integers(0, classes, 40)
+    outputs = RNG.normal(size=(40, classes)) + 2 * np.eye(classes)[targets]
+    wanted = sklearn.f1_score(targets, outputs.argmax(1), average="macro")
+    assert figure("f1", outputs, targets) == pytest.approx(wanted)
+    samples = metrics.macro_f1(outputs, targets)
+    assert samples[outputs.argmax(1) == targets].min() > samples[outputs.argmax(1) != targets].max()
+
+
+@pytest.mark.parametrize("size", [24, 100, 500])
+@pytest.mark.parametrize(("classes", "flips"), [(3, 0.0), (3, 0.3), (10, 0.1)])
+def test_the_interval_of_an_f1_of_several_labels_holds_the_truth(size: int, classes: int, flips: float) -> None:
+    rng, held = np.random.default_rng(1), []
+    for _ in range(60):
+        targets = rng.integers(0, classes, size)
+        said = (np.where(rng.random(size) < flips, rng.integers(0, classes, size), targets) for _ in range(2))
+        first, second = (metrics.macro_f1(np.eye(classes)[labels], targets) for labels in said)
+        low, high = intervals.of_difference(first, second, np.mean, True)(size)
+        held.append(low <= 0 <= high and low < high)
+    assert np.mean(held) >= 0.9
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1", "iou"])
