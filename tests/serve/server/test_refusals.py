@@ -181,3 +181,12 @@ def test_no_reason_names_a_function_of_the_runtime(place: Path, server_prefix: P
 def test_a_model_that_is_called_memory_is_no_lack_of_it(said: str, machine: bool) -> None:
     assert ending.kind(said, refused=True) is (ServerFailed if machine else ModelRefused)
     assert ("a machine with more memory" in ending.fix(said)) == machine
+
+
+@pytest.mark.parametrize(("ready", "kind"), [(False, ModelRefused), (True, ServerFailed)])
+def test_a_server_that_dies_of_a_refused_warm_up(ready: bool, kind: type[Exception], tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text('I0101 server started\nE0101 "a request failed: the input x holds NaN or infinity"\n')
+    found = ending.error("http://127.0.0.1:1", log, -11, ready=ready)
+    assert type(found) is kind
+    assert found.what.endswith("killed by SIGSEGV after a request failed: the input x holds NaN or infinity")
