@@ -15,6 +15,7 @@ from modelathe.errors import BadInput, RequestRejected
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
+Seed = int | Sequence[int] | np.random.Generator
 
 TRITON_DTYPES = {
     "bool": "BOOL",
@@ -167,8 +168,11 @@ class TensorSpec:
         return TensorSpec(document["name"], document["dtype"], dims, tuple(values) if values else None, examples)
 
 
-def generated(specs: Iterable[TensorSpec], batch: int | None = None, seed: int = 0) -> dict[str, Array]:
-    """Return random values in range by name, each of its spec's `shape(batch)`; equal seeds give equal values."""
+def generated(specs: Iterable[TensorSpec], batch: int | None = None, seed: Seed = 0) -> dict[str, Array]:
+    """Return random values in range by name, each of its spec's `shape(batch)`; equal seeds give equal values.
+
+    A generator is a seed too: it goes on where it stands.
+    """
     rng = np.random.default_rng(seed)
     return {spec.name: spec.generate(rng, batch) for spec in specs}
 

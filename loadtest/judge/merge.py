@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.judge.summary import load_file
-from loadtest.load.workers import latest
+from loadtest.load.share import latest
 from loadtest.plan.data.answers import MOST_SAMPLES
 from loadtest.record.results import document_line
 from modelathe import files

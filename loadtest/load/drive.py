@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.load import eventloop, workers
-from loadtest.load.loop import PATIENCE, TICK, Loop, Progress
+from loadtest.load.loop import PATIENCE, TICK, Progress
 from loadtest.load.readings import Readings
+from loadtest.load.share import Ending, Share
 from loadtest.plan import traffic
 from loadtest.plan.data.answers import MOST_SAMPLES, Answers, Tolerance
 from loadtest.plan.load import Load
@@ -37,7 +38,6 @@ from modelathe.commandline import version as modelathe_version
 from modelathe.errors import BadInput, MachineError, ModelatheError, ServerAbsent, ServerFault
 from modelathe.tensors import Arrays, TensorSpec
 
-_FIRST_CONNECTIONS = 16
 _SETTLING = 2.0
 _MOST_REFERENCES = 64
 _ERROR_KINDS = 10
@@ -172,38 +172,25 @@ class Alone:
     channels: Sequence[workers.Channel] = ()
 
     def __init__(self, load: Load, sender: Sender) -> None:
-        self.plan, self.ending, self._worker = load.plan, workers.Ending(), load.plan.index or 0
-        self._sender, self._answers, self._choose = sender, load.answers, traffic.Chooser(load.parts, load.plan.seed)
+        self.plan, self._share = load.plan, Share(load, sender, load.plan.index or 0)
+
+    @property
+    def ending(self) -> Ending:
+        """What was seen of the run."""
+        return self._share.ending()
 
     async def prepare(self, _: bytes, show: Callable[[Progress], None]) -> None:
         """Connect and warm up."""
-        plan = self.plan
-        await self._sender.open(connections(plan, self._worker))
-        if plan.warmup:
-            loop = Loop(plan, self._sender, self._choose, plan.warmup, lambda flight: None, self._worker)
-            await loop.run(lambda state: show(Progress(state.elapsed, warming=True)))
-            if loop.gone:
-                raise ServerAbsent("the server stopped answering during the warm-up", where=plan.url)
-        if self._answers:
-            self._answers.reset()
+        if await self._share.warm(lambda state: show(Progress(state.elapsed, warming=True))):
+            raise ServerAbsent("the server stopped answering during the warm-up", where=self.plan.url)
 
     async def run(self, zero: float, writer: Writer, tick: Callable[[Progress], None]) -> None:
         """Send."""
-        loop = Loop(self.plan, self._sender, self._choose, self.plan.duration, writer.add, self._worker)
-        await loop.run(tick, zero)
-        checked, samples = (self._answers.checked, self._answers.samples) if self._answers else (0, [])
-        self.ending = workers.Ending(loop.end, loop.gone, loop.succeeded, loop.errors, loop.cpu, checked, samples)
-        self.ending.sending, self.ending.lag = loop.stopped, loop.lag()
-        self.ending.most, self.ending.full = loop.most, loop.full
+        await self._share.send(zero, writer.add, tick)
 
     async def close(self) -> None:
         """Drop all connections."""
-        await self._sender.close()
-
-
-def connections(plan: Plan, worker: int = 0) -> int:
-    """Return how many connections one worker opens before its first request."""
-    return plan.share(plan.concurrency or 0, worker) or _FIRST_CONNECTIONS
+        await self._share.sender.close()
 
 
 def _until(begin: float | None) -> float:

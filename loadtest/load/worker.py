@@ -18,15 +18,11 @@ from contextlib import suppress
 from typing import Any
 
 from loadtest.load import eventloop
-from loadtest.load.drive import connections
-from loadtest.load.loop import PATIENCE, Loop, Progress
-from loadtest.plan import traffic
-from loadtest.plan.data.answers import Answers
+from loadtest.load.loop import PATIENCE, Progress
+from loadtest.load.share import Share
 from loadtest.plan.package import unpack
-from loadtest.plan.plan import Plan
 from loadtest.record.results import Flight, line
 from loadtest.send.choice import sending
-from loadtest.send.sender import Sender
 from modelathe.client import Client
 from modelathe.errors import ModelatheError
 
@@ -88,40 +84,29 @@ async def _work() -> None:
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
     length, worker = map(int, (await orders.readline()).split())
     load = unpack(await orders.readexactly(length))
-    plan, answers = load.plan, load.answers
-    output, choose = _Output(worker), traffic.Chooser(load.parts, plan.seed)
+    plan, output = load.plan, _Output(worker)
     begin = asyncio.ensure_future(orders.readline())
     with Client(plan.url, PATIENCE, plan.connection) as client, sending(load, client) as sender:
+        share = Share(load, sender, worker)
         try:
-            warmup = Loop(plan, sender, choose, plan.warmup, lambda flight: None, worker)
-            await _unless(begin, _warm(plan, sender, warmup, output))
-            zero = float(await begin or _leave())
-            if answers:
-                answers.reset()
-            await _run(Loop(plan, sender, choose, plan.duration, output.add, worker), zero, output, orders, answers)
+            await _unless(begin, _warm(share, output))
+            await _send(share, float(await begin or _leave()), output, orders)
         finally:
             await sender.close()
 
 
-async def _warm(plan: Plan, sender: Sender, loop: Loop, output: _Output) -> None:
-    await sender.open(connections(plan, output.worker))
-    if plan.warmup:
-        await loop.run(lambda state: output.say(warming=state.elapsed))
-    output.say(ready=True, gone=loop.gone)
+async def _warm(share: Share, output: _Output) -> None:
+    output.say(ready=True, gone=await share.warm(lambda state: output.say(warming=state.elapsed)))
 
 
-async def _run(loop: Loop, zero: float, output: _Output, orders: asyncio.StreamReader, answers: Answers | None) -> None:
+async def _send(share: Share, zero: float, output: _Output, orders: asyncio.StreamReader) -> None:
     def tick(state: Progress) -> None:
         output.say(ended=state.ended, failed=state.failed, in_flight=state.in_flight, recent=state.recent)
 
     try:
-        await _unless(asyncio.ensure_future(orders.read(1)), loop.run(tick, zero))
+        await _unless(asyncio.ensure_future(orders.read(1)), share.send(zero, output.add, tick))
     finally:
-        errors = [[verdict, text, count] for (verdict, text), count in loop.errors.most_common()]
-        seen: dict[str, Any] = {"end": loop.end, "gone": loop.gone, "succeeded": loop.succeeded, "errors": errors}
-        seen |= {"checked": answers.checked if answers else 0, "mismatches": answers.samples if answers else []}
-        seen |= {"most": loop.most, "full": loop.full}
-        output.say(**seen, cpu=loop.cpu, sending=loop.stopped, lag=loop.lag())
+        output.say(**share.ending().document())
 
 
 async def _unless(order: "asyncio.Future[bytes]", work: Awaitable[None]) -> None:

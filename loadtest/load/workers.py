@@ -8,14 +8,13 @@ be read. A worker ends by itself when whoever started it is gone.
 import asyncio
 import contextlib
 import signal
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import orjson
 
 from loadtest.load.loop import PATIENCE, Progress
+from loadtest.load.share import Ending
 from loadtest.plan.plan import Plan
 from loadtest.record.results import Writer
 from modelathe import errors, interpreter
@@ -26,54 +25,6 @@ _LAST_WORDS, _LAST_BREATH = 5.0, 1.0
 _GRACE = 30.0
 _CHUNK = 2**20
 _REQUEST = b'{"n":'
-
-
-@dataclass
-class Ending:
-    """What was seen of a run as a whole, by one worker or by all.
-
-    Args:
-        end: seconds after the start at which the last request ended.
-        gone: whether the server stopped answering.
-        succeeded: requests answered right.
-        errors: how often each verdict and text occurred.
-        cpu: seconds of processor time that the sending took.
-        sending: seconds that it lasted; waiting for the last answers is no part of it.
-        lag: how late the event loop was meanwhile, milliseconds by percentile; of several workers the latest one's.
-        checked: answers that were compared with the right ones.
-        mismatches: the first wrong ones of each worker (see `answers.Answers`).
-        most: open loop: the most requests in flight that all together allowed.
-        full: seconds during which one of them had no room for a request that was due; the longest of any.
-    """
-
-    end: float = 0.0
-    gone: bool = False
-    succeeded: int = 0
-    errors: Counter[tuple[str, str]] = field(default_factory=Counter)
-    cpu: float = 0.0
-    checked: int = 0
-    mismatches: list[dict[str, Any]] = field(default_factory=list)
-    sending: float = 0.0
-    lag: dict[str, float | None] = field(default_factory=dict)
-    most: int = 0
-    full: float = 0.0
-
-    def add(self, said: dict[str, Any]) -> None:
-        """Take what another worker said at its end."""
-        self.end, self.gone = max(self.end, said["end"]), self.gone or said["gone"]
-        self.succeeded, self.cpu = self.succeeded + said["succeeded"], self.cpu + said["cpu"]
-        for verdict, text, count in said["errors"]:
-            self.errors[verdict, text] += count
-        self.sending, self.lag = max(self.sending, said["sending"]), latest(self.lag, said["lag"])
-        self.checked += said["checked"]
-        self.most, self.full = self.most + said["most"], max(self.full, said["full"])
-        self.mismatches = sorted(self.mismatches + said["mismatches"], key=lambda one: int(one["n"]))
-
-
-def latest(one: dict[str, float | None], other: dict[str, float | None]) -> dict[str, float | None]:
-    """Return the larger lag of two workers at each percentile; None where neither knows it."""
-    pairs = {key: [lag for lag in (one.get(key), other.get(key)) if lag is not None] for key in {**one, **other}}
-    return {key: max(lags, default=None) for key, lags in pairs.items()}
 
 
 class Channel(Protocol):

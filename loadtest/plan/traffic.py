@@ -10,7 +10,7 @@ import numpy as np
 from loadtest.plan.data.answers import Tolerance
 from loadtest.record.results import Script, Turn
 from modelathe.errors import BadInput, UsageError
-from modelathe.tensors import Array, Arrays, TensorSpec
+from modelathe.tensors import Array, Arrays, TensorSpec, generated
 
 _BLOCK = 4096
 _FIRST_ID, _IDS, _SEEDS = 10**15, 10**12, 1000
@@ -27,8 +27,7 @@ class Fresh:
 
     def make(self, n: int) -> dict[str, Array]:
         """Return the inputs of request `n`; equal numbers get equal values."""
-        rng = np.random.default_rng([self.seed, n])
-        return {spec.name: spec.generate(rng, self.batch) for spec in self.specs}
+        return generated(self.specs, self.batch, (self.seed, n))
 
 
 @dataclass(frozen=True)

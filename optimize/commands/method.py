@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from modelathe.commandline import PATH, document, emit, json_option, reporting
 from optimize.commands.overlap import overlap_option
 from optimize.methods.table import METHODS, NAMES
+from serve.config.target import Device, Runtime
 
 if TYPE_CHECKING:
     from optimize.runs.recipe import Recipe
@@ -71,11 +72,11 @@ def _common(names: list[str], default: str) -> list[Callable[[Any], Any]]:
         ),
         click.option("--batch", default=BATCHES, show_default=True, help="Batch sizes to measure at."),
         click.option(
-            "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where it will run."
+            "--device", type=click.Choice(get_args(Device)), default="cpu", show_default=True, help="Where it will run."
         ),
         click.option(
             "--runtime",
-            type=click.Choice(["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]),
+            type=click.Choice(get_args(Runtime)),
             default="onnxruntime",
             show_default=True,
             help="What will run it there.",

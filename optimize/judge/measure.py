@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelathe.tensors import Arrays, TensorSpec
+from modelathe.tensors import Arrays, TensorSpec, generated
 from optimize.judge import ruler
 from optimize.judge.ruler import Speeds, Until
 from serve.config.target import Target
@@ -102,7 +102,7 @@ def speed(
 def feeds(inputs: Sequence[TensorSpec], batches: Sequence[int]) -> dict[int, Arrays]:
     """Return random values in range, at the typical sizes, for each batch size."""
     rng = np.random.default_rng(0)
-    return {batch: {spec.name: spec.generate(rng, batch) for spec in inputs} for batch in batches}
+    return {batch: generated(inputs, batch, rng) for batch in batches}
 
 
 def timed(session: "GraphPredictor", arrays: Mapping[int, Arrays]) -> dict[int, float]:

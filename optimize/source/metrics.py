@@ -24,13 +24,13 @@ class Metric:
 
     Args:
         judge: `judge(outputs, targets)` on arrays with one row a sample; returns float64 [samples].
-        higher_is_better: whether more of it is better.
+        higher_is_better: whether more of it is better; None if it does not say.
         bounded: whether the figure lies in [0, 1].
         aggregate: makes the figure from what `judge` returned.
     """
 
     judge: Callable[[Array, Array], Array]
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
     bounded: bool = True
     aggregate: Callable[[Array], float] = mean
 
@@ -82,6 +82,42 @@ def f1_of(samples: Array) -> float:
     """Return the F1 of the label 1 from what `f1` returned; 0 where the label is neither there nor said."""
     found, wrong = np.sum(samples == 1), np.sum(samples == 0)
     return float(2 * found / (2 * found + wrong)) if found else 0.0
+
+
+def macro_f1(outputs: Array, targets: Array) -> Array:
+    """Return a number for each sample, of which the mean is the mean F1 of all labels that are right or said somewhere.
+
+    Arguments as `accuracy`, one label a sample; the numbers are those of `samples_of`.
+    """
+    said, right = _decided(outputs, targets, 0.0)
+    if right.ndim != 1:
+        raise _unlike("f1", outputs, targets, "one label for each sample")
+    _judged(right)
+    pairs, place, counts = np.unique(np.stack([right, said]), axis=1, return_inverse=True, return_counts=True)
+    size = int(pairs.max()) + 1
+
+    def figure(less: int | None) -> float:
+        seen = counts - (np.arange(len(counts)) == less)
+        found = np.bincount(pairs[0], seen * (pairs[0] == pairs[1]), size)
+        named = np.bincount(pairs[0], seen, size) + np.bincount(pairs[1], seen, size)
+        return float(np.mean(2 * found[named > 0] / named[named > 0]))
+
+    return samples_of(figure(None), np.array([figure(less) for less in range(len(counts))])[place.reshape(-1)])
+
+
+def samples_of(figure: float, without: Array) -> Array:
+    """Return a number for each sample, of which the mean is a figure that is made of all samples at once.
+
+    They are the jackknife's: how far the figure moves when the sample is left out, times the samples, moved so that
+    their mean is the figure itself (Tukey, "Bias and Confidence in Not-Quite Large Samples", 1958; Efron and Stein,
+    Annals of Statistics 9, 1981).
+
+    Args:
+        figure: that of all samples.
+        without: float64 [n], that of all but one.
+    """
+    found: Array = figure + (len(without) - 1) * (without.mean() - without)
+    return found
 
 
 def auroc(outputs: Array, targets: Array) -> Array:
@@ -152,9 +188,10 @@ def named(name: str, outputs: Array, targets: Array) -> Metric:
         BadWorkload: there is no such metric.
     """
     above = threshold(outputs)
+    two = outputs.size == targets.size or outputs.shape[1:] == (2,)
     known = {
         "accuracy": Metric(partial(accuracy, above=above)),
-        "f1": Metric(partial(f1, above=above), aggregate=f1_of),
+        "f1": Metric(partial(f1, above=above), aggregate=f1_of) if two else Metric(macro_f1),
         "iou": Metric(partial(iou, above=above)),
         "auroc": Metric(auroc, aggregate=auroc_of),
         "mse": Metric(squared, higher_is_better=False, bounded=False),

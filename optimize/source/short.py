@@ -15,7 +15,7 @@ from torch import nn
 
 from modelathe.tensors import BATCH, Array, Arrays, Dim, TensorSpec
 from optimize.model.errors import BadWorkload
-from optimize.source import loaders, losses, metrics
+from optimize.source import loaders, losses, metrics, torchmetric
 from optimize.source.batch import DATA, Batch, Batches, guarded
 
 LOOKED_AT = 64
@@ -144,22 +144,28 @@ def _outputs(
 def _metric(metric: Any, sample: Array, first: Batch, said: dict[str, Any], told: list[str]) -> dict[str, Any]:
     """Return the workload's fields that say how it is judged."""
     better = said.pop("higher_is_better", None)
-    if isinstance(metric, str):
-        if first.targets is None or isinstance(first.targets, Mapping):
-            several = "one array of targets, not several by name" if first.targets else "targets"
-            raise BadWorkload(f"{metric} needs {several}", fix="let the evaluation's batches be (inputs, targets)")
-        chosen = metrics.named(metric, sample, np.asarray(first.targets))
-        name, judge = metric, chosen.judge
-        stated = {"bounded": chosen.bounded, "aggregate": chosen.aggregate}
+    if isinstance(metric, str) or torchmetric.is_one(metric):
+        name, chosen = _known(metric, sample, first.targets)
+        judge, stated = chosen.judge, {"bounded": chosen.bounded, "aggregate": chosen.aggregate}
         better = chosen.higher_is_better if better is None else better
-        told.append(f"metric {metric}: {'more' if better else 'less'} is better")
-        if metric in ("accuracy", "f1", "iou") and sample.size == np.asarray(first.targets).size:
+        told.append(f"metric {name}" + ("" if better is None else f": {'more' if better else 'less'} is better"))
+        if name in ("accuracy", "f1", "iou") and sample.size == np.asarray(first.targets).size:
             told.append(f"a label is said to be there above {metrics.threshold(sample):g}")
     else:
         name, judge = getattr(metric, "__name__", "score"), metric
         stated = {key: said.pop(key) for key in ("bounded", "aggregate") if key in said}
     stated["higher_is_better"] = {name: better} if isinstance(better, bool) else better or {}
     return {**stated, "scores": _scores(name, judge)}
+
+
+def _known(metric: "str | torchmetric.TorchMetric", sample: Array, targets: Any) -> tuple[str, metrics.Metric]:
+    if targets is None or isinstance(targets, Mapping):
+        several = "one array of targets, not several by name" if targets else "targets"
+        name = metric if isinstance(metric, str) else type(metric).__name__
+        raise BadWorkload(f"{name} needs {several}", fix="let the evaluation's batches be (inputs, targets)")
+    if isinstance(metric, str):
+        return metric, metrics.named(metric, sample, np.asarray(targets))
+    return torchmetric.read(metric)
 
 
 def _scores(name: str, judge: Callable[[Array, Any], Array]) -> Callable[[Arrays, Any, Arrays], dict[str, Array]]:

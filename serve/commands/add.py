@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from modelathe.interpreter import program
 from modelathe.tensors import Dim
 from serve.commands.versions import load_timeout_option, repository_option
 from serve.config.settings import DESCRIPTIONS
+from serve.config.target import Device, Runtime
 
 
 def _dim(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, Dim]:
@@ -51,12 +52,8 @@ SETTINGS = "\b\nSettings for --set KEY=VALUE, or for the [serve] table of --sett
 @repository_option
 @click.option("--dim", "dims", multiple=True, callback=_dim, help="NAME=SMALLEST,TYPICAL,LARGEST of a dim.")
 @click.option("--batch-axis", "axis", default="", metavar="NAME|none", help="The file's name of the first dim, if any.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where it will run.")
-@click.option(
-    "--runtime",
-    type=click.Choice(["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]),
-    help="What will run it there.",
-)
+@click.option("--device", type=click.Choice(get_args(Device)), help="Where it will run.")
+@click.option("--runtime", type=click.Choice(get_args(Runtime)), help="What will run it there.")
 @click.option("--cores", type=click.IntRange(1), help="CPU cores that the server may use.")
 @click.option("--batch", callback=_batch, help="Batch sizes that matter, as in 1,32.")
 @click.option("--settings", "file", type=PATH, help="TOML file with a [serve] table.")

@@ -7,6 +7,8 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+Device = Literal["cpu", "cuda"]
+Runtime = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 TENSORRT = ("tensorrt", "tensorrt-rtx")
 """Runtimes that compile the graph."""
 LARGEST_BATCH, MOST_CORES = 65536, 1024
@@ -25,8 +27,8 @@ class Target:
         batch: the batch sizes that matter; costs are measured at these, and the largest bounds the server's batches.
     """
 
-    device: Literal["cpu", "cuda"] = "cpu"
-    runtime: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"] = "onnxruntime"
+    device: Device = "cpu"
+    runtime: Runtime = "onnxruntime"
     cores: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=MOST_CORES)
     batch: tuple[Annotated[int, Field(ge=1, le=LARGEST_BATCH)], ...] = Field(default=(1, 32), min_length=1)
 

@@ -225,9 +225,9 @@ def _check_names(inner: Called, parts: Sequence[Part]) -> None:
         staging.check(inner.place, name)
         if not (inner.place / name).exists():
             continue
-        there = repository.live(inner.place, name)
-        lineage = inner.place / name / str(max(there, default=0)) / repository.LINEAGE
-        if not lineage.exists() or repository.read_lineage(inner.place, name).get("kind") != part.lineage["kind"]:
+        newest = inner.place / name / str(max(repository.live(inner.place, name), default=0))
+        known = repository.read_lineage(inner.place, name) if repository.published(newest) else {}
+        if known.get("kind") != part.lineage["kind"]:
             raise BadRepository("is another model", where=str(inner.place / name), fix="choose another --name")
 
 

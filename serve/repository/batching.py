@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from modelathe.tensors import Array, Arrays, TensorSpec
+from modelathe.tensors import Array, Arrays, TensorSpec, generated
 
 SAMPLES = 3
 CLOSE, COARSE = 0.01, 0.25
@@ -28,8 +28,8 @@ def mixed(ask: Callable[[Arrays], Arrays], inputs: Sequence[TensorSpec], largest
         largest: the most samples of a request.
         coarse: whether the model computes in integers.
     """
-    count, rng = min(SAMPLES, largest), np.random.default_rng(0)
-    batch = {spec.name: spec.generate(rng, count) for spec in inputs}
+    count = min(SAMPLES, largest)
+    batch = generated(inputs, count)
     samples = [{name: array[n : n + 1] for name, array in batch.items()} for n in range(count)]
     alone = [ask(sample) for sample in samples]
     allowed = COARSE if coarse else CLOSE

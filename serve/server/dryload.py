@@ -10,7 +10,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelathe.client import Client, connect
 from modelathe.errors import ModelatheError
-from modelathe.tensors import Arrays, Dim, TensorSpec
+from modelathe.tensors import Arrays, Dim, TensorSpec, generated
 from serve.config.errors import BadRepository, NotInstalled
 from serve.repository import batching, interface, onnx_file, scratch, staging
 from serve.repository import tree as repository
@@ -142,7 +142,7 @@ def _ask(
     strange: dict[str, None] = {}
     for size, specs in [*((size, inputs) for size in sizes), *([(sizes[0], required)] if optional else [])]:
         batch = size if config.max_batch_size else None
-        answer = client.infer(model, {spec.name: spec.generate(rng, batch) for spec in specs}, sequence=sequence)
+        answer = client.infer(model, generated(specs, batch, rng), sequence=sequence)
         for spec in outputs:
             _check_answer(model, spec, answer, batch)
             if answer[spec.name].dtype.kind == "f" and not np.isfinite(answer[spec.name]).all():

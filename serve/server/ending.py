@@ -13,8 +13,8 @@ REFUSED = "failed to load |Failed to initialize Python stub: |error: creating se
 """What the log of a server says that does not load the models of a repository."""
 GAVE_UP = re.compile(f"{REFUSED}|error: creating server")
 """What the log of a server says that ends because it cannot start."""
-MEMORY = r"memory|bad_alloc"
-"""What is said where the machine is too small."""
+MEMORY = r"([Oo]ut of|[Nn]ot enough|[Ii]nsufficient|[Ss]hared|allocate) memory|[Ff]ailed to allocate|bad_alloc"
+"""What is said where the machine is too small; a model may be called memory."""
 DIED = "Stub process .* is not healthy"
 """What is said where a backend process died while it loaded a model."""
 FIXES = {
@@ -55,14 +55,15 @@ def error(http: str, log: Path, code: int, *, ready: bool = True) -> ServerFaile
     text = log.read_text(errors="replace")
     killed = code < 0 and signal.Signals(-code).name
     what = f"tritonserver was killed by {killed}" if killed else f"tritonserver ended by itself with exit code {code}"
+    # Triton 24.10 does not always survive a model that refuses its warm-up.
+    asked = killed and re.search(r'"(a request failed: .*)"\s*\Z', text)
     # A server that gives up while starting may still crash on its way out.
     if not ready and (not killed or GAVE_UP.search(text)):
         what = _reason(text) or what
-    elif killed and (refused := re.search(r'"(a request failed: .*)"\s*\Z', text)):
-        # Triton 24.10 does not always survive a model that refuses its warm-up.
-        what += f" after {refused[1]}"
+    elif asked:
+        what += f" after {asked[1]}"
     known = "" if ready else f"{fix(what)}; ".removeprefix("; ")
-    of_a_model = not ready and re.search(REFUSED, text) is not None
+    of_a_model = not ready and bool(asked or re.search(REFUSED, text))
     return kind(what, refused=of_a_model)(what, where=http, fix=f"{known}the server's log has more: {log}")
 
 

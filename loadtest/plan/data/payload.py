@@ -11,11 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from loadtest.plan.data.answers import Tolerance
 from modelathe.errors import BadInput, UsageError
-from modelathe.tensors import UNBOUNDED, Arrays, Dim, TensorSpec
+from modelathe.tensors import UNBOUNDED, Arrays, Dim, TensorSpec, generated
 
 
 def generate(specs: Sequence[TensorSpec], count: int, seed: int, batch: int = 1) -> list[Arrays]:
@@ -33,10 +31,7 @@ def generate(specs: Sequence[TensorSpec], count: int, seed: int, batch: int = 1)
     check_batch(specs, batch)
     for spec in specs:
         _check_known(spec)
-    return [
-        {spec.name: spec.generate(np.random.default_rng([seed, n, place]), batch) for place, spec in enumerate(specs)}
-        for n in range(count)
-    ]
+    return [generated(specs, batch, (seed, n)) for n in range(count)]
 
 
 def with_shapes(specs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> list[TensorSpec]:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from loadtest.judge.summary import summarize
-from loadtest.load import drive, workers
+from loadtest.load import drive, share, workers
 from loadtest.plan.data import payload
 from loadtest.plan.data.answers import Answers
 from loadtest.plan.load import Load
@@ -210,7 +210,7 @@ async def _run(plan: Plan) -> None:
 
 
 def test_endings_are_added_up() -> None:
-    ending = workers.Ending()
+    ending = share.Ending()
     for seconds in (1.0, 3.0, 2.0):
         said = {"end": seconds, "gone": seconds == 3, "succeeded": 5, "errors": [["error", "x", 2]], "cpu": 0.5}
         said |= {"sending": seconds + 1, "lag": {"p99": seconds, "p999": None}}

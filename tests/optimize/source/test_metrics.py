@@ -11,6 +11,13 @@ from optimize.model.errors import BadWorkload
 from optimize.source import losses, metrics
 
 RNG = np.random.default_rng(0)
+DRAWS = 100
+"""Of two models each, in a simulation of how often an interval holds the truth."""
+
+
+@pytest.fixture
+def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "RESAMPLES", 300)
 
 
 def figure(name: str, outputs: np.ndarray, targets: np.ndarray) -> float:
@@ -53,12 +60,12 @@ def test_a_class_by_a_1_among_zeros() -> None:
     assert figure("accuracy", outputs, several) == pytest.approx(np.mean((outputs > 0) == several))
 
 
-@pytest.mark.parametrize("size", [24, 100, 500])
-@pytest.mark.parametrize(("share", "flips"), [(0.5, 0.0), (0.5, 0.05), (0.1, 0.02), (0.3, 0.2)])
+@pytest.mark.usefixtures("fewer_resamples")
+@pytest.mark.parametrize(("size", "share", "flips"), [(24, 0.5, 0.0), (100, 0.1, 0.02), (500, 0.3, 0.2)])
 def test_the_interval_of_an_f1_holds_the_truth(size: int, share: float, flips: float) -> None:
     """Two models that are right as often, of whose labels some differ; where none does, the interval is not nothing."""
     rng, held = np.random.default_rng(1), []
-    for _ in range(60):
+    for _ in range(DRAWS):
         targets = (rng.random(size) < share).astype(np.int64)
         one, other = (np.where(rng.random(size) < flips, 1 - targets, targets) for _ in range(2))
         first, second = (metrics.f1(said - 0.5, targets) for said in (one, other))
@@ -67,12 +74,12 @@ def test_the_interval_of_an_f1_holds_the_truth(size: int, share: float, flips: f
     assert np.mean(held) >= 0.93
 
 
-@pytest.mark.parametrize("size", [24, 100, 500])
-@pytest.mark.parametrize(("share", "noise"), [(0.5, 0.0), (0.3, 0.5), (0.1, 2.0)])
+@pytest.mark.usefixtures("fewer_resamples")
+@pytest.mark.parametrize(("size", "share", "noise"), [(24, 0.5, 0.0), (100, 0.1, 2.0), (500, 0.3, 0.5)])
 def test_the_interval_of_an_auroc_holds_the_truth(size: int, share: float, noise: float) -> None:
     """Two models that know the same and are wrong by chance; where they are one, the interval is not nothing."""
     rng, held = np.random.default_rng(1), []
-    for _ in range(60):
+    for _ in range(DRAWS):
         targets = (rng.permutation(size) < share * size).astype(np.int64)
         known = rng.normal(size=size) + 1.5 * targets
         first, second = (metrics.auroc(known + noise * rng.normal(size=size), targets) for _ in range(2))
@@ -191,9 +198,27 @@ def test_a_loss_by_name(name: str, outputs: tuple[int, ...], targets: tuple[int,
     assert value.shape == () and given.grad is not None and bool((given.grad != 0).any())
 
 
-def test_f1_is_of_two_labels() -> None:
-    with pytest.raises(BadWorkload, match="do not go together"):
-        figure("f1", RNG.normal(size=(30, 3)), np.arange(30) % 3)
+@pytest.mark.parametrize("classes", [3, 12])
+def test_an_f1_of_several_labels_is_their_mean(classes: int) -> None:
+    targets = RNG.integers(0, classes, 40)
+    outputs = RNG.normal(size=(40, classes)) + 2 * np.eye(classes)[targets]
+    wanted = sklearn.f1_score(targets, outputs.argmax(1), average="macro")
+    assert figure("f1", outputs, targets) == pytest.approx(wanted)
+    samples = metrics.macro_f1(outputs, targets)
+    assert samples[outputs.argmax(1) == targets].min() > samples[outputs.argmax(1) != targets].max()
+
+
+@pytest.mark.usefixtures("fewer_resamples")
+@pytest.mark.parametrize(("size", "classes", "flips"), [(24, 3, 0.0), (100, 10, 0.1), (500, 3, 0.3)])
+def test_the_interval_of_an_f1_of_several_labels_holds_the_truth(size: int, classes: int, flips: float) -> None:
+    rng, held = np.random.default_rng(1), []
+    for _ in range(3 * DRAWS):
+        targets = rng.integers(0, classes, size)
+        said = (np.where(rng.random(size) < flips, rng.integers(0, classes, size), targets) for _ in range(2))
+        first, second = (metrics.macro_f1(np.eye(classes)[labels], targets) for labels in said)
+        low, high = intervals.of_difference(first, second, np.mean, True)(size)
+        held.append(low <= 0 <= high and low < high)
+    assert np.mean(held) >= 0.93
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1", "iou"])

@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto as T
 
 from modelathe.errors import ModelatheError
-from serve.config.errors import BadRepository, ModelRefused
+from serve.config.errors import BadRepository, ModelRefused, ServerFailed
+from serve.server import ending
 from serve.server.tritonserver import running
 from tests.serve.backends.test_backend import save
 from tests.serve.commands.test_up import FREE, serve, up
@@ -166,3 +167,26 @@ def test_no_reason_names_a_function_of_the_runtime(place: Path, server_prefix: P
     with pytest.raises(ModelatheError, match="cannot be loaded: ONNX Runtime only") as failure, running(place):
         pass
     assert "fix: export the model again with an older opset" in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "machine"),
+    [
+        ("Failed to allocate memory for requested buffer of size 8589934592", True),
+        ("std::bad_alloc", True),
+        ("Unable to initialize shared memory key: No space left on device", True),
+        ("model 'memory_net', version 1: unexpected inference output 'memory'", False),
+    ],
+)
+def test_a_model_that_is_called_memory_is_no_lack_of_it(said: str, machine: bool) -> None:
+    assert ending.kind(said, refused=True) is (ServerFailed if machine else ModelRefused)
+    assert ("a machine with more memory" in ending.fix(said)) == machine
+
+
+@pytest.mark.parametrize(("ready", "kind"), [(False, ModelRefused), (True, ServerFailed)])
+def test_a_server_that_dies_of_a_refused_warm_up(ready: bool, kind: type[Exception], tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text('I0101 server started\nE0101 "a request failed: the input x holds NaN or infinity"\n')
+    found = ending.error("http://127.0.0.1:1", log, -11, ready=ready)
+    assert type(found) is kind
+    assert found.what.endswith("killed by SIGSEGV after a request failed: the input x holds NaN or infinity")
