@@ -24,7 +24,7 @@ from typing import IO, Any, NoReturn, cast
 import click
 from rich.console import Console
 
-from modelathe import defaults
+from modelathe import defaults, notebook
 from modelathe.errors import BadInput, Interrupted, MachineError, ModelatheError, Stopped, UsageError
 
 FORMAT = 1
@@ -99,12 +99,17 @@ def finite(value: Any) -> Any:
 
 
 @contextmanager
-def reporting() -> Iterator[Callable[[str, float], None]]:
+def reporting(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
     """Yield a function `(text, fraction)` that shows on standard error what goes on.
 
-    On a terminal the current text stands beside a spinner and a finished one leaves a line with its seconds; elsewhere
-    every text is a plain line. The part of a text before its first colon names the stage.
+    On a terminal the current text stands beside a spinner and a finished one leaves a line with its seconds; a
+    notebook's cell shows the same, redrawn; elsewhere every text is a plain line. The part of a text before its first
+    colon names the stage. Nothing is said where it is `quiet`.
     """
+    redraw = notebook.redrawn()
+    if quiet or redraw:
+        yield _in_cell(redraw) if redraw and not quiet else lambda _text, _fraction: None
+        return
     console = Console(stderr=True, highlight=False)
     current, begun = "", 0.0
 
@@ -127,6 +132,18 @@ def reporting() -> Iterator[Callable[[str, float], None]]:
 
         yield report
         finish()
+
+
+def _in_cell(redraw: Callable[[str], None]) -> Callable[[str, float], None]:
+    """Return what shows every stage in a notebook's cell, in a line with its last text and the seconds since."""
+    begun, lines = time.monotonic(), dict[str, str]()
+
+    def report(text: str, fraction: float) -> None:
+        share = f" {fraction:.0%}" if 0 < fraction < 1 else ""
+        lines[text.partition(":")[0]] = f"{time.monotonic() - begun:6.1f} s  {text}{share}"
+        redraw("\n".join(lines.values()))
+
+    return report
 
 
 @contextmanager
