@@ -6,7 +6,7 @@ on defaults and on what is allowed.
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 
@@ -80,11 +80,7 @@ def gather(url: str, given: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: there is no such keyword, or its value cannot be.
     """
     known = declared()
-    for keyword in given:
-        if keyword not in known:
-            close = difflib.get_close_matches(keyword, known, 1)
-            fix = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
-            raise UsageError(f"there is no option {keyword!r}", fix=fix)
+    check(given, known)
     context = _declared.make_context("loadtest", ["--url", url])
     found = dict(context.params)
     for keyword, value in given.items():
@@ -96,6 +92,20 @@ def gather(url: str, given: Mapping[str, Any]) -> dict[str, Any]:
         except click.BadParameter as error:
             raise UsageError(f"{keyword} = {value!r}: {error.message}", fix="change its value") from None
     return found
+
+
+def check(given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a keyword that is not known.
+
+    Raises:
+        UsageError: naming the one that was probably meant.
+    """
+    names = list(known)
+    for keyword in given:
+        if keyword not in names:
+            close = difflib.get_close_matches(keyword, names, 1)
+            fix = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}"
+            raise UsageError(f"there is no option {keyword!r}", fix=fix)
 
 
 def _listed(option: click.Parameter, value: Any) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack, overload
 
+from loadtest.calls import keywords
 from loadtest.calls import scenario as scenarios
 from loadtest.calls.keywords import LoadOptions, Place, gather, several
 from loadtest.calls.results import LoadResult, ScenarioResult
@@ -81,7 +82,8 @@ def run(
         ServerAbsent: the server was not there; MachineError: it went away during the run, which is the `partial`.
         ModelMissing, RequestRejected, BadInput: what is asked for cannot be sent.
     """
-    given = dict(options)
+    keywords.check(options, RunOptions.__annotations__)
+    given: dict[str, Any] = dict(options)
     own = {key: given.pop(key) for key in list(given) if key in RunOptions.__annotations__.keys() - _LOAD}
     phases, pid = several(own.pop("set", ())), own.pop("pid", None)
     asked = _asked(own)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from loadtest.calls import keywords
 from modelathe.commandline import reporting
 from optimize.calls.results import RunResult
 from optimize.model.errors import BusyMachine, GateRefused
@@ -58,6 +59,7 @@ def run(
     Raises:
         BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.model.errors`.
     """
+    keywords.check(terms, Allowed.__annotations__)
     failure: GateRefused | BusyMachine | None = None
     with follower.leading(), reporting(quiet) as progress:
         opened = sources.workload(workload)
