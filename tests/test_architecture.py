@@ -27,7 +27,8 @@ FOUNDATION = {
 ROOMS = {
     "loadtest": "record plan/data plan send load judge report probing scenario mlperf"
     " selftest/nullserver selftest calls commands",
-    "serve": "backends config repository tensorrt server rollout watch clients clients/standin pipelines calls commands",
+    "serve": "backends config repository tensorrt server rollout watch clients clients/standin pipelines"
+    " calls commands",
     "optimize": "model graph source machine predict step train judge"
     " methods/export methods/distill methods/prune/groups methods/prune methods/quantize methods"
     " tensorrt report runs calls commands",

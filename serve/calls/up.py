@@ -75,8 +75,8 @@ def up(repository: Place, **options: Unpack[UpOptions]) -> Iterator[Server]:
 
     Args:
         repository: a model repository.
-        options: those of the command `serve up`, with underscores. Ports that are not given are free ones; the addresses
-            say which. `load_timeout` is in seconds.
+        options: those of the command `serve up`, with underscores. Ports that are not given are free ones, which the
+            addresses name. `load_timeout` is in seconds.
 
     Yields:
         The addresses.
