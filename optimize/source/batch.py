@@ -1,5 +1,6 @@
 """Batch: named arrays with what judges their answers, and the user's code that makes them."""
 
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from modelathe.errors import ModelatheError
 from modelathe.tensors import Array, Arrays
 from optimize.model.errors import BadData, BadWorkload, first_line
 
+_ROOT, _ROOMS = Path(__file__).parents[2], ("optimize", "serve", "loadtest", "modelathe")
+_STANDARD = sysconfig.get_path("stdlib")
 DATA = ("evaluation", "selection", "calibration", "training")
 
 
@@ -61,6 +64,19 @@ def concatenate(parts: list[Any], what: str) -> Any:
     return np.concatenate(arrays)
 
 
+def _is_users(file: str) -> bool:
+    """Return whether a frame's code is neither ours nor an installed package's nor Python's own."""
+    there = Path(file)
+    return not ({"site-packages", "dist-packages"} & {*there.parts}) and not any(
+        there.is_relative_to(place) for place in (_STANDARD, *(_ROOT / room for room in _ROOMS))
+    )
+
+
+def _told(frames: list[traceback.FrameSummary]) -> str:
+    """Return the last line of the user's that ran, as it is written: a notebook's cell has no file's name."""
+    return f", in {frames[-1].name}, line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
+
+
 def guarded(call: Callable[[], Any], what: str, source: str) -> Any:
     """Run the user's code; what it raises becomes one line that names the user's own file and line.
 
@@ -76,9 +92,12 @@ def guarded(call: Callable[[], Any], what: str, source: str) -> Any:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename.endswith(Path(file).name)]
         line = f", line {lines[-1]}" if lines else ""
+        if not source:
+            line = _told([frame for frame in frames if _is_users(frame.filename)])
         if isinstance(error, SyntaxError) and error.lineno:
             line = f", line {error.lineno}"
-        fix = "run the file by itself to see the whole traceback, and mend it"
+        what_to_run = "the file by itself" if source else "it by itself"
+        fix = f"run {what_to_run} to see the whole traceback, and mend it"
         if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(("optimize.", "loadtest.")):
             fix = "import it as today: from optimize import BATCH, Batch, Dim, TensorSpec, Workload"
         raise BadWorkload(

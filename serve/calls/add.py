@@ -34,7 +34,7 @@ class AddOptions(TypedDict, total=False):
     runtime: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
     cores: int
     batch: Sequence[int]
-    settings: Place | Mapping[str, Any]
+    settings: Place | Mapping[str, Any] | None
     set: Sequence[str]
     check: bool
     allow_nonfinite: bool
@@ -116,7 +116,9 @@ def add(
 
 
 def _target(found: Source, given: Mapping[str, Any]) -> Target:
-    wanted = {key: tuple(given[key]) if key == "batch" else given[key] for key in TARGET if key in given}
+    wanted: dict[str, Any] = {
+        key: tuple(given[key]) if key == "batch" else given[key] for key in TARGET if key in given
+    }
     try:
         return replace(found.target or Target(), **wanted)
     except ValidationError as error:
