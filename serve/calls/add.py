@@ -116,9 +116,9 @@ def add(
 
 
 def _target(found: Source, given: Mapping[str, Any]) -> Target:
-    wanted: dict[str, Any] = {
-        key: tuple(given[key]) if key == "batch" else given[key] for key in TARGET if key in given
-    }
+    wanted = {key: given[key] for key in TARGET if key in given}
+    if "batch" in wanted:
+        wanted["batch"] = tuple(wanted["batch"])
     try:
         return replace(found.target or Target(), **wanted)
     except ValidationError as error:

@@ -68,7 +68,7 @@ def test_a_threshold_that_does_not_hold_is_an_answer(endpoint: Endpoint, tmp_pat
     found = loadtest.run(TINY, endpoint.grpc, **asked)  # type: ignore[call-overload]
     assert not found.passed
     assert found.valid
-    with pytest.raises(Refused, match="p50 < 0.0001ms") as refused:
+    with pytest.raises(Refused, match=r"p50 < 0\.0001ms") as refused:
         found.check()
     assert refused.value.partial is found.document
 
