@@ -88,7 +88,10 @@ def run(
     phases, pid = several(own.pop("set", ())), own.pop("pid", None)
     asked = _asked(own)
     chosen = gather(url, given) | {"scenario": scenario and str(scenario), "settings": phases, "pid": pid}
-    return measure(model, chosen, asked, stated={*given}, quiet=quiet)
+    result = measure(model, chosen, asked, stated={*given}, quiet=quiet)
+    if isinstance(result.failure, MachineError):
+        raise result.failure
+    return result
 
 
 _LOAD = LoadOptions.__annotations__.keys()

@@ -39,7 +39,8 @@ def run(
     """Run a recipe on a workload, from the trained model to the proven endpoint.
 
     A gate that says no is an answer: the result is returned, with `passed` False and what to do in `gates`, and nothing
-    was published. `optimize.run(…).check()` raises instead, as the command ends with exit code 3.
+    was published. So it is where the machine was too busy for a gate to judge. `optimize.run(…).check()` raises instead
+    what the command would have ended with.
 
     Args:
         workload: a Workload, `path/to/file.py:function`, `package.module:function` or a Hugging Face folder. A Workload
