@@ -82,6 +82,20 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> Any:
     return pandas.DataFrame(list(rows))
 
 
+def teller(quiet: bool) -> Callable[[str], None]:
+    """Return what tells a line: on standard error, or below the lines before in a notebook's cell; not if `quiet`."""
+    redraw, told = None if quiet else redrawn(), list[str]()
+
+    def tell(text: str) -> None:
+        told.append(text)
+        if redraw:
+            redraw("\n".join(told))
+        elif not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    return tell
+
+
 def redrawn() -> Callable[[str], None] | None:
     """Return what shows a text in place of the one before in the output of a cell; None outside a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()

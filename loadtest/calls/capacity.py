@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-import click
-
 from loadtest.calls.keywords import LoadOptions, Place, Seconds, gather
 from loadtest.calls.results import Capacity
 from loadtest.plan.options import PROBES_DECIDE, Duration, Share, default_output, kept, parts_of, plan_of
@@ -14,6 +12,7 @@ from loadtest.plan.schedule import FASTEST
 from loadtest.probing import probe, report
 from loadtest.probing.search import Budget, Probe, search
 from loadtest.record import results
+from modelathe import notebook
 from modelathe.errors import UsageError
 
 
@@ -93,9 +92,10 @@ def find(model: str, asked: Asked, options: dict[str, Any], *, quiet: bool) -> C
     folder.mkdir(parents=True, exist_ok=True)
     spending = Budget(plan.duration, asked.budget)
     guess = probe.guess(plan, parts)
+    tell = notebook.teller(quiet)
     with kept(folder):
         found = search(
-            probe.prober(plan, parts, conditions, folder, _say if not quiet else lambda _: None),
+            probe.prober(plan, parts, conditions, folder, lambda made: tell(_line(made))),
             [one.allowed for one in conditions],
             start or guess,
             spending,
@@ -111,7 +111,7 @@ def find(model: str, asked: Asked, options: dict[str, Any], *, quiet: bool) -> C
     return Capacity.of(values, failure)
 
 
-def _say(probe: Probe) -> None:
+def _line(probe: Probe) -> str:
     p99, count = probe.facts["latency_ms"]["p99"], probe.facts["requests"]
     trouble = probe.fault or (f"does not count: {probe.client}" if probe.client else "")
-    click.echo(f"{probe.rate:,.1f}/s: {count:,} requests, p99 {p99:.2f} ms {trouble}".rstrip(), err=True)
+    return f"{probe.rate:,.1f}/s: {count:,} requests, p99 {p99:.2f} ms {trouble}".rstrip()

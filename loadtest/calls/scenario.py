@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import click
-
 from loadtest.calls.results import ScenarioResult
 from loadtest.judge.summary import summarize
 from loadtest.judge.validity import GONE
@@ -13,6 +11,7 @@ from loadtest.plan.options import default_output, kept, largest_batch, parts_of,
 from loadtest.report import live
 from loadtest.scenario import play as played
 from loadtest.scenario.scenario import find, load
+from modelathe import notebook
 from modelathe.errors import MachineError, Refused, UsageError
 
 _OF_PHASES = (
@@ -53,9 +52,10 @@ def play(model: str, options: dict[str, Any], folder: Path | None, quiet: bool) 
     found = load(path, options["settings"])
     folder = folder or default_output(f"{path.stem}-{model}")
 
+    tell = notebook.teller(quiet)
+
     def send(phase: str, own: dict[str, Any], to: Path) -> dict[str, Any]:
-        if not quiet:
-            click.echo(f"phase {phase}", err=True)
+        tell(f"phase {phase}")
         chosen = options | own
         plan = plan_of(chosen)
         with live.shown(plan, quiet=quiet) as show:
