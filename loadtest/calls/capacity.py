@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+from loadtest.calls import keywords
 from loadtest.calls.keywords import LoadOptions, Place, Seconds, gather
 from loadtest.calls.results import Capacity
 from loadtest.plan.options import PROBES_DECIDE, Duration, Share, default_output, kept, parts_of, plan_of
@@ -61,17 +62,18 @@ def capacity(model: str, url: str, slo: str, *, quiet: bool = False, **options: 
         UsageError: a wrong objective or option.
         ServerAbsent, ServerFault, ModelMissing, RequestRejected: as for `loadtest.run`.
     """
+    keywords.check(options, CapacityOptions.__annotations__)
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     own = {key: given.pop(key) for key in ("start", "precision", "budget", "output") if key in given}
     if decided := sorted(given.keys() & PROBES_DECIDE.keys()):
         raise UsageError(f"the probes decide on {decided[0]}", fix="leave it away, or use `loadtest.run`")
-    converted: dict[str, Callable[[Any], Any]] = {
+    kinds: dict[str, Callable[[Any], Any]] = {
         "start": float,
         "precision": lambda value: Share().convert(value, None, None),
         "budget": lambda value: Duration().convert(value, None, None),
         "output": Path,
     }
-    asked = Asked(slo, **{key: converted[key](value) for key, value in own.items()})
+    asked = Asked(slo, **{key: keywords.converted(key, value, kinds[key]) for key, value in own.items()})
     return find(model, asked, gather(url, given), quiet=quiet)
 
 

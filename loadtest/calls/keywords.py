@@ -6,7 +6,7 @@ on defaults and on what is allowed.
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 
@@ -85,13 +85,23 @@ def gather(url: str, given: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(context.params)
     for keyword, value in given.items():
         option = known[keyword]
-        if value is None:
-            continue
-        try:
-            found[str(option.name)] = option.type_cast_value(context, _listed(option, value))
-        except click.BadParameter as error:
-            raise UsageError(f"{keyword} = {value!r}: {error.message}", fix="change its value") from None
+        if value is not None:
+            found[str(option.name)] = converted(
+                keyword, value, lambda given, option=option: option.type_cast_value(context, _listed(option, given))
+            )
     return found
+
+
+def converted(keyword: str, value: Any, convert: Callable[[Any], Any]) -> Any:
+    """Return a value as `convert` makes it, which may be that of a type of the command line.
+
+    Raises:
+        UsageError: it cannot be.
+    """
+    try:
+        return convert(value)
+    except click.BadParameter as error:
+        raise UsageError(f"{keyword} = {value!r}: {error.message}", fix="change its value") from None
 
 
 def check(given: Iterable[str], known: Iterable[str]) -> None:

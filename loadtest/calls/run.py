@@ -104,7 +104,7 @@ def _asked(own: dict[str, Any]) -> Asked:
         if key in found:
             found[key] = Path(found[key])
     if "allow" in found:
-        found["allow"] = Share().convert(found["allow"], None, None)
+        found["allow"] = keywords.converted("allow", found["allow"], lambda value: Share().convert(value, None, None))
     return Asked(**found | {"threshold": several(found.get("threshold", ()))})
 
 

@@ -107,9 +107,8 @@ def test_what_is_wrong_is_said_before_any_load() -> None:
         loadtest.run(TINY, url, durations=3)  # type: ignore[call-overload]
     assert wrong.value.fix == "did you mean 'duration'?"
     for asked in ({"duration": "3 weeks"}, {"rate": math.inf}, {"allow": 5}, {"compression": "zip"}, {"workers": "a"}):
-        with pytest.raises((UsageError, Exception)) as wrong:
+        with pytest.raises(UsageError, match=f"^{next(iter(asked))} = "):
             loadtest.run(TINY, url, **asked)  # type: ignore[call-overload]
-        assert wrong.value.exit_code == 2
     with pytest.raises(UsageError, match="the probes decide on rate"):
         loadtest.capacity(TINY, url, "p99 < 20ms", rate=20)
     with pytest.raises(ServerAbsent):
