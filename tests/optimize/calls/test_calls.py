@@ -29,7 +29,7 @@ RECIPE = {
     "load": {"duration": 1.0, "concurrency": 2},
     "step": [{"use": "quantize.weight_only"}],
 }
-pytestmark = pytest.mark.usefixtures("each_step_faster")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("each_step_faster")]
 
 
 def made_here() -> Workload:
