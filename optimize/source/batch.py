@@ -1,6 +1,5 @@
 """Batch: named arrays with what judges their answers, and the user's code that makes them."""
 
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ import numpy as np
 from modelathe.errors import ModelatheError
 from modelathe.tensors import Array, Arrays
 from optimize.model.errors import BadData, BadWorkload, first_line
+from optimize.source.code import OURS, is_users
 
-_ROOT, _ROOMS = Path(__file__).parents[2], ("optimize", "serve", "loadtest", "modelathe")
-_STANDARD = sysconfig.get_path("stdlib")
+_ROOMS = [Path(__file__).parents[2] / room for room in OURS]
 DATA = ("evaluation", "selection", "calibration", "training")
 
 
@@ -64,17 +63,13 @@ def concatenate(parts: list[Any], what: str) -> Any:
     return np.concatenate(arrays)
 
 
-def _is_users(file: str) -> bool:
-    """Return whether a frame's code is neither ours nor an installed package's nor Python's own."""
-    there = Path(file)
-    return not ({"site-packages", "dist-packages"} & {*there.parts}) and not any(
-        there.is_relative_to(place) for place in (_STANDARD, *(_ROOT / room for room in _ROOMS))
-    )
-
-
-def _told(frames: list[traceback.FrameSummary]) -> str:
+def _told(frames: traceback.StackSummary) -> str:
     """Return the last line of the user's that ran, as it is written: a notebook's cell has no file's name."""
-    return f", in {frames[-1].name}, line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
+    for frame in reversed(frames):
+        file = Path(frame.filename)
+        if is_users(file) and not any(file.is_relative_to(room) for room in _ROOMS):
+            return f", in {frame.name}, line {frame.lineno}: {frame.line}"
+    return ""
 
 
 def guarded(call: Callable[[], Any], what: str, source: str) -> Any:
@@ -93,7 +88,7 @@ def guarded(call: Callable[[], Any], what: str, source: str) -> Any:
         lines = [frame.lineno for frame in frames if frame.filename.endswith(Path(file).name)]
         line = f", line {lines[-1]}" if lines else ""
         if not source:
-            line = _told([frame for frame in frames if _is_users(frame.filename)])
+            line = _told(frames)
         if isinstance(error, SyntaxError) and error.lineno:
             line = f", line {error.lineno}"
         what_to_run = "the file by itself" if source else "it by itself"
