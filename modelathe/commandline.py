@@ -106,9 +106,13 @@ def reporting(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
     notebook's cell shows the same, redrawn; elsewhere every text is a plain line. The part of a text before its first
     colon names the stage. Nothing is said where it is `quiet`.
     """
-    redraw = notebook.redrawn()
-    if quiet or redraw:
-        yield _in_cell(redraw) if redraw and not quiet else lambda _text, _fraction: None
+    if quiet:
+        yield lambda _text, _fraction: None
+        return
+    if redraw := notebook.redrawn():
+        stages = notebook.Stages(redraw)
+        yield stages.report
+        stages.finish()
         return
     console = Console(stderr=True, highlight=False)
     current, begun = "", 0.0
@@ -132,18 +136,6 @@ def reporting(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
 
         yield report
         finish()
-
-
-def _in_cell(redraw: Callable[[str], None]) -> Callable[[str, float], None]:
-    """Return what shows every stage in a notebook's cell, in a line with its last text and the seconds since."""
-    begun, lines = time.monotonic(), dict[str, str]()
-
-    def report(text: str, fraction: float) -> None:
-        share = f" {fraction:.0%}" if 0 < fraction < 1 else ""
-        lines[text.partition(":")[0]] = f"{time.monotonic() - begun:6.1f} s  {text}{share}"
-        redraw("\n".join(lines.values()))
-
-    return report
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import html
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -82,20 +83,6 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> Any:
     return pandas.DataFrame(list(rows))
 
 
-def teller(quiet: bool) -> Callable[[str], None]:
-    """Return what tells a line: on standard error, or below the lines before in a notebook's cell; not if `quiet`."""
-    redraw, told = None if quiet else redrawn(), list[str]()
-
-    def tell(text: str) -> None:
-        told.append(text)
-        if redraw:
-            redraw("\n".join(told))
-        elif not quiet:
-            print(text, file=sys.stderr, flush=True)
-
-    return tell
-
-
 def redrawn() -> Callable[[str], None] | None:
     """Return what shows a text in place of the one before in the output of a cell; None outside a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
@@ -105,3 +92,28 @@ def redrawn() -> Callable[[str], None] | None:
 
     handle = display({"text/plain": ""}, raw=True, display_id=True)
     return lambda text: handle.update({"text/plain": text}, raw=True)
+
+
+class Stages:
+    """Work as a cell shows it: a line with its seconds for each stage that is done, and the current one below."""
+
+    def __init__(self, redraw: Callable[[str], None]) -> None:
+        self._redraw, self._done, self._text, self._begun = redraw, list[str](), "", 0.0
+
+    def report(self, text: str, fraction: float) -> None:
+        """Take what goes on; the part of the text before its first colon names the stage."""
+        if text.partition(":")[0] != self._text.partition(":")[0]:
+            self._end()
+        self._text = text
+        share = f" {fraction:.0%}" if 0 < fraction < 1 else ""
+        self._redraw("\n".join([*self._done, f"{text}{share} …"]))
+
+    def finish(self) -> None:
+        """Show the last stage as done."""
+        self._end()
+        self._redraw("\n".join(self._done))
+
+    def _end(self) -> None:
+        if self._text:
+            self._done.append(f"{self._text}, {time.monotonic() - self._begun:.1f} s")
+        self._begun = time.monotonic()

@@ -13,7 +13,7 @@ from loadtest.plan.schedule import FASTEST
 from loadtest.probing import probe, report
 from loadtest.probing.search import Budget, Probe, search
 from loadtest.record import results
-from modelathe import notebook
+from loadtest.report import live
 from modelathe.errors import UsageError
 
 
@@ -94,7 +94,7 @@ def find(model: str, asked: Asked, options: dict[str, Any], *, quiet: bool) -> C
     folder.mkdir(parents=True, exist_ok=True)
     spending = Budget(plan.duration, asked.budget)
     guess = probe.guess(plan, parts)
-    tell = notebook.teller(quiet)
+    tell = live.teller(quiet)
     with kept(folder):
         found = search(
             probe.prober(plan, parts, conditions, folder, lambda made: tell(_line(made))),

@@ -11,7 +11,6 @@ from loadtest.plan.options import default_output, kept, largest_batch, parts_of,
 from loadtest.report import live
 from loadtest.scenario import play as played
 from loadtest.scenario.scenario import find, load
-from modelathe import notebook
 from modelathe.errors import MachineError, Refused, UsageError
 
 _OF_PHASES = (
@@ -52,7 +51,7 @@ def play(model: str, options: dict[str, Any], folder: Path | None, quiet: bool) 
     found = load(path, options["settings"])
     folder = folder or default_output(f"{path.stem}-{model}")
 
-    tell = notebook.teller(quiet)
+    tell = live.teller(quiet)
 
     def send(phase: str, own: dict[str, Any], to: Path) -> dict[str, Any]:
         tell(f"phase {phase}")

@@ -96,6 +96,20 @@ def shown(plan: "Plan", quiet: bool) -> "Iterator[Callable[[Progress], None]]":
             click.echo(_CLEAR, nl=False, err=True)
 
 
+def teller(quiet: bool) -> Callable[[str], None]:
+    """Return what tells a line: on standard error, or below the lines before in a notebook's cell; not if `quiet`."""
+    redraw, told = None if quiet else notebook.redrawn(), list[str]()
+
+    def tell(text: str) -> None:
+        told.append(text)
+        if redraw:
+            redraw("\n".join(told))
+        elif not quiet:
+            click.echo(text, err=True)
+
+    return tell
+
+
 def line(plan: "Plan", state: "Progress", latest: Latest) -> str:
     """Return how far the run is, and the figures of the last seconds."""
     if state.warming:
