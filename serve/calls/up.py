@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 from loadtest.calls import keywords
 from loadtest.calls.keywords import Place
+from modelathe.commandline import document
 from modelathe.errors import MachineError, UsageError
 from modelathe.notebook import Result, View
 from serve.rollout import promotion
@@ -96,7 +97,7 @@ def up(repository: Place, **options: Unpack[UpOptions]) -> Iterator[Server]:
         atexit.register(stack.close)
         stack.callback(atexit.unregister, stack.close)
         endpoint = stack.enter_context(serving(place, listen(**given), probe, load_timeout, program=True))
-        told = state.describe(endpoint, place)
+        told = document(**state.describe(endpoint, place))
         names = tuple(model["name"] for model in told["models"])
         addresses = {kind: told[kind] for kind in ("http", "grpc", "metrics")}
         yield Server(document=told, models=names, log=endpoint.log, pid=endpoint.pid, **addresses)
