@@ -24,7 +24,7 @@ from typing import IO, Any, NoReturn, cast
 import click
 from rich.console import Console
 
-from modelathe import defaults
+from modelathe import defaults, notebook
 from modelathe.errors import BadInput, Interrupted, MachineError, ModelatheError, Stopped, UsageError
 
 FORMAT = 1
@@ -99,12 +99,21 @@ def finite(value: Any) -> Any:
 
 
 @contextmanager
-def reporting() -> Iterator[Callable[[str, float], None]]:
+def reporting(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
     """Yield a function `(text, fraction)` that shows on standard error what goes on.
 
-    On a terminal the current text stands beside a spinner and a finished one leaves a line with its seconds; elsewhere
-    every text is a plain line. The part of a text before its first colon names the stage.
+    On a terminal the current text stands beside a spinner and a finished one leaves a line with its seconds; a
+    notebook's cell shows the same, redrawn; elsewhere every text is a plain line. The part of a text before its first
+    colon names the stage. Nothing is said where it is `quiet`.
     """
+    if quiet:
+        yield lambda _text, _fraction: None
+        return
+    if redraw := notebook.redrawn():
+        stages = notebook.Stages(redraw)
+        yield stages.report
+        stages.finish()
+        return
     console = Console(stderr=True, highlight=False)
     current, begun = "", 0.0
 

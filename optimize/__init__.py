@@ -11,14 +11,18 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:
     from modelathe.tensors import BATCH, Dim, TensorSpec
+    from optimize.calls.evaluation import compare, evaluate
+    from optimize.calls.run import run
     from optimize.source.batch import Batch
     from optimize.source.workload import Workload
 
-__all__ = ["BATCH", "Batch", "Dim", "TensorSpec", "Workload"]
+__all__ = ["BATCH", "Batch", "Dim", "TensorSpec", "Workload", "compare", "evaluate", "run"]
 _PLACES = {
     **dict.fromkeys(("BATCH", "Dim", "TensorSpec"), "modelathe.tensors"),
     "Batch": "optimize.source.batch",
     "Workload": "optimize.source.workload",
+    "run": "optimize.calls.run",
+    **dict.fromkeys(("compare", "evaluate"), "optimize.calls.evaluation"),
 }
 
 

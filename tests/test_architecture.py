@@ -21,16 +21,17 @@ NOT_OURS = {"optimize/model/attention.py forward", "optimize/commands/method.py 
 """Functions whose parameters are torch's or Click's."""
 FOUNDATION = {
     *("blame", "client", "commandline", "connection", "defaults", "entry", "errors", "files"),
-    *("interpreter", "outputs", "tensors", "translation"),
+    *("interpreter", "notebook", "outputs", "tensors", "translation"),
 }
 """All that may stand in `modelathe`, in 1,500 lines at most, blank ones apart: what all three rooms use."""
 ROOMS = {
     "loadtest": "record plan/data plan send load judge report probing scenario mlperf"
-    " selftest/nullserver selftest commands",
-    "serve": "backends config repository tensorrt server rollout watch clients clients/standin pipelines commands",
+    " selftest/nullserver selftest calls commands",
+    "serve": "backends config repository tensorrt server rollout watch clients clients/standin pipelines"
+    " calls commands",
     "optimize": "model graph source machine predict step train judge"
     " methods/export methods/distill methods/prune/groups methods/prune methods/quantize methods"
-    " tensorrt report runs commands",
+    " tensorrt report runs calls commands",
 }
 FLOORS = (
     "modelathe",

@@ -44,8 +44,8 @@ class Duration(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the seconds."""
-        if isinstance(value, float):
-            return value
+        if isinstance(value, int | float):
+            return float(value)
         try:
             return seconds(str(value))
         except ValueError as error:
@@ -75,7 +75,7 @@ class Share(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the share."""
-        if isinstance(value, float):
+        if isinstance(value, float) and 0 <= value < 1:
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", str(value).strip())
         if not match or not float(match[1]) < 100:
@@ -90,6 +90,8 @@ class Shape(click.ParamType["Sizes"]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "Sizes":
         """Return the sizes by name, and the weight."""
+        if isinstance(value, tuple):
+            return value
         sizes, _, weight = str(value).partition("=")
         found = [re.fullmatch(r"(.+):(\d+(?:,\d+)*)", item) for item in sizes.split()]
         share = re.fullmatch(r"\d+(?:\.\d+)?", weight or "1")
@@ -132,6 +134,8 @@ class Mix(click.ParamType[tuple[str, float]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
         """Return name and weight."""
+        if isinstance(value, tuple):
+            return value
         match = re.fullmatch(r"([^=]+)=(\d+(?:\.\d+)?)", str(value))
         if not match:
             self.fail(f"{value!r} is not a share; write MODEL=WEIGHT", param, ctx)
@@ -145,6 +149,8 @@ class Header(click.ParamType[tuple[str, str]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
         """Return name and value."""
+        if isinstance(value, tuple):
+            return value
         colon = str(value).find(":", 1)  # that of `:authority` is its first letter
         if colon < 0:
             self.fail(f"{value!r} is not a header; write 'NAME: VALUE'", param, ctx)
@@ -261,6 +267,11 @@ SHAPE: dict[str, Any] = {
     "retries": 0,
 }
 """The options that say how much is sent and when, with their defaults."""
+
+
+PROBES_DECIDE = {"concurrency": None, "rate": 1.0, "profile": None, "trace": None, "speed": 1.0}
+PROBES_DECIDE |= {"requests": None, "think": 0.0, "in_flight": None}
+"""The options on which the probes of a search decide, and what they are in the plan that the probes change."""
 
 
 def traffic_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.record.statistics import number, percentile
+from modelathe import notebook
 
 if TYPE_CHECKING:
     from loadtest.load.loop import Progress
@@ -65,19 +66,24 @@ class Latest:
 
 @contextmanager
 def shown(plan: "Plan", quiet: bool) -> "Iterator[Callable[[Progress], None]]":
-    """Yield what takes the progress of a run: one line redrawn on a terminal, lines elsewhere, nothing when quiet."""
+    """Yield what takes the progress of a run: one line redrawn on a terminal and in a notebook's cell, lines elsewhere.
+
+    Nothing is shown when it is quiet.
+    """
     if quiet:
         yield lambda state: None
         return
-    terminal = sys.stderr.isatty()
+    redraw, terminal = notebook.redrawn(), sys.stderr.isatty()
     latest, drawn = Latest(), 0.0
 
     def show(state: "Progress") -> None:
         nonlocal drawn
         latest.add(state)
-        if abs(state.elapsed - drawn) >= (_DRAW_EVERY if terminal else _LINE_EVERY):
+        if abs(state.elapsed - drawn) >= (_DRAW_EVERY if terminal or redraw else _LINE_EVERY):
             drawn = state.elapsed
-            if terminal:
+            if redraw:
+                redraw(line(plan, state, latest))
+            elif terminal:
                 width = shutil.get_terminal_size().columns - 1
                 click.echo(f"{_CLEAR}{line(plan, state, latest)[:width]}", nl=False, err=True)
             elif not state.warming:
@@ -88,6 +94,20 @@ def shown(plan: "Plan", quiet: bool) -> "Iterator[Callable[[Progress], None]]":
     finally:
         if terminal:
             click.echo(_CLEAR, nl=False, err=True)
+
+
+def teller(quiet: bool) -> Callable[[str], None]:
+    """Return what tells a line: on standard error, or below the lines before in a notebook's cell; not if `quiet`."""
+    redraw, told = None if quiet else notebook.redrawn(), list[str]()
+
+    def tell(text: str) -> None:
+        told.append(text)
+        if redraw:
+            redraw("\n".join(told))
+        elif not quiet:
+            click.echo(text, err=True)
+
+    return tell
 
 
 def line(plan: "Plan", state: "Progress", latest: Latest) -> str:

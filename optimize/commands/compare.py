@@ -2,7 +2,7 @@
 
 import click
 
-from modelathe.commandline import document, emit, json_option, reporting
+from modelathe.commandline import emit, json_option
 
 
 @click.command()
@@ -18,35 +18,11 @@ def compare(first: str, second: str, as_json: bool) -> None:
     Example:
       optimize compare examples/digits_cnn.py:workload build/runs/digits_cnn/4-quantize.static
     """
-    from optimize.commands.evaluate import choose
-    from optimize.judge import evaluate as evaluation
-    from optimize.predict.module import TorchPredictor
+    from optimize.calls import evaluation
     from optimize.report import table
-    from optimize.runs import open as sources
 
-    with reporting() as progress:
-        bundles = [sources.load(source) for source in (first, second)]
-        workload = bundles[0].workload
-        progress("evaluating the trained model", 0.0)
-        with TorchPredictor(workload.build(), workload.outputs) as trained:
-            reference, _ = evaluation.collect(trained, workload)
-        scores = []
-        for source, bundle in zip((first, second), bundles, strict=True):
-            progress(f"evaluating {source}", 0.3)
-            with choose(bundle, None, None) as predictor:
-                scores.append(evaluation.evaluate(predictor, workload, reference).scores[0])
-    difference = evaluation.compare(workload, scores[1], scores[0])
-    result = document(
-        first=scores[0].document(),
-        second=scores[1].document(),
-        difference=difference.value,
-        low=difference.low,
-        high=difference.high,
-        verdict=difference.verdict,
-        flipped=list(difference.flipped),
-        worsened=list(difference.worsened),
-    )
+    found = evaluation.compare(first, second).document
     if as_json:
-        emit(result)
+        emit(found)
     else:
-        table.difference(result, first, second)
+        table.difference(found, first, second)

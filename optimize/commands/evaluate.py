@@ -4,11 +4,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelathe.commandline import document, emit, json_option, reporting
+from modelathe.commandline import emit, json_option
 
 if TYPE_CHECKING:
-    from optimize.predict.predictor import Predictor
-    from optimize.step.bundle import Bundle
+    from optimize.calls.evaluation import Kind
 
 
 @click.command()
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 )
 @click.option("--endpoint", help="Judge a served model: grpc://HOST:PORT/MODEL[/VERSION], or http://…")
 @json_option
-def evaluate(source: str, kind: str | None, endpoint: str | None, as_json: bool) -> None:
+def evaluate(source: str, kind: "Kind | None", endpoint: str | None, as_json: bool) -> None:
     """Judge SOURCE, a bundle or a workload, or an endpoint that serves it, with the workload's own scores.
 
     \b
@@ -30,45 +29,11 @@ def evaluate(source: str, kind: str | None, endpoint: str | None, as_json: bool)
       optimize evaluate build/runs/digits_cnn/4-quantize.static
       optimize evaluate examples/digits_cnn.py:workload --endpoint grpc://127.0.0.1:8001/digits_cnn
     """
-    from optimize.judge import evaluate as evaluation
-    from optimize.predict.module import TorchPredictor
+    from optimize.calls import evaluation
     from optimize.report import table
-    from optimize.runs import open as sources
 
-    with reporting() as progress:
-        bundle = sources.load(source)
-        workload = bundle.workload
-        progress("evaluating the trained model", 0.0)
-        with TorchPredictor(workload.build(), workload.outputs) as trained:
-            reference, _ = evaluation.collect(trained, workload)
-        with choose(bundle, kind, endpoint) as predictor:
-            progress(f"evaluating {predictor.name}", 0.5)
-            quality = evaluation.evaluate(predictor, workload, reference)
-    result = document(predictor=predictor.name, source=endpoint or source, **quality.document())
+    found = evaluation.evaluate(source, predictor=kind, endpoint=endpoint).document
     if as_json:
-        emit(result)
+        emit(found)
     else:
-        table.quality(result)
-
-
-def choose(bundle: "Bundle", kind: str | None, endpoint: str | None) -> "Predictor":
-    """Return the predictor that the options ask for; without any, what the bundle was made for.
-
-    Raises:
-        UsageError: both a form and an endpoint, or the ONNX form of a model that was not exported.
-    """
-    from modelathe.errors import UsageError
-    from optimize.predict.endpoint import EndpointPredictor
-    from optimize.predict.module import TorchPredictor
-    from optimize.predict.onnxruntime import OnnxPredictor
-    from optimize.predict.runtimes import RUNTIMES
-
-    if endpoint and kind:
-        raise UsageError("--predictor and --endpoint exclude each other", fix="give one of them")
-    if endpoint:
-        return EndpointPredictor(endpoint)
-    if bundle.graph and kind != "torch":
-        return {**RUNTIMES, "onnx": OnnxPredictor}[kind or bundle.runtime](bundle.graph)
-    if kind in ("onnx", "openvino"):
-        raise UsageError("there is no ONNX file in it", fix="run optimize export first, and evaluate its bundle")
-    return TorchPredictor(bundle.module, bundle.workload.outputs)
+        table.quality(found)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from loadtest.plan.options import Number
-from modelathe.commandline import PATH, emit, json_option, reporting
+from modelathe.commandline import PATH, emit, json_option
 from optimize.commands.overlap import overlap_option
 
 
@@ -52,30 +52,26 @@ def run(
       optimize run examples/digits_cnn.py:workload --recipe examples/digits_cnn.toml \\
         --repository build/model_repository
     """
-    from optimize.model.errors import BusyMachine, GateRefused
+    from optimize.calls import run as calls
     from optimize.report import table
-    from optimize.runs import follower, pipeline, recipe
-    from optimize.runs.run import Terms
-    from optimize.source.load import load_workload
+    from optimize.runs import follower
     from optimize.train import processes
 
     if processes.rank():
         return follower.follow()
-    try:
-        with follower.leading(), reporting() as progress:
-            result = pipeline.run(
-                recipe.load(recipe_path),
-                load_workload(source),
-                output=output,
-                repository=repository,
-                terms=Terms(force, strict, allow_overlap, allow_unmeasured, patience),
-                progress=progress,
-            )
-    except (BusyMachine, GateRefused) as refusal:
-        if not as_json and refusal.partial:
-            table.run(refusal.partial)
-        raise
+    result = calls.run(
+        source,
+        recipe_path,
+        output=output,
+        repository=repository,
+        force=force,
+        strict=strict,
+        allow_overlap=allow_overlap,
+        allow_unmeasured=allow_unmeasured,
+        patience=patience,
+    )
+    if not as_json:
+        table.run(result.document)
+    result.check()
     if as_json:
-        emit(result)
-    else:
-        table.run(result)
+        emit(result.document)

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from loadtest.record.statistics import number
 from loadtest.report import terminal as report
 from modelathe import files
+from modelathe.notebook import View
 from optimize.methods.table import BY_NAME
 from optimize.report import figures, ratios, table
 
@@ -125,6 +126,28 @@ def verdict(document: dict[str, Any]) -> dict[str, str]:
         return {"state": "refused", "title": f"Refused by {named}", "text": text}
     text = f"All {len(gates)} gates passed. Nothing was served or published: the run was not given a repository."
     return {"state": "bundle", "title": f"Bundle of {document['workload']}, not published", "text": text}
+
+
+def head(document: dict[str, Any]) -> View:
+    """Return what stands at the head of the page: the verdict, what refused it, size, speed and quality."""
+    said, lost, told = verdict(document), loss(document), document["ratios"]
+    refused = [
+        f"{gate['name']}: {gate['measured']}; wanted {gate['limit']}. {gate['advice']}"
+        for gate in document["gates"]
+        if not gate["passed"]
+    ]
+    shown = {"smaller": f"{told['size']:.2f}×"}
+    for batch in document["trained"]["cost"]["latency_ms"]:
+        unsure = ", undecided" if told["verdict"][batch] == "undecided" else ""
+        ends = f"95 % interval {ratios.interval(told['interval'][batch])}{unsure}"
+        shown[f"the throughput at batch {batch}"] = f"{ratios.times(told['throughput'][batch])}, {ends}"
+    if told["unmeasured"]:
+        shown["no speed"] = told["unmeasured"]
+    quality = f"{_change(lost['value'])}: {lost['gate']['measured']}; wanted {lost['gate']['limit']}"
+    shown[f"{table.metric(document['trained']['quality'])}, {lost['place']}"] = quality
+    shown["page"] = document["report"]
+    title = f"{document['workload']}: {said['title']}"
+    return View(title, shown, [said["text"], *refused, *document["warnings"]])
 
 
 def loss(document: dict[str, Any]) -> dict[str, Any]:

@@ -116,9 +116,8 @@ def difference(document: dict[str, Any], first: str, second: str) -> None:
 def lineage(description: dict[str, Any]) -> None:
     """Print what `optimize show` found."""
     console = terminal()
-    console.print(
-        f"workload {description['workload']['source']}, written by modelathe {description['modelathe']}", soft_wrap=True
-    )
+    source = description["workload"]["source"] or f"{description['name']}, made in Python, without a file"
+    console.print(f"workload {source}, written by modelathe {description['modelathe']}", soft_wrap=True)
     for line in description["workload"].get("inferred", ()):
         console.print(f"  read from its data: {line}", markup=False, soft_wrap=True)
     if not description["lineage"]:

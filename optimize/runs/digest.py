@@ -7,6 +7,7 @@ not change a bundle is not in it: budget, load test and serving.
 """
 
 import json
+import uuid
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +37,19 @@ def trained(workload: "Workload", sets: "Sets") -> Key:
     kinds = [(name, type(layer).__qualname__) for name, layer in module.named_modules()]
     return Key(
         {
-            **{f"code of {name}": digest for name, digest in code(workload.source).items()},
+            **_code(workload),
             "trained weights": key.of(fingerprint(module), repr(kinds)),
             "evaluation data": sets.digests["evaluation"],
             "modelathe": version(),
         }
     )
+
+
+def _code(workload: "Workload") -> dict[str, str]:
+    """Return the digests of the user's code by name; what is in no file equals that of no other run."""
+    if not workload.source:
+        return {"code made in Python": uuid.uuid4().hex}
+    return {f"code of {name}": digest for name, digest in code(workload.source).items()}
 
 
 def step(config: Any, source: "Bundle", recipe: "Recipe", sets: "Sets", *, last: bool = False) -> Key:

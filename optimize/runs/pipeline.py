@@ -34,6 +34,7 @@ from optimize.source.workload import Workload, fewest
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle
 from optimize.step.key import Key
+from optimize.train import processes
 from serve.config import curve, model_config, settings
 from serve.config.target import TENSORRT, Target
 from serve.repository import scratch
@@ -52,7 +53,8 @@ def run(
 
     Args:
         recipe: from `optimize.runs.recipe.load`, or built in Python.
-        workload: from `optimize.source.load.load_workload`, so that the bundles can name its file.
+        workload: bundles name the file that it was loaded from; of one that was made in Python and has no file, nothing
+            that lies in the folder is kept.
         output: the run's folder; `build/runs/NAME` unless given. A step whose bundle lies there, made from the same
             model, code, data and config, is kept.
         repository: where the result is published after it was proven on a real server; without it the run ends with
@@ -223,11 +225,11 @@ def compiled(target: Target, graph: Path, inputs: Sequence[TensorSpec], log: Pat
 def _check(recipe: Recipe, workload: Workload) -> None:
     if not recipe.steps:
         raise BadRecipe("has no steps", fix="give at least one")
-    if not workload.source:
+    if not workload.source and processes.size() > 1:
         raise BadWorkload(
-            "was not loaded from a file",
+            "was made in Python, and under torchrun every process loads it by itself",
             where=workload.name,
-            fix='use optimize.source.load.load_workload("path/to/file.py:function")',
+            fix="put it into a file, and name that as path/to/file.py:function",
         )
     extra.require_runtime(recipe.target.runtime)
     for step in recipe.steps:

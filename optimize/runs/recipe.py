@@ -1,6 +1,7 @@
 """Recipe: seed, budget, target and an ordered list of steps, to and from TOML."""
 
 import difflib
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -75,29 +76,37 @@ class Recipe:
         return tomli_w.dumps(self.document())
 
 
-def load(path: Path) -> Recipe:
-    """Read a recipe from a TOML file.
+def load(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe:
+    """Return a recipe itself, the one that a mapping describes, or the one in a TOML file.
 
-    Where it `extends` another, which is named from its own folder, its keys go before those of the other, table by
-    table; steps replace all of the other's.
+    Where it `extends` another, which is named from its own folder (a mapping's is the current one), its keys go before
+    those of the other, table by table; steps replace all of the other's.
 
     Raises:
         BadRecipe: no such file, not TOML, an unknown key, a wrong value, steps out of order, or recipes that extend
             each other.
     """
-    return parse(_whole(path, ()), str(path))
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return parse(_extended(recipe, Path("recipe"), ()))
+    return parse(_whole(Path(recipe), ()), os.fspath(recipe))
 
 
 def _whole(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """Return the recipe's mapping with all that it extends; `above` are those that extend it."""
+    """Return the mapping of a recipe's file with all that it extends; `above` are those that extend it."""
     if path.resolve() in above:
         raise BadRecipe("extends itself, by a way round", where=str(path), fix=f"take {EXTENDS} out of one of them")
-    document = _read(path)
+    return _extended(_read(path), path, (*above, path.resolve()))
+
+
+def _extended(given: Mapping[str, Any], path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    document = dict(given)
     if (other := document.pop(EXTENDS, None)) is None:
         return document
     if not isinstance(other, str):
         raise BadRecipe(f"{EXTENDS} is {other!r}", where=str(path), fix="name another recipe's file")
-    base = _whole(path.parent / other, (*above, path.resolve()))
+    base = _whole(path.parent / other, above)
     both = {key: {**base[key], **value} for key, value in document.items() if _are_tables(value, base.get(key))}
     return {**base, **document, **both}
 

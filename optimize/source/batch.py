@@ -11,7 +11,9 @@ import numpy as np
 from modelathe.errors import ModelatheError
 from modelathe.tensors import Array, Arrays
 from optimize.model.errors import BadData, BadWorkload, first_line
+from optimize.source.code import OURS, is_users
 
+_ROOMS = [Path(__file__).parents[2] / room for room in OURS]
 DATA = ("evaluation", "selection", "calibration", "training")
 
 
@@ -61,6 +63,15 @@ def concatenate(parts: list[Any], what: str) -> Any:
     return np.concatenate(arrays)
 
 
+def _told(frames: traceback.StackSummary) -> str:
+    """Return the last line of the user's that ran, as it is written: a notebook's cell has no file's name."""
+    for frame in reversed(frames):
+        file = Path(frame.filename)
+        if is_users(file) and not any(file.is_relative_to(room) for room in _ROOMS):
+            return f", in {frame.name}, line {frame.lineno}: {frame.line}"
+    return ""
+
+
 def guarded(call: Callable[[], Any], what: str, source: str) -> Any:
     """Run the user's code; what it raises becomes one line that names the user's own file and line.
 
@@ -76,9 +87,12 @@ def guarded(call: Callable[[], Any], what: str, source: str) -> Any:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename.endswith(Path(file).name)]
         line = f", line {lines[-1]}" if lines else ""
+        if not source:
+            line = _told(frames)
         if isinstance(error, SyntaxError) and error.lineno:
             line = f", line {error.lineno}"
-        fix = "run the file by itself to see the whole traceback, and mend it"
+        what_to_run = "the file by itself" if source else "it by itself"
+        fix = f"run {what_to_run} to see the whole traceback, and mend it"
         if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(("optimize.", "loadtest.")):
             fix = "import it as today: from optimize import BATCH, Batch, Dim, TensorSpec, Workload"
         raise BadWorkload(

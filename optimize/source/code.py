@@ -87,13 +87,14 @@ def _located(name: str) -> Iterator[tuple[str, Path]]:
         spec = getattr(sys.modules.get(full), "__spec__", None) or PathFinder.find_spec(full, path)
         if spec is None:
             return
-        if spec.has_location and spec.origin and _is_users(Path(spec.origin)):
+        if spec.has_location and spec.origin and is_users(Path(spec.origin)):
             yield full, Path(spec.origin)
         if (path := spec.submodule_search_locations) is None:
             return
 
 
-def _is_users(file: Path) -> bool:
+def is_users(file: Path) -> bool:
+    """Return whether a file is neither an installed package's nor Python's own."""
     installed = {"site-packages", "dist-packages"} & {*file.parts}
     return not installed and not file.is_relative_to(sysconfig.get_path("stdlib"))
 

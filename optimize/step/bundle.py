@@ -73,7 +73,7 @@ def save(bundle: Bundle, folder: Path, key: Key | None = None) -> Bundle:
     """Write `bundle` to `folder`, whole or not at all, in place of a bundle that is there.
 
     Args:
-        bundle: its workload must have come from a file or module, which is what the bundle will name.
+        bundle: it will name the file or module that its workload came from, if any.
         folder: must not exist, or hold a bundle or nothing.
         key: kept with it, by which a run knows its own steps again; the bundle's own unless given.
 
@@ -129,20 +129,31 @@ def check(folder: Path) -> None:
         raise BadBundle("its folder cannot be written", where=str(folder), fix="check permissions, or name another")
 
 
-def load(folder: Path, workload: Workload | None = None) -> Bundle:
+def load(folder: Path, workload: Workload | None = None, *, unnamed: Workload | None = None) -> Bundle:
     """Read a bundle and check it: format, key, digests, and that the user's code still builds the same model.
 
     Args:
         folder: as `save` left it.
         workload: used in place of the one that the bundle names.
+        unnamed: used where the bundle names none, since its workload was made in Python and has no file.
 
     Raises:
         BadBundle: incomplete, changed, of another format, or the user's code builds another model now.
         BadWorkload: the workload that it names cannot be loaded.
     """
     description = describe(folder)
+    source = description["workload"]["source"]
+    if workload is None and not source:
+        if unnamed is None:
+            raise BadBundle(
+                "its workload was made in Python and has no file",
+                where=str(folder),
+                fix="put the workload into a file and make the bundle again with path/to/file.py:function; or, where "
+                f"it was made: optimize.evaluate({str(folder)!r}, workload=…), and so for optimize.compare",
+            )
+        workload = unnamed
     if workload is None:
-        workload = load_workload(_resolve_source(description["workload"]["source"], folder))
+        workload = load_workload(_resolve_source(source, folder))
     original = workload.build(student_of(description["lineage"]))
     module = rebuild(original, description["structure"], str(folder))
     try:
@@ -150,7 +161,7 @@ def load(folder: Path, workload: Workload | None = None) -> Bundle:
         _load_buffers(module, description["structure"], folder)
     except (KeyError, RuntimeError, SafetensorError) as error:
         raise BadBundle(
-            f"its weights do not fit the model that {workload.source} builds",
+            f"its weights do not fit the model that {workload.source or workload.name} builds",
             where=str(folder),
             fix="bring the workload file back to what it was, or make the bundle again",
         ) from error
@@ -282,6 +293,8 @@ def _load_buffers(module: nn.Module, record: Mapping[str, Mapping[str, Any]], fo
 
 
 def _describe_source(workload: Workload, folder: Path) -> dict[str, str]:
+    if not workload.source:
+        return {"source": "", "digest": ""}
     place, _, name = workload.source.rpartition(":")
     file = file_of(workload.source)
     known = digest(file) if file and file.is_file() else ""

@@ -1,14 +1,12 @@
 """`serve add`."""
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import click
-from pydantic import ValidationError
 
-from modelathe.commandline import PATH, document, emit, json_option, reporting
+from modelathe.commandline import PATH, emit, json_option
 from modelathe.errors import BadInput, UsageError
 from modelathe.interpreter import program
 from modelathe.tensors import Dim
@@ -88,42 +86,29 @@ def add(
     Example:
       serve add model.onnx --name classifier --set queue_delay_us=200
     """
-    from serve.config import settings
-    from serve.config.target import Target
-    from serve.repository import source as sources
-    from serve.repository import staging
-    from serve.rollout import rollout
-    from serve.server import dryload
+    from serve.calls.add import add
 
-    found = sources.load(source, dims, axis)
-    model = name or found.name
-    if not model:
-        raise UsageError("the model needs a name", fix="say --name NAME")
-    given = {key: value for key, value in target.items() if value is not None}
-    try:
-        made_for = replace(found.target or Target(), **given)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        raise UsageError(f"--{wrong['loc'][0]}: {wrong['msg']}", fix="change that option") from None
-    asked = settings.gather(file, pairs, found.settings)
-    with (
-        reporting() as report,
-        staging.stage(repository, model, found, made_for, asked) as staged,
-    ):
-        untried = "" if check else "not tried: --no-check"
-        if check:
-            report("loading it in a throw-away server", 0.0)
-            untried = dryload.staged(staged, nonfinite=allow_nonfinite)
-        first = not (repository / model).exists()
-        version = staging.publish(staged, dict(found.lineage))
-    url = rollout.promote(repository, model, version.number, limit=load_timeout).url if first else None
-    kind = "live" if first else "staged"
+    found = add(
+        source,
+        repository,
+        name=name or "",
+        dim=tuple(dims.values()),
+        batch_axis=axis,
+        settings=file,
+        set=pairs,
+        check=check,
+        allow_nonfinite=allow_nonfinite,
+        load_timeout=load_timeout,
+        **target,
+    )
     if as_json:
-        emit(document(model=model, number=version.number, state=kind, digest=version.digest, url=url, untried=untried))
+        emit(found.document)
         return
-    click.echo(f"{kind}: {model} version {version.number}" + (f", loaded at {url}" if url else ""))
-    if check and untried:
-        click.echo(f"  {untried}")
-    if not first:
+    click.echo(
+        f"{found.state}: {found.model} version {found.number}" + (f", loaded at {found.url}" if found.url else "")
+    )
+    if check and found.untried:
+        click.echo(f"  {found.untried}")
+    if found.state == "staged":
         where = shlex.quote(str(repository))
-        click.echo(f"  {program('serve')} promote {model} {version.number} --repository {where}")
+        click.echo(f"  {program('serve')} promote {found.model} {found.number} --repository {where}")

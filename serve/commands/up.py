@@ -1,7 +1,7 @@
 """`serve up`, `status` and `down`: a server's life on this machine."""
 
 import shlex
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,14 +57,13 @@ def up(
     Example:
       serve up build/model_repository --http-port 8000
     """
+    from serve.calls import up as calls
     from serve.config import releases
-    from serve.rollout import promotion
     from serve.server import state
     from serve.server import tritonserver as server
-    from serve.watch import healing
 
     # The holes are those of the server's release.
-    listen = _listen(release=container or releases.CARRIED, **listening)
+    listen = calls.listen(release=container or releases.CARRIED, **listening)
     if container:
         if detach or listen.log or as_json:
             raise UsageError("--container goes with none of --detach, --log and --json", fix="leave them out")
@@ -72,42 +71,16 @@ def up(
         return
     if only_print:
         raise UsageError("--print goes with --container", fix="leave it out, or say --container 26.07")
-    if other := state.serving(repository):
-        # A release reaches one server; a second one would go on with the old version.
-        fix = "end that one with: serve down; or serve a copy of the repository"
-        raise MachineError("is served already", where=f"{repository}, at {other.http}", fix=fix)
     if detach:
+        calls.alone(repository)
         from serve.server import detach as detached
 
         ready = detached.start(repository, listen, probe, load_timeout)
         _announce(ready, as_json, "`serve down` stops the server")
         return
-    with ExitStack() as stack:
-        tell = stack.enter_context(state.claimed(repository))
-        promotion.settle(repository)
-        endpoint = stack.enter_context(server.running(repository, listen=listen, timeout=load_timeout))
-        if probe:
-            stack.enter_context(healing.watching(endpoint, repository))
-        tell(endpoint)
+    with calls.serving(repository, listen, probe, load_timeout) as endpoint:
         _announce(state.describe(endpoint, repository), as_json, "Ctrl-C stops the server")
         server.wait(endpoint)
-
-
-def _listen(
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    tls_clients: Path | None,
-    accept_open_cves: bool,
-    **addresses: Any,
-) -> "Listen":
-    from serve.server.options import Listen, Tls
-
-    if bool(tls_cert) != bool(tls_key) or (tls_clients and not tls_cert):
-        raise UsageError(
-            "--tls-cert and --tls-key belong together", fix="give both, --tls-clients beside them if wanted"
-        )
-    tls = Tls(tls_cert, tls_key, tls_clients) if tls_cert and tls_key else None
-    return Listen(tls=tls, exposed=accept_open_cves, **addresses)
 
 
 def _container(repository: Path, release: str, listen: "Listen", only_print: bool) -> None:

@@ -105,8 +105,15 @@ def stop(running: Running) -> None:
     """End a `serve up` in order, and wait until it is gone.
 
     Raises:
+        MachineError: a Python program holds it.
         ServerFailed: it is still there after a minute.
     """
+    if running.program:
+        raise MachineError(
+            f"belongs to a Python program, process {running.owner}",
+            where=running.name,
+            fix="leave its `with serve.up(…)` block, or end the program",
+        )
     with suppress(ProcessLookupError):
         handle = os.pidfd_open(running.owner)
         try:

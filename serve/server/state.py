@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,11 +29,13 @@ class Running:
         endpoint: its server; None until that is ready.
         repository: what it serves, without links.
         owner: the process id of `serve up` itself, which SIGTERM ends in order.
+        program: whether that is a Python program in a `serve.up` block instead, which must leave it by itself.
     """
 
     endpoint: Endpoint | None
     repository: Path
     owner: int
+    program: bool = False
 
     @property
     def condition(self) -> Condition:
@@ -60,8 +63,12 @@ def folder() -> Path:
 
 
 @contextmanager
-def claimed(repository: Path) -> Iterator[Callable[[Endpoint], None]]:
+def claimed(repository: Path, program: bool = False) -> Iterator[Callable[[Endpoint], None]]:
     """Be the one `serve up` for `repository` while the block lasts, and say so to the other commands.
+
+    Args:
+        repository: what is served.
+        program: as `Running` has it.
 
     Yields:
         What tells them the server once it is ready.
@@ -73,10 +80,12 @@ def claimed(repository: Path) -> Iterator[Callable[[Endpoint], None]]:
     repositories.models(repository)
     place = repository.resolve()
     folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder() / f"server-{os.getpid()}.json"
+    # A program may hold several servers.
+    path = folder() / f"server-{os.getpid()}-{secrets.token_hex(4)}.json"
 
     def write(**more: Any) -> None:
-        state = document(owner=os.getpid(), began=_began(os.getpid()), repository=str(place), **more)
+        owner = {"owner": os.getpid(), "began": _began(os.getpid()), "program": program}
+        state = document(**owner, repository=str(place), **more)
         files.write(path, json.dumps(state, indent=2), 0o600)
 
     def ready(endpoint: Endpoint) -> None:
@@ -108,7 +117,8 @@ def everything() -> list[Running]:
         with suppress(OSError, ValueError, KeyError, TypeError):
             state = json.loads(path.read_text())
             if _began(state["owner"]) == state["began"]:
-                found.append(Running(_endpoint(state), Path(state["repository"]), state["owner"]))
+                place, program = Path(state["repository"]), state.get("program", False)
+                found.append(Running(_endpoint(state), place, state["owner"], program))
     return sorted(found, key=lambda running: running.owner)
 
 

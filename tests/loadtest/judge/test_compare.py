@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
+from loadtest.calls import run as calls
 from loadtest.cli import main
-from loadtest.commands import run as run_command
 from loadtest.judge import baseline
 from loadtest.judge.baseline import Baseline
 from loadtest.judge.compare import NONE_SHOWN, UNDECIDED, compare, differences, read_side, with_run
@@ -136,7 +136,7 @@ def test_only_a_run_that_passes_becomes_a_baseline(
     if compared:
         values["comparison"] = with_run(side(made(1)), path, allow=0.05)
     kept.write_text("before")
-    failure = run_command._save(values, path, kept, run_command._failure(values, path, allow_invalid=True))
+    failure = calls.save(values, path, kept, calls.failed(values, path, allow_invalid=True))
     assert (failure.exit_code if failure else 0) == (3 if says else 0)
     assert (kept.read_text() == "before") == bool(says)
     assert [says in note for note in values["notes"] if "was not written" in note] == [True] * bool(says)

@@ -213,12 +213,12 @@ def test_no_rate_holds(stand_in, capsys) -> None:
     ],
 )
 def test_nothing_is_claimed_that_no_probe_decided(verdict: str, headline: str, fix: str) -> None:
-    from loadtest.commands import capacity
+    from loadtest.probing import report
 
     probe = {"verdict": verdict, "rate": 1823.5, "why": "busy"}
     values = {"rate": float("nan"), "slo": "p99 < 1s", "stopped": "the time was spent", "model": "m", "probes": [probe]}
-    assert capacity.headline(values) == headline
-    refused = capacity._refusal(values)
+    assert report.headline(values) == headline
+    refused = report.refusal(values)
     assert refused.fix.startswith(fix)
     assert verdict == "disturbed" or "(the lowest was 1,823.5/s)" in refused.what
 

@@ -1,0 +1,1 @@
+"""optimize.calls: what commands and Python programs do alike, and the results that Python gets."""

@@ -1,0 +1,80 @@
+"""`optimize.run`, which the command `optimize run` calls too."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from loadtest.calls import keywords
+from modelathe.commandline import reporting
+from optimize.calls.results import RunResult
+from optimize.model.errors import BusyMachine, GateRefused
+from optimize.runs import follower, pipeline
+from optimize.runs import open as sources
+from optimize.runs import recipe as recipes
+from optimize.runs.recipe import Recipe
+from optimize.runs.run import Terms
+from optimize.source.workload import Workload
+
+
+class Allowed(TypedDict, total=False):
+    """The fields of `optimize.runs.run.Terms`, which says what each of them lets a run do."""
+
+    force: bool
+    strict: bool
+    allow_overlap: bool
+    allow_unmeasured: bool
+    patience: float
+
+
+def run(
+    workload: Workload | str | os.PathLike[str],
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    repository: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    **terms: Unpack[Allowed],
+) -> RunResult:
+    """Run a recipe on a workload, from the trained model to the proven endpoint.
+
+    A gate that says no is an answer: the result is returned, with `passed` False and what to do in `gates`, and nothing
+    was published. So it is where the machine was too busy for a gate to judge. `optimize.run(…).check()` raises instead
+    what the command would have ended with.
+
+    Args:
+        workload: a Workload, `path/to/file.py:function`, `package.module:function` or a Hugging Face folder. A Workload
+            that was made in a program or a notebook has no file that another run could compare with: each run makes
+            every step of it anew.
+        recipe: a mapping with the keys of a recipe's file, such as `{"step": [{"use": "quantize.static"}]}`, a Recipe,
+            or the path of a TOML file.
+        output: the run's folder; `build/runs/NAME` unless given.
+        repository: publish into this model repository, after proof on a real server.
+        quiet: say nothing while it goes on.
+        terms: what the command's options of these names say: `force`, `strict`, `allow_overlap`, `allow_unmeasured` and
+            `patience`, in seconds.
+
+    Returns:
+        What was made and judged. In a notebook it shows the figures at the head of the proof page.
+
+    Raises:
+        BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.model.errors`.
+    """
+    keywords.check(terms, Allowed.__annotations__)
+    failure: GateRefused | BusyMachine | None = None
+    with follower.leading(), reporting(quiet) as progress:
+        opened = sources.workload(workload)
+        try:
+            document = pipeline.run(
+                recipes.load(recipe),
+                opened,
+                output=None if output is None else Path(output),
+                repository=None if repository is None else Path(repository),
+                terms=Terms(**terms),
+                progress=progress,
+            )
+        except (GateRefused, BusyMachine) as refusal:
+            if not refusal.partial:
+                raise
+            document, failure = refusal.partial, refusal
+    return RunResult.of(document, opened, failure)

@@ -1,0 +1,1 @@
+"""serve.calls: what commands and Python programs do alike, and the results that Python gets."""
