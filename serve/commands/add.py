@@ -118,7 +118,8 @@ def add(
             report("loading it in a throw-away server", 0.0)
             untried = dryload.staged(staged, nonfinite=allow_nonfinite)
         first = not (repository / model).exists()
-        version = staging.publish(staged, dict(found.lineage))
+        page = found.page.read_text() if found.page else None
+        version = staging.publish(staged, dict(found.lineage), page)
     url = rollout.promote(repository, model, version.number, limit=load_timeout).url if first else None
     kind = "live" if first else "staged"
     if as_json:
