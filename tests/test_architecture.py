@@ -30,7 +30,7 @@ ROOMS = {
     "serve": "backends config repository tensorrt server rollout watch clients clients/standin pipelines commands",
     "optimize": "model graph source machine predict step train judge"
     " methods/export methods/distill methods/prune/groups methods/prune methods/quantize methods"
-    " tensorrt report runs commands",
+    " tensorrt report runs/folder runs commands",
 }
 FLOORS = (
     "modelathe",
