@@ -27,7 +27,7 @@ def evaluate(source: str, kind: str | None, endpoint: str | None, as_json: bool)
 
     \b
     Example:
-      optimize evaluate build/runs/digits_cnn/4-quantize.static
+      optimize evaluate build/runs/digits_cnn/latest/4-quantize.static
       optimize evaluate examples/digits_cnn.py:workload --endpoint grpc://127.0.0.1:8001/digits_cnn
     """
     from optimize.judge import evaluate as evaluation
