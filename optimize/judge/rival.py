@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modelathe.commandline import finite
 from modelathe.errors import ModelatheError
 from modelathe.tensors import Arrays
 from optimize.judge import measure, ruler
@@ -94,7 +95,7 @@ def against(place: Path, number: int, new: Candidate, progress: Callable[[str, f
         "rounds": speeds.rounds,
         "unmeasured": unmeasured,
     }
-    return {**found, "told": _told(found, ratios), "better": _better(found, difference, ratios)}
+    return finite({**found, "told": _told(found, ratios), "better": _better(found, difference, ratios)})
 
 
 def _open(place: Path, number: int, new: Candidate) -> _Live:
@@ -138,7 +139,9 @@ def _timed(live: _Live, new: Candidate) -> tuple[Speeds, str]:
 
 def _answers(live: Quality, new: Quality) -> dict[str, Any]:
     rows = likeness.compare([(live.outputs, new.outputs)], batched=True)
-    return {"samples": len(rows.flipped), "labels": int(rows.flipped.sum()), "max_abs_diff": rows.difference}
+    # An output that is a label itself is like another or not at all.
+    other = rows.flipped | (rows.likeness <= 0)
+    return {"samples": len(other), "labels": int(other.sum()), "max_abs_diff": rows.difference}
 
 
 def _told(found: dict[str, Any], ratios: Mapping[int, Ratio]) -> list[str]:
@@ -151,8 +154,8 @@ def _told(found: dict[str, Any], ratios: Mapping[int, Ratio]) -> list[str]:
         f"{quality['difference']:+.4f} {interval}, {quality['verdict']}",
         f"{', '.join(faster)}; the live one against itself {controls}" if faster else f"speed {found['unmeasured']}",
         f"{found['size']:.2f}× smaller",
-        f"of {answers['samples']:,} answers {answers['labels']:,} have their largest value elsewhere, "
-        f"the largest difference is {answers['max_abs_diff']:.3g}",
+        f"of {answers['samples']:,} answers {answers['labels']:,} name another label, "
+        f"numbers differ by {answers['max_abs_diff']:.3g} at most",
     ]
 
 

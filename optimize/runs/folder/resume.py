@@ -5,7 +5,6 @@ on there; any other has another. Whether a bundle may be used again is decided b
 """
 
 import json
-import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -108,8 +107,8 @@ def borrow(folder: Path, key: Key, runs: Path) -> Path | None:
 def point(folder: Path) -> None:
     """Let the model's link `latest` name this run; where links cannot be made there is none."""
     link = folder.with_name(LATEST)
-    beside = folder.with_name(f".{LATEST}.part-{secrets.token_hex(4)}")
+    beside = folder.with_name(f".{LATEST}.part")
     with suppress(OSError):
+        beside.unlink(missing_ok=True)
         beside.symlink_to(folder.name)
         files.move(beside, link)
-    beside.unlink(missing_ok=True)
