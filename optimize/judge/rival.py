@@ -54,8 +54,7 @@ class _Live:
 
 def find(place: Path, model: str) -> int | None:
     """Return the version of `model` that is live in the repository; None where none is."""
-    there = (place / model / repository.CONFIG).is_file()
-    return max(repository.live(place, model), default=None) if there else None
+    return max(repository.live(place, model), default=None) if (place / model).is_dir() else None
 
 
 def against(place: Path, number: int, new: Candidate, progress: Callable[[str, float], None]) -> dict[str, Any]:
@@ -67,42 +66,45 @@ def against(place: Path, number: int, new: Candidate, progress: Callable[[str, f
         there is nothing of all this; `told`, the same in sentences; and `better`, in what the live one is better.
     """
     nothing: dict[str, Any] = {"quality": None, "size": None, "answers": None, "speed": {}, "control": {}, "rounds": 0}
-    found = {"number": number, "digest": "", **nothing, "unmeasured": "", "unknown": ""}
+    found = {"number": number, "digest": "", **nothing, "unmeasured": "", "unknown": "", "better": []}
     progress(f"comparing with version {number}, which is live", 0.0)
     try:
-        live = _open(place, number, new)
-        found["digest"] = live.digest
-        with open_graph(live.graph, live.target) as predictor:
-            judged = evaluate(predictor, new.workload, new.reference)
-        progress(f"comparing with version {number}, which is live: speed", 0.3)
-        speeds, unmeasured = _timed(live, new)
+        return finite({**found, **_compared(_open(place, number, new), new, progress)})  # type: ignore[no-any-return]
     except ModelatheError as error:
-        return {**found, "unknown": error.what, "told": [f"it is not compared: {error.what}"], "better": []}
+        return {**found, "unknown": error.what, "told": [f"it is not compared: {error.what}"]}
+
+
+def _compared(live: _Live, new: Candidate, progress: Callable[[str, float], None]) -> dict[str, Any]:
+    with open_graph(live.graph, live.target) as predictor:
+        judged = evaluate(predictor, new.workload, new.reference)
     first, before = new.quality.scores[0], judged.scores[0]
     difference = compare(new.workload, first, before)
-    sizes = [measure.file_bytes(file) for file in (live.graph, new.graph)]
+    progress("comparing the speed of both", 0.3)
+    speeds, unmeasured = _timed(live, new)
     ratios = speeds.ratios(NEW, LIVE)
-    found |= {
+    found = {
+        "digest": live.digest,
         "quality": {
             "metric": first.metric,
             **{"candidate": first.value, "live": before.value, "difference": difference.value},
             **{"low": difference.low, "high": difference.high, "verdict": difference.verdict},
         },
-        "size": sizes[0] / sizes[1],
+        "size": measure.file_bytes(live.graph) / measure.file_bytes(new.graph),
         "answers": _answers(judged, new.quality),
         "speed": {str(batch): ratio.document() for batch, ratio in ratios.items()},
         "control": {str(batch): ratio.document() for batch, ratio in speeds.control().items()},
         "rounds": speeds.rounds,
         "unmeasured": unmeasured,
     }
-    return finite({**found, "told": _told(found, ratios), "better": _better(found, difference, ratios)})
+    told = _told(found, ratios, speeds.control())
+    return {**found, "told": told, "better": _better(found, difference, ratios)}
 
 
 def _open(place: Path, number: int, new: Candidate) -> _Live:
     """Return what is known of a version, once its files are found to be those that were published.
 
     Raises:
-        BadRepository: they are not, or it is no ONNX file with this workload's inputs and outputs.
+        BadRepository: they are not, or it is no ONNX file with this workload's inputs.
     """
     model = new.workload.name
     folder = place / model / str(number)
@@ -114,15 +116,19 @@ def _open(place: Path, number: int, new: Candidate) -> _Live:
     lineage = repository.read_lineage(place, model, number)
     repository.verify_version(place, model, number, lineage)
     wanted = {spec.name for spec in new.workload.inputs}
-    if (takes := {spec["name"] for spec in lineage["inputs"]}) != wanted:
+    try:
+        takes, target = {spec["name"] for spec in lineage["inputs"]}, Target(**lineage["target"])
+    except (KeyError, TypeError, ValueError):
+        raise BadRepository(f"version {number} is of another modelathe", where=str(folder)) from None
+    if takes != wanted:
         raise BadRepository(f"version {number} takes {', '.join(sorted(takes))}, not {', '.join(sorted(wanted))}")
-    return _Live(graph, Target(**lineage["target"]), repository.total(lineage["digests"]))
+    return _Live(graph, target, repository.total(lineage["digests"]))
 
 
 def _timed(live: _Live, new: Candidate) -> tuple[Speeds, str]:
     """Return the speeds of both, the live one's a second time too, or why there are none that say anything."""
     nothing = Speeds({name: {} for name in (LIVE, NEW, ruler.CONTROL)}, LIVE, 0.0)
-    if unmeasured := lacking(new.target):
+    if unmeasured := lacking(new.target) or lacking(live.target):
         return nothing, unmeasured
     arrays = measure.feeds(new.workload.inputs, new.target.batch)
     opened = {LIVE: (live.graph, live.target), NEW: (new.graph, new.target)}
@@ -144,15 +150,15 @@ def _answers(live: Quality, new: Quality) -> dict[str, Any]:
     return {"samples": len(other), "labels": int(other.sum()), "max_abs_diff": rows.difference}
 
 
-def _told(found: dict[str, Any], ratios: Mapping[int, Ratio]) -> list[str]:
+def _told(found: dict[str, Any], ratios: Mapping[int, Ratio], control: Mapping[int, Ratio]) -> list[str]:
     quality, answers = found["quality"], found["answers"]
     interval = f"[{quality['low']:+.4f}, {quality['high']:+.4f}]"
-    faster = [f"{ratio} its throughput at batch {batch}" for batch, ratio in ratios.items()]
-    controls = ", ".join(f"{Ratio(one['value'], one['low'], one['high'])}" for one in found["control"].values())
+    faster = ", ".join(f"{ratio} its throughput at batch {batch}" for batch, ratio in ratios.items())
+    itself = ", ".join(map(str, control.values()))
     return [
         f"{quality['metric']} {quality['candidate']:.4f}, live {quality['live']:.4f}: "
         f"{quality['difference']:+.4f} {interval}, {quality['verdict']}",
-        f"{', '.join(faster)}; the live one against itself {controls}" if faster else f"speed {found['unmeasured']}",
+        f"{faster}; the live one against itself {itself}" if faster else f"speed {found['unmeasured']}",
         f"{found['size']:.2f}× smaller",
         f"of {answers['samples']:,} answers {answers['labels']:,} name another label, "
         f"numbers differ by {answers['max_abs_diff']:.3g} at most",

@@ -124,3 +124,9 @@ def test_a_second_recipe_leaves_the_first_run_and_takes_what_both_need(
     assert shown.code == 0 and str(folder.relative_to(tmp_path)) in shown.out
     assert optimize("runs", other, "--clean", "--yes").code == 0
     assert [path.name for path in runs.iterdir()] == [folder.name], "and the link to what is gone"
+
+
+def test_promote_wants_a_repository(tmp_path: Path, optimize: Optimize) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    ended = optimize("run", "user.py:workload", "--recipe", tmp_path / "recipe.toml", "--promote")
+    assert (ended.code, "--promote: nothing is published" in ended.err) == (2, True)
