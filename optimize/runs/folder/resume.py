@@ -5,6 +5,7 @@ on there; any other has another. Whether a bundle may be used again is decided b
 """
 
 import json
+import shlex
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -63,7 +64,7 @@ def begin(folder: Path, key: Key, recipe: str) -> None:
             f"holds another run, which stays: what differs is {', '.join(differing)}",
             where=str(folder),
             fix="leave --output out, and every run has a folder of its own; or name another; or remove that run with: "
-            f"{program('optimize')} runs {folder} --clean",
+            f"{program('optimize')} runs {shlex.quote(str(folder))} --clean",
         )
     # First of all, so that the folder stays the run's however far this gets.
     note(folder, key, {})
