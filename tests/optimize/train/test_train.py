@@ -186,9 +186,7 @@ def test_a_killed_command_resumes_and_leaves_nothing_behind(tmp_path: Path, user
 
 
 @pytest.mark.slow
-def test_a_killed_run_keeps_its_checkpoints_though_another_recipe_asks_for_its_folder(
-    small: Workload, tmp_path: Path
-) -> None:
+def test_another_recipe_leaves_a_killed_run_its_checkpoints(small: Workload, tmp_path: Path) -> None:
     plan = '[budget]\nmax_drop = 0.5\n[target]\nbatch = [1]\n[[step]]\nuse = "distill.logits"\nepochs = {}\n'
     (tmp_path / "recipe.toml").write_text(plan.format(3))
 
