@@ -49,23 +49,35 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def size(folder: Path) -> int:
-    """Return the bytes of all files in a folder."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+    """Return the bytes of a run's files."""
+    found = [file for path in _own(folder) for file in (path, *path.rglob("*"))]
+    return sum(file.lstat().st_size for file in found if not file.is_dir())
 
 
 def remove(folder: Path) -> bool:
-    """Remove a run with all that lies in its folder; return whether it is gone: a running one is not touched."""
+    """Remove a run with all that lies in its folder; return whether it is gone: a running one is not touched.
+
+    Runs in folders inside stay. What makes the folder a run's goes last, so that a removal can be killed and repeated.
+    """
     try:
         with files.locked(folder), scratch.folder(folder.parent, f".{folder.name}.removed-") as hidden:
-            files.move(folder, hidden / folder.name)
+            for path in sorted(_own(folder), key=lambda path: path.name == resume.STATE):
+                files.move(path, hidden / path.name)
     except BlockingIOError:
         return False
+    with suppress(OSError):
+        folder.rmdir()
     latest = folder.with_name(resume.LATEST)
     if latest.is_symlink() and not latest.exists():
         files.remove(latest)
     with suppress(OSError):  # other runs, or something else, are in it
         folder.parent.rmdir()
     return True
+
+
+def _own(folder: Path) -> list[Path]:
+    """Return what lies in a run's folder, but for folders that hold other runs, and the link to one of those."""
+    return [path for path in folder.iterdir() if not (path.is_dir() and (path.is_symlink() or find(path)))]
 
 
 def _in_use(folder: Path) -> bool:

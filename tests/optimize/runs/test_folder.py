@@ -65,6 +65,17 @@ def test_nobody_is_asked_where_nobody_sits_and_what_runs_stays(tmp_path: Path, o
     assert optimize("runs", two).code == 4
 
 
+def test_a_run_in_the_folder_of_another_stays(tmp_path: Path, optimize: Optimize) -> None:
+    outer, inner = ended(tmp_path / "run"), ended(tmp_path / "run" / "inner")
+    (outer / "1-export.onnx").mkdir()
+    before = files(inner)
+    whole = {entry["folder"]: entry["bytes"] for entry in json.loads(optimize("runs", outer, "--json").out)["runs"]}
+    assert whole == {str(outer): whole[str(inner)], str(inner): sum(map(len, before.values()))}
+    assert listing.remove(outer)
+    assert files(outer) == {f"inner/{name}": content for name, content in before.items()}
+    assert not list(tmp_path.rglob(".*"))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize(("said", "stays"), [("n\n", True), ("y\n", False)])
 def test_clean_asks_with_the_bytes_that_would_go(said: str, stays: bool, tmp_path: Path) -> None:
