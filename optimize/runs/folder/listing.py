@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from modelathe import files
-from optimize.report import page
 from optimize.runs.folder import resume
-from optimize.step import bundle as bundles
 from serve.repository import scratch
+from serve.repository.source import BUNDLE
+from serve.repository.tree import PAGE
 
 
 def find(place: Path) -> list[Path]:
     """Return the folders of runs: `place` itself, those in it, and those in its models' folders; no links."""
-    records = [record for depth in ("", "*/", "*/*/") for record in place.glob(f"{depth}{resume.STATE}")]
-    return sorted({record.parent for record in records if record.is_file() and not record.parent.is_symlink()})
+    found = {record.parent for depth in ("", "*/", "*/*/") for record in place.glob(f"{depth}{resume.STATE}")}
+    return sorted(folder for folder in found if not folder.is_symlink() and _is_run(folder))
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def describe(folder: Path) -> dict[str, Any]:
     written = (folder / ("run.json" if told else resume.STATE)).stat().st_mtime
     return {
         "folder": str(folder),
-        "name": told.get("workload") or _json(folder / "0-trained" / bundles.DESCRIPTION).get("name"),
+        "name": told.get("workload") or _json(folder / "0-trained" / BUNDLE).get("name"),
         "state": "running" if _in_use(folder) else ended,
         "when": datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds"),
         "steps": [step["use"] for step in told.get("recipe", _recipe(folder)).get("step", [])],
@@ -44,7 +44,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "ratios": told.get("ratios"),
         "version": told.get("version"),
         "bytes": size(folder),
-        "page": str(folder / page.NAME) if (folder / page.NAME).is_file() else None,
+        "page": str(folder / PAGE) if (folder / PAGE).is_file() else None,
     }
 
 
@@ -73,6 +73,11 @@ def remove(folder: Path) -> bool:
     with suppress(OSError):  # other runs, or something else, are in it
         folder.parent.rmdir()
     return True
+
+
+def _is_run(folder: Path) -> bool:
+    """Tell a run's folder from one in which a file of another program has the same name; an older one has no digest."""
+    return resume.RUN in resume.read(folder) or (folder / "recipe.toml").is_file()
 
 
 def _own(folder: Path) -> list[Path]:

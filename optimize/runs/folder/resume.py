@@ -14,7 +14,6 @@ from modelathe import files
 from modelathe.errors import UsageError
 from modelathe.interpreter import program
 from optimize.model.errors import BadRecipe
-from optimize.step import bundle as bundles
 from optimize.step.key import Key
 
 RUNS = Path("build/runs")
@@ -92,6 +91,8 @@ def borrow(folder: Path, key: Key, runs: Path) -> Path | None:
 
     None has it where this returns None. Its content is not checked: whoever loads it does.
     """
+    from optimize.step import bundle as bundles
+
     for description in sorted(runs.glob(f"*/[0-9]*-*/{bundles.DESCRIPTION}")):
         try:
             if json.loads(description.read_text()).get("key") != key.digest:

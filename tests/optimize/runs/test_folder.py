@@ -68,6 +68,9 @@ def test_nobody_is_asked_where_nobody_sits_and_what_runs_stays(tmp_path: Path, o
 def test_a_run_in_the_folder_of_another_stays(tmp_path: Path, optimize: Optimize) -> None:
     outer, inner = ended(tmp_path / "run"), ended(tmp_path / "run" / "inner")
     (outer / "1-export.onnx").mkdir()
+    (tmp_path / "of another program").mkdir()
+    (tmp_path / "of another program" / resume.STATE).write_text("{}")
+    assert listing.find(tmp_path) == [outer, inner]
     before = files(inner)
     whole = {entry["folder"]: entry["bytes"] for entry in json.loads(optimize("runs", outer, "--json").out)["runs"]}
     assert whole == {str(outer): whole[str(inner)], str(inner): sum(map(len, before.values()))}
