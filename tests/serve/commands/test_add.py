@@ -1,6 +1,7 @@
 """`serve add` and `serve show`: a file, a bundle or a version becomes the next version, with settings."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,14 @@ def test_the_proof_goes_with_a_version_and_is_served_and_checked(tmp_path: Path,
     page = other / TINY / "1" / "report.html"
     assert page.read_text() == "<p>proof</p>"
     assert f"  page: {page}\n" in serve("why", TINY, "--repository", str(other)).stdout
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    asked = ("why", TINY, "--repository", str(other), "--open")
+    assert serve(*asked, env={**os.environ, "BROWSER": f"{browser} %s"}).returncode == 0
+    assert (tmp_path / "opened").read_text().strip() == page.as_uri()
+    nowhere = serve(*asked, env={**os.environ, "BROWSER": "/bin/false %s", "PATH": str(tmp_path)})
+    assert (nowhere.returncode, f"open it elsewhere: {page}" in nowhere.stderr) == (5, True), nowhere.stderr
     checked = serve("check", "--repository", str(other), "--json")
     assert (checked.returncode, json.loads(checked.stdout)["findings"]) == (0, []), checked.stdout
     with running(other) as endpoint, connect(endpoint.grpc) as client:
