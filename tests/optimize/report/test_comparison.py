@@ -33,7 +33,7 @@ def test_the_terminal_says_so_in_red() -> None:
 
 
 def test_a_candidate_is_told_with_the_line_that_promotes_it(capsys: pytest.CaptureFixture[str]) -> None:
-    document = {**published(), "comparison": FOUND}
+    document = {**published(), "comparison": FOUND, "places": {"onnx": published()["result"]["quality"]}}
     document["version"] = {**document["version"], "state": "staged"}
     table.run(document)
     said = capsys.readouterr().out
