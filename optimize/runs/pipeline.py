@@ -124,7 +124,7 @@ def _run(this: Run, key: Key, repository: Path | None) -> dict[str, Any]:
         warnings=_warnings(timing, timing.stages(), trained.cost),
         load=None,
         comparison=None,
-        bundle=str(last.folder),
+        bundle=str(graph_of(last).parent.absolute()),
         version=None,
         environment=page.environment(recipe.target.device),
     )

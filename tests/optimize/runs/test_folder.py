@@ -137,7 +137,9 @@ def test_a_second_recipe_leaves_the_first_run_and_takes_what_both_need(
     shown = optimize("runs")
     assert shown.code == 0 and str(folder.relative_to(tmp_path)) in shown.out
     assert optimize("runs", other, "--clean", "--yes").code == 0
-    assert [path.name for path in runs.iterdir()] == [folder.name], "and the link to what is gone"
+    assert {path.name for path in runs.iterdir()} == {folder.name, "latest"}
+    assert optimize("runs", folder, "--clean", "--yes").code == 0
+    assert not runs.exists(), "nor the link to what is gone"
 
 
 def test_promote_wants_a_repository(tmp_path: Path, optimize: Optimize) -> None:
