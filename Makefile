@@ -117,8 +117,8 @@ bench-compress: $(READY) .venv-peers/.ready  ## our compression beside the peers
 	PYTHONPATH=. $(BIN)/python benchmarks/compress.py $(NAMES)
 
 refresh-model-repository: server  ## make the committed small model again
-	rm -rf build/runs/refresh model_repository/digits_cnn && $(BIN)/optimize run examples/digits_cnn.py:workload \
-		--recipe examples/digits_cnn.toml --output build/runs/refresh --repository model_repository
+	rm -rf model_repository/digits_cnn && $(BIN)/optimize run examples/digits_cnn.py:workload \
+		--recipe examples/digits_cnn.toml --repository model_repository
 
 clean:  ## remove what was built; the environments stay
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache

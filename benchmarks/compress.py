@@ -65,9 +65,7 @@ def ours(label: str, name: str, made: Workload) -> Row:
     """Run the recipe examples/NAME.toml, which resumes what an earlier call trained."""
     plan = recipe.load(Path(f"examples/{name}.toml"))
     try:
-        done = pipeline.run(
-            plan, made, output=OUTPUT / name, progress=lambda text, _fraction: print(f"  {name}: {text}")
-        )
+        done = pipeline.run(plan, made, progress=lambda text, _fraction: print(f"  {name}: {text}"))
     except GateRefused as refusal:
         done = refusal.partial
     return Row(f"modelathe: {label}", Path(done["bundle"]) / bundles.GRAPH, plan.target.runtime)

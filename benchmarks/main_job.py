@@ -59,7 +59,7 @@ def main_job(name: str) -> dict[str, Any]:
     made = load_workload(f"examples/{name}.py:workload")
     plan = recipe.load(Path(f"examples/{name}.toml"))
     try:
-        return pipeline.run(plan, made, output=OUTPUT / name, repository=OUTPUT / "model_repository")
+        return pipeline.run(plan, made, repository=OUTPUT / "model_repository")
     except GateRefused as refusal:
         return refusal.partial
 
@@ -99,12 +99,16 @@ def drive_once(running: Endpoint, made: Workload, model: str, concurrency: int) 
     return summary.summarize(results)
 
 
-def saturation() -> dict[str, Any]:
-    """Return the served figures of sentence_embedding, FP32 and INT8, with a server of its own in every round."""
-    last = bundle.load(sorted((OUTPUT / "sentence_embedding").glob("[1-9]-*"))[-1])
+def saturation(folder: Path) -> dict[str, Any]:
+    """Return the served figures of a sentence_embedding, FP32 and INT8, with a server of its own in every round.
+
+    Args:
+        folder: of the last bundle of its run.
+    """
+    last = bundle.load(folder)
     made, target = last.workload, recipe.load(Path("examples/sentence_embedding.toml")).target
     assert last.graph is not None
-    graphs = {"fp32": OUTPUT / "sentence_embedding" / "0-trained" / "model.onnx", "int8": last.graph}
+    graphs = {"fp32": folder.parent / "0-trained" / "model.onnx", "int8": last.graph}
     place = published(made, graphs, target)
 
     def served(name: str, concurrency: int) -> dict[str, Any]:
@@ -163,7 +167,7 @@ def main(served: bool) -> None:
     OUTPUT.mkdir(parents=True, exist_ok=True)
     runs = {name: main_job(name) for name in EXAMPLES}
     figures = {key: value for name, run in runs.items() for key, value in job_figures(name, run).items()}
-    found = saturation() if served else {}
+    found = saturation(Path(runs["sentence_embedding"]["bundle"])) if served else {}
     if served:
         figures |= served_figures(found)
     machine = page.environment() | {"date": time.strftime("%F")}

@@ -16,6 +16,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from modelathe import interpreter
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = (
     "mlp",
@@ -55,14 +57,13 @@ class Row:
 
 
 def row(name: str, examples: Path, output: Path) -> Row:
-    """Run the recipe of one example, into `output`, and judge how it ended."""
-    folder = output / "zoo" / name
-    written = folder / "run.json"
-    written.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "optimize", "run", f"{examples / name}.py:workload"]
-    command += ["--recipe", examples / f"{name}.toml", "--output", folder, "--repository", output / "zoo_repository"]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    run = json.loads(written.read_text()) if written.is_file() else None
+    """Run the recipe of one example, in the folder `output`, and judge how it ended."""
+    example = examples.resolve() / name
+    arguments = ["run", f"{example}.py:workload", "--recipe", f"{example}.toml", "--repository", "zoo_repository"]
+    command = interpreter.command("optimize", *arguments, "--json")
+    done = subprocess.run(command, cwd=output, env=interpreter.variables(), capture_output=True, text=True)
+    told = json.loads(done.stdout or "{}")
+    run = told if "gates" in told else None
     # The error is the last thing that a command of ours says: one line, and one with the way out.
     last = " ".join(line.strip() for line in done.stderr.splitlines()[-2:])
     return judged(name, done.returncode, run, last)

@@ -38,6 +38,7 @@ for command in (
     evaluate.evaluate,
     compare.compare,
     show.show,
+    show.runs,
     sensitivity.sensitivity,
     inspect.inspect,
     tensorrt.tensorrt,

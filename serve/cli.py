@@ -14,8 +14,9 @@ from serve.commands.pipeline import pipeline
 from serve.commands.proxy import proxy
 from serve.commands.stub import stub
 from serve.commands.up import down, status, up
-from serve.commands.versions import list_, promote, remove, rollback, show, why
+from serve.commands.versions import list_, promote, remove, rollback, show
 from serve.commands.watch import watch
+from serve.commands.why import why
 
 
 @click.group("serve", cls=CommandGroup)

@@ -31,7 +31,7 @@ ROOMS = {
     " calls commands",
     "optimize": "model graph source machine predict step train judge"
     " methods/export methods/distill methods/prune/groups methods/prune methods/quantize methods"
-    " tensorrt report runs calls commands",
+    " tensorrt report runs/folder runs calls commands",
 }
 FLOORS = (
     "modelathe",

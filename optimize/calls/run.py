@@ -25,6 +25,7 @@ class Allowed(TypedDict, total=False):
     allow_overlap: bool
     allow_unmeasured: bool
     patience: float
+    promote: bool
 
 
 def run(
@@ -48,11 +49,12 @@ def run(
             every step of it anew.
         recipe: a mapping with the keys of a recipe's file, such as `{"step": [{"use": "quantize.static"}]}`, a Recipe,
             or the path of a TOML file.
-        output: the run's folder; `build/runs/NAME` unless given.
-        repository: publish into this model repository, after proof on a real server.
+        output: the run's folder; one of its own in `build/runs/NAME` unless given.
+        repository: publish into this model repository, after proof on a real server, as a candidate if a version of the
+            model is live.
         quiet: say nothing while it goes on.
-        terms: what the command's options of these names say: `force`, `strict`, `allow_overlap`, `allow_unmeasured` and
-            `patience`, in seconds.
+        terms: what the command's options of these names say: `force`, `strict`, `allow_overlap`, `allow_unmeasured`,
+            `promote`, and `patience` in seconds.
 
     Returns:
         What was made and judged. In a notebook it shows the figures at the head of the proof page.

@@ -12,8 +12,11 @@ from optimize.commands.overlap import overlap_option
 @click.command()
 @click.argument("source")
 @click.option("--recipe", "recipe_path", required=True, type=PATH, help="The recipe, a TOML file.")
-@click.option("--output", type=PATH, help="The run's folder.  [default: build/runs/NAME]")
-@click.option("--repository", type=PATH, help="Publish into this model repository, after proof on a server.")
+@click.option("--output", type=PATH, help="The run's folder.  [default: one of its own in build/runs/NAME]")
+@click.option(
+    "--repository", type=PATH, help="Publish a candidate into this model repository, after proof on a server."
+)
+@click.option("--promote", is_flag=True, help="Make it the live version, though another one is live.")
 @click.option("--force", is_flag=True, help="Publish against the gates; the lineage says `forced` for ever.")
 @click.option("--strict", is_flag=True, help="Judge the worse end of the 95 % interval, not the value.")
 @overlap_option
@@ -35,6 +38,7 @@ def run(
     recipe_path: Path,
     output: Path | None,
     repository: Path | None,
+    promote: bool,
     force: bool,
     strict: bool,
     allow_overlap: bool,
@@ -44,19 +48,25 @@ def run(
 ) -> None:
     """Run a recipe on SOURCE, a workload such as path/to/file.py:function.
 
-    A killed run resumes where it stopped. A gate that says no ends the run with exit code 3. A `serve up` over the
-    repository loads what is published at once.
+    A killed run resumes where it stopped: the same recipe, code and data find their folder again, and no run touches
+    another's; `optimize runs` lists them. A gate that says no ends the run with exit code 3.
+
+    Into a repository goes a candidate: it is compared with the version that is live, and `serve promote` makes it live.
+    The first version of a model is live at once, also on a running `serve up`.
 
     \b
     Example:
       optimize run examples/digits_cnn.py:workload --recipe examples/digits_cnn.toml \\
         --repository build/model_repository
     """
+    from modelathe.errors import UsageError
     from optimize.calls import run as calls
     from optimize.report import table
     from optimize.runs import follower
     from optimize.train import processes
 
+    if promote and repository is None:
+        raise UsageError("--promote: nothing is published", fix="name a --repository")
     if processes.rank():
         return follower.follow()
     result = calls.run(
@@ -69,6 +79,7 @@ def run(
         allow_overlap=allow_overlap,
         allow_unmeasured=allow_unmeasured,
         patience=patience,
+        promote=promote,
     )
     if not as_json:
         table.run(result.document)

@@ -46,8 +46,8 @@ def save(text: str, page: Path) -> Path:
     return files.write(page, text)
 
 
-def render(document: dict[str, Any], folder: Path) -> str:
-    """Return the page as HTML; arguments as for `write`."""
+def render(document: dict[str, Any], folder: Path, *, alone: bool = False) -> str:
+    """Return the page as HTML; arguments as for `write`. Of a page that will lie `alone`, no other is linked."""
     load = document["load"]
     machine = document.get("environment") or environment(document["recipe"]["target"]["device"])
     return (
@@ -70,7 +70,7 @@ def render(document: dict[str, Any], folder: Path) -> str:
             load_lines=[report.headline(load), report.plan_line(load)] if load else [],
             load_latencies=report.latencies(load) if load else [],
             load_facts=report.facts(load) if load else [],
-            load_page=LOAD_PAGE if (folder / LOAD_PAGE).is_file() else "",
+            load_page=LOAD_PAGE if (folder / LOAD_PAGE).is_file() and not alone else "",
             figures={
                 "journey": figures.journey(document),
                 "latency": figures.latency(document) if document["trained"]["cost"]["latency_ms"] else "",

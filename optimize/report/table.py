@@ -71,10 +71,16 @@ def run(document: dict[str, Any]) -> None:
         forced = " (forced)" if version.get("forced") else ""
         forced += " (speed and endpoint not measured)" if version.get("unmeasured") else ""
         loaded = f", loaded at {version['url']}" if version.get("url") else ""
-        console.print(f"published: {version['model']} version {version['number']}{forced}{loaded}", soft_wrap=True)
-        if not version.get("url"):
-            line = f"{program('serve')} up {shlex.quote(version['repository'])}"
-            console.print(f"serve it with: {line}", soft_wrap=True)
+        kind = "candidate" if version.get("state") == "staged" else "published"
+        console.print(f"{kind}: {version['model']} version {version['number']}{forced}{loaded}", soft_wrap=True)
+        if document.get("comparison"):
+            _comparison(console, document["comparison"])
+        where = shlex.quote(version["repository"])
+        if version.get("state") == "staged":
+            line = f"{program('serve')} promote {version['model']} {version['number']} --repository {where}"
+            console.print(f"promote it with: {line}", soft_wrap=True)
+        elif not version.get("url"):
+            console.print(f"serve it with: {program('serve')} up {where}", soft_wrap=True)
     console.print(f"bundle: {document['bundle']}", soft_wrap=True)
     if document.get("report"):
         console.print(f"proof page: {document['report']}", soft_wrap=True)
@@ -130,6 +136,27 @@ def lineage(description: dict[str, Any]) -> None:
         )
 
 
+def runs(entries: list[dict[str, Any]]) -> None:
+    """Print what `optimize runs` found, three lines for each."""
+    console = terminal()
+    for entry in entries:
+        version = f", version {entry['version']['number']}" if entry["version"] else ""
+        refused = f" by {', '.join(entry['refused'])}" if entry["refused"] else ""
+        name = entry["name"] or "unknown"
+        console.print(f"{entry['folder']}  {name}  {entry['when']}  {entry['bytes']:,} bytes", soft_wrap=True)
+        console.print(f"  {entry['state']}{refused}{version}: {', '.join(entry['steps'])}", soft_wrap=True)
+        if entry["ratios"]:
+            reached = entry["ratios"]["throughput"].items()
+            speeds = [f"{words.times(value)} the throughput at batch {batch}" for batch, value in reached]
+            gained = ", ".join([f"{entry['ratios']['size']:.2f}× smaller", *speeds])
+            before = f"{entry['trained']['value']:.4f}"
+            console.print(f"  {score(entry['quality'])}, trained {before}; {gained}", soft_wrap=True)
+        if entry["page"]:
+            console.print(f"  {entry['page']}", soft_wrap=True)
+    if not entries:
+        console.print("no runs")
+
+
 def gates(console: Console, entries: list[dict[str, Any]]) -> None:
     """Print one line for each gate."""
     for entry in entries:
@@ -177,6 +204,15 @@ def _ratios(console: Console, ratios: dict[str, Any]) -> None:
     console.print(
         f"A/A control, the trained model against itself in {ratios['rounds']} rounds: {controls}", soft_wrap=True
     )
+
+
+def _comparison(console: Console, found: dict[str, Any]) -> None:
+    """Print what was published beside the version that was live; what is worse now in red."""
+    console.print(f"beside version {found['number']}, which was live:")
+    for line in found["told"]:
+        console.print(f"  {escape(line)}", soft_wrap=True)
+    for line in found["better"]:
+        console.print(f"[red]version {found['number']} is better: {escape(line)}[/]", soft_wrap=True)
 
 
 def _warnings(console: Console, warnings: list[str]) -> None:

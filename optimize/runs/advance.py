@@ -149,7 +149,7 @@ def every_step(this: Run) -> Made:
     for number, (step, name) in enumerate(zip(recipe.steps, folders(recipe), strict=True), 1):
         method, last, place = METHODS[type(step)], number == len(recipe.steps), this.folder / name
         key = digest.step(step, current, recipe, this.sets, last=last)
-        made = reusable(place, current.workload, key, this.progress) if kept == number - 1 else None
+        made = reusable(place, current.workload, key, this.progress, this.runs) if kept == number - 1 else None
         if made is None:
             made, quality, _ = advance(step, current, this, key, place, last=last)
         else:

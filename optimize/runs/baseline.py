@@ -12,6 +12,7 @@ from optimize.judge.measure import Cost
 from optimize.methods.export.onnx import export
 from optimize.model.errors import BadBundle
 from optimize.predict.module import TorchPredictor
+from optimize.runs.folder import resume
 from optimize.source.workload import Workload
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle
@@ -39,11 +40,16 @@ class Trained:
         return self.quality.outputs
 
 
-def establish(workload: Workload, folder: Path, key: Key, progress: Progress = silent) -> Trained:
-    """Return the trained model with its FP32 ONNX in `folder`, made there unless one of that key is there."""
+def establish(
+    workload: Workload, folder: Path, key: Key, progress: Progress = silent, runs: Path | None = None
+) -> Trained:
+    """Return the trained model with its FP32 ONNX in `folder`; arguments as for `reusable`.
+
+    It is made there unless one of that key is found.
+    """
     for line in workload.inferred:
         progress(f"read from the data: {line}", 0.0)
-    made = reusable(folder, workload, key, progress)
+    made = reusable(folder, workload, key, progress, runs)
     if made is None:
         progress("exporting the trained model", 0.0)
         with scratch.folder() as place:
@@ -55,10 +61,22 @@ def establish(workload: Workload, folder: Path, key: Key, progress: Progress = s
     return Trained(made, quality, cost(made))
 
 
-def reusable(folder: Path, workload: Workload, key: Key, progress: Progress = silent) -> Bundle | None:
-    """Return the bundle in `folder` if its key is `key`; any other is removed, with a word why, and None."""
+def reusable(
+    folder: Path, workload: Workload, key: Key, progress: Progress = silent, runs: Path | None = None
+) -> Bundle | None:
+    """Return the bundle in `folder` if its key is `key`; any other is removed, with a word why, and None.
+
+    Args:
+        folder: where it is or will be.
+        workload: whose bundle it is.
+        key: what it has to be made from.
+        progress: told why it is made again.
+        runs: where there is none, one of that key is copied from the runs in this folder.
+    """
     if not folder.exists():
-        return None
+        if runs is None or (other := resume.borrow(folder, key, runs)) is None:
+            return None
+        progress(f"{folder.name} is copied from {other}", 0.0)
     try:
         if differs := Key(bundles.describe(folder)["made_of"]).changed(key):
             raise BadBundle(f"changed since it was made: {differs}", where=str(folder), fix="it is made again")

@@ -52,6 +52,13 @@ def _code(workload: "Workload") -> dict[str, str]:
     return {f"code of {name}": digest for name, digest in code(workload.source).items()}
 
 
+def run(recipe: "Recipe", trained: Key, sets: "Sets") -> Key:
+    """Return the key by which a run is known: of its whole recipe, of the trained model, and of all data."""
+    asked = key.of(json.dumps(recipe.document(), sort_keys=True))
+    data = {f"{kind} data": digest for kind, digest in sets.digests.items()}
+    return Key({"recipe": asked, **trained.parts, **data})
+
+
 def step(config: Any, source: "Bundle", recipe: "Recipe", sets: "Sets", *, last: bool = False) -> Key:
     """Return the key of the bundle that a step makes.
 

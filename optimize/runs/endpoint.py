@@ -1,11 +1,13 @@
 """The last stretch of a run: serve the result with a real server, compare, load, and publish what was proven.
 
 Everything is tried on a private copy of what will be published, byte for byte, so that the user's repository only ever
-holds versions that passed (or that say `forced`).
+holds versions that passed (or that say `forced`). What is published is a candidate: a version that is live stays so
+unless the user promotes the new one, in the same command or later.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import local
@@ -22,7 +24,7 @@ from loadtest.plan.traffic import Part
 from loadtest.report import page
 from modelathe.client import Client, connect
 from modelathe.tensors import Arrays
-from optimize.judge import gate, parity
+from optimize.judge import gate, parity, rival, speed
 from optimize.judge.evaluate import Quality, collect, compare, judge
 from optimize.judge.gate import Gate
 from optimize.model.errors import BadWorkload
@@ -38,8 +40,9 @@ from optimize.source.workload import Workload, fewest
 from optimize.step.bundle import Bundle
 from serve.config import model_config
 from serve.config.target import Target
-from serve.repository import staging
+from serve.repository import staging, tree
 from serve.repository.source import Source
+from serve.repository.tree import now, total
 from serve.rollout import rollout
 from serve.server import install
 from serve.server import tritonserver as server
@@ -53,13 +56,33 @@ REQUESTS, THREADS, PAYLOADS = 256, 16, 16
 class Proof:
     """What the endpoint showed: its quality and parity, the load test, all gates, and the version when published.
 
-    Where nothing was served, the first two are None.
+    Where nothing was served, the first two are None. `comparison` is with the version that was live, if one was.
     """
 
     endpoint: dict[str, Any] | None
     load: dict[str, Any] | None
     gates: list[Gate]
-    version: dict[str, Any] | None
+    version: dict[str, Any] | None = None
+    comparison: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is to be published.
+
+    Args:
+        made: the bundle.
+        quality: the bundle's own in the target's runtime.
+        repository: where it is published.
+        told: what its lineage says of the run, beside what is found here.
+        page: returns the page of the proof that goes with the version, as HTML.
+    """
+
+    made: Bundle
+    quality: Quality
+    repository: Path
+    told: Mapping[str, Any]
+    page: Callable[[Proof], str]
 
 
 def check(repository: Path, workload: Workload, target: Target) -> None:
@@ -80,55 +103,54 @@ def check(repository: Path, workload: Workload, target: Target) -> None:
     install.environment().require(model_config.backend(target))
 
 
-def prove(this: Run, made: Bundle, quality: Quality, repository: Path, gates: list[Gate]) -> Proof:
-    """Serve `made`, judge it at the endpoint, and publish it unless a gate says no; a running `serve up` loads it.
+def prove(this: Run, release: Release, gates: list[Gate]) -> Proof:
+    """Serve the result, judge it at the endpoint, and publish it unless a gate says no.
+
+    It is live at once, also on a running `serve up`, where no version was, or where the terms promote it.
 
     Args:
         this: the run; its recipe gives budget, target and load, its folder takes the load test's results.
-        made: the bundle to publish.
-        quality: the bundle's own quality in the target's runtime.
-        repository: where it is published.
+        release: what is to be published.
         gates: what was judged so far; all of them passed, or the run is forced.
 
     Raises:
-        ModelRefused: the server over `repository` does not load it; what it served it still serves.
+        ModelRefused: the server over the repository does not load it; what it served it still serves.
     """
-    workload, recipe = made.workload, this.recipe
-    specs = output_specs(workload, graph_of(made), quality.outputs)
     this.progress("serving the result", 0.0)
-    model, source = workload.name, Source(graph_of(made), workload.inputs, tuple(specs))
-    with staging.stage(repository, model, source, recipe.target, recipe.serve) as staged:
+    with _staged(this, release) as staged:
         with server.running(staged.path, listen=Listen(log=this.folder / "server.log"), cache=False) as endpoint:
-            served, compared, found = _compare(this, endpoint, made, staged)
+            served, compared, found = _compare(this, endpoint, release.made, staged)
             loaded = _load(this, endpoint, staged, compared["tolerance"])
-        gates = [*gates, *found, *gate.load(recipe.budget, loaded)]
-        version = None
-        if this.terms.force or all(entry.passed for entry in gates):
-            this.progress("publishing", 0.9)
-            told = {"parity": compared, "deviation": compared["deviation"], "tolerance": compared["tolerance"]}
-            version = _publish(staged, made, gates, told)
-    return Proof({**served.document(), "parity": compared}, loaded, gates, version)
+        gates = [*gates, *found, *gate.load(this.recipe.budget, loaded)]
+        proof = Proof({**served.document(), "parity": compared}, loaded, gates)
+        if not (this.terms.force or all(entry.passed for entry in gates)):
+            return proof
+        told = {"parity": compared, "deviation": compared["deviation"], "tolerance": compared["tolerance"]}
+        return _publish(this, replace(release, told={**release.told, **told}), staged, proof)
 
 
-def unproven(this: Run, made: Bundle, quality: Quality, repository: Path, gates: list[Gate], why: str) -> Proof:
-    """Publish `made` from a machine that can neither serve nor time it; its lineage says so for ever.
+def unproven(this: Run, release: Release, gates: list[Gate]) -> Proof:
+    """Publish from a machine that can neither serve nor time the result; its lineage says so for ever.
 
     Args:
         this: the run; its recipe gives the target and how it is served.
-        made: as for `prove`, and so are `repository` and `gates`.
-        quality: judged on the CPU.
-        repository: where it is published.
+        release: what is to be published, its quality judged on the CPU.
         gates: what was judged.
-        why: what was not measured.
     """
-    workload, recipe = made.workload, this.recipe
-    specs = output_specs(workload, graph_of(made), quality.outputs)
-    deviation = made.lineage[-1].get("deviation", 0.0)
-    unknown = {"deviation": deviation, "tolerance": answers_of.tolerance(deviation), "unmeasured": why}
-    source = Source(graph_of(made), workload.inputs, tuple(specs))
-    with staging.stage(repository, workload.name, source, recipe.target, recipe.serve) as staged:
-        version = _publish(staged, made, gates, unknown)
-    return Proof(None, None, gates, {**version, "unmeasured": why})
+    deviation = release.made.lineage[-1].get("deviation", 0.0)
+    told = {"deviation": deviation, "tolerance": answers_of.tolerance(deviation)}
+    told["unmeasured"] = speed.lacking(this.recipe.target)
+    with _staged(this, release) as staged:
+        return _publish(this, replace(release, told={**release.told, **told}), staged, Proof(None, None, gates))
+
+
+@contextmanager
+def _staged(this: Run, release: Release) -> Iterator[staging.Staged]:
+    workload, graph = release.made.workload, graph_of(release.made)
+    specs = output_specs(workload, graph, release.quality.outputs)
+    source = Source(graph, workload.inputs, tuple(specs))
+    with staging.stage(release.repository, workload.name, source, this.recipe.target, this.recipe.serve) as staged:
+        yield staged
 
 
 def _compare(
@@ -217,16 +239,35 @@ def _plan(endpoint: Endpoint, recipe: Recipe) -> Plan:
     )
 
 
-def _publish(staged: staging.Staged, made: Bundle, gates: list[Gate], told: dict[str, Any]) -> dict[str, Any]:
-    forced = not all(entry.passed for entry in gates)
+def _publish(this: Run, release: Release, staged: staging.Staged, proof: Proof) -> Proof:
+    """Publish what was staged, compared with what is live; make it live where nothing is, or where the terms say so."""
+    made, repository = release.made, staged.repository
+    version: dict[str, Any] = {
+        **{"model": staged.model, "number": staged.number, "digest": total(staged.digests)},
+        "forced": not all(entry.passed for entry in proof.gates),
+        **{key: value for key, value in release.told.items() if key == "unmeasured"},
+        "repository": str(repository),
+    }
+    if (live := rival.find(repository, staged.model)) is not None:
+        new = rival.Candidate(
+            made.workload, graph_of(made), release.quality, this.trained.reference, this.recipe.target
+        )
+        proof = replace(proof, comparison=rival.against(repository, live, new, this.progress))
+    proof = replace(proof, version=version)
+    this.progress("publishing", 0.9)
     lineage = {
         "workload": made.workload.source,
+        "published": now(),
         "lineage": list(made.lineage),
-        "gates": [entry.document() for entry in gates],
-        **told,
-        "forced": forced,
+        "gates": [entry.document() for entry in proof.gates],
+        **release.told,
+        "comparison": proof.comparison,
+        "forced": version["forced"],
     }
-    version = staging.publish(staged, lineage)
-    promoted = rollout.promote(staged.repository, version.model, version.number)
-    published = {"model": version.model, "number": version.number, "digest": version.digest, "forced": forced}
-    return {**published, "url": promoted.url, "repository": str(staged.repository)}
+    staging.publish(staged, lineage, release.page(proof))
+    url = None
+    if live is None or this.terms.promote:
+        url = rollout.promote(repository, staged.model, staged.number).url
+    # A configuration of the user's own may name the newest version, whatever its number.
+    state = "live" if staged.number in tree.live(repository, staged.model) else "staged"
+    return replace(proof, version={**version, "state": state, "url": url})

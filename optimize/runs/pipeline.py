@@ -1,14 +1,15 @@
 """Pipeline: run a recipe from a trained model to a proven endpoint; resume where a killed run stopped.
 
-A run's folder holds one bundle for each step (`0-trained`, `1-prune.channels`, …), the recipe, the load test's results
-and the proof page. A bundle appears whole or not at all, so whatever is there may be used again.
+A run's folder is its own (`optimize.runs.folder.resume`). It holds one bundle for each step (`0-trained`,
+`1-prune.channels`, …), the recipe, the load test's results and the proof page. A bundle appears whole or not at all, so
+whatever is there may be used again.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelathe import files
 from modelathe.commandline import document
@@ -24,12 +25,14 @@ from optimize.methods import apply as steps_of
 from optimize.methods.export.onnx import Onnx
 from optimize.methods.table import METHODS, NAMES
 from optimize.model.errors import BadGraph, BadRecipe, BadWorkload, BusyMachine, GateRefused
-from optimize.runs import digest, resume
+from optimize.runs import digest
 from optimize.runs.advance import advance, every_step, folder_name, folders, measured
 from optimize.runs.baseline import Progress, cost, establish, graph_of, silent
+from optimize.runs.folder import resume
 from optimize.runs.recipe import Recipe, ordered
 from optimize.runs.run import Run, Terms
 from optimize.source import splits
+from optimize.source.code import commit
 from optimize.source.workload import Workload, fewest
 from optimize.step import bundle as bundles
 from optimize.step.bundle import Bundle
@@ -38,6 +41,9 @@ from optimize.train import processes
 from serve.config import curve, model_config, settings
 from serve.config.target import TENSORRT, Target
 from serve.repository import scratch
+
+if TYPE_CHECKING:
+    from optimize.runs.endpoint import Proof
 
 
 def run(
@@ -55,21 +61,23 @@ def run(
         recipe: from `optimize.runs.recipe.load`, or built in Python.
         workload: bundles name the file that it was loaded from; of one that was made in Python and has no file, nothing
             that lies in the folder is kept.
-        output: the run's folder; `build/runs/NAME` unless given. A step whose bundle lies there, made from the same
-            model, code, data and config, is kept.
-        repository: where the result is published after it was proven on a real server; without it the run ends with
-            the bundle, and `endpoint`, `load` and `version` are None.
+        output: the run's folder, which must hold no other run; without it `build/runs/NAME/DIGEST`, where the digest
+            is of recipe, code, weights and data. A step whose bundle lies there, made from the same model, code, data
+            and config, is kept; without `output` it is also copied from other runs of the model.
+        repository: where the result is published after it was proven on a real server, as a candidate if a version of
+            the model is live; without it the run ends with the bundle, and `endpoint`, `load` and `version` are None.
         terms: what the user lets it do.
         progress: called with a text and the fraction of the current step.
 
     Raises:
         GateRefused: a gate said no and `terms.force` is not set; its `partial` is the document so far.
         BusyMachine: the same, where the machine alone was too busy for a gate to judge.
+        UsageError: `output` is the folder of another run.
         BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.model.errors`.
     """
     recipe = replace(recipe, steps=ordered(recipe.steps), target=_declared(recipe.target, workload))
     _check(recipe, workload)
-    folder = output or Path("build/runs") / workload.name
+    folder = output or resume.RUNS / workload.name
     if repository is not None:
         from optimize.runs import endpoint
 
@@ -79,17 +87,21 @@ def run(
             raise MachineError(f"nothing is published whose speed is {lacking}", where="--repository", fix=fix)
         if folder.resolve().is_relative_to(repository.resolve()):
             raise UsageError("the run's folder lies in the repository", where=str(folder), fix="name another --output")
-    resume.check(folder)
+    if output:
+        resume.check(output)
     sets = splits.read(workload, progress, allow_overlap=terms.allow_overlap)
+    made_of = digest.trained(workload, sets)
+    key = digest.run(recipe, made_of, sets)
+    folder, runs = (output, None) if output else (resume.own(workload.name, key), resume.RUNS / workload.name)
+    resume.check(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with scratch.locked(folder):
-        resume.prepare(folder, recipe, [folder_name(0, TRAINED), *folders(recipe)], progress)
-        key = digest.trained(workload, sets)
-        trained = establish(workload, folder / folder_name(0, TRAINED), key, progress)
-        return _run(Run(recipe, trained, sets, folder, terms, progress), repository)
+        resume.begin(folder, key, recipe.toml())
+        trained = establish(workload, folder / folder_name(0, TRAINED), made_of, progress, runs)
+        return _run(Run(recipe, trained, sets, folder, terms, progress, runs), key, repository)
 
 
-def _run(this: Run, repository: Path | None) -> dict[str, Any]:
+def _run(this: Run, key: Key, repository: Path | None) -> dict[str, Any]:
     """Make every step, time and judge the result, prove and publish it; return the document."""
     from optimize.report import page
 
@@ -97,7 +109,7 @@ def _run(this: Run, repository: Path | None) -> dict[str, Any]:
     gate.check_metric(recipe.budget, trained.quality.scores[0])
     made = every_step(this)
     elements, last, quality = made.elements, made.bundle, made.quality
-    resume.note(this.folder, {**trained.bundle.key.parts, **made.keys})
+    resume.note(this.folder, key, made.keys)
     timing = _timed(this, elements)
     final = timing.result
     result = document(
@@ -113,7 +125,8 @@ def _run(this: Run, repository: Path | None) -> dict[str, Any]:
         ratios=timing.ratios(final),
         warnings=_warnings(timing, timing.stages(), trained.cost),
         load=None,
-        bundle=str(last.folder),
+        comparison=None,
+        bundle=str(graph_of(last).parent.absolute()),
         version=None,
         environment=page.environment(recipe.target.device),
     )
@@ -126,17 +139,24 @@ def _run(this: Run, repository: Path | None) -> dict[str, Any]:
     if repository is not None and (this.terms.force or all(entry.passed for entry in gates)):
         from optimize.runs import endpoint
 
-        this = replace(this, recipe=recipe)
-        if timing.unmeasured:
-            proof = endpoint.unproven(this, last, quality, repository, gates, timing.unmeasured)
-        else:
-            proof = endpoint.prove(this, last, quality, repository, gates)
-        gates = proof.gates
-        result |= {"endpoint": proof.endpoint, "load": proof.load, "version": proof.version}
-    result["places"] = _places(result)
-    result["gates"] = [entry.document() for entry in gates]
+        told = {"made_of": {resume.RUN: key.digest, **key.parts}, "commit": commit(workload.source)}
+        told |= {"trained": result["trained"]["quality"], "ratios": result["ratios"]}
+        release = endpoint.Release(
+            last,
+            quality,
+            repository,
+            told,
+            lambda proof: page.render(_ended(result, proof.gates, proof), this.folder, alone=True),
+        )
+        prove = endpoint.unproven if timing.unmeasured else endpoint.prove
+        proof = prove(replace(this, recipe=recipe), release, gates)
+        gates, result = proof.gates, _ended(result, proof.gates, proof)
+    else:
+        result = _ended(result, gates)
     result["report"] = str(page.write(result, this.folder))
     files.write(this.folder / "run.json", json.dumps(result, indent=2, default=str))
+    if this.runs:
+        resume.point(this.folder)
     if not this.terms.force:
         _stop(gates, this.folder, result)
     return result
@@ -282,6 +302,16 @@ def _stop(gates: list[Gate], folder: Path, result: dict[str, Any]) -> None:
     except (GateRefused, BusyMachine) as refusal:
         refusal.partial = result
         raise
+
+
+def _ended(result: dict[str, Any], gates: list[Gate], proof: "Proof | None" = None) -> dict[str, Any]:
+    """Return the document with what the gates said, and what the endpoint showed if it was served."""
+    found = {}
+    if proof:
+        kept = ("endpoint", "load", "version", "comparison")
+        found = {name: getattr(proof, name) for name in kept}
+    ended = {**result, **found, "gates": [entry.document() for entry in gates]}
+    return {**ended, "places": _places(ended)}
 
 
 def _places(result: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Terms:
         allow_unmeasured: publish what is made for a GPU from a machine that has none, so that neither its speed nor its
             endpoint was measured; lineage and page say so.
         patience: seconds that speed may be measured for longer than usual, until its promise is decided.
+        promote: make what is published the live version, though another one is live.
     """
 
     force: bool = False
@@ -27,6 +28,7 @@ class Terms:
     allow_overlap: bool = False
     allow_unmeasured: bool = False
     patience: float = speed.PATIENCE
+    promote: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Run:
         folder: takes what the run makes.
         terms: what the user lets it do.
         progress: called with a text and the fraction of the current step.
+        runs: holds other runs of the model, whose bundles may be copied; None for a run beside which there are none.
     """
 
     recipe: Recipe
@@ -48,3 +51,4 @@ class Run:
     folder: Path
     terms: Terms = Terms()
     progress: Progress = silent
+    runs: Path | None = None

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -41,6 +42,16 @@ def code(source: str) -> dict[str, str]:
             digests[name] = _first_seen(name, file)
             waiting += _imports(name, file)
     return digests
+
+
+def commit(source: str) -> str:
+    """Return the git commit that a workload's file stands in, `-dirty` where files differ from it, or nothing."""
+    place = Path(source if source.endswith("/") else source.rpartition(":")[0])
+    asked = ["git", "-C", str(place.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 @contextmanager

@@ -106,7 +106,8 @@ def add(
             report("loading it in a throw-away server", 0.0)
             untried = dryload.staged(staged, nonfinite=given.get("allow_nonfinite", False))
         first = not (place / model).exists()
-        version = staging.publish(staged, dict(found.lineage))
+        page = found.page.read_text() if found.page else None
+        version = staging.publish(staged, dict(found.lineage), page)
     limit = {"limit": given["load_timeout"]} if "load_timeout" in given else {}
     url = rollout.promote(place, model, version.number, **limit).url if first else None
     state: Literal["live", "staged"] = "live" if first else "staged"

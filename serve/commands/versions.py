@@ -1,7 +1,7 @@
-"""`serve list`, `promote`, `rollback`, `remove`, `why` and `show`: the versions of a model."""
+"""`serve list`, `promote`, `rollback`, `remove` and `show`: the versions of a model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -115,33 +115,6 @@ def remove(model: str, keep: int | None, whole: bool, repository: Path, as_json:
 
 @click.command()
 @click.argument("model")
-@repository_option
-@json_option
-def why(model: str, repository: Path, as_json: bool) -> None:
-    """Show where the version of MODEL comes from that answers right now.
-
-    \b
-    Example:
-      serve why digits_cnn --repository build/model_repository
-    """
-    from serve.repository import tree as repositories
-    from serve.rollout import rollout
-    from serve.server import state
-
-    endpoint = state.serving(repository)
-    rollout.standings(repository, model)
-    numbers = rollout.serving(repository, model, endpoint)
-    lineages = [repositories.read_lineage(repository, model, number) for number in numbers]
-    if as_json:
-        emit(document(model=model, url=endpoint and endpoint.http, versions=lineages))
-        return
-    click.echo(f"{model}: " + (f"served at {endpoint.http}" if endpoint else "no server runs; by its configuration"))
-    for lineage in lineages:
-        _explain(lineage)
-
-
-@click.command()
-@click.argument("model")
 @click.argument("version", type=click.IntRange(1), required=False)
 @repository_option
 @json_option
@@ -183,22 +156,3 @@ def _tell(repository: Path, model: str, promoted: "Promoted", as_json: bool) -> 
         click.echo(
             f"live: {name} version {one}, " + (f"loaded at {promoted.url}" if promoted.url else "no server runs")
         )
-
-
-def _explain(lineage: dict[str, Any]) -> None:
-    from serve.repository import tree as repositories
-
-    click.echo(f"version {lineage['number']}, live since {(lineage.get('lived') or ['an unknown time'])[-1]}")
-    click.echo(f"  digest: {repositories.total(lineage['digests'])[:12]}")
-    if source := lineage.get("source"):
-        click.echo(f"  source: {source['path']} ({source['digest'][:12]})")
-    for key, value in lineage.items():
-        if isinstance(value, str | bool | int | float) and key not in ("config", "number", "model"):
-            click.echo(f"  {key}: {value}")
-    for call in lineage.get("calls", []):
-        click.echo(f"  calls: {call['model']}, made for version {call['number']} ({call['digest'][:12]})")
-    for step in lineage.get("lineage", []):
-        quality = step["quality"]
-        click.echo(f"  {step['name']}: {quality['metric']} {quality['value']:.4f}")
-    for gate in lineage.get("gates", []):
-        click.echo(f"  {'passed' if gate['passed'] else 'refused'} {gate['name']}: {gate['measured']}")

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 BUNDLE = "bundle.json"
 NO_AXIS = "none"
-WRITTEN = ("model", "number", "inputs", "outputs", "kept", "target", "serve", "config", "digests", "lived", "failed")
+WRITTEN = (
+    *("model", "number", "inputs", "outputs", "kept", "target", "serve", "config", "digests", "proof"),
+    *("lived", "failed"),
+)
 """Keys of a lineage that belong to one version in one repository."""
 
 
@@ -35,6 +38,7 @@ class Source:
         target: what it was made for, where that is known.
         settings: how it was served, where it was.
         lineage: what to write into the new version's lineage.
+        page: its proof, where it has one.
     """
 
     onnx: Path
@@ -44,6 +48,7 @@ class Source:
     target: Target | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     lineage: Mapping[str, Any] = field(default_factory=dict)
+    page: Path | None = None
 
 
 def load(path: Path, dims: Mapping[str, Dim], axis: str = "") -> Source:
@@ -100,7 +105,8 @@ def _from_version(path: Path) -> Source:
     onnx = path / repository.MODEL_FILE
     own = {key: value for key, value in lineage.items() if key not in WRITTEN}
     target = Target(**lineage["target"])
-    return Source(onnx, inputs, outputs, model, target, lineage.get("serve", {}), {**own, **_origin(path, onnx)})
+    told = {**own, **_origin(path, onnx)}
+    return Source(onnx, inputs, outputs, model, target, lineage.get("serve", {}), told, repository.page(path))
 
 
 def _from_bundle(path: Path, dims: Mapping[str, Dim], axis: str) -> Source:

@@ -22,7 +22,7 @@ from serve.config.settings import Settings
 from serve.config.target import Target
 from serve.repository import numbering, onnx_file, scratch
 from serve.repository.source import Source
-from serve.repository.tree import CONFIG, LINEAGE, MODEL_FILE, check_name, digest, total
+from serve.repository.tree import CONFIG, LINEAGE, MODEL_FILE, PAGE, check_name, digest, total
 
 EXTENDED = 1
 """Of Triton's levels of graph optimization the one that float16 bears (`onnx_file.in_float16`)."""
@@ -58,6 +58,13 @@ class Staged:
     def folder(self) -> Path:
         """The version's own folder inside `path`."""
         return self.path / self.model / str(self.number)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digests of the files that are served, and of the configuration, by name."""
+        found = {str(path.relative_to(self.folder)): path for path in self.folder.rglob("*") if path.is_file()}
+        found[CONFIG] = self.path / self.model / CONFIG
+        return {name: digest(path) for name, path in sorted(found.items())}
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ def check(repository: Path, model: str) -> None:
     _check_writable(repository.absolute())
 
 
-def publish(staged: Staged, lineage: dict[str, Any]) -> Version:
+def publish(staged: Staged, lineage: dict[str, Any], page: str | None = None) -> Version:
     """Put a staged version into the repository, where it waits for `serve.rollout.rollout.promote`.
 
     The first version arrives with its whole model folder, configuration included, by one rename: a server that starts
@@ -124,13 +131,15 @@ def publish(staged: Staged, lineage: dict[str, Any]) -> Version:
     Args:
         staged: what `stage` gave.
         lineage: what to keep in `lineage.json` beside the keys that are written here.
+        page: the proof of the version, as HTML, where there is one.
 
     Raises:
         BadRepository: if another command published this number meanwhile, or the repository cannot be written.
     """
     model, number = staged.model, staged.number
     home = staged.repository / model
-    digests = _digests(staged.folder, staged.path / model / CONFIG)
+    digests = staged.digests
+    proof = {PAGE: digest(files.write(staged.folder / PAGE, page))} if page else {}
     record = {
         **lineage,
         "model": model,
@@ -140,6 +149,7 @@ def publish(staged: Staged, lineage: dict[str, Any]) -> Version:
         "serve": staged.settings.document(),
         "config": model_config.text(staged.config),
         "digests": digests,
+        **({"proof": proof} if proof else {}),
         "lived": [],
     }
     (staged.folder / LINEAGE).write_text(json.dumps(record, indent=2) + "\n")
@@ -190,8 +200,3 @@ def _check_writable(repository: Path) -> None:
             where=str(repository),
             fix="use a folder inside it as the repository",
         )
-
-
-def _digests(folder: Path, configuration: Path) -> dict[str, str]:
-    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    return {name: digest(path) for name, path in sorted({**found, CONFIG: configuration}.items())}

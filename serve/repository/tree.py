@@ -1,7 +1,7 @@
 """The model repository, read: Triton's own tree, which models and versions it holds, and whether they are as published.
 
-To Triton's files we add `lineage.json` in the version folder: where the version came from, its TensorSpecs, Target and
-full configuration, and the digests of its files.
+To Triton's files we add to the version folder `lineage.json`: where the version came from, its TensorSpecs, Target and
+full configuration, and the digests of its files; and beside it the page of its proof, where it has one.
 """
 
 import hashlib
@@ -20,6 +20,8 @@ from serve.config import model_config
 from serve.config.errors import BadRepository
 
 LINEAGE = "lineage.json"
+PAGE = "report.html"
+"""The proof of a version. Its digest stands in the lineage under `proof`: the version's own is of what is served."""
 CONFIG = "config.pbtxt"
 MODEL_FILE = "model.onnx"
 NUMBER = re.compile(r"0|[1-9][0-9]*")
@@ -116,6 +118,11 @@ def published(folder: Path) -> bool:
     return (folder / LINEAGE).exists()
 
 
+def page(folder: Path) -> Path | None:
+    """Return the page of the proof of the version in this folder, None where it has none."""
+    return path if (path := folder / PAGE).is_file() else None
+
+
 def read_lineage(repository: Path, model: str, number: int | None = None) -> dict[str, Any]:
     """Return the `lineage.json` of a version; of the highest live one unless `number` is given.
 
@@ -158,7 +165,8 @@ def verify(repository: Path, names: Sequence[str] | None = None) -> None:
         for number in live(repository, model):
             folder = repository / model / str(number)
             if published(folder):
-                _verify_version(folder, read_lineage(repository, model, number)["digests"])
+                lineage = read_lineage(repository, model, number)
+                _verify_version(folder, {**lineage["digests"], **lineage.get("proof", {})})
 
 
 def verify_version(repository: Path, model: str, number: int, lineage: dict[str, Any], *, live: bool = False) -> None:
@@ -180,7 +188,8 @@ def verify_version(repository: Path, model: str, number: int, lineage: dict[str,
         raise BadRepository(
             "its configuration changed after it was published", where=str(folder / LINEAGE), fix="publish it again"
         )
-    _verify_version(folder, digests if live else {name: digests[name] for name in digests if name != CONFIG})
+    own = digests if live else {name: digests[name] for name in digests if name != CONFIG}
+    _verify_version(folder, {**own, **lineage.get("proof", {})})
 
 
 def _verify_version(folder: Path, digests: dict[str, str]) -> None:

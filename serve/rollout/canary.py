@@ -238,7 +238,7 @@ def _link(root: Path, name: str, config: ModelConfig, home: Path, numbers: Seque
         source = (home / str(number)).absolute()
         (root / name / str(number)).mkdir(parents=True)  # an ensemble has no file in it
         for file in source.rglob("*"):
-            if file.is_file() and file.name != repository.LINEAGE:
+            if file.is_file() and file.name not in (repository.LINEAGE, repository.PAGE):
                 link = root / name / str(number) / file.relative_to(source)
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(file)

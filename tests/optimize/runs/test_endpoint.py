@@ -24,6 +24,7 @@ from optimize.source.workload import Workload
 from optimize.step.bundle import Bundle
 from serve.config import model_config
 from serve.config.target import Target
+from serve.repository import tree
 
 TOKENS = Dim("tokens", 1, 8, 32)
 
@@ -145,7 +146,9 @@ def test_a_number_for_each_sample_is_served_proven_and_published(
         quality = evaluate(torch_side, load)
     trained = Trained(made, quality, cost(made))
     this = Run(recipe.parse(asked), trained, Sets({}, {}), tmp_path, Terms(force=True))
-    proof = endpoint.prove(this, made, quality, tmp_path / "repository", [])
+    place = tmp_path / "repository"
+    release = endpoint.Release(made, quality, place, {"told": "so"}, lambda proof: f"<p>{proof.version}</p>")
+    proof = endpoint.prove(this, release, [])
     # How fast the client was is not the matter here.
     judged = [entry.document() for entry in proof.gates if not entry.name.startswith("load")]
     assert len(judged) == 3
@@ -153,4 +156,12 @@ def test_a_number_for_each_sample_is_served_proven_and_published(
     assert proof.endpoint["parity"]["mismatched"] == 0
     assert proof.load["checked"] == proof.load["requests"]["done"] > 0
     assert proof.load["requests"]["mismatched"] == 0
-    assert proof.version
+    assert proof.version and proof.version["state"] == "live"
+    again = endpoint.prove(this, release, [])
+    assert again.version and (again.version["number"], again.version["state"]) == (2, "staged")
+    assert again.comparison and again.comparison["quality"]["difference"] == 0
+    assert tree.live(place, "price") == [1]
+    lineage = tree.read_lineage(place, "price", 2)
+    assert (lineage["told"], lineage["comparison"]["number"]) == ("so", 1)
+    assert again.version["digest"] in (place / "price" / "2" / tree.PAGE).read_text()
+    tree.verify_version(place, "price", 2, lineage)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from modelathe.client import connect
 from optimize.runs import pipeline, recipe
 from optimize.source.load import load_workload
+from serve.repository import tree as repository
 from serve.server import control, state
 from serve.server import tritonserver as server
 from tests.optimize.conftest import SMALL, Optimize
@@ -89,6 +91,7 @@ def test_the_document_has_every_key(finished: dict[str, object]) -> None:
     assert all(keys >= {"name", "passed", "measured", "limit", "advice"} for keys in gates)
     assert document["load"]["valid"]
     assert document["version"]["number"] == 1
+    assert (document["version"]["state"], document["comparison"]) == ("live", None)
 
 
 def test_the_result_is_smaller_and_the_endpoint_is_the_bundle(finished: dict[str, object]) -> None:
@@ -143,18 +146,47 @@ def test_a_second_run_resumes_and_publishes_the_next_version(
     arguments = ("--recipe", place / "recipe.toml", "--output", place / "run", "--repository", place / "repository")
     with state.claimed(place / "repository") as ready, server.running(place / "repository") as endpoint:
         ready(endpoint)
-        ended = optimize("run", SOURCE, *arguments, "--json")
+        ended = optimize("run", SOURCE, *arguments)
         assert ended.code == 0, ended.err
+        assert control.versions(endpoint.http, "small") == [1], "nothing is promoted unasked"
+        assert "candidate: small version 2" in ended.out and "beside version 1, which was live:" in ended.out
+        line = next(line for line in ended.out.splitlines() if line.startswith("promote it with: "))
+        assert line.endswith(f"promote small 2 --repository {place / 'repository'}")
+        promoted = subprocess.run(shlex.split(line.partition(": ")[2]), capture_output=True, text=True)
+        assert promoted.returncode == 0, promoted.stderr
         assert control.versions(endpoint.http, "small") == [2]
+        ended = optimize("run", SOURCE, *arguments, "--promote", "--json")
+        assert ended.code == 0, ended.err
+        assert control.versions(endpoint.http, "small") == [3]
     document = json.loads(ended.out)
     assert document["resumed"] is True
-    assert document["version"]["number"] == 2
+    assert (document["version"]["number"], document["version"]["state"]) == (3, "live")
     assert document["version"]["url"] == endpoint.http
+    assert document["comparison"]["number"] == 2
+    assert document["comparison"]["quality"]["difference"] == 0
+    assert document["comparison"]["answers"]["labels"] == 0
+    assert document["comparison"]["better"] == []
     assert "kept from the last run" in ended.err
     (place / "other.toml").write_text(RECIPE.replace("0.25", "0.3"))
     ended = optimize("run", SOURCE, "--recipe", place / "other.toml", "--output", place / "run", "--json")
-    assert json.loads(ended.out)["resumed"] is False
-    assert "1-prune.channels is made again: changed since it was made: config" in ended.err
+    assert ended.code == 2
+    assert "holds another run, which stays: what differs is recipe" in ended.err
+    assert (place / "run" / "report.html").is_file()
+
+
+def test_the_proof_goes_with_the_version(finished: dict[str, object]) -> None:
+    place = Path(str(finished["place"])) / "repository"
+    page = (place / "small" / "1" / "report.html").read_text()
+    lineage = json.loads((place / "small" / "1" / "lineage.json").read_text())
+    assert repository.total(lineage["digests"]) in page
+    assert "load.html" not in page, "which does not lie beside it"
+    command = [sys.executable, "-m", "serve", "why", "small", "1", "--repository", place]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for text in ("made of: run ", "done, with accuracy after each step", "lost: accuracy ", "won: ", "× smaller"):
+        assert text in said
+    assert f"page: {place / 'small' / '1' / 'report.html'}" in said
+    checked = subprocess.run([*command[:3], "check", "--repository", place], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_a_killed_run_resumes_where_it_stopped(recipe_file: Path, tmp_path: Path, optimize: Optimize) -> None:

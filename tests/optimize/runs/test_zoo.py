@@ -119,10 +119,6 @@ def test_goes_on_after_a_failure_and_ends_with_1(tmp_path: Path) -> None:
     (tmp_path / "lstm.py").write_text(SMALL.read_text())
     for name in ("mlp", "lstm"):
         (tmp_path / f"{name}.toml").write_text(RECIPE)
-    # What an earlier call left there is not taken for this one's.
-    stale = tmp_path / "out" / "zoo" / "mlp" / "run.json"
-    stale.parent.mkdir(parents=True)
-    stale.write_text("{}")
     ended = run("mlp", "lstm", "mlp", "--examples", tmp_path, "--output", tmp_path / "out")
     assert ended.exit_code == 1
     assert "mlp failed: exit code 4" in ended.output and "no such data" in ended.output

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from modelathe.errors import UsageError
 from optimize.methods import apply as step
 from optimize.methods.distill.logits import Logits
 from optimize.model.errors import BadModel
@@ -185,7 +186,7 @@ def test_a_killed_command_resumes_and_leaves_nothing_behind(tmp_path: Path, user
 
 
 @pytest.mark.slow
-def test_a_run_that_starts_anew_forgets_its_checkpoints(small: Workload, tmp_path: Path) -> None:
+def test_another_recipe_leaves_a_killed_run_its_checkpoints(small: Workload, tmp_path: Path) -> None:
     plan = '[budget]\nmax_drop = 0.5\n[target]\nbatch = [1]\n[[step]]\nuse = "distill.logits"\nepochs = {}\n'
     (tmp_path / "recipe.toml").write_text(plan.format(3))
 
@@ -211,10 +212,11 @@ def test_a_run_that_starts_anew_forgets_its_checkpoints(small: Workload, tmp_pat
         run(until=2)
     assert kept.is_dir()
     (tmp_path / "recipe.toml").write_text(plan.format(2))
-    with pytest.raises(Killed):
-        run(until=1)
+    with pytest.raises(UsageError, match="holds another run, which stays: what differs is recipe"):
+        run()
     assert len(list(kept.iterdir())) == 1
-    assert "distill.logits: resumes after epoch 1 of 2" in run()
+    (tmp_path / "recipe.toml").write_text(plan.format(3))
+    assert "distill.logits: resumes after epoch 2 of 3" in run()
     assert not kept.exists()
 
 

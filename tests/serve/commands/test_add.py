@@ -1,6 +1,7 @@
 """`serve add` and `serve show`: a file, a bundle or a version becomes the next version, with settings."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from modelathe.client import connect
 from modelathe.errors import UsageError
 from modelathe.tensors import BATCH, Dim, TensorSpec
 from serve.config.errors import BadRepository
+from serve.config.target import Target
 from serve.repository import onnx_file, source, staging
 from serve.repository import tree as repository
 from serve.rollout import rollout
@@ -146,6 +148,30 @@ def test_a_version_keeps_its_lineage_and_settings(place: Path, tmp_path: Path) -
     assert lineage["inputs"] == [spec.document() for spec in TINY_INPUTS]
     assert [standing.state for standing in rollout.standings(other, TINY)] == ["live", "staged"]
     repository.verify(other)
+
+
+def test_the_proof_goes_with_a_version_and_is_served_and_checked(tmp_path: Path, server_prefix: Path) -> None:
+    place, other = tmp_path / "repository", tmp_path / "production"
+    onnx = save_tiny(tmp_path / "tiny.onnx")
+    with staging.stage(place, TINY, source.Source(onnx, TINY_INPUTS, TINY_OUTPUTS), Target(cores=1)) as staged:
+        staging.publish(staged, {}, "<p>proof</p>")
+    added = serve("add", str(place / TINY / "1"), "--repository", str(other))
+    assert added.returncode == 0, added.stderr
+    page = other / TINY / "1" / "report.html"
+    assert page.read_text() == "<p>proof</p>"
+    assert f"  page: {page}\n" in serve("why", TINY, "--repository", str(other)).stdout
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    asked = ("why", TINY, "--repository", str(other), "--open")
+    assert serve(*asked, env={**os.environ, "BROWSER": f"{browser} %s"}).returncode == 0
+    assert (tmp_path / "opened").read_text().strip() == page.as_uri()
+    nowhere = serve(*asked, env={**os.environ, "BROWSER": "/bin/false %s", "PATH": str(tmp_path)})
+    assert (nowhere.returncode, f"open it elsewhere: {page}" in nowhere.stderr) == (5, True), nowhere.stderr
+    checked = serve("check", "--repository", str(other), "--json")
+    assert (checked.returncode, json.loads(checked.stdout)["findings"]) == (0, []), checked.stdout
+    with running(other) as endpoint, connect(endpoint.grpc) as client:
+        assert client.infer(TINY, {"x": np.ones((1, 4), np.float32)})["y"].shape == (1, 3)
 
 
 def test_a_file_tells_its_specs(tmp_path: Path) -> None:

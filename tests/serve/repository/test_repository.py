@@ -108,6 +108,26 @@ def test_changed_file_is_named(place: Path, publish_tiny, name: str) -> None:
     assert "lineage.json" in failure.value.fix
 
 
+def test_the_page_of_the_proof_is_verified_and_does_not_change_what_is_served(place: Path, onnx: Path) -> None:
+    with stage(place, onnx) as staged:
+        wanted = repository.total(staged.digests)
+        version = staging.publish(staged, {}, "<p>proof</p>")
+    page = repository.page(version.path)
+    assert page and page.read_text() == "<p>proof</p>"
+    assert version.digest == wanted, "the page can name the version's digest"
+    repository.verify(place)
+    page.write_text("<p>another</p>")
+    for verify in (
+        lambda: repository.verify(place),
+        lambda: repository.verify_version(place, "tiny", 1, repository.read_lineage(place, "tiny")),
+    ):
+        with pytest.raises(BadRepository, match=r"report.html: changed after it was published"):
+            verify()
+    page.unlink()
+    with pytest.raises(BadRepository, match=r"report.html: is missing"):
+        repository.verify(place)
+
+
 def test_missing_file_is_named(place: Path, publish_tiny) -> None:
     (publish_tiny(place).path / "model.onnx").unlink()
     with pytest.raises(BadRepository, match=r"model\.onnx: is missing"):

@@ -82,9 +82,21 @@ def test_remove_spares_what_is_live_and_its_predecessor(place: Path, publish_tin
 def test_why_tells_steps_and_gates_of_the_committed_model() -> None:
     said = serve("why", "digits_cnn").stdout.splitlines()
     assert "  workload: examples/digits_cnn.py:workload" in said
-    assert any(line.startswith("  quantize.static: accuracy 0.9") for line in said)
-    assert any(line.startswith("  passed promise: smaller: ") for line in said)
+    assert any(line.startswith("  done, with accuracy after each step: prune.channels 0.3") for line in said)
+    assert any(line.startswith("  gates: 8 of 8 passed") for line in said)
     assert not any("{" in line for line in said)
+    assert len(said) < 15
+
+
+def test_why_tells_of_any_version_and_opens_no_page_that_is_not_there(place: Path) -> None:
+    at = ("--repository", str(place))
+    assert "version 1: previous, last live since " in serve("why", TINY, "1", *at).stdout
+    told = json.loads(serve("why", TINY, "2", *at, "--json").stdout)
+    assert [version["number"] for version in told["versions"]] == [2] and told["pages"] == {}
+    assert serve("why", TINY, "7", *at).returncode == 4
+    opened = serve("why", TINY, "1", *at, "--open")
+    assert opened.returncode == 4
+    assert "has no page" in opened.stderr
 
 
 def test_the_newest_is_promoted_unless_one_is_named(place: Path, tmp_path: Path) -> None:
