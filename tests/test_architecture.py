@@ -29,7 +29,7 @@ ROOMS = {
     " selftest/nullserver selftest commands",
     "serve": "backends config repository tensorrt server rollout watch clients clients/standin pipelines commands",
     "optimize": "model graph source machine predict step train judge"
-    " methods/export methods/distill methods/prune/groups methods/prune methods/quantize methods"
+    " methods/export methods/distill methods/prune/groups methods/prune methods/quantize methods checks"
     " tensorrt report runs commands",
 }
 FLOORS = (

@@ -9,7 +9,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from modelathe.commandline import PATH, document, emit, json_option, reporting
-from optimize.commands.overlap import overlap_option
+from optimize.commands.options import overlap_option
 from optimize.methods.table import METHODS, NAMES
 
 if TYPE_CHECKING:

@@ -1,17 +1,20 @@
 """`optimize run`: a recipe from the trained model to the proven endpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from loadtest.plan.options import Number
 from modelathe.commandline import PATH, emit, json_option, reporting
-from optimize.commands.overlap import overlap_option
+from optimize.commands.options import overlap_option, preset_option, recipe_option
 
 
 @click.command()
 @click.argument("source")
-@click.option("--recipe", "recipe_path", required=True, type=PATH, help="The recipe, a TOML file.")
+@recipe_option
+@preset_option
+@click.option("--name", help="What the model is called in the repository.  [default: the workload's name]")
 @click.option("--output", type=PATH, help="The run's folder.  [default: build/runs/NAME]")
 @click.option("--repository", type=PATH, help="Publish into this model repository, after proof on a server.")
 @click.option("--force", is_flag=True, help="Publish against the gates; the lineage says `forced` for ever.")
@@ -32,7 +35,9 @@ from optimize.commands.overlap import overlap_option
 @json_option
 def run(
     source: str,
-    recipe_path: Path,
+    recipe_path: Path | None,
+    preset: str | None,
+    name: str | None,
     output: Path | None,
     repository: Path | None,
     force: bool,
@@ -42,15 +47,15 @@ def run(
     allow_unmeasured: bool,
     as_json: bool,
 ) -> None:
-    """Run a recipe on SOURCE, a workload such as path/to/file.py:function.
+    """Run a recipe on SOURCE: path/to/file.py, with :function where it has several workloads, or a Hugging Face folder.
 
-    A killed run resumes where it stopped. A gate that says no ends the run with exit code 3. A `serve up` over the
-    repository loads what is published at once.
+    What `optimize check` looks at on one batch comes first. A killed run resumes where it stopped. A gate that says no
+    ends the run with exit code 3. A `serve up` over the repository loads what is published at once.
 
     \b
     Example:
-      optimize run examples/digits_cnn.py:workload --recipe examples/digits_cnn.toml \\
-        --repository build/model_repository
+      optimize run digits_cnn.py --recipe digits_cnn.toml --repository model_repository
+      optimize run digits_cnn.py --preset cpu-small --name digits_small
     """
     from optimize.model.errors import BusyMachine, GateRefused
     from optimize.report import table
@@ -63,9 +68,11 @@ def run(
         return follower.follow()
     try:
         with follower.leading(), reporting() as progress:
+            plan = recipe.chosen(recipe_path, preset, progress)
+            workload = load_workload(source)
             result = pipeline.run(
-                recipe.load(recipe_path),
-                load_workload(source),
+                plan,
+                replace(workload, name=name) if name else workload,
                 output=output,
                 repository=repository,
                 terms=Terms(force, strict, allow_overlap, allow_unmeasured, patience),

@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,11 @@ from optimize.model.errors import BadRecipe
 from serve.config.settings import Settings
 from serve.config.target import Target
 
+PRESETS = Path(__file__).parent / "presets"
+PRESET = "preset:"
+"""What stands before the name of a preset where a recipe extends one."""
+DEFAULT = "cpu-int8"
+"""The preset of a run that names neither a recipe nor a preset."""
 STAGES = ("torch", "export", "graph")
 EXTENDS = "extends"
 """The key of a recipe that names another one, of which it holds what differs."""
@@ -78,14 +83,45 @@ class Recipe:
 def load(path: Path) -> Recipe:
     """Read a recipe from a TOML file.
 
-    Where it `extends` another, which is named from its own folder, its keys go before those of the other, table by
-    table; steps replace all of the other's.
+    Where it `extends` another, which is named from its own folder or as in `preset:cpu-int8`, its keys go before those
+    of the other, table by table; steps replace all of the other's.
 
     Raises:
         BadRecipe: no such file, not TOML, an unknown key, a wrong value, steps out of order, or recipes that extend
             each other.
     """
     return parse(_whole(path, ()), str(path))
+
+
+def preset(name: str) -> Path:
+    """Return the file of a recipe that comes with modelathe.
+
+    Raises:
+        BadRecipe: there is none of that name.
+    """
+    if name not in presets():
+        raise BadRecipe(f"there is no preset {name!r}", fix=_meant(name, presets()))
+    return PRESETS / f"{name}.toml"
+
+
+def presets() -> list[str]:
+    """Return the names of the recipes that come with modelathe."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def chosen(path: Path | None, name: str | None, tell: Callable[[str, float], None]) -> Recipe:
+    """Return the recipe of a file, or of a preset: the default one, which is told, where neither is named.
+
+    Raises:
+        BadRecipe: both are named, or as `load`.
+    """
+    if path and name:
+        raise BadRecipe(
+            "--recipe and --preset are both given", fix=f'give one: a recipe may say {EXTENDS} = "{PRESET}{name}"'
+        )
+    if path is None and name is None:
+        tell(f"no --recipe and no --preset: the preset {DEFAULT}", 0.0)
+    return load(path or preset(name or DEFAULT))
 
 
 def _whole(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -97,7 +133,8 @@ def _whole(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         return document
     if not isinstance(other, str):
         raise BadRecipe(f"{EXTENDS} is {other!r}", where=str(path), fix="name another recipe's file")
-    base = _whole(path.parent / other, (*above, path.resolve()))
+    place = preset(other.removeprefix(PRESET)) if other.startswith(PRESET) else path.parent / other
+    base = _whole(place, (*above, path.resolve()))
     both = {key: {**base[key], **value} for key, value in document.items() if _are_tables(value, base.get(key))}
     return {**base, **document, **both}
 
