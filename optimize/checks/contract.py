@@ -18,6 +18,11 @@ from optimize.source.batch import concatenate
 from optimize.train import fit
 
 
+def read(subject: Subject) -> Iterator[Finding]:
+    """Say what was read from the data instead of being stated."""
+    yield from (ok("read", line) for line in subject.workload.inferred)
+
+
 def model(subject: Subject) -> Iterator[Finding]:
     """Give the trained model the first evaluation batch; say where its inputs go if not by their names.
 

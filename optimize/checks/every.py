@@ -8,6 +8,7 @@ from optimize.checks.finding import Check, Finding, all_of, one_by_one
 from optimize.checks.subject import Subject
 
 FIRST = (
+    Check("read", contract.read),
     Check("target", steps.target),
     Check("steps", steps.needs),
     Check("model", contract.model),

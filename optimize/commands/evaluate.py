@@ -27,8 +27,8 @@ def evaluate(source: str, kind: str | None, endpoint: str | None, as_json: bool)
 
     \b
     Example:
-      optimize evaluate build/runs/digits_cnn/4-quantize.static
-      optimize evaluate examples/digits_cnn.py:workload --endpoint grpc://127.0.0.1:8001/digits_cnn
+      optimize evaluate build/runs/digits_cnn/5-quantize.static
+      optimize evaluate digits_cnn.py --endpoint grpc://127.0.0.1:8001/digits_cnn
     """
     from optimize.judge import evaluate as evaluation
     from optimize.predict.module import TorchPredictor

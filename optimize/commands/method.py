@@ -54,7 +54,7 @@ def command(family: str) -> click.Command:
 
     \b
     Example:
-      optimize {family} examples/digits_cnn.py:workload --output build/{family}
+      optimize {family} digits_cnn.py --output build/{family}
     """
     decorated: Callable[..., None] = json_option(call)
     for decorator in reversed([*_common(names, default), *_options(family)]):

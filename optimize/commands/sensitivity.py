@@ -52,7 +52,7 @@ def sensitivity(
 
     \b
     Example:
-      optimize sensitivity examples/digits_cnn.py:workload --output build/sensitivity.html
+      optimize sensitivity digits_cnn.py --output build/sensitivity.html
     """
     from optimize.report import sensitivity as report
     from optimize.runs import open as sources

@@ -15,7 +15,7 @@ def show(bundle: Path, as_json: bool) -> None:
 
     \b
     Example:
-      optimize show build/runs/digits_cnn/4-quantize.static
+      optimize show build/runs/digits_cnn/5-quantize.static
     """
     from optimize.report import table
     from optimize.step.bundle import describe
