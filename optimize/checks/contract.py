@@ -61,10 +61,10 @@ def _judged(subject: Subject) -> Quality:
     except BadWorkload:
         subject.whole = True
     # Scores are owed for the whole set only. Its targets are read, and the first answers stand for those to the rest.
-    batches = [*subject.workload.batches("evaluation")]
-    count = sum(batch.size for batch in batches)
+    every = [(batch.size, batch.targets) for batch in subject.workload.batches("evaluation")]
+    count = sum(size for size, _ in every)
     filled = {name: _repeated(array, count) for name, array in outputs.items()}
-    return judge(subject.workload, filled, concatenate([batch.targets for batch in batches], "targets"), filled)
+    return judge(subject.workload, filled, concatenate([targets for _, targets in every], "targets"), filled)
 
 
 def _repeated(rows: Array, count: int) -> Array:

@@ -25,11 +25,13 @@ def metric(subject: Subject) -> Iterator[Finding]:
     """
     if subject.budget is None:
         return
-    batches = _some(subject)
-    workload = subject.part(*batches)
+    workload, samples = subject.workload, subject.samples
+    if not subject.whole:
+        batches = _some(subject)
+        workload, samples = subject.part(*batches), sum(batch.size for batch in batches)
     score = evaluate(TorchPredictor(subject.module, workload.outputs), workload).scores[0]
     allowed = gate.allowed(subject.budget, score)
-    judged = len(score.samples) * subject.samples / sum(batch.size for batch in batches)
+    judged = len(score.samples) * subject.samples / samples
     difference = compare(workload, score, score)
     width = difference.loss_at(judged)[1]
     said = f"±{width:.4f} if no sample changes"
@@ -48,7 +50,7 @@ def _some(subject: Subject) -> list[Batch]:
     batches: list[Batch] = []
     for batch in subject.workload.batches("evaluation"):
         batches.append(batch)
-        if not subject.whole and sum(each.size for each in batches) >= ENOUGH:
+        if sum(each.size for each in batches) >= ENOUGH:
             break
     return batches
 

@@ -15,7 +15,7 @@ from serve.config.target import Target
 if TYPE_CHECKING:
     from torch import nn
 
-LOOKED_AT = 64
+LOOKED_AT = 16
 """Batches of a set that are looked at; a set may be endless."""
 
 

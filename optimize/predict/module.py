@@ -27,7 +27,7 @@ def answering() -> Iterator[None]:
 
 
 def by_argument(module: nn.Module, names: Sequence[str]) -> dict[str, str] | None:
-    """Return which argument of the module's forward takes each input; None where they go by position alone.
+    """Return which argument of the module's forward takes each input, in order; None where they go by position alone.
 
     An input goes to the argument of its name. Those left over go to the required arguments left over, in order, where
     there are as many of both, as for `nn.Sequential`, whose only argument is `input`.
@@ -48,7 +48,8 @@ def by_argument(module: nn.Module, names: Sequence[str]) -> dict[str, str] | Non
     required = [each.name for each in free if each.default is kinds.empty]
     if len(required) != len(over):
         return {name: name for name in names}  # forward itself then says what it misses
-    return {**{name: name for name in names if name in taken}, **dict(zip(over, required, strict=True))}
+    placed = dict(zip(over, required, strict=True))
+    return {name: placed.get(name, name) for name in names}
 
 
 def arranged(
