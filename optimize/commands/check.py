@@ -30,8 +30,8 @@ def check(source: str, recipe_path: Path | None, preset: str | None, allow_overl
     from optimize.source.load import load_workload
 
     with reporting() as progress:
-        plan = recipe.chosen(recipe_path, preset, progress)
         workload = load_workload(source)
+        plan = recipe.chosen(recipe_path, preset, workload, progress)
         subject = Subject(workload, plan.steps, plan.target, plan.budget, allow_overlap)
         found, errors = every.every(subject, progress)
     findings = [finding.document() for finding in found]

@@ -12,6 +12,6 @@ recipe_option = click.option("--recipe", "recipe_path", type=PATH, help="The rec
 preset_option = click.option(
     "--preset",
     help="A recipe that comes with modelathe: cpu-int8, cpu-small, gpu-fp16 or gpu-int8; the gpu ones were judged on a "
-    "CPU and compiled, and never timed on a GPU.  [default: cpu-int8 where there is no --recipe]",
+    "CPU and compiled, and never timed on a GPU.  [default: cpu-int8, without calibration data cpu-small, where there is no --recipe]",
 )
 """Where no recipe is named."""

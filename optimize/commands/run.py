@@ -68,8 +68,8 @@ def run(
         return follower.follow()
     try:
         with follower.leading(), reporting() as progress:
-            plan = recipe.chosen(recipe_path, preset, progress)
             workload = load_workload(source)
+            plan = recipe.chosen(recipe_path, preset, workload, progress)
             result = pipeline.run(
                 plan,
                 replace(workload, name=name) if name else workload,

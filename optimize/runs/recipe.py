@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -20,11 +20,14 @@ from optimize.model.errors import BadRecipe
 from serve.config.settings import Settings
 from serve.config.target import Target
 
+if TYPE_CHECKING:
+    from optimize.source.workload import Workload
+
 PRESETS = Path(__file__).parent / "presets"
 PRESET = "preset:"
 """What stands before the name of a preset where a recipe extends one."""
-DEFAULT = "cpu-int8"
-"""The preset of a run that names neither a recipe nor a preset."""
+DEFAULT, WITHOUT_DATA = "cpu-int8", "cpu-small"
+"""The preset of a run that names neither a recipe nor a preset, and that for a workload without calibration data."""
 STAGES = ("torch", "export", "graph")
 EXTENDS = "extends"
 """The key of a recipe that names another one, of which it holds what differs."""
@@ -109,18 +112,21 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def chosen(path: Path | None, name: str | None, tell: Callable[[str, float], None]) -> Recipe:
-    """Return the recipe of a file, or of a preset: the default one, which is told, where neither is named.
+def chosen(path: Path | None, name: str | None, workload: "Workload", tell: Callable[[str, float], None]) -> Recipe:
+    """Return the recipe of a file, or of a preset.
+
+    Where neither is named it is the preset for a CPU whose needs the workload meets, which is told.
 
     Raises:
         BadRecipe: both are named, or as `load`.
     """
     if path and name:
-        raise BadRecipe(
-            "--recipe and --preset are both given", fix=f'give one: a recipe may say {EXTENDS} = "{PRESET}{name}"'
-        )
+        fix = f'give one: a recipe may say {EXTENDS} = "{PRESET}{name}"'
+        raise BadRecipe("--recipe and --preset are both given", fix=fix)
     if path is None and name is None:
-        tell(f"no --recipe and no --preset: the preset {DEFAULT}", 0.0)
+        name = DEFAULT if workload.calibration is not None else WITHOUT_DATA
+        why = "" if name == DEFAULT else ", for the workload has no calibration data"
+        tell(f"no --recipe and no --preset: the preset {name}{why}", 0.0)
     return load(path or preset(name or DEFAULT))
 
 

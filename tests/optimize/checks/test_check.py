@@ -276,3 +276,10 @@ def test_candidates_are_listed(user_file: UserFile) -> None:
 def test_target_without_its_machine_is_a_warning(small: Workload) -> None:
     levels, _ = found(small, target=Target(device="cuda"))
     assert levels["target"] in ("ok", "warning")
+
+
+def test_without_a_recipe_the_default_is_told(small: Workload) -> None:
+    lines: list[str] = []
+    for workload, name in ((small, "cpu-int8"), (replace(small, calibration=None), "cpu-small")):
+        plan = recipe.chosen(None, None, workload, lambda text, _: lines.append(text))
+        assert plan == recipe.load(recipe.preset(name)) and f"the preset {name}" in lines[-1]
