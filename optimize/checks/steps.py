@@ -54,10 +54,10 @@ def in_torch(subject: Subject) -> Iterator[Finding]:
         NoEffect: nothing.
     """
     for step in subject.steps:
-        if METHODS[type(step)].stage != "torch" or getattr(step, "student", ""):
+        student, container = (getattr(step, option, "") for option in ("student", "container"))
+        if METHODS[type(step)].stage != "torch" or student:
             return  # from here on it is another model
-        named = getattr(step, "container", "")
-        if not named:
+        if not container:
             _refuse_idle(step, subject.module)
     yield from ()
 
