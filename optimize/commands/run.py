@@ -2,12 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from loadtest.plan.options import Number
 from modelathe.commandline import PATH, emit, json_option, reporting
+from modelathe.errors import BadInput, UsageError
 from optimize.commands.options import overlap_option, preset_option, recipe_option
+
+
+if TYPE_CHECKING:
+    from optimize.source.workload import Workload
 
 
 @click.command()
@@ -72,7 +78,7 @@ def run(
             plan = recipe.chosen(recipe_path, preset, workload, progress)
             result = pipeline.run(
                 plan,
-                replace(workload, name=name) if name else workload,
+                _named(workload, name) if name else workload,
                 output=output,
                 repository=repository,
                 terms=Terms(force, strict, allow_overlap, allow_unmeasured, patience),
@@ -86,3 +92,15 @@ def run(
         emit(result)
     else:
         table.run(result)
+
+
+def _named(workload: "Workload", name: str) -> "Workload":
+    """Return the workload under another name.
+
+    Raises:
+        UsageError: it cannot name a model.
+    """
+    try:
+        return replace(workload, name=name)
+    except BadInput as error:
+        raise UsageError(error.what, where="--name", fix=error.fix) from error

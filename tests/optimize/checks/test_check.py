@@ -283,3 +283,8 @@ def test_without_a_recipe_the_default_is_told(small: Workload) -> None:
     for workload, name in ((small, "cpu-int8"), (replace(small, calibration=None), "cpu-small")):
         plan = recipe.chosen(None, None, workload, lambda text, _: lines.append(text))
         assert plan == recipe.load(recipe.preset(name)) and f"the preset {name}" in lines[-1]
+
+
+def test_a_name_that_names_no_model_is_a_wrong_option(user_file: UserFile, optimize: Optimize) -> None:
+    done = optimize("run", user_file(), "--preset", "cpu-small", "--name", "a/b")
+    assert done.code == 2 and "--name: the name 'a/b' cannot name a model" in done.err
