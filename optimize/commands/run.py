@@ -11,7 +11,6 @@ from modelathe.commandline import PATH, emit, json_option, reporting
 from modelathe.errors import BadInput, UsageError
 from optimize.commands.options import overlap_option, preset_option, recipe_option
 
-
 if TYPE_CHECKING:
     from optimize.source.workload import Workload
 
