@@ -6,6 +6,7 @@ import click
 
 from modelathe.commandline import CommandGroup, version
 from optimize.commands import (
+    check,
     compare,
     doctor,
     evaluate,
@@ -35,6 +36,7 @@ for family in method.FAMILIES:
     main.add_command(method.command(family))
 for command in (
     init.init,
+    check.check,
     evaluate.evaluate,
     compare.compare,
     show.show,
@@ -43,6 +45,7 @@ for command in (
     inspect.inspect,
     tensorrt.tensorrt,
     methods.methods,
+    methods.presets,
     schema.schema,
     doctor.doctor,
 ):

@@ -30,7 +30,7 @@ ROOMS = {
     "serve": "backends config repository tensorrt server rollout watch clients clients/standin pipelines"
     " calls commands",
     "optimize": "model graph source machine predict step train judge"
-    " methods/export methods/distill methods/prune/groups methods/prune methods/quantize methods"
+    " methods/export methods/distill methods/prune/groups methods/prune methods/quantize methods checks"
     " tensorrt report runs/folder runs calls commands",
 }
 FLOORS = (

@@ -20,7 +20,7 @@ from loadtest.calls import keywords
 from loadtest.calls.capacity import CapacityOptions
 from loadtest.calls.run import RunOptions
 from loadtest.cli import main as loadtest_main
-from optimize.calls.run import Allowed
+from optimize.calls.run import Options
 from optimize.cli import main as optimize_main
 from optimize.runs.run import Terms
 from serve.calls.add import AddOptions
@@ -96,8 +96,9 @@ def keywords_of(group: object, command: str) -> set[str]:
 
 def test_a_call_takes_what_its_command_takes() -> None:
     """An option of a command that no keyword stands for is named here, with what Python has in its place."""
-    assert Allowed.__annotations__.keys() == {field.name for field in dataclasses.fields(Terms)}
-    assert keywords_of(optimize_main, "run") == {*Allowed.__annotations__, "recipe", "output", "repository"}
+    assert Options.__annotations__.keys() == {"name", *(field.name for field in dataclasses.fields(Terms))}
+    # A preset is a recipe: `preset:NAME`.
+    assert keywords_of(optimize_main, "run") == {*Options.__annotations__, "recipe", "preset", "output", "repository"}
     assert keywords.declared().keys() - {"url"} == keywords.LoadOptions.__annotations__.keys()
     assert keywords_of(loadtest_main, "run") == {*RunOptions.__annotations__, "url", "scenario"}
     probes_decide = {"concurrency", "rate", "profile", "trace", "speed", "requests", "think", "in_flight"}

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from loadtest.calls import keywords
 from modelathe.commandline import reporting
+from modelathe.errors import BadInput, UsageError
 from optimize.calls.results import RunResult
 from optimize.model.errors import BusyMachine, GateRefused
 from optimize.runs import follower, pipeline
@@ -17,9 +19,10 @@ from optimize.runs.run import Terms
 from optimize.source.workload import Workload
 
 
-class Allowed(TypedDict, total=False):
-    """The fields of `optimize.runs.run.Terms`, which says what each of them lets a run do."""
+class Options(TypedDict, total=False):
+    """The model's name in the repository, and the fields of `optimize.runs.run.Terms`: what each lets a run do."""
 
+    name: str | None
     force: bool
     strict: bool
     allow_overlap: bool
@@ -30,12 +33,12 @@ class Allowed(TypedDict, total=False):
 
 def run(
     workload: Workload | str | os.PathLike[str],
-    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str],
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     *,
     output: str | os.PathLike[str] | None = None,
     repository: str | os.PathLike[str] | None = None,
     quiet: bool = False,
-    **terms: Unpack[Allowed],
+    **options: Unpack[Options],
 ) -> RunResult:
     """Run a recipe on a workload, from the trained model to the proven endpoint.
 
@@ -48,12 +51,12 @@ def run(
             that was made in a program or a notebook has no file that another run could compare with: each run makes
             every step of it anew.
         recipe: a mapping with the keys of a recipe's file, such as `{"step": [{"use": "quantize.static"}]}`, a Recipe,
-            or the path of a TOML file.
+            or the path of a TOML file, or `preset:NAME`; without it the preset for a CPU that the workload can take.
         output: the run's folder; one of its own in `build/runs/NAME` unless given.
         repository: publish into this model repository, after proof on a real server, as a candidate if a version of the
             model is live.
         quiet: say nothing while it goes on.
-        terms: what the command's options of these names say: `force`, `strict`, `allow_overlap`, `allow_unmeasured`,
+        options: those of the command of these names: `name`, `force`, `strict`, `allow_overlap`, `allow_unmeasured`,
             `promote`, and `patience` in seconds.
 
     Returns:
@@ -62,17 +65,19 @@ def run(
     Raises:
         BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.model.errors`.
     """
-    keywords.check(terms, Allowed.__annotations__)
+    keywords.check(options, Options.__annotations__)
     failure: GateRefused | BusyMachine | None = None
     with follower.leading(), reporting(quiet) as progress:
         opened = sources.workload(workload)
+        if name := options.pop("name", None):
+            opened = _named(opened, name)
         try:
             document = pipeline.run(
-                recipes.load(recipe),
+                recipes.chosen(recipe, opened, progress),
                 opened,
                 output=None if output is None else Path(output),
                 repository=None if repository is None else Path(repository),
-                terms=Terms(**terms),
+                terms=Terms(**options),
                 progress=progress,
             )
         except (GateRefused, BusyMachine) as refusal:
@@ -80,3 +85,15 @@ def run(
                 raise
             document, failure = refusal.partial, refusal
     return RunResult.of(document, opened, failure)
+
+
+def _named(workload: Workload, name: str) -> Workload:
+    """Return the workload under another name.
+
+    Raises:
+        UsageError: it cannot name a model.
+    """
+    try:
+        return replace(workload, name=name)
+    except BadInput as error:
+        raise UsageError(error.what, where="--name", fix=error.fix) from error

@@ -16,7 +16,7 @@ def compare(first: str, second: str, as_json: bool) -> None:
 
     \b
     Example:
-      optimize compare examples/digits_cnn.py:workload build/runs/digits_cnn/latest/4-quantize.static
+      optimize compare digits_cnn.py build/runs/digits_cnn/latest/5-quantize.static
     """
     from optimize.calls import evaluation
     from optimize.report import table

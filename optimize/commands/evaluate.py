@@ -26,8 +26,8 @@ def evaluate(source: str, kind: "Kind | None", endpoint: str | None, as_json: bo
 
     \b
     Example:
-      optimize evaluate build/runs/digits_cnn/latest/4-quantize.static
-      optimize evaluate examples/digits_cnn.py:workload --endpoint grpc://127.0.0.1:8001/digits_cnn
+      optimize evaluate build/runs/digits_cnn/latest/5-quantize.static
+      optimize evaluate digits_cnn.py --endpoint grpc://127.0.0.1:8001/digits_cnn
     """
     from optimize.calls import evaluation
     from optimize.report import table

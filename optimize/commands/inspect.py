@@ -22,7 +22,7 @@ def inspect(source: str, batch: int, as_json: bool) -> None:
 
     \b
     Example:
-      optimize inspect examples/digits_cnn.py:workload
+      optimize inspect digits_cnn.py
     """
     from optimize.runs import inspect as layers
     from optimize.runs import open as sources

@@ -9,7 +9,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from modelathe.commandline import PATH, document, emit, json_option, reporting
-from optimize.commands.overlap import overlap_option
+from optimize.commands.options import overlap_option
 from optimize.methods.table import METHODS, NAMES
 from serve.config.target import Device, Runtime
 
@@ -55,7 +55,7 @@ def command(family: str) -> click.Command:
 
     \b
     Example:
-      optimize {family} examples/digits_cnn.py:workload --output build/{family}
+      optimize {family} digits_cnn.py --output build/{family}
     """
     decorated: Callable[..., None] = json_option(call)
     for decorator in reversed([*_common(names, default), *_options(family)]):

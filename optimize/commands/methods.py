@@ -1,4 +1,4 @@
-"""`optimize methods`: what each method does, what it needs, and its options."""
+"""`optimize methods` and `optimize presets`: what can be done to a model, and recipes that come with modelathe."""
 
 import difflib
 
@@ -32,3 +32,30 @@ def methods(name: str | None, as_json: bool) -> None:
         catalogue.tell(found[0])
     else:
         catalogue.list_all(found)
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+def presets(name: str | None, as_json: bool) -> None:
+    """List the recipes that come with modelathe, or print the one called NAME.
+
+    `optimize init --preset NAME` writes it to a file to go on from; a recipe may also say extends = "preset:NAME" and
+    hold what differs.
+
+    \b
+    Example:
+      optimize presets cpu-int8
+    """
+    from optimize.report import catalogue
+    from optimize.runs import recipe
+
+    texts = {each: recipe.preset(each).read_text(encoding="utf-8") for each in ([name] if name else recipe.presets())}
+    if as_json:
+        emit(
+            document(presets=[{"name": each, "recipe": recipe.load(recipe.preset(each)).document()} for each in texts])
+        )
+    elif name:
+        click.echo(texts[name], nl=False)
+    else:
+        catalogue.list_presets(texts)

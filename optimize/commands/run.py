@@ -6,12 +6,15 @@ import click
 
 from loadtest.plan.options import Number
 from modelathe.commandline import PATH, emit, json_option
-from optimize.commands.overlap import overlap_option
+from modelathe.errors import UsageError
+from optimize.commands.options import overlap_option, preset_option, recipe_option
 
 
 @click.command()
 @click.argument("source")
-@click.option("--recipe", "recipe_path", required=True, type=PATH, help="The recipe, a TOML file.")
+@recipe_option
+@preset_option
+@click.option("--name", help="What the model is called in the repository.  [default: the workload's name]")
 @click.option("--output", type=PATH, help="The run's folder.  [default: one of its own in build/runs/NAME]")
 @click.option(
     "--repository", type=PATH, help="Publish a candidate into this model repository, after proof on a server."
@@ -35,7 +38,9 @@ from optimize.commands.overlap import overlap_option
 @json_option
 def run(
     source: str,
-    recipe_path: Path,
+    recipe_path: Path | None,
+    preset: str | None,
+    name: str | None,
     output: Path | None,
     repository: Path | None,
     promote: bool,
@@ -46,23 +51,23 @@ def run(
     allow_unmeasured: bool,
     as_json: bool,
 ) -> None:
-    """Run a recipe on SOURCE, a workload such as path/to/file.py:function.
+    """Run a recipe on SOURCE: path/to/file.py, with :function where it has several workloads, or a Hugging Face folder.
 
-    A killed run resumes where it stopped: the same recipe, code and data find their folder again, and no run touches
-    another's; `optimize runs` lists them. A gate that says no ends the run with exit code 3.
+    What `optimize check` looks at on one batch comes first. A killed run resumes where it stopped: the same recipe,
+    code and data find their folder again, and no run touches another's; `optimize runs` lists them. A gate that says
+    no ends the run with exit code 3.
 
     Into a repository goes a candidate: it is compared with the version that is live, and `serve promote` makes it live.
     The first version of a model is live at once, also on a running `serve up`.
 
     \b
     Example:
-      optimize run examples/digits_cnn.py:workload --recipe examples/digits_cnn.toml \\
-        --repository build/model_repository
+      optimize run digits_cnn.py --recipe digits_cnn.toml --repository model_repository
+      optimize run digits_cnn.py --preset cpu-small --name digits_small
     """
-    from modelathe.errors import UsageError
     from optimize.calls import run as calls
     from optimize.report import table
-    from optimize.runs import follower
+    from optimize.runs import follower, recipe
     from optimize.train import processes
 
     if promote and repository is None:
@@ -71,7 +76,8 @@ def run(
         return follower.follow()
     result = calls.run(
         source,
-        recipe_path,
+        recipe.asked(recipe_path, preset),
+        name=name,
         output=output,
         repository=repository,
         force=force,

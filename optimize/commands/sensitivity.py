@@ -10,7 +10,7 @@ import click
 from loadtest.plan.options import Number
 from modelathe.commandline import PATH, document, emit, json_option, reporting
 from modelathe.errors import UsageError
-from optimize.commands.overlap import overlap_option
+from optimize.commands.options import overlap_option
 from optimize.methods.table import NAMES
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def sensitivity(
 
     \b
     Example:
-      optimize sensitivity examples/digits_cnn.py:workload --output build/sensitivity.html
+      optimize sensitivity digits_cnn.py --output build/sensitivity.html
     """
     from optimize.report import sensitivity as report
     from optimize.runs import open as sources

@@ -18,7 +18,7 @@ def show(bundle: Path, as_json: bool) -> None:
 
     \b
     Example:
-      optimize show build/runs/digits_cnn/latest/4-quantize.static
+      optimize show build/runs/digits_cnn/latest/5-quantize.static
     """
     from optimize.report import table
     from optimize.step.bundle import describe

@@ -56,7 +56,7 @@ def tensorrt(
 
     \b
     Example:
-      optimize tensorrt build/runs/digits_cnn/latest/4-quantize.static --output build/tensorrt
+      optimize tensorrt build/runs/digits_cnn/latest/5-quantize.static --output build/tensorrt
     """
     from optimize.step import bundle as bundles
     from optimize.tensorrt import plan

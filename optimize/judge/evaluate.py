@@ -133,7 +133,8 @@ def judge(workload: Workload, outputs: Arrays, targets: Any, reference: Arrays) 
         BadWorkload: the scores are not a mapping of finite one-dimensional arrays, or the workload does not say which
             direction of one is better.
     """
-    returned = guarded(lambda: workload.scores(outputs, targets, reference), "scores()", workload.source)
+    given = {"outputs": outputs, "targets": targets, "reference": reference}
+    returned = guarded(lambda: workload.scores(outputs, targets, reference), "scores()", workload.source, given)
     if not isinstance(returned, Mapping) or not returned:
         raise BadWorkload(
             f"scores() must return a mapping of arrays, it returned {type(returned).__name__}",

@@ -72,6 +72,15 @@ def check_metric(budget: Budget, trained: Score) -> None:
         )
 
 
+def allowed(budget: Budget, trained: Score) -> float:
+    """Return how much of the trained model's first score may be lost."""
+    return (1 - _kept(budget)) * trained.value if budget.max_drop is None else budget.max_drop
+
+
+def _kept(budget: Budget) -> float:
+    return DEFAULT_KEEP if budget.keep is None else budget.keep
+
+
 def quality(budget: Budget, trained: Score, result: Score, difference: Difference, strict: bool = False) -> Gate:
     """Judge what was lost of the first score, on its value or, `strict`, on the worse end of the paired interval.
 
@@ -88,15 +97,12 @@ def quality(budget: Budget, trained: Score, result: Score, difference: Differenc
     """
     check_metric(budget, trained)
     if budget.max_drop is not None:
-        allowed = budget.max_drop
-        limit = f"{'drop' if trained.higher_is_better else 'rise'} ≤ {allowed:g}"
+        limit = f"{'drop' if trained.higher_is_better else 'rise'} ≤ {budget.max_drop:g}"
     else:
-        keep = DEFAULT_KEEP if budget.keep is None else budget.keep
-        allowed = (1 - keep) * trained.value
-        limit = f"≥ {keep:g} of {trained.value:.4f}"
+        limit = f"≥ {_kept(budget):g} of {trained.value:.4f}"
     lost, _, worst = difference.loss
     # Sums of per-sample scores carry rounding; a loss of exactly the limit passes.
-    limited = allowed + ROUNDING * max(1.0, abs(trained.value))
+    limited = allowed(budget, trained) + ROUNDING * max(1.0, abs(trained.value))
     known = all(map(math.isfinite, (trained.value, result.value, *difference.loss)))
     passed = known and (worst if strict else lost) <= limited
     interval = f"{difference.value:+.4f}, 95 % interval [{difference.low:+.4f}, {difference.high:+.4f}]"
@@ -113,23 +119,35 @@ def _quality_advice(value_passes: bool) -> str:
     return f"{advice}; without --strict the value is judged, which passes" if value_passes else advice
 
 
-def _deciding(difference: Difference, result: Score, allowed: float) -> str:
+def _deciding(difference: Difference, result: Score, limit: float) -> str:
     """Say, where the interval holds the limit, how many samples it would take until it does not."""
     _, low, high = difference.loss
-    if not low <= allowed < high:
+    if not low <= limit < high:
         return ""
+    if decide := deciding(difference, len(result.samples), limit):
+        return f"the interval holds the limit: about {decide:,} samples decide"
+    return f"the interval holds the limit, and even {MOST_SAMPLES:,} samples would not decide"
+
+
+def deciding(difference: Difference, samples: int, limit: float) -> int:
+    """Return how many samples it takes until the interval does not hold the limit, 0 where more than anybody has.
+
+    Args:
+        difference: gives the interval of the loss by the number of samples.
+        samples: so many do not decide.
+        limit: the loss that is allowed.
+    """
 
     def open_at(samples: int) -> bool:
         low, high = difference.loss_at(samples)
-        return low <= allowed < high
+        return low <= limit < high
 
-    enough = len(result.samples)
+    enough = samples
     while open_at(enough):
         enough *= 2
         if enough > MOST_SAMPLES:
-            return f"the interval holds the limit, and even {MOST_SAMPLES:,} samples would not decide"
-    decide = bisect.bisect_left(range(enough), True, enough // 2, key=lambda samples: not open_at(samples))
-    return f"the interval holds the limit: about {decide:,} samples decide"
+            return 0
+    return bisect.bisect_left(range(enough), True, enough // 2, key=lambda samples: not open_at(samples))
 
 
 def size(budget: Budget, measured: int) -> list[Gate]:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from modelathe.tensors import TensorSpec, generated
-from optimize.predict.module import answering
+from optimize.predict.module import answering, call_with
 from optimize.source.workload import fewest
 
 UNKNOWN = "the MACs are not known: torch's counter cannot follow this model"
@@ -40,7 +40,7 @@ def by_module(module: nn.Module, inputs: Sequence[TensorSpec]) -> dict[str, int]
     counter = FlopCounterMode(display=False, custom_mapping=known)
     try:
         with answering(), counter:
-            module.eval()(**arrays)
+            call_with(module.eval(), arrays)
     except Exception:  # the module runs without the counter, or it would have no export
         return None
     finally:

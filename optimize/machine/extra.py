@@ -13,6 +13,8 @@ PACKAGES = {
 """What each of modelathe's optional extras brings, by its name in pyproject.toml."""
 RUNTIMES = {"openvino": "openvino", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt"}
 """The extra that a target's runtime needs."""
+METHODS = {"quantize.nncf": "openvino"}
+"""The extra that a method needs."""
 
 
 def require(extra: str) -> None:
@@ -34,3 +36,13 @@ def require_runtime(runtime: str) -> None:
     """
     if runtime in RUNTIMES:
         require(RUNTIMES[runtime])
+
+
+def require_method(name: str) -> None:
+    """Say at once that the extra which the method of this name needs is not installed.
+
+    Raises:
+        MissingExtra: with the line that installs it.
+    """
+    if name in METHODS:
+        require(METHODS[name])

@@ -1,5 +1,6 @@
 """Module: a torch module as a predictor, and one call of it."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -10,6 +11,7 @@ from torch import nn
 
 from modelathe.errors import ModelatheError
 from modelathe.tensors import TRITON_DTYPES, Array, Arrays
+from optimize.model import userline
 from optimize.model.attention import without_fast_path
 from optimize.model.errors import BadModel, first_line
 
@@ -24,27 +26,75 @@ def answering() -> Iterator[None]:
         yield
 
 
+def by_argument(module: nn.Module, names: Sequence[str]) -> dict[str, str] | None:
+    """Return which argument of the module's forward takes each input, in order; None where they go by position alone.
+
+    An input goes to the argument of its name. Those left over go to the required arguments left over, in order, where
+    there are as many of both, as for `nn.Sequential`, whose only argument is `input`.
+
+    Args:
+        module: its forward says what it takes.
+        names: of the inputs, in the workload's order.
+    """
+    kinds = inspect.Parameter
+    found = inspect.signature(module.forward).parameters.values()
+    taken = {each.name: each for each in found if each.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)}
+    over = [name for name in names if name not in taken]
+    if not over or any(each.kind is kinds.VAR_KEYWORD for each in found):
+        return {name: name for name in names}
+    if not taken and any(each.kind is kinds.VAR_POSITIONAL for each in found):
+        return None
+    free = [each for each in taken.values() if each.name not in names]
+    required = [each.name for each in free if each.default is kinds.empty]
+    if len(required) != len(over):
+        return {name: name for name in names}  # forward itself then says what it misses
+    placed = dict(zip(over, required, strict=True))
+    return {name: placed.get(name, name) for name in names}
+
+
+def arranged(
+    module: nn.Module, inputs: Mapping[str, torch.Tensor]
+) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+    """Return what a call of the module is given by position and what by name; `inputs` are in the workload's order."""
+    arguments = by_argument(module, [*inputs])
+    if arguments is None:
+        return tuple(inputs.values()), {}
+    return (), {arguments[name]: tensor for name, tensor in inputs.items()}
+
+
+def call_with(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+    """Call `module` with its inputs, which are in the workload's order, and return what it returns."""
+    placed, named = arranged(module, inputs)
+    return module(*placed, **named)
+
+
 def forward(module: nn.Module, inputs: Mapping[str, torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Call `module` with its inputs by name and return its outputs under the workload's names.
+    """Call `module` with its inputs and return its outputs under the workload's names.
 
     Raises:
         BadModel: the model does not take these inputs, or returns something else than the declared tensors.
     """
     try:
-        returned = module(**inputs)
+        returned = call_with(module, inputs)
     except (ModelatheError, KeyboardInterrupt):
         raise
     except BaseException as error:  # also a model that wants the process to exit
-        shapes = ", ".join(f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in inputs.items())
+        where, text = userline.of(error)
+        said = f"{type(error).__name__}: {first_line(error)}{f' at `{text}`' if text else ''}"
         raise BadModel(
-            f"does not take its inputs ({shapes}): {type(error).__name__}: {first_line(error)}",
-            where=type(module).__name__,
+            f"does not take its inputs {userline.told(inputs)}: {said}",
+            where=f"{type(module).__name__}{f', {where}' if where else ''}",
             fix="let the workload's inputs name the arguments of forward, with the dtypes and shapes that it takes",
         ) from error
-    return _named(returned, names, type(module).__name__)
+    return named(returned, names, type(module).__name__)
 
 
-def _named(returned: Any, names: Sequence[str], where: str) -> dict[str, torch.Tensor]:
+def named(returned: Any, names: Sequence[str], where: str) -> dict[str, torch.Tensor]:
+    """Return what a module returned under the names of its outputs.
+
+    Raises:
+        BadModel: it is something else than the declared tensors.
+    """
     fix = "name every returned tensor in the workload's outputs, or wrap the model in a module that returns only those"
     if isinstance(returned, torch.Tensor):
         returned = (returned,)

@@ -2,7 +2,9 @@
 
 import importlib
 import inspect
+import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -41,6 +43,23 @@ def list_all(entries: list[dict[str, Any]]) -> None:
     console = terminal()
     console.print(table)
     console.print("all of one: optimize methods NAME")
+
+
+def list_presets(texts: Mapping[str, str]) -> None:
+    """Print what each preset says of itself in the comment that it begins with.
+
+    Args:
+        texts: of the recipes, by name.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("preset", "what it is for"):
+        table.add_column(title, no_wrap=title == "preset")
+    for name, text in texts.items():
+        comments = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+        table.add_row(name, " ".join(line.removeprefix("#").strip() for line in comments))
+    console = terminal()
+    console.print(table)
+    console.print("one as TOML: optimize presets NAME; as a file: optimize init --preset NAME")
 
 
 def tell(found: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from optimize.judge import macs, measure
 from optimize.methods.export.onnx import export
 from optimize.methods.table import METHODS
 from optimize.model.errors import BadGraph, first_line
-from optimize.predict.module import answering
+from optimize.predict.module import answering, call_with
 from optimize.predict.onnxruntime import session_options
 from optimize.source.workload import fewest
 from optimize.step.bundle import Bundle
@@ -138,7 +138,7 @@ def output_shapes(module: nn.Module, inputs: Sequence[TensorSpec], batch: int) -
     hooks = [layer.register_forward_hook(note(name)) for name, layer in module.named_modules()]
     try:
         with answering():
-            module(**{name: torch.from_numpy(array) for name, array in generated(inputs, batch).items()})
+            call_with(module, {name: torch.from_numpy(array) for name, array in generated(inputs, batch).items()})
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,13 +15,13 @@ from modelathe import files
 from modelathe.commandline import document
 from modelathe.errors import MachineError, UsageError
 from modelathe.tensors import TensorSpec
+from optimize.checks import every as checks
+from optimize.checks.subject import Subject
 from optimize.judge import explain, gate, macs, measure, speed
 from optimize.judge.evaluate import Quality, compare
 from optimize.judge.gate import Gate
 from optimize.judge.measure import Cost
 from optimize.judge.speed import TRAINED, Timing
-from optimize.machine import extra
-from optimize.methods import apply as steps_of
 from optimize.methods.export.onnx import Onnx
 from optimize.methods.table import METHODS, NAMES
 from optimize.model.errors import BadGraph, BadRecipe, BadWorkload, BusyMachine, GateRefused
@@ -89,7 +89,9 @@ def run(
             raise UsageError("the run's folder lies in the repository", where=str(folder), fix="name another --output")
     if output:
         resume.check(output)
+    checks.first(Subject(workload, recipe.steps, recipe.target, recipe.budget), progress)
     sets = splits.read(workload, progress, allow_overlap=terms.allow_overlap)
+    workload = splits.stated(workload, sets)
     made_of = digest.trained(workload, sets)
     key = digest.run(recipe, made_of, sets)
     folder, runs = (output, None) if output else (resume.own(workload.name, key), resume.RUNS / workload.name)
@@ -106,7 +108,6 @@ def _run(this: Run, key: Key, repository: Path | None) -> dict[str, Any]:
     from optimize.report import page
 
     recipe, trained, workload = this.recipe, this.trained, this.trained.bundle.workload
-    gate.check_metric(recipe.budget, trained.quality.scores[0])
     made = every_step(this)
     elements, last, quality = made.elements, made.bundle, made.quality
     resume.note(this.folder, key, made.keys)
@@ -179,9 +180,10 @@ def apply_one(
     target = _declared(recipe.target, workload)
     recipe = replace(recipe, target=target)
     (step,) = recipe.steps
-    extra.require_runtime(target.runtime)
-    steps_of.check_needs(step, workload)
+    checks.first(Subject(workload, recipe.steps, target), progress)
     sets = splits.read(workload, progress, allow_overlap=terms.allow_overlap)
+    workload = splits.stated(workload, sets)
+    source = replace(source, workload=workload)
     with scratch.folder() as place:
         trained = establish(workload, place / TRAINED, digest.trained(workload, sets), progress)
         this = Run(recipe, trained, sets, place, terms, progress)
@@ -251,10 +253,6 @@ def _check(recipe: Recipe, workload: Workload) -> None:
             where=workload.name,
             fix="put it into a file, and name that as path/to/file.py:function",
         )
-    extra.require_runtime(recipe.target.runtime)
-    for step in recipe.steps:
-        steps_of.check_needs(step, workload)
-    gate.check_budget(recipe.budget, workload)
     if recipe.serve.sequence:
         raise BadRecipe(
             "a model that remembers cannot be proven request by request",

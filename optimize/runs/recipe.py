@@ -3,10 +3,10 @@
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -21,6 +21,14 @@ from optimize.model.errors import BadRecipe
 from serve.config.settings import Settings
 from serve.config.target import Target
 
+if TYPE_CHECKING:
+    from optimize.source.workload import Workload
+
+PRESETS = Path(__file__).parent / "presets"
+PRESET = "preset:"
+"""What stands before the name of a preset where a recipe extends one."""
+DEFAULT, WITHOUT_DATA = "cpu-int8", "cpu-small"
+"""The preset of a run that names neither a recipe nor a preset, and that for a workload without calibration data."""
 STAGES = ("torch", "export", "graph")
 EXTENDS = "extends"
 """The key of a recipe that names another one, of which it holds what differs."""
@@ -77,10 +85,10 @@ class Recipe:
 
 
 def load(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe:
-    """Return a recipe itself, the one that a mapping describes, or the one in a TOML file.
+    """Return a recipe itself, the one that a mapping describes, or the one in a TOML file or of a `preset:NAME`.
 
-    Where it `extends` another, which is named from its own folder (a mapping's is the current one), its keys go before
-    those of the other, table by table; steps replace all of the other's.
+    Where it `extends` another, which is named from its own folder (a mapping's is the current one) or as in
+    `preset:cpu-int8`, its keys go before those of the other, table by table; steps replace all of the other's.
 
     Raises:
         BadRecipe: no such file, not TOML, an unknown key, a wrong value, steps out of order, or recipes that extend
@@ -90,7 +98,46 @@ def load(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe:
         return recipe
     if isinstance(recipe, Mapping):
         return parse(_extended(recipe, Path("recipe"), ()))
-    return parse(_whole(Path(recipe), ()), os.fspath(recipe))
+    name = os.fspath(recipe)
+    return parse(_whole(preset(name.removeprefix(PRESET)) if name.startswith(PRESET) else Path(name), ()), name)
+
+
+def preset(name: str) -> Path:
+    """Return the file of a recipe that comes with modelathe.
+
+    Raises:
+        BadRecipe: there is none of that name.
+    """
+    if name not in presets():
+        raise BadRecipe(f"there is no preset {name!r}", fix=_meant(name, presets()))
+    return PRESETS / f"{name}.toml"
+
+
+def presets() -> list[str]:
+    """Return the names of the recipes that come with modelathe."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def asked(path: Path | None, name: str | None) -> Path | None:
+    """Return the file of the recipe that two options ask for, `--recipe` or `--preset`; None where neither is given.
+
+    Raises:
+        BadRecipe: both are given, or there is no such preset.
+    """
+    if path and name:
+        fix = f'give one: a recipe may say {EXTENDS} = "{PRESET}{name}"'
+        raise BadRecipe("--recipe and --preset are both given", fix=fix)
+    return preset(name) if name else path
+
+
+def chosen(recipe: Any, workload: "Workload", tell: Callable[[str, float], None]) -> Recipe:
+    """Return what `load` makes of the recipe; for None the preset for a CPU that the workload can take, which is told."""
+    if recipe is not None:
+        return load(recipe)
+    name = DEFAULT if workload.calibration is not None else WITHOUT_DATA
+    why = "" if name == DEFAULT else ", for the workload has no calibration data"
+    tell(f"no --recipe and no --preset: the preset {name}{why}", 0.0)
+    return load(preset(name))
 
 
 def _whole(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -106,7 +153,8 @@ def _extended(given: Mapping[str, Any], path: Path, above: tuple[Path, ...]) -> 
         return document
     if not isinstance(other, str):
         raise BadRecipe(f"{EXTENDS} is {other!r}", where=str(path), fix="name another recipe's file")
-    base = _whole(path.parent / other, above)
+    place = preset(other.removeprefix(PRESET)) if other.startswith(PRESET) else path.parent / other
+    base = _whole(place, above)
     both = {key: {**base[key], **value} for key, value in document.items() if _are_tables(value, base.get(key))}
     return {**base, **document, **both}
 

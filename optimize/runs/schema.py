@@ -28,7 +28,10 @@ def recipe() -> dict[str, Any]:
         "title": "A recipe of modelathe",
         "type": "object",
         "properties": {
-            EXTENDS: {"type": "string", "description": "Another recipe, of which this one holds what differs."},
+            EXTENDS: {
+                "type": "string",
+                "description": "Another recipe, or preset:NAME, of which this one holds what differs.",
+            },
             "seed": {"type": "integer", "minimum": 0, "maximum": LARGEST_SEED, "default": 0},
             **tables,
             "step": {"type": "array", "minItems": 1, "items": {"oneOf": steps}},

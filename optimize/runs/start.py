@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modelathe import files
 from modelathe.errors import UsageError
+from optimize.runs import recipe as recipes
 from optimize.runs import schema
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,30 +27,35 @@ def example(name: str, folder: Path) -> list[Path]:
     )
 
 
-def blank(folder: Path, place: str = "", name: str = "") -> list[Path]:
-    """Write a workload to be filled in, for the class `name` of the file or module `place`, and a recipe.
+def blank(folder: Path, model: str = ":", preset: str | None = None) -> list[Path]:
+    """Write a workload to be filled in, for the class `file.py:Class` or `module:Class`, and a recipe.
 
     Raises:
         UsageError: one of the files is there already.
+        BadRecipe: there is no such preset.
     """
+    place, _, name = model.rpartition(":")
     module = place.removesuffix(".py").replace("/", ".") or "mine"
-    model = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name or "model").lower()
-    text = (TEMPLATES / "workload.py.txt").read_text().format(module=module, name=name or "Model", model=model)
-    return _write(folder, {"workload.py": text.encode(), **recipe()})
+    called = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name or "model").lower()
+    text = (TEMPLATES / "workload.py.txt").read_text().format(module=module, name=name or "Model", model=called)
+    return _write(folder, {"workload.py": text.encode(), **recipe(preset)})
 
 
-def recipe() -> dict[str, bytes]:
-    """Return the file that holds a recipe to begin with."""
-    return {"recipe.toml": (TEMPLATES / "recipe.toml").read_bytes()}
+def recipe(preset: str | None = None) -> dict[str, bytes]:
+    """Return the file that holds a recipe to begin with: a preset, or one with a word for each line."""
+    if preset is None:
+        return {"recipe.toml": (TEMPLATES / "recipe.toml").read_bytes()}
+    return {"recipe.toml": f"#:schema {SCHEMA}\n".encode() + recipes.preset(preset).read_bytes()}
 
 
-def only_recipe(folder: Path) -> list[Path]:
+def only_recipe(folder: Path, preset: str | None = None) -> list[Path]:
     """Write a recipe, for what is a workload as it stands.
 
     Raises:
         UsageError: it is there already.
+        BadRecipe: there is no such preset.
     """
-    return _write(folder, recipe())
+    return _write(folder, recipe(preset))
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:

@@ -1,19 +1,16 @@
 """Batch: named arrays with what judges their answers, and the user's code that makes them."""
 
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from modelathe.errors import ModelatheError
 from modelathe.tensors import Array, Arrays
+from optimize.model import userline
 from optimize.model.errors import BadData, BadWorkload, first_line
-from optimize.source.code import OURS, is_users
 
-_ROOMS = [Path(__file__).parents[2] / room for room in OURS]
 DATA = ("evaluation", "selection", "calibration", "training")
 
 
@@ -63,17 +60,14 @@ def concatenate(parts: list[Any], what: str) -> Any:
     return np.concatenate(arrays)
 
 
-def _told(frames: traceback.StackSummary) -> str:
-    """Return the last line of the user's that ran, as it is written: a notebook's cell has no file's name."""
-    for frame in reversed(frames):
-        file = Path(frame.filename)
-        if is_users(file) and not any(file.is_relative_to(room) for room in _ROOMS):
-            return f", in {frame.name}, line {frame.lineno}: {frame.line}"
-    return ""
+def guarded(call: Callable[[], Any], what: str, source: str, given: Mapping[str, Any] | None = None) -> Any:
+    """Run the user's code; what it raises becomes one line that names the user's own file, its line and the text there.
 
-
-def guarded(call: Callable[[], Any], what: str, source: str) -> Any:
-    """Run the user's code; what it raises becomes one line that names the user's own file and line.
+    Args:
+        call: runs it.
+        what: it is called.
+        source: of the workload.
+        given: what the code is given, by name, of which names, dtypes and shapes are told.
 
     Raises:
         BadWorkload: whatever the code raised, also when it wants the process to exit.
@@ -84,17 +78,13 @@ def guarded(call: Callable[[], Any], what: str, source: str) -> Any:
         raise
     except BaseException as error:
         file = (source.rpartition(":")[0] if ".py:" in source else source) or what
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename.endswith(Path(file).name)]
-        line = f", line {lines[-1]}" if lines else ""
-        if not source:
-            line = _told(frames)
-        if isinstance(error, SyntaxError) and error.lineno:
-            line = f", line {error.lineno}"
-        what_to_run = "the file by itself" if source else "it by itself"
-        fix = f"run {what_to_run} to see the whole traceback, and mend it"
+        where, text = userline.of(error)
+        said = f" at `{text}`" if text else ""
+        arguments = ", ".join(f"{name} {userline.told(value)}" for name, value in (given or {}).items())
+        said += f"; it was given {arguments}" if arguments else ""
+        fix = "mend that line" if where else "run the file by itself to see the whole traceback, and mend it"
         if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(("optimize.", "loadtest.")):
             fix = "import it as today: from optimize import BATCH, Batch, Dim, TensorSpec, Workload"
         raise BadWorkload(
-            f"{what} raised {type(error).__name__}: {first_line(error)}", where=f"{file}{line}", fix=fix
+            f"{what} raised {type(error).__name__}: {first_line(error)}{said}", where=where or file, fix=fix
         ) from error

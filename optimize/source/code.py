@@ -4,16 +4,15 @@ import ast
 import hashlib
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
+from optimize.model import userline
 from optimize.model.errors import BadWorkload
 
-OURS = ("optimize", "serve", "loadtest", "modelathe")
 _SEEN: dict[str, tuple[ModuleType, str]] = {}
 """Modules and the digests of their files when we first saw them: what changes in a file later is not what runs."""
 _IMPORTED: dict[str, set[str]] = {}
@@ -91,23 +90,17 @@ def _imports(name: str, file: Path) -> Iterator[tuple[str, Path]]:
 def _located(name: str) -> Iterator[tuple[str, Path]]:
     """Yield a module and the packages that it is in, as far as they are the user's; nothing is imported."""
     parts, path = name.split("."), None
-    if parts[0] in OURS or parts[0] in sys.stdlib_module_names:
+    if parts[0] in userline.OURS or parts[0] in sys.stdlib_module_names:
         return
     for count in range(1, len(parts) + 1):
         full = ".".join(parts[:count])
         spec = getattr(sys.modules.get(full), "__spec__", None) or PathFinder.find_spec(full, path)
         if spec is None:
             return
-        if spec.has_location and spec.origin and is_users(Path(spec.origin)):
+        if spec.has_location and spec.origin and userline.is_users(Path(spec.origin)):
             yield full, Path(spec.origin)
         if (path := spec.submodule_search_locations) is None:
             return
-
-
-def is_users(file: Path) -> bool:
-    """Return whether a file is neither an installed package's nor Python's own."""
-    installed = {"site-packages", "dist-packages"} & {*file.parts}
-    return not installed and not file.is_relative_to(sysconfig.get_path("stdlib"))
 
 
 def _of_file(file: Path) -> str:

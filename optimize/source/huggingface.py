@@ -189,7 +189,7 @@ def _language(folder: Path, head: Head, architecture: str) -> Workload:
     tokenizer = _tokenizer(folder)
     longest = _longest(head.model, tokenizer)
     whole = architecture.endswith(("ForTokenClassification", "ForMaskedLM"))
-    given = texts.read(folder, {} if whole else dict(config.label2id or {}))
+    given = texts.read(folder, {} if whole else _classes(config))
     given = given.distinct(tokenizer(list(given.texts), truncation=True, max_length=longest)["input_ids"])
     pad = next((number for number in (config.pad_token_id, tokenizer.pad_token_id) if number is not None), 0)
 
@@ -213,7 +213,15 @@ def _language(folder: Path, head: Head, architecture: str) -> Workload:
         TensorSpec("input_ids", "int64", (BATCH, size), values=(max(special, default=-1) + 1, config.vocab_size - 1)),
         TensorSpec("attention_mask", "int64", (BATCH, size), values=(1, 1)),
     )
-    return _made(folder, head, inputs, batches, given.labels is not None)
+    told = texts.split(len(given.texts), given.origin)
+    return _made(folder, head, inputs, batches, given.labels is not None, told)
+
+
+def _classes(config: Any) -> dict[str, int]:
+    """Return the number of each class by its name; transformers may write only the names by the numbers."""
+    if config.label2id:
+        return dict(config.label2id)
+    return {str(name): int(number) for number, name in (config.id2label or {}).items()}
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -256,7 +264,8 @@ def _vision(folder: Path, head: Head) -> Workload:
 
     values = (float(images.min()), float(images.max()))
     spec = TensorSpec("pixel_values", "float32", (BATCH, *images.shape[1:]), values=values)
-    return _made(folder, head, (spec,), batches, labels is not None)
+    told = texts.split(len(images), f"images in {IMAGES}")
+    return _made(folder, head, (spec,), batches, labels is not None, told)
 
 
 def _images(file: Path) -> tuple[Array, Array | None]:
@@ -279,7 +288,9 @@ def _images(file: Path) -> tuple[Array, Array | None]:
     return images, labels
 
 
-def _made(folder: Path, head: Head, inputs: tuple[TensorSpec, ...], batches: Any, labelled: bool) -> Workload:
+def _made(
+    folder: Path, head: Head, inputs: tuple[TensorSpec, ...], batches: Any, labelled: bool, told: str
+) -> Workload:
     name = re.sub(r"[^A-Za-z0-9_-]", "_", folder.resolve().name)[:100] or "model"
     output = ("sentence_embedding" if len(inputs) == 2 else "image_embedding") if head.pooling else "logits"
 
@@ -305,6 +316,7 @@ def _made(folder: Path, head: Head, inputs: tuple[TensorSpec, ...], batches: Any
         loss=loss if labelled else None,
         scores=scores,
         bounded=True,
+        inferred=(told,),
         # The slash says that it is a folder, as .py says that it is a file.
         source=f"{folder}/",
     )

@@ -5,16 +5,21 @@ import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 from optimize.model.errors import BadWorkload
 from optimize.source import code
 from optimize.source.batch import guarded
 from optimize.source.workload import Workload
 
+OURS = Workload.__module__
+
 
 def load_workload(source: str) -> Workload:
     """Return the workload that `path/to/file.py:function`, `package.module:function` or a Hugging Face folder names.
+
+    Without `:function` it is `workload`, else the only function that says that it returns a Workload, or the only
+    Workload in the file.
 
     Raises:
         BadWorkload: no such file or function, or the user's code raised; the message names the user's own line.
@@ -25,18 +30,19 @@ def load_workload(source: str) -> Workload:
         return huggingface.workload(Path(source))
     place, _, name = source.rpartition(":")
     if not place:
-        place, name = source, "workload"
+        place, name = source, ""
     with code.importing(place):
         if place.endswith(".py"):
             module = guarded(lambda: _import_file(Path(place)), place, place)
         else:
             module = _import_module(place)
+    name = name or _only(module, place)
     made = getattr(module, name, None)
     if made is None:
         raise BadWorkload(
             f"there is no {name!r} in it",
             where=place,
-            fix="define a function that returns a Workload, and name it here",
+            fix=f"define a function that returns a Workload, and name it here{_candidates(module)}",
         )
     file = getattr(module, "__file__", None) or place
     workload = made if isinstance(made, Workload) else guarded(made, f"{name}()", str(file))
@@ -47,6 +53,41 @@ def load_workload(source: str) -> Workload:
     # Now, so that no later change of a file passes for the code that runs here.
     code.code(f"{place}:{name}")
     return replace(workload, source=f"{place}:{name}")
+
+
+def _only(module: ModuleType, place: str) -> str:
+    """Return the name of the workload in a module, where it is clear which it is.
+
+    Raises:
+        BadWorkload: several functions say that they return a Workload, and none of them is called `workload`.
+    """
+    found = [name for name, value in _own(module).items() if _is_workload(value)]
+    if "workload" in vars(module) or not found:
+        return "workload"
+    if len(found) > 1:
+        raise BadWorkload(
+            f"has several workloads: {', '.join(found)}", where=place, fix=f"name one of them, as {place}:{found[0]}"
+        )
+    return found[0]
+
+
+def _own(module: ModuleType) -> dict[str, object]:
+    """Return what a module defines itself and does not keep to itself."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", module.__name__) in (module.__name__, OURS)
+    }
+
+
+def _is_workload(value: object) -> bool:
+    returned = value.__annotations__.get("return") if isinstance(value, FunctionType) else type(value)
+    return returned in (Workload, "Workload", "optimize.Workload")
+
+
+def _candidates(module: ModuleType) -> str:
+    names = [name for name, value in _own(module).items() if isinstance(value, FunctionType)]
+    return f"; its functions are: {', '.join(names[:10])}" if names else ""
 
 
 def file_of(source: str) -> Path | None:

@@ -7,7 +7,7 @@ other samples of a batch.
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,14 @@ class Sets:
     Args:
         digests: of each set that the workload has: of its samples and their targets, whatever their order.
         overlap: how many evaluation samples stand in another set too, by that set; empty where none does.
+        samples: how many each set has.
+        ranges: the least and the largest value of each input in the evaluation set.
     """
 
     digests: Mapping[str, str]
     overlap: Mapping[str, int]
+    samples: Mapping[str, int] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def read(
@@ -57,21 +61,23 @@ def read(
     """
     digests: dict[str, str] = {}
     overlap: dict[str, int] = {}
+    samples: dict[str, int] = {}
+    ranges: dict[str, tuple[float, float]] = {}
     progress("reading the evaluation data", 0.0)
-    judging, whole = _read(workload, "evaluation", seed=0)
+    judging, whole = _read(workload, "evaluation", seed=0, ranges=ranges)
     if _read(workload, "evaluation", seed=1)[1] != whole:
         raise BadData(
             "evaluation() returns other samples, or another order, at the second call",
             where=workload.source or workload.name,
             fix="leave its shuffling out or seed it anew in every call: scores are compared sample by sample",
         )
-    digests["evaluation"] = _together(whole)
+    digests["evaluation"], samples["evaluation"] = _together(whole), len(whole)
     for kind in OTHERS:
         if getattr(workload, kind) is not None:
             progress(f"reading the {kind} data", 0.0)
-            samples, whole = _read(workload, kind, seed=0)
-            digests[kind] = _together(sorted(whole))
-            if both := len(samples & judging):
+            known, whole = _read(workload, kind, seed=0)
+            digests[kind], samples[kind] = _together(sorted(whole)), len(whole)
+            if both := len(known & judging):
                 overlap[kind] = both
     if overlap and not allow_overlap:
         found = ", ".join(f"{count} also stand in {kind}" for kind, count in overlap.items())
@@ -81,7 +87,23 @@ def read(
             fix="judge on samples that nothing else has seen; or pass --allow-overlap, which the result's lineage and "
             "page will say",
         )
-    return Sets(digests, overlap)
+    return Sets(digests, overlap, samples, ranges)
+
+
+def stated(workload: Workload, sets: Sets) -> Workload:
+    """Return the workload whose inputs state a range for generated values: their own, else that of the evaluation data.
+
+    A category of a thousand is else asked for by 0 and 1 alone, in load tests, warm-up and checks.
+    """
+    told = list(workload.inferred)
+    inputs = []
+    for spec in workload.inputs:
+        found = sets.ranges.get(spec.name)
+        if spec.values is None and found is not None:
+            spec = replace(spec, values=found)
+            told.append(f"generated values of {spec.name}: {found[0]:g} to {found[1]:g}, as in the evaluation data")
+        inputs.append(spec)
+    return replace(workload, inputs=tuple(inputs), inferred=tuple(told))
 
 
 def source(workload: Workload) -> str | None:
@@ -152,21 +174,34 @@ def _samples(batch: Batch, inputs: Sequence[TensorSpec]) -> Iterator[Arrays]:
         yield _without_padding(one, free) if free else one
 
 
-def _read(workload: Workload, kind: str, seed: int) -> tuple[set[bytes], list[bytes]]:
+def _read(
+    workload: Workload, kind: str, seed: int, ranges: dict[str, tuple[float, float]] | None = None
+) -> tuple[set[bytes], list[bytes]]:
     """Return the digests of a set: of the inputs, each once and without blank ones; of each sample with its targets.
 
-    A blank sample says nothing, so that another one of its kind in another set is no overlap.
+    A blank sample says nothing, so that another one of its kind in another set is no overlap. The least and the largest
+    value of each input are put into `ranges`.
     """
     samples: set[bytes] = set()
     whole: list[bytes] = []
     with Stream(seed).drawn():
         for batch in sample.reached(workload, kind):
+            if ranges is not None:
+                _widen(ranges, batch)
             for row, one in enumerate(_samples(batch, workload.inputs)):
                 digest = _digest(one)
                 whole.append(_with_targets(digest, batch, row))
                 if not _blank(one):
                     samples.add(digest)
     return samples, whole
+
+
+def _widen(ranges: dict[str, tuple[float, float]], batch: Batch) -> None:
+    for name, array in batch.inputs.items():
+        if array.dtype.kind in "iuf" and array.size:
+            low, high = ranges.get(name, (np.inf, -np.inf))
+            kind = float if array.dtype.kind == "f" else int
+            ranges[name] = min(low, kind(array.min())), max(high, kind(array.max()))
 
 
 def _together(digests: Iterable[bytes]) -> str:

@@ -30,10 +30,11 @@ PARTS = {"calibration": (0,), "evaluation": (1, 2, 3), "training": (4, 5, 6, 7)}
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts in a fixed order and, where they are known, the number of each one's class."""
+    """Texts in a fixed order and, where they are known, the number of each one's class; `origin` says what they are."""
 
     texts: tuple[str, ...]
     labels: tuple[int, ...] | None = None
+    origin: str = "texts"
 
     def part(self, kind: str) -> "Texts":
         """Return the share of `kind`, evaluation, calibration or training: the same one at every call."""
@@ -50,7 +51,14 @@ class Texts:
 
     def _of(self, chosen: Sequence[int]) -> "Texts":
         labels = None if self.labels is None else tuple(self.labels[index] for index in chosen)
-        return Texts(tuple(self.texts[index] for index in chosen), labels)
+        return Texts(tuple(self.texts[index] for index in chosen), labels, self.origin)
+
+
+def split(count: int, origin: str) -> str:
+    """Say how many of `count` samples judge, train and calibrate."""
+    sizes = {kind: sum(place % 8 in parts for place in range(count)) for kind, parts in PARTS.items()}
+    parts = ", ".join(f"{size:,} for {kind} ({len(PARTS[kind])}/8)" for kind, size in sizes.items())
+    return f"{count:,} {origin}, drawn with a seed: {parts}"
 
 
 def read(folder: Path, classes: dict[str, int]) -> Texts:
@@ -67,9 +75,9 @@ def read(folder: Path, classes: dict[str, int]) -> Texts:
         found = _read_lines(folder / "data.jsonl", classes)
     elif (folder / "texts.txt").is_file():
         lines = (folder / "texts.txt").read_text(encoding="utf-8").splitlines()
-        found = Texts(tuple(line.strip() for line in lines if line.strip()))
+        found = Texts(tuple(line.strip() for line in lines if line.strip()), origin="texts in texts.txt")
     else:
-        found = Texts(tuple(docstrings()))
+        found = Texts(tuple(docstrings()), origin="docstrings of Python's standard library")
     if len(found.texts) < FEWEST:
         raise BadData(f"{len(found.texts)} texts are too few", where=str(folder), fix=f"give {FEWEST} or more")
     return found
@@ -93,15 +101,14 @@ def _read_lines(file: Path, classes: dict[str, int]) -> Texts:
             labels.append(_label(row["label"], classes, f"{file}, line {number}"))
     if labels and len(labels) < len(texts):
         raise BadData("only some texts have a label", where=str(file), fix="give every line a label, or none")
-    return Texts(tuple(texts), tuple(labels) or None)
+    return Texts(tuple(texts), tuple(labels) or None, f"texts in {file.name}")
 
 
 def _label(label: Any, classes: dict[str, int], where: str) -> int:
     number = classes.get(label) if isinstance(label, str) else label
     if not isinstance(number, int) or number not in classes.values():
-        raise BadData(
-            f"{label!r} is no class of the model", where=where, fix=f"its classes are: {', '.join(list(classes)[:10])}"
-        )
+        known = f"its classes are: {', '.join(list(classes)[:10])}" if classes else "it has none: leave the labels out"
+        raise BadData(f"{label!r} is no class of the model", where=where, fix=known)
     return number
 
 

@@ -24,7 +24,8 @@ class Workload:
     Args:
         name: names the model in the repository: letters, digits, `_` and `-`.
         model: the trained module, or a function that builds it and loads its weights. It is called with the inputs by
-            name and returns a tensor (one output), or a tuple or mapping with one tensor for each name in `outputs`.
+            name, or in their order where its arguments have other names, and returns a tensor (one output), or a tuple
+            or mapping with one tensor for each name in `outputs`.
         inputs: one TensorSpec for each argument of the model's forward; the first dim of each is the batch axis.
         outputs: names of the outputs, in the model's order.
         evaluation: a function that returns the evaluation batches, the same ones in the same order at every call.
@@ -138,7 +139,8 @@ class Workload:
         iterator = guarded(lambda: iter(source()), f"{kind}()", self.source)
         while (batch := guarded(lambda: next(iterator, None), f"{kind}()", self.source)) is not None:
             _check_batch(batch, self.inputs, f"{self.name}: {kind} batch {count}")
-            yield batch
+            # In one order, which is that of forward's arguments where these have other names.
+            yield Batch({spec.name: batch.inputs[spec.name] for spec in self.inputs}, batch.targets)
             count += 1
         if not count:
             raise BadData(f"{kind}() returned no batch", where=self.name, fix="let it return its batches at every call")

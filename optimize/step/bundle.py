@@ -23,7 +23,7 @@ from torch import nn
 
 from modelathe import files
 from modelathe.commandline import document
-from modelathe.tensors import generated
+from modelathe.tensors import TensorSpec, generated
 from optimize.model import state
 from optimize.model.errors import BadBundle
 from optimize.model.structure import rebuild, structure, unsaved
@@ -154,6 +154,7 @@ def load(folder: Path, workload: Workload | None = None, *, unnamed: Workload | 
         workload = unnamed
     if workload is None:
         workload = load_workload(_resolve_source(source, folder))
+    workload = _ranged(workload, description["inputs"])
     original = workload.build(student_of(description["lineage"]))
     module = rebuild(original, description["structure"], str(folder))
     try:
@@ -169,6 +170,13 @@ def load(folder: Path, workload: Workload | None = None, *, unnamed: Workload | 
     graph = folder / GRAPH
     lineage, key = tuple(description["lineage"]), Key(description["made_of"])
     return Bundle(workload, module, graph if graph.is_file() else None, lineage, folder, key)
+
+
+def _ranged(workload: Workload, documents: Sequence[Mapping[str, Any]]) -> Workload:
+    """Return the workload whose inputs have the ranges of generated values that the bundle was made with."""
+    values = {spec.name: spec.values for spec in map(TensorSpec.from_document, documents)}
+    inputs = [replace(spec, values=spec.values or values.get(spec.name)) for spec in workload.inputs]
+    return replace(workload, inputs=tuple(inputs))
 
 
 def describe(folder: Path) -> dict[str, Any]:

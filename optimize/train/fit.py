@@ -139,7 +139,8 @@ def label_loss(workload: Workload, outputs: Tensors, targets: Any) -> torch.Tens
     """
     assert workload.loss is not None
     given = workload.loss
-    value = guarded(lambda: given(outputs, targets), "loss()", workload.source)
+    told = {"outputs": outputs, "targets": targets}
+    value = guarded(lambda: given(outputs, targets), "loss()", workload.source, told)
     if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise BadWorkload(

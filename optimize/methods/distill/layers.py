@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from optimize.model.errors import BadModel, NoEffect
+from optimize.predict.module import call_with
 from optimize.source import padding
 from optimize.train.fit import Tensors, scaled_error
 
@@ -44,8 +45,8 @@ class Match:
         self._given = _Watch(student, [pair[0] for pair in pairs])
         self._wanted = _Watch(teacher, [pair[1] for pair in pairs])
         with self, torch.no_grad():
-            student(**inputs)
-            teacher(**inputs)
+            call_with(student, inputs)
+            call_with(teacher, inputs)
             found = list(self._tensors())
         for pair, _, theirs in found:
             if loss == "cosine" and theirs.flatten(1).shape[1:] == (1,):

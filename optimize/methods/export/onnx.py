@@ -222,7 +222,10 @@ def wrapped(module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence
     """Return a module that takes the inputs in order and returns a tuple in the order of the outputs."""
     from torch import nn
 
-    from optimize.predict.module import forward
+    from optimize.predict.module import by_argument, named
+
+    # Now: a tracer does not follow the reading of a signature.
+    arguments = by_argument(module, [spec.name for spec in inputs])
 
     class Wrapper(nn.Module):
         """Positions are all that ONNX knows."""
@@ -232,8 +235,11 @@ def wrapped(module: "nn.Module", inputs: Sequence[TensorSpec], outputs: Sequence
             self.module = module
 
         def forward(self, *args: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
-            named = {spec.name: tensor for spec, tensor in zip(inputs, args, strict=True)}
-            return tuple(forward(self.module, named, outputs).values())
+            if arguments is None:
+                returned = self.module(*args)
+            else:
+                returned = self.module(**dict(zip(arguments.values(), args, strict=True)))
+            return tuple(named(returned, outputs, type(module).__name__).values())
 
     return Wrapper().eval()
 

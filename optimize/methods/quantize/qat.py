@@ -120,9 +120,11 @@ def _loss(module: "nn.Module", objective: "Objective", batches: "Sequence[tuple[
     """Return the mean of the objective over the batches."""
     import torch
 
+    from optimize.predict.module import call_with
+
     def answer(**inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
-            outputs = module(**inputs)
+            outputs = call_with(module, inputs)
         # A loss is asked for its gradient, which the constants of a converted module do not have.
         return tuple(output.requires_grad_() if output.is_floating_point() else output for output in outputs)
 

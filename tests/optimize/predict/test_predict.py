@@ -52,7 +52,7 @@ def test_other_outputs_are_refused_with_the_way_out(returned: object, said: str)
 
 def test_an_input_the_model_does_not_take() -> None:
     with pytest.raises(BadModel, match="does not take its inputs"):
-        forward(Returns(lambda x: x), {"picture": torch.zeros(2)}, ["logits"])
+        forward(Returns(lambda x: x), {"picture": torch.zeros(2), "other": torch.zeros(2)}, ["logits"])
     with pytest.raises(BadModel, match="does not take its inputs"):
         forward(nn.Linear(3, 2), {"input": torch.zeros(2, 4)}, ["logits"])
 

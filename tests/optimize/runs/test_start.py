@@ -74,9 +74,28 @@ def test_a_folder_is_a_workload_as_it_stands(tmp_path: Path) -> None:
     [
         (("model.onnx",), "an ONNX file can be served, not pruned or distilled\n  fix: serve add model.onnx"),
         (("x.py:Net", "--example", "digits_cnn"), "MODEL and --example are both given"),
+        (("--preset", "cpu-int8", "--example", "digits_cnn"), "--preset and --example are both given"),
+        (("--preset", "cpu-int"), "there is no preset 'cpu-int'\n  fix: did you mean 'cpu-int8'?"),
     ],
 )
 def test_what_cannot_be_begun_is_said(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
     done = init(*arguments, cwd=tmp_path)
     assert done.returncode == 2 and said in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", recipe.presets())
+def test_a_preset_is_a_recipe_to_go_on_from(name: str, tmp_path: Path) -> None:
+    plan = recipe.load(recipe.preset(name))
+    assert plan.target.device == ("cuda" if name.startswith("gpu") else "cpu")
+    assert init("--preset", name, cwd=tmp_path).returncode == 0
+    assert recipe.load(tmp_path / "recipe.toml") == plan
+    (tmp_path / "mine.toml").write_text(f'extends = "preset:{name}"\n[budget]\nkeep = 0.5\n')
+    mine = recipe.load(tmp_path / "mine.toml")
+    assert (mine.steps, mine.budget.keep) == (plan.steps, 0.5)
+
+
+def test_the_presets_that_the_help_names_are_those_that_there_are() -> None:
+    done = subprocess.run([sys.executable, "-P", "-m", "optimize", "run", "--help"], capture_output=True, text=True)
+    for name in recipe.presets():
+        assert name in " ".join(done.stdout.split())

@@ -1,6 +1,7 @@
 """Folders as transformers writes them, made here with random weights: nothing is fetched."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,36 @@ def test_a_classifier_with_labels_has_its_accuracy(classifier: Path, optimize: O
     assert 0.8 <= result["quality"]["value"] < 1
     assert [also["metric"] for also in result["also"]] == ["agreement"]
     assert result["also"][0]["value"] == 1
+
+
+def test_labels_by_name_where_only_the_names_by_number_are_written(classifier: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "named"
+    shutil.copytree(classifier, folder)
+    config = json.loads((folder / "config.json").read_text())
+    names = ["low", "middle", "high"]
+    config |= {"label2id": None, "id2label": {str(number): name for number, name in enumerate(names)}}
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
+    named = [json.dumps({"text": row["text"], "label": names[row["label"]]}) for row in rows]
+    (folder / "data.jsonl").write_text("\n".join(named))
+    made = load_workload(str(folder))
+    labels = [
+        sorted(np.concatenate([batch.targets["label"] for batch in each.batches("evaluation")]).tolist())
+        for each in (made, load_workload(str(classifier)))
+    ]
+    assert labels[0] == labels[1]
+    (folder / "data.jsonl").write_text("\n".join([json.dumps({"text": "red", "label": "other"}), *named]))
+    with pytest.raises(BadData, match="'other' is no class of the model") as raised:
+        load_workload(str(folder))
+    assert raised.value.fix == "its classes are: low, middle, high"
+
+
+def test_how_the_samples_are_divided_is_told(classifier: Path) -> None:
+    (told,) = load_workload(str(classifier)).inferred
+    sizes = {kind: sum(batch.size for batch in load_workload(str(classifier)).batches(kind)) for kind in texts.PARTS}
+    assert f"{sum(sizes.values())} texts in data.jsonl" in told
+    for kind, eighths in (("evaluation", 3), ("training", 4), ("calibration", 1)):
+        assert f"{sizes[kind]} for {kind} ({eighths}/8)" in told
 
 
 def test_the_workload_says_what_the_model_takes(classifier: Path) -> None:

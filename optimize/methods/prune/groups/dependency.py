@@ -19,6 +19,7 @@ from torch_pruning.dependency import index_mapping
 from optimize.methods.prune.groups import recurrent
 from optimize.methods.prune.groups.group import Group, Member, tied
 from optimize.model.errors import BadModel, first_line
+from optimize.predict.module import arranged
 
 ROOTS = (_ConvNd, nn.Linear, nn.Embedding)
 """Layers whose channels start a group."""
@@ -59,12 +60,13 @@ def groups(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[Group]
 
 
 def _graph(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+    placed, named = arranged(module, inputs)
     pruners = {type(layer): recurrent.InputPruner() for layer in module.modules() if isinstance(layer, nn.RNNBase)}
     try:
         with torch.enable_grad(), recurrent.opaque(module), _results(module) as results:
             return _Graph().build_dependency(
                 module,
-                dict(inputs),
+                named or placed,
                 output_transform=lambda returned: _ends(returned, results),
                 customized_pruners=pruners,
                 verbose=False,

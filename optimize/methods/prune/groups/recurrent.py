@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from optimize.methods.prune.groups.group import Group, Member, tied
+from optimize.predict.module import call_with
 
 READERS = (nn.Linear, _ConvNd, nn.RNNBase)
 """Layers that mix the channels of their input; behind them no channel can be told from another."""
@@ -156,7 +157,7 @@ def _arrivals(
     ]
     try:
         with torch.no_grad():
-            returned = module(**inputs)
+            returned = call_with(module, inputs)
     except Exception:
         return None
     finally:

@@ -1,0 +1,1 @@
+"""Checks: what would fail later, found in the first seconds."""
