@@ -8,6 +8,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, TypedDict
 
 import click
@@ -86,10 +87,12 @@ def gather(url: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for keyword, value in given.items():
         option = known[keyword]
         if value is not None:
-            found[str(option.name)] = converted(
-                keyword, value, lambda given, option=option: option.type_cast_value(context, _listed(option, given))
-            )
+            found[str(option.name)] = converted(keyword, value, partial(_cast, context, option))
     return found
+
+
+def _cast(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    return option.type_cast_value(context, _listed(option, value))
 
 
 def converted(keyword: str, value: Any, convert: Callable[[Any], Any]) -> Any:

@@ -66,10 +66,11 @@ def run(
         BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.model.errors`.
     """
     keywords.check(options, Options.__annotations__)
+    terms: dict[str, Any] = {**options}
     failure: GateRefused | BusyMachine | None = None
     with follower.leading(), reporting(quiet) as progress:
         opened = sources.workload(workload)
-        if name := options.pop("name", None):
+        if name := terms.pop("name", None):
             opened = _named(opened, name)
         try:
             document = pipeline.run(
@@ -77,7 +78,7 @@ def run(
                 opened,
                 output=None if output is None else Path(output),
                 repository=None if repository is None else Path(repository),
-                terms=Terms(**options),
+                terms=Terms(**terms),
                 progress=progress,
             )
         except (GateRefused, BusyMachine) as refusal:

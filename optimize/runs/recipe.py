@@ -131,7 +131,7 @@ def asked(path: Path | None, name: str | None) -> Path | None:
 
 
 def chosen(recipe: Any, workload: "Workload", tell: Callable[[str, float], None]) -> Recipe:
-    """Return what `load` makes of the recipe; for None the preset for a CPU that the workload can take, which is told."""
+    """Return what `load` makes of a recipe; of None the preset for a CPU that fits the workload's data, and tell that."""
     if recipe is not None:
         return load(recipe)
     name = DEFAULT if workload.calibration is not None else WITHOUT_DATA
