@@ -29,6 +29,11 @@ from optimize.commands.overlap import overlap_option
     is_flag=True,
     help="Publish what is made for a GPU though there is none here to measure it; the lineage says so for ever.",
 )
+@click.option(
+    "--track",
+    metavar="mlflow[:URI]",
+    help="Log parameters, figures, bundle and page to MLflow, at URI or where its own settings say.",
+)
 @json_option
 def run(
     source: str,
@@ -40,6 +45,7 @@ def run(
     allow_overlap: bool,
     patience: float,
     allow_unmeasured: bool,
+    track: str | None,
     as_json: bool,
 ) -> None:
     """Run a recipe on SOURCE, a workload such as path/to/file.py:function.
@@ -53,7 +59,7 @@ def run(
         --repository build/model_repository
     """
     from optimize.model.errors import BusyMachine, GateRefused
-    from optimize.report import table
+    from optimize.report import table, tracking
     from optimize.runs import follower, pipeline, recipe
     from optimize.runs.run import Terms
     from optimize.source.load import load_workload
@@ -61,16 +67,20 @@ def run(
 
     if processes.rank():
         return follower.follow()
+    uri = None if track is None else tracking.parse(track)
     try:
         with follower.leading(), reporting() as progress:
-            result = pipeline.run(
-                recipe.load(recipe_path),
-                load_workload(source),
-                output=output,
-                repository=repository,
-                terms=Terms(force, strict, allow_overlap, allow_unmeasured, patience),
-                progress=progress,
-            )
+            plan, workload = recipe.load(recipe_path), load_workload(source)
+            with tracking.tracked(uri, workload.name, workload.source) as kept:
+                result = pipeline.run(
+                    plan,
+                    workload,
+                    output=output,
+                    repository=repository,
+                    terms=Terms(force, strict, allow_overlap, allow_unmeasured, patience),
+                    progress=progress,
+                )
+                kept(result)
     except (BusyMachine, GateRefused) as refusal:
         if not as_json and refusal.partial:
             table.run(refusal.partial)

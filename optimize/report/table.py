@@ -78,6 +78,8 @@ def run(document: dict[str, Any]) -> None:
     console.print(f"bundle: {document['bundle']}", soft_wrap=True)
     if document.get("report"):
         console.print(f"proof page: {document['report']}", soft_wrap=True)
+    if tracking := document.get("tracking"):
+        _tracking(console, tracking)
 
 
 def step(document: dict[str, Any], bundle: str) -> None:
@@ -178,6 +180,15 @@ def _ratios(console: Console, ratios: dict[str, Any]) -> None:
     console.print(
         f"A/A control, the trained model against itself in {ratios['rounds']} rounds: {controls}", soft_wrap=True
     )
+
+
+def _tracking(console: Console, tracking: dict[str, str]) -> None:
+    if tracking["error"]:
+        text = f"not tracked at {tracking['uri']}: {tracking['error']}; the result stands as it is"
+        _warnings(console, [text])
+    else:
+        text = f"tracked: run {tracking['run']} of experiment {tracking['experiment']} at {tracking['uri']}"
+        console.print(escape(text), soft_wrap=True)
 
 
 def _warnings(console: Console, warnings: list[str]) -> None:
