@@ -23,11 +23,14 @@ from typing import IO, Any, NoReturn, cast
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from modelathe import defaults
 from modelathe.errors import BadInput, Interrupted, MachineError, ModelatheError, Stopped, UsageError
 
 FORMAT = 1
+_MINUTES = 120.0
+"""Seconds from which on a time is told in minutes."""
 _ROOMS = ("modelathe", "optimize", "serve", "loadtest")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -42,6 +45,24 @@ json_option = click.option(
     allow_from_autoenv=False,  # it is looked for before the options are read
     help="Print one JSON document to stdout, nothing else.",
 )
+
+
+_QUIET = "modelathe.quiet"
+
+
+def _hush(context: click.Context, _option: click.Parameter, value: bool) -> None:
+    context.meta[_QUIET] = value
+
+
+quiet_option = click.option(
+    "--quiet", is_flag=True, expose_value=False, callback=_hush, help="Print no progress; results and errors still."
+)
+
+
+def quiet() -> bool:
+    """Return whether the command that runs was told to print no progress."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_QUIET))
 
 
 def version() -> str:
@@ -100,13 +121,17 @@ def finite(value: Any) -> Any:
 
 @contextmanager
 def reporting() -> Iterator[Callable[[str, float], None]]:
-    """Yield a function `(text, fraction)` that shows on standard error what goes on.
+    """Yield a function `(text, fraction)` that shows on standard error what goes on, unless `quiet`.
 
     On a terminal the current text stands beside a spinner and a finished one leaves a line with its seconds; elsewhere
-    every text is a plain line. The part of a text before its first colon names the stage.
+    every text is a plain line. The part of a text before its first colon names the stage. A fraction between 0 and 1 is
+    what is done of it; it is shown with the time that the rest takes at the speed so far.
     """
+    if quiet():
+        yield lambda _text, _fraction: None
+        return
     console = Console(stderr=True, highlight=False)
-    current, begun = "", 0.0
+    current, begun, first = "", 0.0, 0.0
 
     def finish() -> None:
         if current and console.is_terminal:
@@ -115,18 +140,37 @@ def reporting() -> Iterator[Callable[[str, float], None]]:
     with console.status("") if console.is_terminal else nullcontext() as status:
 
         def report(text: str, fraction: float) -> None:
-            nonlocal current, begun
+            nonlocal current, begun, first
             stage = text.partition(":")[0]
             if stage != current:
                 finish()
-                current, begun = stage, time.monotonic()
+                # What a killed run had done already says nothing about the speed.
+                current, begun, first = stage, time.monotonic(), fraction
+            done = ""
+            if 0 < fraction < 1:
+                done = f" ({how_far(fraction, first, time.monotonic() - begun)})"
             if status is None:
-                console.print(text, markup=False, soft_wrap=True)
+                console.print(f"{text}{done}", markup=False, soft_wrap=True)
             else:
-                status.update(f"{text} [dim]{fraction:.0%}[/]" if 0 < fraction < 1 else text)
+                status.update(f"{escape(text)}[dim]{done}[/]")
 
         yield report
         finish()
+
+
+def how_far(fraction: float, first: float, seconds: float) -> str:
+    """Return `40 %, 12 s left`: how much is done, and how long the rest takes at the same speed.
+
+    Args:
+        fraction: of the whole that is done.
+        first: what was done already when it began.
+        seconds: since then.
+    """
+    share = f"{fraction:.0%}".replace("%", " %")
+    if fraction <= first:
+        return share
+    left = seconds * (1 - fraction) / (fraction - first)
+    return f"{share}, {left:.0f} s left" if left < _MINUTES else f"{share}, {left / 60:.0f} min left"
 
 
 @contextmanager

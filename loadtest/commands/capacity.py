@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.plan.options import Duration, Number, Share, default_output, kept, load_options, parts_of, plan_of
-from modelathe.commandline import PATH, document, emit, json_option
+from modelathe.commandline import PATH, document, emit, json_option, quiet_option, quiet
 from modelathe.errors import Refused, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _PROBES_DECIDE |= {"requests": None, "think": 0.0, "in_flight": None}
     "--budget", type=Duration(), default="150s", show_default=True, help="Start no probe near the edge after it."
 )
 @click.option("--output", type=PATH, metavar="DIR", help="A new folder for the results of the probes.")
+@quiet_option
 @json_option
 def capacity(
     model: str,
@@ -70,7 +71,7 @@ def capacity(
     guess = probe.guess(plan, parts)
     with kept(folder):
         found = search(
-            probe.prober(plan, parts, asked, folder, _say if not as_json else lambda _: None),
+            probe.prober(plan, parts, asked, folder, _say if not (as_json or quiet()) else lambda _: None),
             [one.allowed for one in asked],
             start or guess,
             spending,

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from loadtest.plan.options import allow_option, default_output, kept, load_options, parts_of, plan_of, threshold_option
-from modelathe.commandline import PATH, emit, json_option
+from modelathe.commandline import PATH, emit, json_option, quiet_option
 from modelathe.errors import BadInput, MachineError, ModelatheError, Refused, UsageError
 
 
@@ -25,6 +25,7 @@ from modelathe.errors import BadInput, MachineError, ModelatheError, Refused, Us
     "--save-baseline", type=PATH, metavar="FILE.json", help="Keep what later comparisons need of a run that passes."
 )
 @click.option("--allow-invalid", is_flag=True, help="Exit 0 for a run that proves nothing; the report says INVALID.")
+@quiet_option
 @json_option
 def run(
     model: str,

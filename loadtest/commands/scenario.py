@@ -7,7 +7,7 @@ import click
 from click.core import ParameterSource
 
 from loadtest.plan.options import default_output, kept, largest_batch, parts_of, plan_of
-from modelathe.commandline import CommandGroup, document, emit, json_option
+from modelathe.commandline import CommandGroup, document, emit, json_option, quiet
 from modelathe.errors import MachineError, Refused, UsageError
 
 _OF_PHASES = (
@@ -98,7 +98,7 @@ def play_and_report(model: str, options: dict[str, Any], folder: Path | None, as
     folder = folder or default_output(f"{path.stem}-{model}")
 
     def send(phase: str, own: dict[str, Any], to: Path) -> dict[str, Any]:
-        if not as_json:
+        if not (as_json or quiet()):
             click.echo(f"phase {phase}", err=True)
         chosen = options | own
         plan = plan_of(chosen)

@@ -2,12 +2,13 @@
 
 import click
 
-from modelathe.commandline import document, emit, json_option, reporting
+from modelathe.commandline import document, emit, json_option, quiet_option, reporting
 
 
 @click.command()
 @click.argument("first")
 @click.argument("second")
+@quiet_option
 @json_option
 def compare(first: str, second: str, as_json: bool) -> None:
     """Compare SECOND with FIRST, each a bundle or a workload, sample by sample.
@@ -23,6 +24,7 @@ def compare(first: str, second: str, as_json: bool) -> None:
     from optimize.predict.module import TorchPredictor
     from optimize.report import table
     from optimize.runs import open as sources
+    from optimize.runs.baseline import counting
 
     with reporting() as progress:
         bundles = [sources.load(source) for source in (first, second)]
@@ -32,9 +34,9 @@ def compare(first: str, second: str, as_json: bool) -> None:
             reference, _ = evaluation.collect(trained, workload)
         scores = []
         for source, bundle in zip((first, second), bundles, strict=True):
-            progress(f"evaluating {source}", 0.3)
+            told = counting(progress, f"evaluating {source}", "samples", len(next(iter(reference.values()))))
             with choose(bundle, None, None) as predictor:
-                scores.append(evaluation.evaluate(predictor, workload, reference).scores[0])
+                scores.append(evaluation.evaluate(predictor, workload, reference, told=told).scores[0])
     difference = evaluation.compare(workload, scores[1], scores[0])
     result = document(
         first=scores[0].document(),

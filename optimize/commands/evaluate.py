@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelathe.commandline import document, emit, json_option, reporting
+from modelathe.commandline import document, emit, json_option, quiet_option, reporting
 
 if TYPE_CHECKING:
     from optimize.predict.predictor import Predictor
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "runtime that it was made for, torch where there is none]",
 )
 @click.option("--endpoint", help="Judge a served model: grpc://HOST:PORT/MODEL[/VERSION], or http://…")
+@quiet_option
 @json_option
 def evaluate(source: str, kind: str | None, endpoint: str | None, as_json: bool) -> None:
     """Judge SOURCE, a bundle or a workload, or an endpoint that serves it, with the workload's own scores.
@@ -34,6 +35,7 @@ def evaluate(source: str, kind: str | None, endpoint: str | None, as_json: bool)
     from optimize.predict.module import TorchPredictor
     from optimize.report import table
     from optimize.runs import open as sources
+    from optimize.runs.baseline import counting
 
     with reporting() as progress:
         bundle = sources.load(source)
@@ -42,8 +44,9 @@ def evaluate(source: str, kind: str | None, endpoint: str | None, as_json: bool)
         with TorchPredictor(workload.build(), workload.outputs) as trained:
             reference, _ = evaluation.collect(trained, workload)
         with choose(bundle, kind, endpoint) as predictor:
-            progress(f"evaluating {predictor.name}", 0.5)
-            quality = evaluation.evaluate(predictor, workload, reference)
+            count = len(next(iter(reference.values())))
+            told = counting(progress, f"evaluating {predictor.name}", "samples", count)
+            quality = evaluation.evaluate(predictor, workload, reference, told=told)
     result = document(predictor=predictor.name, source=endpoint or source, **quality.document())
     if as_json:
         emit(result)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 import click
 from pydantic.fields import FieldInfo
 
-from modelathe.commandline import PATH, document, emit, json_option, reporting
+from modelathe.commandline import PATH, document, emit, json_option, quiet_option, reporting
 from optimize.commands.overlap import overlap_option
 from optimize.methods.table import METHODS, NAMES
 
@@ -56,7 +56,7 @@ def command(family: str) -> click.Command:
     Example:
       optimize {family} examples/digits_cnn.py:workload --output build/{family}
     """
-    decorated: Callable[..., None] = json_option(call)
+    decorated: Callable[..., None] = quiet_option(json_option(call))
     for decorator in reversed([*_common(names, default), *_options(family)]):
         decorated = decorator(decorated)
     return click.command(family)(click.argument("source")(decorated))

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from loadtest.plan.options import Number
-from modelathe.commandline import PATH, emit, json_option, reporting
+from modelathe.commandline import PATH, emit, json_option, quiet_option, reporting
 from optimize.commands.overlap import overlap_option
 
 
@@ -34,6 +34,7 @@ from optimize.commands.overlap import overlap_option
     metavar="mlflow[:URI]",
     help="Log parameters, figures, bundle and page to MLflow, at URI or where its own settings say.",
 )
+@quiet_option
 @json_option
 def run(
     source: str,

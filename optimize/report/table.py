@@ -176,6 +176,10 @@ def _ratios(console: Console, ratios: dict[str, Any]) -> None:
     console.print(f"against the trained model's FP32 ONNX in ONNX Runtime: {line}", soft_wrap=True)
     if ratios["unmeasured"]:
         return
+    console.print(
+        "times faster are taken round by round, milliseconds are medians over all rounds: their quotients may differ",
+        soft_wrap=True,
+    )
     controls = "; ".join(f"batch {batch} {words.control(ratio)}" for batch, ratio in ratios["control"].items())
     console.print(
         f"A/A control, the trained model against itself in {ratios['rounds']} rounds: {controls}", soft_wrap=True

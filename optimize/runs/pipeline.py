@@ -83,7 +83,7 @@ def run(
     with scratch.locked(folder):
         resume.prepare(folder, recipe, [folder_name(0, TRAINED), *folders(recipe)], progress)
         key = digest.trained(workload, sets)
-        trained = establish(workload, folder / folder_name(0, TRAINED), key, progress)
+        trained = establish(workload, folder / folder_name(0, TRAINED), key, progress, sets.judging)
         return _run(Run(recipe, trained, sets, folder, terms, progress), repository)
 
 
@@ -161,7 +161,7 @@ def apply_one(
     steps_of.check_needs(step, workload)
     sets = splits.read(workload, progress, allow_overlap=terms.allow_overlap)
     with scratch.folder() as place:
-        trained = establish(workload, place / TRAINED, digest.trained(workload, sets), progress)
+        trained = establish(workload, place / TRAINED, digest.trained(workload, sets), progress, sets.judging)
         this = Run(recipe, trained, sets, place, terms, progress)
         if source.graph is None:
             source = replace(source, graph=graph_of(trained.bundle), key=trained.bundle.key)
@@ -262,7 +262,7 @@ def _timed(this: Run, elements: list[dict[str, Any]]) -> Timing:
 def _gates(this: Run, last: Bundle, quality: Quality, timing: Timing) -> list[Gate]:
     recipe, first, result = this.recipe, this.trained.quality.scores[0], quality.scores[0]
     difference = compare(last.workload, result, first)
-    gates = [gate.quality(recipe.budget, first, result, difference, this.terms.strict)]
+    gates = [gate.quality(recipe.budget, first, result, difference, this.terms.strict, recipe.names)]
     gates += gate.size(recipe.budget, measure.file_bytes(graph_of(last)))
     stages = timing.stages()
     promises = set().union(*(METHODS[type(step)].promises for step in recipe.steps))

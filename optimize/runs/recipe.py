@@ -60,6 +60,11 @@ class Recipe:
         """State in each step what its config leaves to the target."""
         object.__setattr__(self, "steps", tuple(for_target(step, self.target) for step in self.steps))
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the steps' methods, in their order."""
+        return [METHODS[type(step)].name for step in self.steps]
+
     def document(self) -> dict[str, Any]:
         """Return the plain mapping that `parse` reads back."""
         values: dict[str, Any] = {"seed": self.seed, "target": self.target.document()}

@@ -36,10 +36,12 @@ class Sets:
     Args:
         digests: of each set that the workload has: of its samples and their targets, whatever their order.
         overlap: how many evaluation samples stand in another set too, by that set; empty where none does.
+        judging: how many evaluation samples there are; 0 where nobody has counted.
     """
 
     digests: Mapping[str, str]
     overlap: Mapping[str, int]
+    judging: int = 0
 
 
 def read(
@@ -65,7 +67,7 @@ def read(
             where=workload.source or workload.name,
             fix="leave its shuffling out or seed it anew in every call: scores are compared sample by sample",
         )
-    digests["evaluation"] = _together(whole)
+    digests["evaluation"], count = _together(whole), len(whole)
     for kind in OTHERS:
         if getattr(workload, kind) is not None:
             progress(f"reading the {kind} data", 0.0)
@@ -81,7 +83,7 @@ def read(
             fix="judge on samples that nothing else has seen; or pass --allow-overlap, which the result's lineage and "
             "page will say",
         )
-    return Sets(digests, overlap)
+    return Sets(digests, overlap, count)
 
 
 def source(workload: Workload) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from modelathe.commandline import PATH, document, emit, json_option, reporting
+from modelathe.commandline import PATH, document, emit, json_option, quiet_option, reporting
 from modelathe.errors import BadInput, UsageError
 from modelathe.interpreter import program
 from modelathe.tensors import Dim
@@ -64,6 +64,7 @@ SETTINGS = "\b\nSettings for --set KEY=VALUE, or for the [serve] table of --sett
 @click.option("--check/--no-check", default=True, help="Load it in a throw-away server first.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let its answers hold NaN and infinity.")
 @load_timeout_option
+@quiet_option
 @json_option
 def add(
     source: Path,

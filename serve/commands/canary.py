@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.plan.options import Number
-from modelathe.commandline import PATH, document, emit, json_option, reporting
+from modelathe.commandline import PATH, document, emit, json_option, quiet_option, reporting
 from modelathe.errors import UsageError
 from serve.commands.versions import repository_option
 
@@ -47,6 +47,7 @@ SHARE: dict[str, Any] = {"type": Number(0, 1), "callback": _share, "show_default
 @click.option("--max-difference", type=Number(0), help="Largest difference of a float output.")
 @click.option("--max-slowdown", type=Number(0, min_open=True), default=1.1, show_default=True, help="New/old.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the requests that are made.")
+@quiet_option
 @json_option
 def canary(
     model: str,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelathe.commandline import document, emit, json_option, reporting
+from modelathe.commandline import document, emit, json_option, quiet_option, reporting
 from modelathe.errors import UsageError
 from serve.commands.versions import repository_option
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--image", default="", help="Release of Triton that will serve it, as in 26.07 (default: ours).")
 @click.option("--load/--no-load", default=True, help="Load it in a throw-away server, where the files are in order.")
 @click.option("--strict", is_flag=True, help="Let warnings fail too.")
+@quiet_option
 @json_option
 def check(model: str | None, repository: Path, image: str, load: bool, strict: bool, as_json: bool) -> None:
     """Say what is wrong with the repository, or with MODEL alone, one line for each finding.
