@@ -215,6 +215,7 @@ class CommandGroup(click.Group):
         with _one_document() if "--json" in args else nullcontext() as aside:
             try:
                 defaults.guard(self)
+                defaults.attribute(self)
                 stated: dict[str, Any] = {"default_map": defaults.read(self)}
                 stated["auto_envvar_prefix"] = (self.name or "").upper()
                 code = super().main(args, prog_name=prog_name, standalone_mode=False, **stated)
@@ -271,7 +272,10 @@ def _translate(error: BaseException) -> ModelatheError:
     if isinstance(error, ModelatheError):
         return error
     if isinstance(error, click.ClickException):
-        return UsageError(error.format_message(), fix="run the command with --help")
+        place = ""
+        if isinstance(error, click.BadParameter) and error.ctx and error.param:
+            place = defaults.origin(error.ctx, error.param)
+        return UsageError(error.format_message(), where=place, fix="run the command with --help")
     if isinstance(error, OSError) and (foreseen := _translate_os(error)):
         return foreseen
     if isinstance(error, MemoryError):

@@ -18,9 +18,17 @@ Every room has an `errors.py` that hangs its own classes below these::
 Of these rooms only this module and `commandline.py` know Click.
 """
 
+import difflib
+from collections.abc import Sequence
 from typing import IO, Any
 
 import click
+
+
+def closest(name: str, known: Sequence[str]) -> str:
+    """Return `did you mean 'NAME'? ` for the name of those that is nearest to what was said, or an empty text."""
+    found = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {found[0]!r}? " if found else ""
 
 
 class ModelatheError(click.ClickException):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.plan.options import Duration, Number, Share, default_output, kept, load_options, parts_of, plan_of
-from modelathe.commandline import PATH, document, emit, json_option, quiet_option, quiet
+from modelathe.commandline import PATH, document, emit, json_option, quiet, quiet_option
 from modelathe.errors import Refused, UsageError
 
 if TYPE_CHECKING:

@@ -152,9 +152,9 @@ def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
     if server and "request_ms" in server:
         rows.append(("server", f"{number(server['queue_ms'])} ms queue + {number(server['compute_ms'])} ms compute"))
         rows.append(("mean batch", f"{number(server['mean_batch'])} samples, {server['executions']:,} executions"))
-        rows.append(
-            ("server's count", f"{server['success']:,} ({'equal' if server['reconciled'] else 'not equal'} to ours)")
-        )
+        equal = "equal" if server["reconciled"] else "not equal"
+        probes = f" with the {server['probes']:,} of `serve up`'s probe" if server.get("probes") else ""
+        rows.append(("server's count", f"{server['success']:,} ({equal} to ours{probes})"))
         ours = "" if server["overhead"] is None else f", ours {server['overhead']:+.1%}"
         rows.append(("server's time", f"{number(server['request_ms'])} ms a request{ours}"))
     return rows

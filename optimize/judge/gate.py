@@ -181,7 +181,7 @@ def faster(batch: int, name: str, speeds: Speeds, stages: Sequence[Stage], devic
     ratio, control = speeds.ratios(name, speeds.baseline)[batch], speeds.control()[batch]
     verdict = ratio.verdict(SLOWER)
     # The 3 % that are not worth a refusal are no gain either.
-    no_faster = " (no faster, and no more than 3 % slower)" if SLOWER < ratio.low and ratio.high < 1 else ""
+    no_faster = " (no faster, and no more than 3 % slower)" if ratio.low > SLOWER and ratio.high < 1 else ""
     if control.senseless:
         advice = f"{_busy(speeds, batch)}, so that the same file counts as slower or faster than itself; "
         advice += f"{_quiet(speeds)}; {QUIETER}"

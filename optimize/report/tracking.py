@@ -5,7 +5,6 @@ costs no result: the run ends as it would have ended without it, with a warning.
 """
 
 import getpass
-import json
 import logging
 import os
 import re
@@ -206,7 +205,9 @@ def _by_batch(name: str, value: Any) -> Iterator[tuple[str, float | None]]:
 
 def _scores(entry: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
     for score in (entry["quality"], *entry["also"]):
-        yield from ((f"{score['metric']}{end}", score[key]) for key, end in (("value", ""), ("low", ".low"), ("high", ".high")))
+        yield from (
+            (f"{score['metric']}{end}", score[key]) for key, end in (("value", ""), ("low", ".low"), ("high", ".high"))
+        )
 
 
 def _name(text: str) -> str:

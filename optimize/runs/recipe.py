@@ -1,6 +1,5 @@
 """Recipe: seed, budget, target and an ordered list of steps, to and from TOML."""
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -12,6 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from loadtest.plan.schedule import FASTEST, MOST_IN_FLIGHT
+from modelathe.errors import closest
 from optimize.judge.budget import Budget
 from optimize.methods.apply import for_target
 from optimize.methods.export.onnx import Onnx
@@ -217,8 +217,7 @@ def _check_keys(table: Mapping[str, Any], known: list[str], where: str) -> None:
 
 
 def _meant(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known) or 'no key at all'}"
+    return closest(name, known).strip() or f"use one of {', '.join(known) or 'no key at all'}"
 
 
 def _plain(step: Any) -> dict[str, Any]:

@@ -23,7 +23,10 @@ def install(prefix: Path | None, gpu: bool, also: tuple[str, ...], as_json: bool
     import serve.server.install
 
     place = serve.server.install.install(
-        prefix, progress=lambda line: None if quiet() else click.echo(line, err=True), gpu=gpu, openvino="openvino" in also
+        prefix,
+        progress=lambda line: None if quiet() else click.echo(line, err=True),
+        gpu=gpu,
+        openvino="openvino" in also,
     )
     if as_json:
         made = serve.server.install.environment(place)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.plan.options import Number
-from modelathe.commandline import CommandGroup, PATH, document, emit, json_option, quiet_option, reporting
+from modelathe.commandline import PATH, CommandGroup, document, emit, json_option, quiet_option, reporting
 from modelathe.errors import UsageError
 from modelathe.interpreter import program
 from serve.commands.versions import repository_option

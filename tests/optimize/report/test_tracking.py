@@ -1,5 +1,7 @@
 """Runs in MLflow: a real tracking server on loopback, a local database, and trackers that are away."""
 
+import contextlib
+import http.client
 import json
 import os
 import signal
@@ -7,10 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import pytest
 
@@ -71,22 +73,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
+    with contextlib.suppress(OSError):
+        return _asked(url, "GET", "/health")[0] == 200
+    return False
 
 
-def asked(url: str, path: str, **body: Any) -> Any:
+def _asked(url: str, method: str, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    with contextlib.closing(connection):
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+def asked(url: str, question: str) -> Any:
     """Ask the server itself, over its REST interface."""
-    request = urllib.request.Request(
-        f"{url}/api/2.0/mlflow/{path}",
-        json.dumps(body).encode() if body else None,
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read())
+    status, body = _asked(url, "GET", f"/api/2.0/mlflow/{question}")
+    assert status == 200, body
+    return json.loads(body)
 
 
 def test_a_run_stands_in_mlflow(server: str, tmp_path: Path, optimize: Optimize) -> None:
@@ -100,8 +104,9 @@ def test_a_run_stands_in_mlflow(server: str, tmp_path: Path, optimize: Optimize)
     assert (told["uri"], told["error"]) == (server, "")
     run = asked(server, f"runs/get?run_id={told['run']}")["run"]
     assert run["info"]["status"] == "FINISHED"
-    assert asked(server, f"experiments/get?experiment_id={run['info']['experiment_id']}")["experiment"]["name"] == (
-        document["workload"]
+    assert (
+        asked(server, f"experiments/get?experiment_id={run['info']['experiment_id']}")["experiment"]["name"]
+        == (document["workload"])
     )
 
     params = {one["key"]: one["value"] for one in run["data"]["params"]}
@@ -115,9 +120,10 @@ def test_a_run_stands_in_mlflow(server: str, tmp_path: Path, optimize: Optimize)
 
     tags = {one["key"]: one["value"] for one in run["data"]["tags"]}
     assert tags["folder"] == str(output)
-    assert tags["digest: 2-quantize.weight_only"] == json.loads((output / "digests.json").read_text())[
-        "2-quantize.weight_only"
-    ]
+    assert (
+        tags["digest: 2-quantize.weight_only"]
+        == json.loads((output / "digests.json").read_text())["2-quantize.weight_only"]
+    )
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=SMALL.parent, capture_output=True, text=True)
     if commit.returncode == 0:  # a checkout, not an unpacked archive
         assert tags["mlflow.source.git.commit"] == commit.stdout.strip()
@@ -146,7 +152,7 @@ def test_a_run_stands_in_mlflow(server: str, tmp_path: Path, optimize: Optimize)
 
 
 def history(server: str, run: str, metric: str) -> dict[int, float]:
-    name = urllib.request.quote(metric)
+    name = quote(metric)
     found = asked(server, f"metrics/get-history?run_id={run}&metric_key={name}")["metrics"]
     return {int(one.get("step", 0)): one["value"] for one in found}
 
@@ -197,7 +203,14 @@ def test_a_tracker_that_fails_at_the_end_costs_no_result(
         made(run, document)
 
     monkeypatch.setattr(tracking._Run, "_log", gone)
-    arguments = ("--recipe", recipe(tmp_path), "--output", tmp_path / "run", "--track", f"mlflow:sqlite:///{store}/a.db")
+    arguments = (
+        "--recipe",
+        recipe(tmp_path),
+        "--output",
+        tmp_path / "run",
+        "--track",
+        f"mlflow:sqlite:///{store}/a.db",
+    )
     ended = optimize("run", SOURCE, *arguments)
     assert ended.code == 0, ended.err
     assert "warning: not tracked at sqlite:" in ended.out.replace("\n", " ")
