@@ -26,11 +26,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from modelathe import defaults
-from modelathe.errors import BadInput, Interrupted, MachineError, ModelatheError, Stopped, UsageError
+from modelathe.errors import BadInput, Interrupted, MachineError, ModelatheError, Stopped, UsageError, fitted
 
 FORMAT = 1
-_MINUTES = 120.0
-"""Seconds from which on a time is told in minutes."""
 _ROOMS = ("modelathe", "optimize", "serve", "loadtest")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -50,19 +48,23 @@ json_option = click.option(
 _QUIET = "modelathe.quiet"
 
 
-def _hush(context: click.Context, _option: click.Parameter, value: bool) -> None:
-    context.meta[_QUIET] = value
-
-
 quiet_option = click.option(
-    "--quiet", is_flag=True, expose_value=False, callback=_hush, help="Print no progress; results and errors still."
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=lambda context, _option, value: context.meta.update({_QUIET: value}),
+    help="Print no progress; results and errors still.",
 )
 
 
 def quiet() -> bool:
     """Return whether the command that runs was told to print no progress."""
-    context = click.get_current_context(silent=True)
-    return context is not None and bool(context.meta.get(_QUIET))
+    return bool((context := click.get_current_context(silent=True)) and context.meta.get(_QUIET))
+
+
+def say(text: str, indent: str = "  ", err: bool = False) -> None:
+    """Print a text, on a terminal broken between words."""
+    click.echo(fitted(text, sys.stderr if err else sys.stdout, indent), err=err)
 
 
 def version() -> str:
@@ -144,11 +146,8 @@ def reporting() -> Iterator[Callable[[str, float], None]]:
             stage = text.partition(":")[0]
             if stage != current:
                 finish()
-                # What a killed run had done already says nothing about the speed.
                 current, begun, first = stage, time.monotonic(), fraction
-            done = ""
-            if 0 < fraction < 1:
-                done = f" ({how_far(fraction, first, time.monotonic() - begun)})"
+            done = f" ({how_far(fraction, first, time.monotonic() - begun)})" if 0 < fraction < 1 else ""
             if status is None:
                 console.print(f"{text}{done}", markup=False, soft_wrap=True)
             else:
@@ -159,18 +158,12 @@ def reporting() -> Iterator[Callable[[str, float], None]]:
 
 
 def how_far(fraction: float, first: float, seconds: float) -> str:
-    """Return `40 %, 12 s left`: how much is done, and how long the rest takes at the same speed.
-
-    Args:
-        fraction: of the whole that is done.
-        first: what was done already when it began.
-        seconds: since then.
-    """
+    """Return `40 %, 12 s left`: what is done, `first` of it before these seconds, and the time of the rest."""
     share = f"{fraction:.0%}".replace("%", " %")
     if fraction <= first:
         return share
     left = seconds * (1 - fraction) / (fraction - first)
-    return f"{share}, {left:.0f} s left" if left < _MINUTES else f"{share}, {left / 60:.0f} min left"
+    return f"{share}, {left:.0f} s left" if left < 120 else f"{share}, {left / 60:.0f} min left"
 
 
 @contextmanager
@@ -272,9 +265,8 @@ def _translate(error: BaseException) -> ModelatheError:
     if isinstance(error, ModelatheError):
         return error
     if isinstance(error, click.ClickException):
-        place = ""
-        if isinstance(error, click.BadParameter) and error.ctx and error.param:
-            place = defaults.origin(error.ctx, error.param)
+        known = isinstance(error, click.BadParameter) and error.ctx and error.param
+        place = defaults.origin(error.ctx, error.param) if known else ""  # type: ignore[attr-defined]
         return UsageError(error.format_message(), where=place, fix="run the command with --help")
     if isinstance(error, OSError) and (foreseen := _translate_os(error)):
         return foreseen

@@ -66,13 +66,8 @@ def origin(context: click.Context, option: click.Parameter) -> str:
     if said == ParameterSource.ENVIRONMENT:
         return f"the environment variable {context.auto_envvar_prefix}_{name.upper()}"
     if said == ParameterSource.DEFAULT_MAP:
-        return f"{FILE}, [tool.modelathe.{'.'.join(_names(context))}]"
+        return f"{FILE}, {name.replace('_', '-')} of {context.command.name}"
     return ""
-
-
-def _names(context: click.Context) -> list[str]:
-    """Return the names of the room and of the command, whatever the program was called."""
-    return [*(_names(context.parent) if context.parent else ()), str(context.command.name)]
 
 
 def _attributed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,11 +76,7 @@ def _attributed(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **values)
         except (UsageError, BadInput) as error:
-            if places := _origins(error, args):
-                where = ", ".join([*places, *filter(None, (error.where,))])
-                told = type(error)(error.what, where=where, fix=error.fix)
-                told.partial = error.partial
-                raise told from error
+            error.attribute(_origins(error, args))
             raise
 
     setattr(call, _ATTRIBUTED, True)
@@ -95,14 +86,11 @@ def _attributed(function: Callable[..., Any]) -> Callable[..., Any]:
 def _origins(error: ModelatheError, args: Sequence[Any]) -> list[str]:
     """Return where the values came from that an error is about: that of the option which is read, or those it names."""
     context = click.get_current_context()
-    if len(args) > 1 and isinstance(args[1], click.Parameter):
-        return [place] if (place := origin(context, args[1])) else []
-    text = error.format_message()
-    about = [
-        option
-        for option in context.command.params
-        if any(name in text for name in option.opts) or f"{context.params.get(str(option.name))}" in text.split()
-    ]
+    words = {word.strip("'\",:;()") for word in error.format_message().split()}
+    about = [one for one in args if isinstance(one, click.Parameter)]
+    for option in () if about else context.command.params:
+        if words & {*option.opts, str(context.params.get(str(option.name)))}:
+            about.append(option)
     return [place for option in about if (place := origin(context, option))]
 
 

@@ -7,7 +7,7 @@ import click
 from click.core import ParameterSource
 
 from loadtest.plan.options import default_output, kept, largest_batch, parts_of, plan_of
-from modelathe.commandline import CommandGroup, document, emit, json_option, quiet
+from modelathe.commandline import CommandGroup, document, emit, json_option, quiet, say
 from modelathe.errors import MachineError, Refused, UsageError
 
 _OF_PHASES = (
@@ -50,7 +50,7 @@ def list_(as_json: bool) -> None:
         emit(document(scenarios=[{"name": name, "description": text} for name, text in found.items()]))
         return
     for name, text in found.items():
-        click.echo(f"{name:12} {text}")
+        say(f"{name:12} {text}", " " * 13)
 
 
 @scenario.command()

@@ -28,6 +28,11 @@ def terminal() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
+def say(console: Console, text: str) -> None:
+    """Print a text: on a terminal broken between words, elsewhere as long as it is."""
+    console.print(text, soft_wrap=not console.is_terminal)
+
+
 def number(value: int | None) -> str:
     """Return 12,345, or a dash for what is not known."""
     return "-" if value is None else f"{value:,}"
@@ -106,8 +111,8 @@ def quality(document: dict[str, Any]) -> None:
 def difference(document: dict[str, Any], first: str, second: str) -> None:
     """Print what `optimize compare` found."""
     console = terminal()
-    console.print(f"{score(document['first'])}  {first}", soft_wrap=True)
-    console.print(f"{score(document['second'])}  {second}", soft_wrap=True)
+    say(console, f"{score(document['first'])}  {first}")
+    say(console, f"{score(document['second'])}  {second}")
     console.print(
         f"difference {document['difference']:+.4f}, "
         f"paired 95 % interval [{document['low']:+.4f}, {document['high']:+.4f}]: {document['verdict']}; "
@@ -127,7 +132,7 @@ def lineage(description: dict[str, Any]) -> None:
         console.print("the trained model, untouched")
     for place, entry in enumerate(description["lineage"], 1):
         config = ", ".join(f"{key} = {value}" for key, value in entry["config"].items())
-        console.print(f"{place}. {entry['name']} ({config}), seed {entry['seed']}", soft_wrap=True)
+        say(console, f"{place}. {entry['name']} ({config}), seed {entry['seed']}")
         console.print(
             f"   {score(entry['quality'])}; {entry['cost']['bytes']:,} bytes, {number(entry['cost']['macs'])} MACs"
         )
@@ -137,9 +142,9 @@ def gates(console: Console, entries: list[dict[str, Any]]) -> None:
     """Print one line for each gate."""
     for entry in entries:
         word = "[green]passed[/]" if entry["passed"] else "[red]NO    [/]"
-        console.print(f"{word} {entry['name']}: {entry['measured']}, wanted {entry['limit']}", soft_wrap=True)
+        say(console, f"{word} {entry['name']}: {entry['measured']}, wanted {entry['limit']}")
         if entry["advice"]:
-            console.print(f"       {entry['advice']}", soft_wrap=True)
+            say(console, f"       {entry['advice']}")
 
 
 def _journey(console: Console, document: dict[str, Any]) -> None:
@@ -173,17 +178,15 @@ def _ratios(console: Console, ratios: dict[str, Any]) -> None:
         interval = words.interval(ratios["interval"][batch])
         speeds.append(f"{words.times(ratio)} the throughput at batch {batch} {interval}{undecided}")
     line = ", ".join([f"{ratios['size']:.2f}× smaller", *speeds])
-    console.print(f"against the trained model's FP32 ONNX in ONNX Runtime: {line}", soft_wrap=True)
+    say(console, f"against the trained model's FP32 ONNX in ONNX Runtime: {line}")
     if ratios["unmeasured"]:
         return
-    console.print(
+    say(
+        console,
         "times faster are taken round by round, milliseconds are medians over all rounds: their quotients may differ",
-        soft_wrap=True,
     )
     controls = "; ".join(f"batch {batch} {words.control(ratio)}" for batch, ratio in ratios["control"].items())
-    console.print(
-        f"A/A control, the trained model against itself in {ratios['rounds']} rounds: {controls}", soft_wrap=True
-    )
+    say(console, f"A/A control, the trained model against itself in {ratios['rounds']} rounds: {controls}")
 
 
 def _tracking(console: Console, tracking: dict[str, str]) -> None:
@@ -192,19 +195,19 @@ def _tracking(console: Console, tracking: dict[str, str]) -> None:
         _warnings(console, [text])
     else:
         text = f"tracked: run {tracking['run']} of experiment {tracking['experiment']} at {tracking['uri']}"
-        console.print(escape(text), soft_wrap=True)
+        say(console, escape(text))
 
 
 def _warnings(console: Console, warnings: list[str]) -> None:
     for warning in warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+        say(console, f"[yellow]warning:[/] {escape(warning)}")
 
 
 def _load(console: Console, load: dict[str, Any]) -> None:
     latency, requests = load["latency_ms"], load["requests"]
     state = "valid" if load["valid"] else "INVALID"
-    console.print(
+    say(
+        console,
         f"load test ({state}): {requests['done']:,} requests, {load['rate']['achieved']:,.0f} per second, "
         f"p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms",
-        soft_wrap=True,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from modelathe.commandline import PATH, document, emit, json_option, quiet_option, reporting
+from modelathe.commandline import PATH, document, emit, json_option, quiet_option, reporting, say
 from modelathe.errors import BadInput, UsageError
 from modelathe.interpreter import program
 from modelathe.tensors import Dim
@@ -127,7 +127,7 @@ def add(
         return
     click.echo(f"{kind}: {model} version {version.number}" + (f", loaded at {url}" if url else ""))
     if check and untried:
-        click.echo(f"  {untried}")
+        say(f"  {untried}")
     if not first:
         where = shlex.quote(str(repository))
         click.echo(f"  {program('serve')} promote {model} {version.number} --repository {where}")

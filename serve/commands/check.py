@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelathe.commandline import document, emit, json_option, quiet_option, reporting
+from modelathe.commandline import document, emit, json_option, quiet_option, reporting, say
 from modelathe.errors import UsageError
 from serve.commands.versions import repository_option
 
@@ -47,7 +47,7 @@ def check(model: str | None, repository: Path, image: str, load: bool, strict: b
     if not as_json:
         for finding in found:
             line = f"{finding.level}: {finding.model}: {finding.where}: {finding.what}; fix: {finding.fix}"
-            click.echo(" ".join(line.split()))
+            say(" ".join(line.split()))
     faults = [finding for finding in found if strict or finding.level == "error"]
     result = {"findings": [finding.document() for finding in found]}
     if faults:

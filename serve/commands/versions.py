@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.plan.options import Duration
-from modelathe.commandline import PATH, document, emit, json_option, quiet
+from modelathe.commandline import PATH, document, emit, json_option, quiet, say
 from modelathe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def _meant(context: click.Context, _option: click.Parameter, named: Path | None)
         raise UsageError("it could be several repositories", fix=f"say --repository; there are {', '.join(places)}")
     place = _near(running[0].repository)
     if not quiet():
-        click.echo(f"repository: {place}, served at {running[0].name}", err=True)
+        say(f"repository: {place}, served at {running[0].name}", err=True)
     return place
 
 
@@ -204,7 +204,7 @@ def show(model: str, version: int | None, repository: Path, as_json: bool) -> No
         return
     click.echo(model)
     for heading, text in describe.lines(config):
-        click.echo(f"  {heading:14} {text}")
+        say(f"  {heading:14} {text}", " " * 17)
 
 
 def _tell(repository: Path, model: str, promoted: "Promoted", as_json: bool) -> None:
@@ -229,11 +229,11 @@ def _explain(lineage: dict[str, Any]) -> None:
         click.echo(f"  source: {source['path']} ({source['digest'][:12]})")
     for key, value in lineage.items():
         if isinstance(value, str | bool | int | float) and key not in ("config", "number", "model"):
-            click.echo(f"  {key}: {value}")
+            say(f"  {key}: {value}", " " * 4)
     for call in lineage.get("calls", []):
         click.echo(f"  calls: {call['model']}, made for version {call['number']} ({call['digest'][:12]})")
     for step in lineage.get("lineage", []):
         quality = step["quality"]
         click.echo(f"  {step['name']}: {quality['metric']} {quality['value']:.4f}")
     for gate in lineage.get("gates", []):
-        click.echo(f"  {'passed' if gate['passed'] else 'refused'} {gate['name']}: {gate['measured']}")
+        say(f"  {'passed' if gate['passed'] else 'refused'} {gate['name']}: {gate['measured']}", " " * 4)

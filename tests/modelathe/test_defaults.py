@@ -138,7 +138,7 @@ def test_a_wrong_value_names_where_it_comes_from(
 
     assert "pyproject.toml" not in refused(f"--{option}", value)
     project.write_text(f'[tool.modelathe.place.go]\n{option} = "{value}"\n')
-    assert "error: pyproject.toml, [tool.modelathe.place.go]: " in refused()
+    assert f"error: pyproject.toml, {option} of go: " in refused()
     monkeypatch.setenv(f"PLACE_GO_{option.upper()}", value)
     said = refused()
     assert f"error: the environment variable PLACE_GO_{option.upper()}: " in said
