@@ -33,12 +33,11 @@ _COMMAND = re.compile(r"(^|: |with |; )(pip|sudo|serve|optimize|loadtest|make|py
 
 def closest(name: str, known: Sequence[str]) -> str:
     """Return `did you mean 'NAME'? ` for the name of those that is nearest to what was said, or an empty text."""
-    found = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {found[0]!r}? " if found else ""
+    return "".join(f"did you mean {near!r}? " for near in difflib.get_close_matches(name, known, 1))
 
 
 def fitted(text: str, stream: IO[str], indent: str = "  ") -> str:
-    """Return a text with its lines broken between words where `stream` is a terminal; lines to paste into a shell stay."""
+    """Return a text whose lines break between words where `stream` is a terminal, but for those with a command."""
     if not stream.isatty():
         return text
     width = shutil.get_terminal_size().columns

@@ -43,13 +43,13 @@ def _print(found: "Inspection") -> None:
 
     from rich import box
     from rich.console import Console
-    from rich.table import Table
 
+    from loadtest.record.table import Unbroken
     from optimize.report.table import WIDE, number
 
     console = Console(highlight=False)
     wide = console.width >= WIDE
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Unbroken(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer", overflow="fold", ratio=1)
     table.add_column("type", overflow="ellipsis", no_wrap=True, max_width=16)
     for column in ("params", "share", "MACs", "time"):

@@ -7,8 +7,8 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from loadtest.record.table import Unbroken
 from modelathe.interpreter import program
 from optimize.report import ratios as words
 
@@ -151,7 +151,7 @@ def _journey(console: Console, document: dict[str, Any]) -> None:
     """Print one row for each model; a narrow terminal gets fewer columns."""
     batches = list(document["trained"]["cost"]["latency_ms"])
     wide = console.width >= WIDE
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Unbroken(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", no_wrap=True)
     table.add_column(metric(document["trained"]["quality"]), no_wrap=wide)
     for title in ("bytes", *(("parameters", "MACs") if wide else ()), *(f"ms at {batch}" for batch in batches)):
