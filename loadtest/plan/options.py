@@ -201,7 +201,10 @@ _OPTIONS = (
     click.option("--fresh", is_flag=True, help="New random values for every request."),
     click.option("--constant", is_flag=True, help="The same values in every request."),
     click.option(
-        "--repository", type=PATH, metavar="DIR", help="Take ranges, tolerance from it.  [default: a `serve up`'s own]"
+        "--repository",
+        type=PATH,
+        metavar="DIR|none",
+        help="Take ranges, tolerance from it.  [default: that of a `serve up`]",
     ),
     click.option(
         "--shape",
@@ -339,7 +342,9 @@ def parts_of(plan: "Plan", model: str, options: dict[str, Any]) -> "list[Part]":
     from loadtest.plan import parts, served
 
     with served.naming(plan.url, model):
-        if options["repository"] is None and (state := served.at(plan.url)):
+        if options["repository"] == Path("none"):
+            options = options | {"repository": None}
+        elif options["repository"] is None and (state := served.at(plan.url)):
             options = options | {"repository": _repository_of(state, model, plan.url)}
         return parts.parts(plan, model, options)
 

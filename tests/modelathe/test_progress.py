@@ -1,9 +1,6 @@
 """What goes on is told as plain lines or on a terminal, with how far it is, unless nobody wants to hear it."""
 
 import inspect
-import os
-import pty
-import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -15,6 +12,7 @@ from modelathe import commandline
 from modelathe.commandline import CommandGroup, emit, how_far, json_option, quiet_option, reporting
 from optimize import cli as optimize_cli
 from serve import cli as serve_cli
+from tests.terminal import on_a_terminal
 
 PRINTS = ("reporting()", "live.shown(", "_say", "progress=lambda")
 
@@ -86,27 +84,6 @@ def test_a_terminal_shows_it_too() -> None:
         "        time.sleep(0.3)\n"
     )
     assert "50 %, 1 s left" in on_a_terminal(80, sys.executable, "-c", code)
-
-
-def on_a_terminal(columns: int, *command: str) -> str:
-    """Return what a command prints on a terminal of so many columns."""
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "COLUMNS": str(columns), "LINES": "50", "TERM": "xterm"}
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        said = b"".join(_chunks(ours))
-        process.wait(60)
-    os.close(ours)
-    return said.decode()
-
-
-def _chunks(terminal: int) -> Iterator[bytes]:
-    while True:
-        try:
-            chunk = os.read(terminal, 65536)
-        except OSError:  # the other end is closed
-            return
-        yield chunk
 
 
 def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
