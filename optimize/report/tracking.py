@@ -4,17 +4,19 @@ The tracker is asked before the work starts, so that one which is away costs no 
 costs no result: the run ends as it would have ended without it, with a warning.
 """
 
-import getpass
 import logging
 import os
 import re
 import subprocess
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+import psutil
 
 from modelathe.errors import MachineError, UsageError
 from optimize.machine import extra
@@ -96,7 +98,11 @@ class _Run:
     def _created(self) -> str:
         found = self.client.get_experiment_by_name(self.name)
         experiment = found.experiment_id if found else self.client.create_experiment(self.name)
-        tags = {"mlflow.source.name": self.source, "mlflow.source.type": "LOCAL", "mlflow.user": getpass.getuser()}
+        tags = {
+            "mlflow.source.name": self.source,
+            "mlflow.source.type": "LOCAL",
+            "mlflow.user": psutil.Process().username(),
+        }
         if commit := _commit(self.source):
             tags["mlflow.source.git.commit"] = commit
         return str(self.client.create_run(experiment, tags=tags).info.run_id)
@@ -120,7 +126,8 @@ class _Run:
         bundle = Path(document["bundle"])
         folder = bundle.parent
         params = [Param(_name(key), value[:LONGEST_VALUE]) for key, value in parameters(document).items()]
-        points = [Metric(_name(key), value, 0, step) for key, value, step in metrics(document)]
+        now = round(time.time() * 1000)
+        points = [Metric(_name(key), value, now, step) for key, value, step in metrics(document)]
         tags = [RunTag(_name(key), value[:LONGEST_TAG]) for key, value in described(document, folder).items()]
         for at in range(0, max(len(params), len(points), len(tags)), 100):  # so many are taken at once
             part = slice(at, at + 100)
@@ -211,8 +218,8 @@ def _scores(entry: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
 
 
 def _name(text: str) -> str:
-    """Return a name as MLflow allows it."""
-    return re.sub(r"[^\w\-. :/]", "_", text, flags=re.ASCII)[:LONGEST_NAME]
+    """Return a name as MLflow allows it; one with `/` would be taken for a path."""
+    return re.sub(r"[^\w\-. :]", "_", text, flags=re.ASCII)[:LONGEST_NAME]
 
 
 def _commit(source: str) -> str:
