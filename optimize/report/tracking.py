@@ -211,10 +211,9 @@ def _by_batch(name: str, value: Any) -> Iterator[tuple[str, float | None]]:
 
 
 def _scores(entry: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    ends = {"value": "", "low": ".low", "high": ".high"}
     for score in (entry["quality"], *entry["also"]):
-        yield from (
-            (f"{score['metric']}{end}", score[key]) for key, end in (("value", ""), ("low", ".low"), ("high", ".high"))
-        )
+        yield from ((f"{score['metric']}{end}", score[key]) for key, end in ends.items())
 
 
 def _name(text: str) -> str:
