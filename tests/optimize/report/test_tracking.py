@@ -23,7 +23,8 @@ from tests.optimize.conftest import SMALL, Optimize
 SOURCE = f"{SMALL}:workload"
 RECIPE = """
 [budget]
-max_drop = {max_drop}
+max_drop = 0.5
+{budget}
 [target]
 cores = 1
 batch = [1, 8]
@@ -31,15 +32,15 @@ batch = [1, 8]
 use = "export.onnx"
 [[step]]
 use = "quantize.weight_only"
-bits = 8
+block_size = 32
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("each_step_faster")]
 
 
-def recipe(place: Path, max_drop: float = 0.5) -> Path:
+def recipe(place: Path, budget: str = "") -> Path:
     path = place / "recipe.toml"
-    path.write_text(RECIPE.format(max_drop=max_drop))
+    path.write_text(RECIPE.format(budget=budget))
     return path
 
 
@@ -113,7 +114,7 @@ def test_a_run_stands_in_mlflow(server: str, tmp_path: Path, optimize: Optimize)
     assert params["workload"] == document["workload"]
     assert params["budget.max_drop"] == "0.5"
     assert (params["step.1.use"], params["step.2.use"]) == ("export.onnx", "quantize.weight_only")
-    assert params["step.2.bits"] == "8"
+    assert params["step.2.block_size"] == "32"
     assert params["target.batch"] == "[1, 8]"
     assert params["modelathe"] == document["modelathe"]
     assert params["torch"] == document["environment"]["torch"]
@@ -161,7 +162,7 @@ def test_a_refused_run_stands_there_too(tmp_path: Path, optimize: Optimize) -> N
     """Into a local database, without a server."""
     store = f"sqlite:///{tmp_path}/runs.db"
     ended = optimize(
-        "run", SOURCE, "--recipe", recipe(tmp_path, max_drop=-1), "--output", tmp_path / "run", "--track",
+        "run", SOURCE, "--recipe", recipe(tmp_path, "bytes = 1"), "--output", tmp_path / "run", "--track",
         f"mlflow:{store}",
     )  # fmt: skip
     assert ended.code == 3, ended.err
@@ -170,8 +171,8 @@ def test_a_refused_run_stands_there_too(tmp_path: Path, optimize: Optimize) -> N
         client = tracking._client(store)
         (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
     assert run.info.status == "FAILED"
-    assert run.data.metrics["gate: quality: accuracy"] == 0
-    assert run.data.tags["gate: quality: accuracy"].startswith("refused: ")
+    assert run.data.metrics["gate: size"] == 0
+    assert run.data.tags["gate: size"].startswith("refused: ")
 
 
 def test_a_tracker_that_is_away_is_found_before_the_work(tmp_path: Path, optimize: Optimize) -> None:
