@@ -32,7 +32,7 @@ batch = [1, 8]
 use = "export.onnx"
 [[step]]
 use = "quantize.weight_only"
-block_size = 32
+block_size = "32"
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("each_step_faster")]
