@@ -50,6 +50,12 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a server, MLflow keeps artifacts in the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """MLflow's own server with a database and a folder for artifacts, on this machine alone."""
