@@ -13,7 +13,15 @@ from typing import Any, TypeVar
 
 from modelathe import blame
 from modelathe.connection import PLAIN, Connection, address, base
-from modelathe.errors import ModelatheError, ModelMissing, RequestRejected, ServerAbsent, ServerFault, ServerNonsense
+from modelathe.errors import (
+    ModelatheError,
+    ModelMissing,
+    RequestRejected,
+    ServerAbsent,
+    ServerFault,
+    ServerNonsense,
+    closest,
+)
 from modelathe.outputs import ask_stream, grpc_outputs, stream_outputs
 from modelathe.tensors import TRITON_DTYPES, Array, Arrays, TensorSpec, in_bytes, reshaped, stated_spec
 from modelathe.translation import translated
@@ -283,12 +291,13 @@ class Client:
         except ModelMissing as error:
             asked = f"{model}/{version}" if version else model
             raise ModelMissing(
-                f"the server does not have the model {asked!r} ready", where=self.url, fix=self._there()
+                f"the server does not have the model {asked!r} ready", where=self.url, fix=self._there(model)
             ) from error
 
-    def _there(self) -> str:
+    def _there(self, model: str) -> str:
         try:
-            return f"it has: {', '.join(sorted(set(self.models()))) or 'none'}"
+            names = sorted(set(self.models()))
+            return f"{closest(model, names)}it has: {', '.join(names) or 'none'}"
         except ModelatheError:
             # A guarded server keeps its index to itself.
             return "check the name and the version with who runs the server"

@@ -23,9 +23,10 @@ from typing import IO, Any, NoReturn, cast
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from modelathe import defaults, notebook
-from modelathe.errors import BadInput, Interrupted, MachineError, ModelatheError, Stopped, UsageError
+from modelathe.errors import BadInput, Interrupted, MachineError, ModelatheError, Stopped, UsageError, fitted
 
 FORMAT = 1
 _ROOMS = ("modelathe", "optimize", "serve", "loadtest")
@@ -42,6 +43,28 @@ json_option = click.option(
     allow_from_autoenv=False,  # it is looked for before the options are read
     help="Print one JSON document to stdout, nothing else.",
 )
+
+
+_QUIET = "modelathe.quiet"
+
+
+quiet_option = click.option(
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=lambda context, _option, value: context.meta.update({_QUIET: value}),
+    help="Print no progress; results and errors still.",
+)
+
+
+def quiet() -> bool:
+    """Return whether the command that runs was told to print no progress."""
+    return bool((context := click.get_current_context(silent=True)) and context.meta.get(_QUIET))
+
+
+def say(text: str, indent: str = "  ", err: bool = False) -> None:
+    """Print a text, on a terminal broken between words."""
+    click.echo(fitted(text, sys.stderr if err else sys.stdout, indent), err=err)
 
 
 def version() -> str:
@@ -99,14 +122,15 @@ def finite(value: Any) -> Any:
 
 
 @contextmanager
-def reporting(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
-    """Yield a function `(text, fraction)` that shows on standard error what goes on.
+def reporting(silent: bool = False) -> Iterator[Callable[[str, float], None]]:
+    """Yield a function `(text, fraction)` that shows on standard error what goes on, unless `silent` or `quiet`.
 
     On a terminal the current text stands beside a spinner and a finished one leaves a line with its seconds; a
     notebook's cell shows the same, redrawn; elsewhere every text is a plain line. The part of a text before its first
-    colon names the stage. Nothing is said where it is `quiet`.
+    colon names the stage. A fraction between 0 and 1 is what is done of it; it is shown with the time that the rest
+    takes at the speed so far.
     """
-    if quiet:
+    if silent or quiet():
         yield lambda _text, _fraction: None
         return
     if redraw := notebook.redrawn():
@@ -115,7 +139,7 @@ def reporting(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
         stages.finish()
         return
     console = Console(stderr=True, highlight=False)
-    current, begun = "", 0.0
+    current, begun, first = "", 0.0, 0.0
 
     def finish() -> None:
         if current and console.is_terminal:
@@ -124,18 +148,28 @@ def reporting(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
     with console.status("") if console.is_terminal else nullcontext() as status:
 
         def report(text: str, fraction: float) -> None:
-            nonlocal current, begun
+            nonlocal current, begun, first
             stage = text.partition(":")[0]
             if stage != current:
                 finish()
-                current, begun = stage, time.monotonic()
+                current, begun, first = stage, time.monotonic(), fraction
+            done = f" ({how_far(fraction, first, time.monotonic() - begun)})" if 0 < fraction < 1 else ""
             if status is None:
-                console.print(text, markup=False, soft_wrap=True)
+                console.print(f"{text}{done}", markup=False, soft_wrap=True)
             else:
-                status.update(f"{text} [dim]{fraction:.0%}[/]" if 0 < fraction < 1 else text)
+                status.update(f"{escape(text)}[dim]{done}[/]")
 
         yield report
         finish()
+
+
+def how_far(fraction: float, first: float, seconds: float) -> str:
+    """Return `40 %, 12 s left`: what is done, `first` of it before these seconds, and the time of the rest."""
+    share = f"{fraction:.0%}".replace("%", " %")
+    if fraction <= first:
+        return share
+    left = seconds * (1 - fraction) / (fraction - first)
+    return f"{share}, {left:.0f} s left" if left < 120 else f"{share}, {left / 60:.0f} min left"
 
 
 @contextmanager
@@ -180,6 +214,7 @@ class CommandGroup(click.Group):
         with _one_document() if "--json" in args else nullcontext() as aside:
             try:
                 defaults.guard(self)
+                defaults.attribute(self)
                 stated: dict[str, Any] = {"default_map": defaults.read(self)}
                 stated["auto_envvar_prefix"] = (self.name or "").upper()
                 code = super().main(args, prog_name=prog_name, standalone_mode=False, **stated)
@@ -236,7 +271,9 @@ def _translate(error: BaseException) -> ModelatheError:
     if isinstance(error, ModelatheError):
         return error
     if isinstance(error, click.ClickException):
-        return UsageError(error.format_message(), fix="run the command with --help")
+        known = isinstance(error, click.BadParameter) and error.ctx and error.param
+        place = defaults.origin(error.ctx, error.param) if known else ""  # type: ignore[attr-defined]
+        return UsageError(error.format_message(), where=place, fix="run the command with --help")
     if isinstance(error, OSError) and (foreseen := _translate_os(error)):
         return foreseen
     if isinstance(error, MemoryError):

@@ -8,17 +8,19 @@ the file, and the file before the default that `--help` tells. What loosens a pr
 `--no-check`) is said on the command line each time, and nowhere else.
 """
 
-import difflib
+import functools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from modelathe.errors import UsageError
+from modelathe.errors import BadInput, ModelatheError, UsageError, closest
 
 FILE = Path("pyproject.toml")
+_ATTRIBUTED = "names_where_values_come_from"
 LOOSENING = ("--allow-", "--force", "--no-check")
 
 
@@ -45,6 +47,51 @@ def guard(command: click.Command) -> None:
     for option in command.params:
         if isinstance(option, click.Option) and _loosens(option):
             option.allow_from_autoenv = False
+
+
+def attribute(command: click.Command) -> None:
+    """Make errors about an option of a command, or of those below it, name the file or variable that it came from."""
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        attribute(inner)
+    named: list[click.Command | click.Parameter] = [command, *command.params]
+    for one in named:
+        if one.callback is not None and not hasattr(one.callback, _ATTRIBUTED):
+            one.callback = _attributed(one.callback)
+
+
+def origin(context: click.Context, option: click.Parameter) -> str:
+    """Return the file or variable that an option's value came from; empty where the command line or no one said it."""
+    name = str(option.name)
+    said = context.get_parameter_source(name)
+    if said == ParameterSource.ENVIRONMENT:
+        return f"the environment variable {context.auto_envvar_prefix}_{name.upper()}"
+    if said == ParameterSource.DEFAULT_MAP:
+        return f"{FILE}, {name.replace('_', '-')} of {context.command.name}"
+    return ""
+
+
+def _attributed(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **values: Any) -> Any:
+        try:
+            return function(*args, **values)
+        except (UsageError, BadInput) as error:
+            error.attribute(_origins(error, args))
+            raise
+
+    setattr(call, _ATTRIBUTED, True)
+    return call
+
+
+def _origins(error: ModelatheError, args: Sequence[Any]) -> list[str]:
+    """Return where the values came from that an error is about: that of the option which is read, or those it names."""
+    context = click.get_current_context()
+    words = {word.strip("'\",:;()") for word in error.format_message().split()}
+    about = [one for one in args if isinstance(one, click.Parameter)]
+    for option in () if about else context.command.params:
+        if words & {*option.opts, str(context.params.get(str(option.name)))}:
+            about.append(option)
+    return [place for option in about if (place := origin(context, option))]
 
 
 def _loosens(option: click.Option) -> bool:
@@ -79,6 +126,5 @@ def _of(command: click.Command, table: object, where: str) -> dict[str, Any]:
 def _known(name: str, names: list[str], where: str) -> str:
     if name in names:
         return name
-    close = difflib.get_close_matches(name, names, 1)
-    fix = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}"
+    fix = closest(name, names).strip() or f"use one of {', '.join(names)}"
     raise UsageError(f"unknown key {name!r} in [{where}]", where=str(FILE), fix=fix)

@@ -18,9 +18,31 @@ Every room has an `errors.py` that hangs its own classes below these::
 Of these rooms only this module and `commandline.py` know Click.
 """
 
+import difflib
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
 from typing import IO, Any
 
 import click
+
+_COMMAND = re.compile(r"(^|: |with |; )(pip|sudo|serve|optimize|loadtest|make|python\S*) [a-z-]")
+
+
+def closest(name: str, known: Sequence[str]) -> str:
+    """Return `did you mean 'NAME'? ` for the name of those that is nearest to what was said, or an empty text."""
+    return "".join(f"did you mean {near!r}? " for near in difflib.get_close_matches(name, known, 1))
+
+
+def fitted(text: str, stream: IO[str], indent: str = "  ") -> str:
+    """Return a text whose lines break between words where `stream` is a terminal, but for those with a command."""
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(line if _COMMAND.search(line) else wrapper.fill(line) for line in text.split("\n"))
 
 
 class ModelatheError(click.ClickException):
@@ -38,9 +60,18 @@ class ModelatheError(click.ClickException):
         self.what, self.where, self.fix = what, where, fix
         self.partial: dict[str, Any] = {}
         """What was found before the failure; stands beside `error` in the `--json` document."""
-        place = f"{where}: " if where else ""
-        way_out = f"\n  fix: {fix}" if fix else ""
-        super().__init__(f"{place}{what}{way_out}")
+        super().__init__(what)
+
+    def format_message(self) -> str:
+        """Return the place, what is wrong, and the way out in a line of its own."""
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}{self.what}" + (f"\n  fix: {self.fix}" if self.fix else "")
+
+    __str__ = format_message
+
+    def attribute(self, places: Sequence[str]) -> None:
+        """Say that it is about what stands at these places."""
+        self.where = ", ".join([*places, *filter(None, (self.where,))])
 
     def document(self) -> dict[str, Any]:
         """Return the value of `error` in a `--json` document."""
@@ -54,7 +85,8 @@ class ModelatheError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message to standard error, where Click would print its own."""
-        click.echo(f"error: {self.format_message()}", file=file, err=file is None)
+        stream = file or sys.stderr
+        click.echo(fitted(f"error: {self.format_message()}", stream), file=stream)
 
 
 class UsageError(ModelatheError):

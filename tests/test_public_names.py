@@ -91,12 +91,12 @@ def keywords_of(group: object, command: str) -> set[str]:
     """Return the options of a command by the names that Python gives them."""
     options = group.commands[command].params  # type: ignore[attr-defined]
     found = {option.opts[0].removeprefix("--").replace("-", "_") for option in options if option.opts[0][:2] == "--"}
-    return found - {"json"}
+    return found - {"json", "quiet"}
 
 
 def test_a_call_takes_what_its_command_takes() -> None:
     """An option of a command that no keyword stands for is named here, with what Python has in its place."""
-    assert Options.__annotations__.keys() == {"name", *(field.name for field in dataclasses.fields(Terms))}
+    assert Options.__annotations__.keys() == {"name", "track", *(field.name for field in dataclasses.fields(Terms))}
     # A preset is a recipe: `preset:NAME`.
     assert keywords_of(optimize_main, "run") == {*Options.__annotations__, "recipe", "preset", "output", "repository"}
     assert keywords.declared().keys() - {"url"} == keywords.LoadOptions.__annotations__.keys()

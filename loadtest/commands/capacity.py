@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.plan.options import PROBES_DECIDE, Duration, Number, Share, load_options
-from modelathe.commandline import PATH, emit, json_option
+from modelathe.commandline import PATH, emit, json_option, quiet_option
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     "--budget", type=Duration(), default="150s", show_default=True, help="Start no probe near the edge after it."
 )
 @click.option("--output", type=PATH, metavar="DIR", help="A new folder for the results of the probes.")
+@quiet_option
 @json_option
 def capacity(
     model: str,

@@ -20,7 +20,7 @@ from loadtest.plan.options import (
     plan_of,
     traffic_options,
 )
-from modelathe.commandline import PATH, document, emit, finite, json_option
+from modelathe.commandline import PATH, document, emit, finite, json_option, quiet_option
 from modelathe.errors import BadInput, Refused, UsageError
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ _PROBE = 2.0
 @click.option("--gate", type=click.Choice(("99%", "99.9%")), default="99%", show_default=True, help="accuracy: of it.")
 @traffic_options
 @click.option("--output", type=PATH, metavar="DIR", help="A new folder for results and log.")
+@quiet_option
 @json_option
 def mlperf(model: str, mode: str, output: Path | None, as_json: bool, **options: Any) -> None:
     """Run a scenario of MLPerf Inference against MODEL with MLPerf's rules.

@@ -7,7 +7,7 @@ import click
 from click.core import ParameterSource
 
 from loadtest.plan.options import allow_option, load_options, threshold_option
-from modelathe.commandline import PATH, emit, json_option
+from modelathe.commandline import PATH, emit, json_option, quiet_option
 
 if TYPE_CHECKING:
     from loadtest.calls.results import LoadResult, ScenarioResult
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     "--save-baseline", type=PATH, metavar="FILE.json", help="Keep what later comparisons need of a run that passes."
 )
 @click.option("--allow-invalid", is_flag=True, help="Exit 0 for a run that proves nothing; the report says INVALID.")
+@quiet_option
 @json_option
 def run(
     model: str,

@@ -2,7 +2,7 @@
 
 import click
 
-from modelathe.commandline import CommandGroup, document, emit, json_option
+from modelathe.commandline import CommandGroup, document, emit, json_option, say
 
 
 @click.group(cls=CommandGroup)
@@ -31,7 +31,7 @@ def list_(as_json: bool) -> None:
         emit(document(scenarios=[{"name": name, "description": text} for name, text in found.items()]))
         return
     for name, text in found.items():
-        click.echo(f"{name:12} {text}")
+        say(f"{name:12} {text}", " " * 13)
 
 
 @scenario.command()

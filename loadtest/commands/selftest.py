@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from loadtest.plan.options import Duration
-from modelathe.commandline import emit, json_option, reporting
+from modelathe.commandline import emit, json_option, quiet_option, reporting
 from modelathe.errors import UsageError
 
 
@@ -17,6 +17,7 @@ from modelathe.errors import UsageError
 )
 @click.option("--stall", type=Duration(), default="0s", help="It holds some requests so much longer.  [default: 0s]")
 @click.option("--each", type=int, default=0, help="Which requests: each so many-th.  [default: none]")
+@quiet_option
 @json_option
 def selftest(model: str | None, url: str | None, service: float, stall: float, each: int, as_json: bool) -> None:
     """Measure what this generator reaches here, against a built-in server that answers at once.

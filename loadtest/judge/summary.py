@@ -213,7 +213,9 @@ def _server(results: Results) -> dict[str, Any] | None:
         return None
     ok = results.of(OK, MISMATCH)
     values: dict[str, Any] = {key: counts[key] for key in ("success", "fail")}
-    values |= {"reconciled": counts["success"] == int(ok.sum()), "executions": counts["execution_count"]}
+    values["probes"] = probes = counts.get("probes", 0)
+    reconciled = counts["success"] - probes == int(ok.sum())
+    values |= {"reconciled": reconciled, "executions": counts["execution_count"]}
     if not counts["success"]:
         return values
 
@@ -246,8 +248,8 @@ def _notes(values: dict[str, Any], end: dict[str, Any]) -> list[str]:
             f"{requests['retried']} requests were sent more than once; their latency counts from the first time"
         )
     if server and not server["reconciled"]:
-        more = server["success"] - requests["done"] - requests["mismatched"]
-        why = "others sent requests too, as the probe of `serve up` does, or answers were lost"
+        more = server["success"] - server["probes"] - requests["done"] - requests["mismatched"]
+        why = "others sent requests too, as the probe of a `serve up` on another machine does, or answers were lost"
         if more < 0:
             why = "another server answered too, or it was started again"
         notes.append(

@@ -23,7 +23,7 @@ from loadtest.load import eventloop, workers
 from loadtest.load.loop import PATIENCE, TICK, Progress
 from loadtest.load.readings import Readings
 from loadtest.load.share import Ending, Share
-from loadtest.plan import traffic
+from loadtest.plan import served, traffic
 from loadtest.plan.data.answers import MOST_SAMPLES, Answers, Tolerance
 from loadtest.plan.load import Load
 from loadtest.plan.package import pack
@@ -292,8 +292,8 @@ def _settled(
 def _counted(client: Client, parts: Sequence[Part]) -> list[Statistics] | None:
     """Return the counts of each model that the traffic goes to."""
     models = dict.fromkeys((part.model, part.version) for part in parts)
-    found = [counted(client, *model) for model in models]
-    known = [one for one in found if one is not None]
+    found = [(counted(client, *model), served.probes(client.url, model[0])) for model in models]
+    known = [replace(one, probes=probes) for one, probes in found if one is not None]
     return known if len(known) == len(found) else None
 
 

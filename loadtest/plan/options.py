@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelathe.commandline import PATH
+from modelathe.commandline import PATH, quiet
 from modelathe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -206,7 +206,12 @@ _OPTIONS = (
     click.option("--allow-nonfinite", "nonfinite", is_flag=True, help="Let the data hold NaN and infinity."),
     click.option("--fresh", is_flag=True, help="New random values for every request."),
     click.option("--constant", is_flag=True, help="The same values in every request."),
-    click.option("--repository", type=PATH, metavar="DIR", help="Take ranges, tolerance from it."),
+    click.option(
+        "--repository",
+        type=PATH,
+        metavar="DIR|none",
+        help="Take ranges, tolerance from it.  [default: that of a `serve up`]",
+    ),
     click.option(
         "--shape",
         "shapes",
@@ -345,9 +350,24 @@ def connection_of(options: dict[str, Any]) -> "Connection":
 
 def parts_of(plan: "Plan", model: str, options: dict[str, Any]) -> "list[Part]":
     """Return the traffic that the options describe, MODEL's share first; asks the server what its models take."""
-    from loadtest.plan import parts
+    from loadtest.plan import parts, served
 
-    return parts.parts(plan, model, options)
+    with served.naming(plan.url, model):
+        if options["repository"] == Path("none"):
+            options = options | {"repository": None}
+        elif options["repository"] is None and (state := served.at(plan.url)):
+            options = options | {"repository": _repository_of(state, model, plan.url)}
+        return parts.parts(plan, model, options)
+
+
+def _repository_of(state: dict[str, Any], model: str, url: str) -> Path | None:
+    """Return the repository of the `serve up` at `url`, and say so; None where the model has no lineage."""
+    place = Path(state["repository"])
+    if not any((place / model).glob("*/lineage.json")):
+        return None
+    if not quiet():
+        click.echo(f"ranges and tolerance from {place}, which `serve up` serves at {url}", err=True)
+    return place
 
 
 def default_output(name: str, suffix: str = "") -> Path:
@@ -369,10 +389,11 @@ def kept(path: Path) -> Iterator[None]:
 
 def largest_batch(plan: "Plan", model: str, options: dict[str, Any]) -> int:
     """Return how many samples a request to the model may hold; 1 for a model without a batch axis."""
+    from loadtest.plan import served
     from modelathe.client import connect
     from modelathe.tensors import Dim
 
-    with connect(plan.url, connection=plan.connection) as client:
+    with served.naming(plan.url, model), connect(plan.url, connection=plan.connection) as client:
         inputs, _ = client.metadata(model, options["version"])
     axes = [spec.dims[0] for spec in inputs if spec.batched]
     return min((axis.maximum for axis in axes if isinstance(axis, Dim)), default=1)

@@ -11,6 +11,7 @@ class Statistics:
     """What a Triton server counted for a model since it was loaded; the difference of two is what happened between.
 
     Counts are requests, but `inference_count` (samples) and `execution_count` (runs of the model, one per batch).
+    `probes` are those of the successes that the probe of a `serve up` on this machine sent.
     Durations are nanoseconds summed over the successful requests. `batches` counts executions by the samples in them.
     """
 
@@ -23,6 +24,7 @@ class Statistics:
     compute_output_ns: int = 0
     inference_count: int = 0
     execution_count: int = 0
+    probes: int = 0
     batches: dict[int, int] = field(default_factory=dict)
 
     def _combine(self, other: "Statistics", sign: int) -> "Statistics":

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.record.statistics import number, percentile
-from modelathe import notebook
+from modelathe import commandline, notebook
 
 if TYPE_CHECKING:
     from loadtest.load.loop import Progress
@@ -70,7 +70,7 @@ def shown(plan: "Plan", quiet: bool) -> "Iterator[Callable[[Progress], None]]":
 
     Nothing is shown when it is quiet.
     """
-    if quiet:
+    if quiet or commandline.quiet():
         yield lambda state: None
         return
     redraw, terminal = notebook.redrawn(), sys.stderr.isatty()
@@ -115,4 +115,5 @@ def line(plan: "Plan", state: "Progress", latest: Latest) -> str:
     if state.warming:
         return f"warm-up, {state.elapsed:.0f} of {plan.warmup:g} s"
     figures = ", ".join(f"{name} {value}" for name, value in latest.figures().items())
-    return f"{state.elapsed:.0f} of {plan.duration:g} s: {figures}"
+    far = commandline.how_far(min(state.elapsed / plan.duration, 1.0), 0.0, state.elapsed)
+    return f"{state.elapsed:.0f} of {plan.duration:g} s ({far}): {figures}"

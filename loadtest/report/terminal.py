@@ -48,7 +48,7 @@ def mismatch_rows(values: dict[str, Any]) -> list[tuple[str, ...]]:
 def several(runs: Sequence[tuple[str, dict[str, Any]]]) -> Table:
     """Return several runs beside each other, each with a name, in the order of their rates."""
     heads = ("run", "", "offered/s", "achieved/s", "failed", "p50 ms", "p90 ms", "p99 ms", "max ms")
-    shown = table(*heads, figures=slice(2, None))
+    shown = table(*heads, figures=slice(2, None), spare=("p90 ms", "offered/s", "max ms"))
     for name, values in sorted(runs, key=lambda run: run[1]["rate"]["achieved"]):
         rates = [number(values["rate"][key]) for key in ("offered", "achieved")]
         latency = [number(values["latency_ms"][key]) for key in ("p50", "p90", "p99", "max")]
@@ -111,7 +111,7 @@ def latencies(values: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
 
 
 def _models_table(values: dict[str, Any]) -> Table:
-    shown = table("model", "answered", "failed", "per s", "p50 ms", "p99 ms")
+    shown = table("model", "answered", "failed", "per s", "p50 ms", "p99 ms", spare=("p50 ms",))
     for row in values["models"]:
         counts = [f"{row['done']:,}", f"{row['failed']:,}", number(row["rate"])]
         shown.add_row(row["model"], *counts, number(row["latency_ms"]["p50"]), number(row["latency_ms"]["p99"]))
@@ -152,9 +152,9 @@ def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
     if server and "request_ms" in server:
         rows.append(("server", f"{number(server['queue_ms'])} ms queue + {number(server['compute_ms'])} ms compute"))
         rows.append(("mean batch", f"{number(server['mean_batch'])} samples, {server['executions']:,} executions"))
-        rows.append(
-            ("server's count", f"{server['success']:,} ({'equal' if server['reconciled'] else 'not equal'} to ours)")
-        )
+        equal = "equal" if server["reconciled"] else "not equal"
+        probes = f" with the {server['probes']:,} of `serve up`'s probe" if server.get("probes") else ""
+        rows.append(("server's count", f"{server['success']:,} ({equal} to ours{probes})"))
         ours = "" if server["overhead"] is None else f", ours {server['overhead']:+.1%}"
         rows.append(("server's time", f"{number(server['request_ms'])} ms a request{ours}"))
     return rows

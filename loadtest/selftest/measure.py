@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from loadtest.judge.summary import summarize
@@ -14,6 +13,7 @@ from loadtest.load import drive
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
+from loadtest.record.table import Unbroken
 from loadtest.selftest import nullserver
 from loadtest.selftest.nullserver import NullServer
 from modelathe.commandline import document
@@ -105,7 +105,7 @@ def _limit(best: dict[str, Any], staged: bool) -> dict[str, Any]:
 
 def text(values: dict[str, Any]) -> RenderableType:
     """Return what a person reads of the document."""
-    table = Table("", *(found["protocol"] for found in values["protocols"]))
+    table = Unbroken("", *(found["protocol"] for found in values["protocols"]))
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "ceiling, req/s": lambda it: f"{'at least ' * it['ceiling']['at_least']}{it['ceiling']['rate']:,.0f}",
         "limited by": lambda it: str(it["ceiling"]["limit"]),

@@ -15,6 +15,7 @@ from optimize.predict.onnxruntime import OnnxPredictor
 from optimize.predict.predictor import Predictor
 from optimize.predict.runtimes import RUNTIMES
 from optimize.runs import open as sources
+from optimize.runs.baseline import counting
 from optimize.source.workload import Workload
 from optimize.step.bundle import Bundle
 
@@ -49,8 +50,8 @@ def evaluate(
         progress("evaluating the trained model", 0.0)
         reference = _reference(bundle.workload)
         with _choose(bundle, predictor, endpoint) as chosen:
-            progress(f"evaluating {chosen.name}", 0.5)
-            quality = evaluation.evaluate(chosen, bundle.workload, reference)
+            told = counting(progress, f"evaluating {chosen.name}", "samples", _count(reference))
+            quality = evaluation.evaluate(chosen, bundle.workload, reference, told=told)
     found = document(predictor=chosen.name, source=endpoint or _name(source), **quality.document())
     first, *others = map(Figure.of, (found["quality"], *found["also"]))
     return Evaluation(document=found, predictor=chosen.name, quality=first, also=tuple(others))
@@ -76,9 +77,9 @@ def compare(first: Source, second: Source, *, workload: Workload | None = None, 
         reference = _reference(judged)
         qualities: list[Quality] = []
         for source, bundle in zip((first, second), bundles, strict=True):
-            progress(f"evaluating {_name(source)}", 0.3)
+            told = counting(progress, f"evaluating {_name(source)}", "samples", _count(reference))
             with _choose(bundle, None, None) as predictor:
-                qualities.append(evaluation.evaluate(predictor, judged, reference))
+                qualities.append(evaluation.evaluate(predictor, judged, reference, told=told))
     one, other = (quality.scores[0] for quality in qualities)
     difference = evaluation.compare(judged, other, one)
     found = document(
@@ -126,6 +127,10 @@ def _reference(workload: Workload) -> Arrays:
     """Return the trained model's outputs for the evaluation set."""
     with TorchPredictor(workload.build(), workload.outputs) as trained:
         return evaluation.collect(trained, workload)[0]
+
+
+def _count(reference: Arrays) -> int:
+    return len(next(iter(reference.values())))
 
 
 def _choose(bundle: Bundle, kind: Kind | None, endpoint: str | None) -> Predictor:

@@ -11,6 +11,7 @@ from modelathe.commandline import reporting
 from modelathe.errors import BadInput, UsageError
 from optimize.calls.results import RunResult
 from optimize.model.errors import BusyMachine, GateRefused
+from optimize.report import tracking
 from optimize.runs import follower, pipeline
 from optimize.runs import open as sources
 from optimize.runs import recipe as recipes
@@ -20,9 +21,10 @@ from optimize.source.workload import Workload
 
 
 class Options(TypedDict, total=False):
-    """The model's name in the repository, and the fields of `optimize.runs.run.Terms`: what each lets a run do."""
+    """The model's name in the repository, the tracker, and the fields of `optimize.runs.run.Terms`."""
 
     name: str | None
+    track: str | None
     force: bool
     strict: bool
     allow_overlap: bool
@@ -56,8 +58,8 @@ def run(
         repository: publish into this model repository, after proof on a real server, as a candidate if a version of the
             model is live.
         quiet: say nothing while it goes on.
-        options: those of the command of these names: `name`, `force`, `strict`, `allow_overlap`, `allow_unmeasured`,
-            `promote`, and `patience` in seconds.
+        options: those of the command of these names: `name`, `track`, `force`, `strict`, `allow_overlap`,
+            `allow_unmeasured`, `promote`, and `patience` in seconds.
 
     Returns:
         What was made and judged. In a notebook it shows the figures at the head of the proof page.
@@ -67,20 +69,25 @@ def run(
     """
     keywords.check(options, Options.__annotations__)
     terms: dict[str, Any] = {**options}
+    name, track = terms.pop("name", None), terms.pop("track", None)
+    uri = None if track is None else tracking.parse(track)
     failure: GateRefused | BusyMachine | None = None
     with follower.leading(), reporting(quiet) as progress:
         opened = sources.workload(workload)
-        if name := terms.pop("name", None):
+        if name:
             opened = _named(opened, name)
+        plan = recipes.chosen(recipe, opened, progress)
         try:
-            document = pipeline.run(
-                recipes.chosen(recipe, opened, progress),
-                opened,
-                output=None if output is None else Path(output),
-                repository=None if repository is None else Path(repository),
-                terms=Terms(**terms),
-                progress=progress,
-            )
+            with tracking.tracked(uri, opened.name, opened.source) as kept:
+                document = pipeline.run(
+                    plan,
+                    opened,
+                    output=None if output is None else Path(output),
+                    repository=None if repository is None else Path(repository),
+                    terms=Terms(**terms),
+                    progress=progress,
+                )
+                kept(document)
         except (GateRefused, BusyMachine) as refusal:
             if not refusal.partial:
                 raise

@@ -2,12 +2,13 @@
 
 import click
 
-from modelathe.commandline import emit, json_option
+from modelathe.commandline import emit, json_option, quiet_option
 
 
 @click.command()
 @click.argument("first")
 @click.argument("second")
+@quiet_option
 @json_option
 def compare(first: str, second: str, as_json: bool) -> None:
     """Compare SECOND with FIRST, each a bundle or a workload, sample by sample.

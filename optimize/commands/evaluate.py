@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelathe.commandline import emit, json_option
+from modelathe.commandline import emit, json_option, quiet_option
 
 if TYPE_CHECKING:
     from optimize.calls.evaluation import Kind
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     "runtime that it was made for, torch where there is none]",
 )
 @click.option("--endpoint", help="Judge a served model: grpc://HOST:PORT/MODEL[/VERSION], or http://…")
+@quiet_option
 @json_option
 def evaluate(source: str, kind: "Kind | None", endpoint: str | None, as_json: bool) -> None:
     """Judge SOURCE, a bundle or a workload, or an endpoint that serves it, with the workload's own scores.

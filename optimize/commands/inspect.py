@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelathe.commandline import document, emit, json_option, reporting
+from modelathe.commandline import document, emit, json_option, quiet_option, reporting
 
 if TYPE_CHECKING:
     from optimize.runs.inspect import Inspection
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source")
 @click.option("--batch", type=click.IntRange(1, 65536), default=1, show_default=True, help="Samples in the timed call.")
+@quiet_option
 @json_option
 def inspect(source: str, batch: int, as_json: bool) -> None:
     """Show the layers of SOURCE, a workload or a bundle: parameters, MACs, share of the latency, output shape.
@@ -29,7 +30,7 @@ def inspect(source: str, batch: int, as_json: bool) -> None:
 
     with reporting() as progress:
         bundle = sources.load(source)
-        progress("exporting and timing", 0.3)
+        progress("exporting and timing", 0.0)
         found = layers.inspect(bundle, batch)
     if as_json:
         emit(document(source=source, batch=batch, **found.document()))
@@ -42,13 +43,13 @@ def _print(found: "Inspection") -> None:
 
     from rich import box
     from rich.console import Console
-    from rich.table import Table
 
+    from loadtest.record.table import Unbroken
     from optimize.report.table import WIDE, number
 
     console = Console(highlight=False)
     wide = console.width >= WIDE
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Unbroken(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer", overflow="fold", ratio=1)
     table.add_column("type", overflow="ellipsis", no_wrap=True, max_width=16)
     for column in ("params", "share", "MACs", "time"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 import click
 from pydantic.fields import FieldInfo
 
-from modelathe.commandline import PATH, document, emit, json_option, reporting
+from modelathe.commandline import PATH, document, emit, json_option, quiet_option, reporting
 from optimize.commands.options import overlap_option
 from optimize.methods.table import METHODS, NAMES
 from serve.config.target import Device, Runtime
@@ -57,7 +57,7 @@ def command(family: str) -> click.Command:
     Example:
       optimize {family} digits_cnn.py --output build/{family}
     """
-    decorated: Callable[..., None] = json_option(call)
+    decorated: Callable[..., None] = quiet_option(json_option(call))
     for decorator in reversed([*_common(names, default), *_options(family)]):
         decorated = decorator(decorated)
     return click.command(family)(click.argument("source")(decorated))

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from loadtest.plan.options import Number
-from modelathe.commandline import PATH, emit, json_option
+from modelathe.commandline import PATH, emit, json_option, quiet_option
 from modelathe.errors import UsageError
 from optimize.commands.options import overlap_option, preset_option, recipe_option
 
@@ -35,6 +35,12 @@ from optimize.commands.options import overlap_option, preset_option, recipe_opti
     is_flag=True,
     help="Publish what is made for a GPU though there is none here to measure it; the lineage says so for ever.",
 )
+@click.option(
+    "--track",
+    metavar="mlflow[:URI]",
+    help="Log parameters, figures, bundle and page to MLflow, at URI or where its own settings say.",
+)
+@quiet_option
 @json_option
 def run(
     source: str,
@@ -49,6 +55,7 @@ def run(
     allow_overlap: bool,
     patience: float,
     allow_unmeasured: bool,
+    track: str | None,
     as_json: bool,
 ) -> None:
     """Run a recipe on SOURCE: path/to/file.py, with :function where it has several workloads, or a Hugging Face folder.
@@ -86,6 +93,7 @@ def run(
         allow_unmeasured=allow_unmeasured,
         patience=patience,
         promote=promote,
+        track=track,
     )
     if not as_json:
         table.run(result.document)

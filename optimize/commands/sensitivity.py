@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.plan.options import Number
-from modelathe.commandline import PATH, document, emit, json_option, reporting
+from modelathe.commandline import PATH, document, emit, json_option, quiet_option, reporting
 from modelathe.errors import UsageError
 from optimize.commands.options import overlap_option
 from optimize.methods.table import NAMES
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--batch", default="1,32", show_default=True, help="Batch sizes to measure at.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seeds every choice.")
 @overlap_option
+@quiet_option
 @json_option
 def sensitivity(
     source: str,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelathe.commandline import PATH, document, emit, json_option
+from modelathe.commandline import PATH, document, emit, json_option, say
 from modelathe.errors import ModelatheError
 from serve.tensorrt.capability import CAPABILITIES, USUAL
 
@@ -72,7 +72,7 @@ def tensorrt(
         emit(document(**written.document()))
         return
     for finding in written.findings:
-        click.echo(f"{finding.level}: {finding.node}: {finding.what}; {finding.fix}")
+        say(f"{finding.level}: {finding.node}: {finding.what}; {finding.fix}")
     for line in _compiled(written):
         click.echo(line)
     click.echo(f"written to {output}: {', '.join(written.files)}")

@@ -1,6 +1,6 @@
 """Quality: scores per sample, compared pairwise, with 95 % confidence intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,14 @@ from optimize.predict.predictor import Predictor, cut
 from optimize.source.batch import concatenate, guarded
 from optimize.source.workload import Workload
 
+Told = Callable[[int], None]
+"""Takes how many samples of the evaluation set are done."""
 ROUNDING = 1e-6
 """How far beyond [0, 1] rounding may bring the figure of a score that lies there."""
+
+
+def _unheard(_done: int) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +110,21 @@ class Difference:
         return "worse" if low > 0 else "better" if high < 0 else "undecided"
 
 
-def collect(predictor: Predictor, workload: Workload, largest: int | None = None) -> tuple[Arrays, Any]:
+def collect(
+    predictor: Predictor, workload: Workload, largest: int | None = None, told: Told = _unheard
+) -> tuple[Arrays, Any]:
     """Run the whole evaluation set through `predictor` and return its outputs and the targets, both concatenated.
 
     Args:
         predictor: what answers.
         workload: its evaluation batches are sent one after the other.
         largest: cut the batches to this many samples, for a server that takes no more.
+        told: how many samples are done.
 
     Raises:
         BadModel: an output is missing, has the wrong number of rows, or is not finite.
     """
-    outputs, targets = [], []
+    outputs, targets, done = [], [], 0
     for number, batch in enumerate(workload.batches("evaluation")):
         targets.append(batch.targets)
         for inputs in cut(batch.inputs, largest):
@@ -123,6 +132,7 @@ def collect(predictor: Predictor, workload: Workload, largest: int | None = None
             size = len(next(iter(inputs.values())))
             _check_outputs(answer, workload, size, f"{predictor.name}, evaluation batch {number}")
             outputs.append({name: answer[name] for name in workload.outputs})
+        told(done := done + batch.size)
     return concatenate(outputs, "output"), concatenate(targets, "targets")
 
 
@@ -155,10 +165,14 @@ def judge(workload: Workload, outputs: Arrays, targets: Any, reference: Arrays) 
 
 
 def evaluate(
-    predictor: Predictor, workload: Workload, reference: Arrays | None = None, largest: int | None = None
+    predictor: Predictor,
+    workload: Workload,
+    reference: Arrays | None = None,
+    largest: int | None = None,
+    told: Told = _unheard,
 ) -> Quality:
     """Return the quality of `predictor`; `reference` is the trained model's outputs, its own when None."""
-    outputs, targets = collect(predictor, workload, largest)
+    outputs, targets = collect(predictor, workload, largest, told)
     return judge(workload, outputs, targets, outputs if reference is None else reference)
 
 

@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,7 +81,14 @@ def _kept(budget: Budget) -> float:
     return DEFAULT_KEEP if budget.keep is None else budget.keep
 
 
-def quality(budget: Budget, trained: Score, result: Score, difference: Difference, strict: bool = False) -> Gate:
+def quality(
+    budget: Budget,
+    trained: Score,
+    result: Score,
+    difference: Difference,
+    strict: bool = False,
+    steps: Collection[str] = (),
+) -> Gate:
     """Judge what was lost of the first score, on its value or, `strict`, on the worse end of the paired interval.
 
     Args:
@@ -91,6 +98,7 @@ def quality(budget: Budget, trained: Score, result: Score, difference: Differenc
         result: the score that is judged.
         difference: result minus trained, paired by sample.
         strict: judge the end of the interval that is worse.
+        steps: names of the methods that made the result, which the advice is about.
 
     Raises:
         BadRecipe: see `check_metric`.
@@ -106,16 +114,23 @@ def quality(budget: Budget, trained: Score, result: Score, difference: Differenc
     known = all(map(math.isfinite, (trained.value, result.value, *difference.loss)))
     passed = known and (worst if strict else lost) <= limited
     interval = f"{difference.value:+.4f}, 95 % interval [{difference.low:+.4f}, {difference.high:+.4f}]"
-    refusal = "" if passed else _quality_advice(known and lost <= limited)
+    refusal = "" if passed else _quality_advice(steps, known and lost <= limited)
     advice = "; ".join(filter(None, (refusal, _deciding(difference, result, limited))))
     return Gate(f"quality: {result.metric}", passed, f"{result.value:.4f} ({interval})", limit, advice)
 
 
-def _quality_advice(value_passes: bool) -> str:
-    advice = (
-        "prune less, distill longer, exclude layers from quantization, or let quantize.mixed find them (it leaves "
-        "nodes without weights float too); a larger max_drop accepts the loss"
-    )
+LOSE_LESS = {
+    "prune.": "prune less",
+    "distill.": "distill longer",
+    "quantize.": "exclude layers from quantization, or let quantize.mixed find them (it leaves nodes without weights "
+    "float too)",
+}
+"""What makes up for a loss, by the family of the methods that caused or mend it."""
+
+
+def _quality_advice(steps: Collection[str], value_passes: bool) -> str:
+    found = [text for family, text in LOSE_LESS.items() if any(step.startswith(family) for step in steps)]
+    advice = "; ".join(filter(None, (", ".join(found), "a larger max_drop accepts the loss")))
     return f"{advice}; without --strict the value is judged, which passes" if value_passes else advice
 
 
@@ -183,6 +198,8 @@ def faster(batch: int, name: str, speeds: Speeds, stages: Sequence[Stage], devic
     """
     ratio, control = speeds.ratios(name, speeds.baseline)[batch], speeds.control()[batch]
     verdict = ratio.verdict(SLOWER)
+    # The 3 % that are not worth a refusal are no gain either.
+    no_faster = " (no faster, and no more than 3 % slower)" if ratio.low > SLOWER and ratio.high < 1 else ""
     if control.senseless:
         advice = f"{_busy(speeds, batch)}, so that the same file counts as slower or faster than itself; "
         advice += f"{_quiet(speeds)}; {QUIETER}"
@@ -193,7 +210,7 @@ def faster(batch: int, name: str, speeds: Speeds, stages: Sequence[Stage], devic
     return Gate(
         f"promise: faster at batch {batch}",
         verdict == "not slower" and not control.senseless,
-        f"{ratio}, the trained model against itself {control}",
+        f"{ratio}{no_faster}, the trained model against itself {control}",
         f"interval above {SLOWER}×",
         advice,
         machine=control.senseless,

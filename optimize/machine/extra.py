@@ -7,6 +7,7 @@ from optimize.model.errors import MissingExtra
 
 PACKAGES = {
     "openvino": ("openvino", "nncf"),
+    "mlflow": ("mlflow",),
     "tensorrt": ("tensorrt_rtx",),
     "tensorrt-rtx": ("tensorrt_rtx", "onnxruntime_ep_nv_tensorrt_rtx"),
 }

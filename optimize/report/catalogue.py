@@ -10,8 +10,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic.fields import FieldInfo
 from rich import box
-from rich.table import Table
 
+from loadtest.record.table import Unbroken
 from optimize.methods.table import METHODS, NAMES
 from optimize.report.table import terminal
 
@@ -35,7 +35,7 @@ def entry(name: str) -> dict[str, Any]:
 
 def list_all(entries: list[dict[str, Any]]) -> None:
     """Print one row for each method."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Unbroken(box=box.SIMPLE_HEAD, pad_edge=False, spare=["needs"])
     for title in ("method", "what it does", "needs"):
         table.add_column(title, no_wrap=title == "method")
     for found in entries:
@@ -51,7 +51,7 @@ def list_presets(texts: Mapping[str, str]) -> None:
     Args:
         texts: of the recipes, by name.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Unbroken(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("preset", "what it is for"):
         table.add_column(title, no_wrap=title == "preset")
     for name, text in texts.items():
@@ -71,9 +71,9 @@ def tell(found: dict[str, Any]) -> None:
         console.print(f"Needs of the workload: {', '.join(found['needs'])}.")
     if found["promises"]:
         console.print(f"A recipe with it is refused unless the result is {' and '.join(found['promises'])}.")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Unbroken(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("option", "default", "values", "what it is"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title)
     for option in found["options"]:
         default = "" if option["default"] is None else json.dumps(option["default"])
         table.add_row(option["name"], default, option["values"], option["what"])

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.markup import escape
-from rich.table import Table
 
+from loadtest.record.table import Unbroken
 from optimize.checks.finding import Finding
 from optimize.report.table import terminal
 
@@ -14,7 +14,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 def table(found: Sequence[Finding]) -> None:
     """Print one row for each finding, and how many are errors and warnings."""
-    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    rows = Unbroken(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("", "check", "what was found, where, and what to do"):
         rows.add_column(title, no_wrap=title != "what was found, where, and what to do")
     for finding in found:

@@ -63,7 +63,7 @@ def render(document: dict[str, Any], folder: Path, *, alone: bool = False) -> st
             unsure=[batch for batch, ends in document["ratios"]["interval"].items() if ratios.may_be_one(ends)],
             places=places(document),
             environment=machine,
-            digests=_digests(document, folder),
+            digests=digests(document, folder),
             recipe=tomli_w.dumps(document["recipe"]),
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             percentiles=figures.PERCENTILES,
@@ -230,7 +230,7 @@ def _processor() -> str:
     return next(models, "") or platform.processor() or platform.machine()
 
 
-def _digests(document: dict[str, Any], folder: Path) -> dict[str, str]:
+def digests(document: dict[str, Any], folder: Path) -> dict[str, str]:
     """Return what the run was made from, and of what was published, by name."""
     found: dict[str, str] = {}
     state = folder / "digests.json"

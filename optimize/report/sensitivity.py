@@ -10,8 +10,8 @@ from plotly.offline import get_plotlyjs
 from rich import box
 from rich.console import Console
 from rich.markup import escape as escape_markup
-from rich.table import Table
 
+from loadtest.record.table import Unbroken
 from optimize.judge.ruler import Ratio
 from optimize.report import figures, page
 from optimize.report import table as terminal
@@ -82,7 +82,7 @@ def table(document: dict[str, Any], output: Path) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     batches = [str(batch) for batch in document["batch"]]
     metric = document["layers"][0]["metric"] if document["layers"] else "score"
-    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    rows = Unbroken(box=box.SIMPLE_HEAD, pad_edge=False)
     rows.add_column("method", no_wrap=True)
     rows.add_column("layer", overflow="fold")
     for title in (f"{metric}, worse by", "bytes saved", *(f"× at {batch}" for batch in batches)):

@@ -7,8 +7,8 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from loadtest.record.table import Unbroken
 from modelathe.interpreter import program
 from optimize.report import ratios as words
 
@@ -26,6 +26,11 @@ def terminal() -> Console:
     """Return what is printed to."""
     # A pipe or a file gets lines as long as they need to be.
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def say(console: Console, text: str) -> None:
+    """Print a text: on a terminal broken between words, elsewhere as long as it is."""
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def number(value: int | None) -> str:
@@ -84,6 +89,8 @@ def run(document: dict[str, Any]) -> None:
     console.print(f"bundle: {document['bundle']}", soft_wrap=True)
     if document.get("report"):
         console.print(f"proof page: {document['report']}", soft_wrap=True)
+    if tracking := document.get("tracking"):
+        _tracking(console, tracking)
 
 
 def step(document: dict[str, Any], bundle: str) -> None:
@@ -110,8 +117,8 @@ def quality(document: dict[str, Any]) -> None:
 def difference(document: dict[str, Any], first: str, second: str) -> None:
     """Print what `optimize compare` found."""
     console = terminal()
-    console.print(f"{score(document['first'])}  {first}", soft_wrap=True)
-    console.print(f"{score(document['second'])}  {second}", soft_wrap=True)
+    say(console, f"{score(document['first'])}  {first}")
+    say(console, f"{score(document['second'])}  {second}")
     console.print(
         f"difference {document['difference']:+.4f}, "
         f"paired 95 % interval [{document['low']:+.4f}, {document['high']:+.4f}]: {document['verdict']}; "
@@ -130,7 +137,7 @@ def lineage(description: dict[str, Any]) -> None:
         console.print("the trained model, untouched")
     for place, entry in enumerate(description["lineage"], 1):
         config = ", ".join(f"{key} = {value}" for key, value in entry["config"].items())
-        console.print(f"{place}. {entry['name']} ({config}), seed {entry['seed']}", soft_wrap=True)
+        say(console, f"{place}. {entry['name']} ({config}), seed {entry['seed']}")
         console.print(
             f"   {score(entry['quality'])}; {entry['cost']['bytes']:,} bytes, {number(entry['cost']['macs'])} MACs"
         )
@@ -161,16 +168,16 @@ def gates(console: Console, entries: list[dict[str, Any]]) -> None:
     """Print one line for each gate."""
     for entry in entries:
         word = "[green]passed[/]" if entry["passed"] else "[red]NO    [/]"
-        console.print(f"{word} {entry['name']}: {entry['measured']}, wanted {entry['limit']}", soft_wrap=True)
+        say(console, f"{word} {entry['name']}: {entry['measured']}, wanted {entry['limit']}")
         if entry["advice"]:
-            console.print(f"       {entry['advice']}", soft_wrap=True)
+            say(console, f"       {entry['advice']}")
 
 
 def _journey(console: Console, document: dict[str, Any]) -> None:
     """Print one row for each model; a narrow terminal gets fewer columns."""
     batches = list(document["trained"]["cost"]["latency_ms"])
     wide = console.width >= WIDE
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Unbroken(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", no_wrap=True)
     table.add_column(metric(document["trained"]["quality"]), no_wrap=wide)
     for title in ("bytes", *(("parameters", "MACs") if wide else ()), *(f"ms at {batch}" for batch in batches)):
@@ -197,13 +204,24 @@ def _ratios(console: Console, ratios: dict[str, Any]) -> None:
         interval = words.interval(ratios["interval"][batch])
         speeds.append(f"{words.times(ratio)} the throughput at batch {batch} {interval}{undecided}")
     line = ", ".join([f"{ratios['size']:.2f}× smaller", *speeds])
-    console.print(f"against the trained model's FP32 ONNX in ONNX Runtime: {line}", soft_wrap=True)
+    say(console, f"against the trained model's FP32 ONNX in ONNX Runtime: {line}")
     if ratios["unmeasured"]:
         return
-    controls = "; ".join(f"batch {batch} {words.control(ratio)}" for batch, ratio in ratios["control"].items())
-    console.print(
-        f"A/A control, the trained model against itself in {ratios['rounds']} rounds: {controls}", soft_wrap=True
+    say(
+        console,
+        "times faster are taken round by round, milliseconds are medians over all rounds: their quotients may differ",
     )
+    controls = "; ".join(f"batch {batch} {words.control(ratio)}" for batch, ratio in ratios["control"].items())
+    say(console, f"A/A control, the trained model against itself in {ratios['rounds']} rounds: {controls}")
+
+
+def _tracking(console: Console, tracking: dict[str, str]) -> None:
+    if tracking["error"]:
+        text = f"not tracked at {tracking['uri']}: {tracking['error']}; the result stands as it is"
+        _warnings(console, [text])
+    else:
+        text = f"tracked: run {tracking['run']} of experiment {tracking['experiment']} at {tracking['uri']}"
+        say(console, escape(text))
 
 
 def _comparison(console: Console, found: dict[str, Any]) -> None:
@@ -217,14 +235,14 @@ def _comparison(console: Console, found: dict[str, Any]) -> None:
 
 def _warnings(console: Console, warnings: list[str]) -> None:
     for warning in warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+        say(console, f"[yellow]warning:[/] {escape(warning)}")
 
 
 def _load(console: Console, load: dict[str, Any]) -> None:
     latency, requests = load["latency_ms"], load["requests"]
     state = "valid" if load["valid"] else "INVALID"
-    console.print(
+    say(
+        console,
         f"load test ({state}): {requests['done']:,} requests, {load['rate']['achieved']:,.0f} per second, "
         f"p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms",
-        soft_wrap=True,
     )

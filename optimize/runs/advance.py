@@ -20,7 +20,7 @@ from optimize.methods.table import METHODS
 from optimize.predict.module import TorchPredictor
 from optimize.predict.runtimes import open_graph
 from optimize.runs import digest, follower
-from optimize.runs.baseline import cost, graph_of, reusable
+from optimize.runs.baseline import cost, counting, graph_of, reusable
 from optimize.runs.recipe import Recipe
 from optimize.runs.run import Run
 from optimize.source import sample, splits
@@ -63,6 +63,7 @@ def advance(
             place,
             progress,
             checkpoint,
+            exported=_exported(source, this),
         )
         torch.manual_seed(recipe.seed)
         subject = graph_of(source) if method.stage == "graph" else source.module
@@ -77,7 +78,6 @@ def advance(
             graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH, real=workload.first())
         else:
             graph = drop_node_names(made) if last and method.stage == "graph" else made
-        progress(f"{method.name}: evaluating", 0.9)
         treated = Bundle(workload, module, graph)
         quality, judged = _judged(treated, method, this)
         entry = {
@@ -98,12 +98,19 @@ def advance(
     return saved, quality, entry
 
 
+def _exported(source: Bundle, this: Run) -> Path | None:
+    """Return the ONNX file that this run, or one with the same key, exported of the bundle's module."""
+    graph = source.graph
+    return graph if graph is not None and graph.is_relative_to(this.folder.absolute()) else None
+
+
 def _judged(made: Bundle, method: Method, this: Run) -> tuple[Quality, dict[str, Any]]:
     """Judge what a step made, in torch before the export; return its quality, and what the lineage says of it."""
     workload, graph, recipe, trained = made.workload, graph_of(made), this.recipe, this.trained
     in_torch = method.stage == "torch"
+    told = counting(this.progress, f"{method.name}: evaluating", "samples", this.sets.judging)
     with TorchPredictor(made.module, workload.outputs) if in_torch else open_graph(graph, recipe.target) as predictor:
-        quality = evaluate(predictor, workload, trained.reference, largest_batch(workload, recipe))
+        quality = evaluate(predictor, workload, trained.reference, largest_batch(workload, recipe), told)
     overlap = {"overlap": dict(this.sets.overlap)} if this.sets.overlap else {}
     # A CPU computes what the graph says, in the precision that it has for it.
     emulated = {"emulated": True} if speed.lacking(recipe.target) and not in_torch else {}
@@ -190,7 +197,7 @@ def largest_batch(workload: Workload, recipe: Recipe) -> int:
 
 def folders(recipe: Recipe) -> list[str]:
     """Return the names of the steps' folders, in their order."""
-    return [folder_name(number, METHODS[type(step)].name) for number, step in enumerate(recipe.steps, 1)]
+    return [folder_name(number, name) for number, name in enumerate(recipe.names, 1)]
 
 
 def folder_name(number: int, name: str) -> str:

@@ -1,6 +1,7 @@
 """Baseline: the trained model as the user brought it, exported to FP32 ONNX. All ratios and losses are against it."""
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from optimize.step.key import Key
 from serve.repository import scratch
 
 Progress = Callable[[str, float], None]
+EVERY = 5.0
+"""Seconds between two words on how far something is."""
 
 
 def silent(_text: str, _fraction: float) -> None:
@@ -40,12 +43,44 @@ class Trained:
         return self.quality.outputs
 
 
-def establish(
-    workload: Workload, folder: Path, key: Key, progress: Progress = silent, runs: Path | None = None
-) -> Trained:
-    """Return the trained model with its FP32 ONNX in `folder`; arguments as for `reusable`.
+def counting(progress: Progress, text: str, things: str, whole: float) -> Callable[[float], None]:
+    """Say that something begins, and return what says every few seconds how many of a whole are done.
 
-    It is made there unless one of that key is found.
+    Args:
+        progress: is told.
+        text: what begins.
+        things: what is counted.
+        whole: how many there are; 0 where that is not known.
+    """
+    progress(text, 0.0)
+    said = time.monotonic()
+
+    def told(done: float) -> None:
+        nonlocal said
+        if 0 < done < whole and time.monotonic() - said >= EVERY:
+            said = time.monotonic()
+            progress(f"{text}: {done:,.0f} of {whole:,.0f} {things}", done / whole)
+
+    return told
+
+
+def establish(
+    workload: Workload,
+    folder: Path,
+    key: Key,
+    progress: Progress = silent,
+    runs: Path | None = None,
+    samples: int = 0,
+) -> Trained:
+    """Return the trained model with its FP32 ONNX in `folder`, made there unless one of that key is found.
+
+    Args:
+        workload: what the user brought.
+        folder: as for `reusable`, and so are `key`, `progress` and `runs`.
+        key: of the bundle.
+        progress: called with a text and the fraction of what it says.
+        runs: where else it may lie.
+        samples: of the evaluation set; 0 where nobody has counted.
     """
     for line in workload.inferred:
         progress(f"read from the data: {line}", 0.0)
@@ -56,8 +91,8 @@ def establish(
             module = workload.build()
             graph = export(module, workload.inputs, workload.outputs, place / bundles.GRAPH, real=workload.first())
             made = bundles.save(Bundle(workload, module, graph), folder, key)
-    progress("evaluating the trained model", 0.5)
-    quality = evaluate(TorchPredictor(made.module, workload.outputs), workload)
+    told = counting(progress, "evaluating the trained model", "samples", samples)
+    quality = evaluate(TorchPredictor(made.module, workload.outputs), workload, told=told)
     return Trained(made, quality, cost(made))
 
 

@@ -32,7 +32,7 @@ from optimize.predict.endpoint import EndpointPredictor, from_served, to_served
 from optimize.predict.predictor import cut
 from optimize.predict.runtimes import open_graph
 from optimize.predict.specs import output_specs
-from optimize.runs.baseline import graph_of
+from optimize.runs.baseline import counting, graph_of
 from optimize.runs.recipe import Recipe
 from optimize.runs.run import Run
 from optimize.source import sample
@@ -159,15 +159,15 @@ def _compare(
     """Judge the endpoint with the workload's metric, and both lanes of parity with the bundle."""
     workload, recipe, trained = made.workload, this.recipe, this.trained
     largest = model_config.max_batch_size(workload.inputs, recipe.target, recipe.serve)
-    this.progress("evaluating the endpoint", 0.2)
+    told = counting(this.progress, "evaluating the endpoint", "samples", this.sets.judging)
     with (
         open_graph(graph_of(made), recipe.target) as graph,
         EndpointPredictor(f"{endpoint.grpc}/{workload.name}") as predictor,
     ):
-        answers, targets = collect(predictor, workload, largest)
+        answers, targets = collect(predictor, workload, largest, told)
         wanted, _ = collect(graph, workload, largest)
         same = parity.lane("same batches", [(answers, wanted)], answers_of.EXACT)
-        this.progress("comparing under the server's batching", 0.6)
+        this.progress("comparing under the server's batching", 0.0)
         samples = list(_samples(workload))
         alone = [graph.predict(sample) for sample in samples]
     deviation = made.lineage[-1].get("deviation", 0.0)
@@ -177,7 +177,8 @@ def _compare(
     served = judge(workload, answers, targets, trained.reference)
     first, reached = trained.quality.scores[0], served.scores[0]
     gates = [gate.parity(lane) for lane in (same, mixed)]
-    at_endpoint = gate.quality(recipe.budget, first, reached, compare(workload, reached, first), this.terms.strict)
+    difference = compare(workload, reached, first)
+    at_endpoint = gate.quality(recipe.budget, first, reached, difference, this.terms.strict, recipe.names)
     gates.append(replace(at_endpoint, name=f"{at_endpoint.name} at the endpoint"))
     found = {
         "requests": same["requests"] + mixed["requests"],
@@ -217,11 +218,12 @@ def _ask(endpoint: Endpoint, staged: staging.Staged, samples: list[Arrays]) -> l
 
 def _load(this: Run, endpoint: Endpoint, staged: staging.Staged, tolerance: answers_of.Tolerance) -> dict[str, Any]:
     recipe, folder = this.recipe, this.folder
-    this.progress(f"load test, {recipe.load.duration:g} s", 0.0)
+    told = counting(this.progress, f"load test, {recipe.load.duration:g} s", "s", recipe.load.duration)
     plan = _plan(endpoint, recipe)
     results = folder / "load.jsonl"
     payloads = payload.generate([spec.served for spec in staged.inputs], PAYLOADS, recipe.seed)
-    drive.run(plan, [Part(staged.model, payloads, tolerance=tolerance)], results)
+    parts = [Part(staged.model, payloads, tolerance=tolerance)]
+    drive.run(plan, parts, results, lambda state: None if state.warming else told(state.elapsed))
     page.write(results, folder / "load.html")
     return summary.summarize(results)
 

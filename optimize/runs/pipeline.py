@@ -99,7 +99,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     with scratch.locked(folder):
         resume.begin(folder, key, recipe.toml())
-        trained = establish(workload, folder / folder_name(0, TRAINED), made_of, progress, runs)
+        trained = establish(workload, folder / folder_name(0, TRAINED), made_of, progress, runs, sets.judging)
         return _run(Run(recipe, trained, sets, folder, terms, progress, runs), key, repository)
 
 
@@ -185,7 +185,7 @@ def apply_one(
     workload = splits.stated(workload, sets)
     source = replace(source, workload=workload)
     with scratch.folder() as place:
-        trained = establish(workload, place / TRAINED, digest.trained(workload, sets), progress)
+        trained = establish(workload, place / TRAINED, digest.trained(workload, sets), progress, samples=sets.judging)
         this = Run(recipe, trained, sets, place, terms, progress)
         if source.graph is None:
             source = replace(source, graph=graph_of(trained.bundle), key=trained.bundle.key)
@@ -282,7 +282,7 @@ def _timed(this: Run, elements: list[dict[str, Any]]) -> Timing:
 def _gates(this: Run, last: Bundle, quality: Quality, timing: Timing) -> list[Gate]:
     recipe, first, result = this.recipe, this.trained.quality.scores[0], quality.scores[0]
     difference = compare(last.workload, result, first)
-    gates = [gate.quality(recipe.budget, first, result, difference, this.terms.strict)]
+    gates = [gate.quality(recipe.budget, first, result, difference, this.terms.strict, recipe.names)]
     gates += gate.size(recipe.budget, measure.file_bytes(graph_of(last)))
     stages = timing.stages()
     promises = set().union(*(METHODS[type(step)].promises for step in recipe.steps))

@@ -1,6 +1,5 @@
 """Recipe: seed, budget, target and an ordered list of steps, to and from TOML."""
 
-import difflib
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from loadtest.plan.schedule import FASTEST, MOST_IN_FLIGHT
+from modelathe.errors import closest
 from optimize.judge.budget import Budget
 from optimize.methods.apply import for_target
 from optimize.methods.export.onnx import Onnx
@@ -68,6 +68,11 @@ class Recipe:
     def __post_init__(self) -> None:
         """State in each step what its config leaves to the target."""
         object.__setattr__(self, "steps", tuple(for_target(step, self.target) for step in self.steps))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the steps' methods, in their order."""
+        return [METHODS[type(step)].name for step in self.steps]
 
     def document(self) -> dict[str, Any]:
         """Return the plain mapping that `parse` reads back."""
@@ -131,7 +136,7 @@ def asked(path: Path | None, name: str | None) -> Path | None:
 
 
 def chosen(recipe: Any, workload: "Workload", tell: Callable[[str, float], None]) -> Recipe:
-    """Return what `load` makes of a recipe; of None the preset for a CPU that fits the workload's data, and tell that."""
+    """Return what `load` makes of a recipe; of None the preset for a CPU that fits the workload, and tell which."""
     if recipe is not None:
         return load(recipe)
     name = DEFAULT if workload.calibration is not None else WITHOUT_DATA
@@ -269,8 +274,7 @@ def _check_keys(table: Mapping[str, Any], known: list[str], where: str) -> None:
 
 
 def _meant(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known) or 'no key at all'}"
+    return closest(name, known).strip() or f"use one of {', '.join(known) or 'no key at all'}"
 
 
 def _plain(step: Any) -> dict[str, Any]:

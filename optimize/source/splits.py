@@ -45,6 +45,11 @@ class Sets:
     samples: Mapping[str, int] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
+    @property
+    def judging(self) -> int:
+        """How many evaluation samples there are; 0 where nobody has counted."""
+        return self.samples.get("evaluation", 0)
+
 
 def read(
     workload: Workload, progress: Callable[[str, float], None] = lambda *_: None, *, allow_overlap: bool = False

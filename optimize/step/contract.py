@@ -30,6 +30,7 @@ class Context:
             None where nothing is kept.
         progress: called with a line of text, or with a text and a fraction in [0, 1].
         methods: the configs and methods by name, for a method that searches over others.
+        exported: what `export.onnx` with its defaults made of this very module, None where that was not made yet.
     """
 
     workload: Workload
@@ -40,6 +41,7 @@ class Context:
     progress: Callable[[str, float], None]
     checkpoint: Path | None = None
     methods: "Mapping[str, tuple[type, Method]]" = field(default_factory=dict)
+    exported: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import click
 
-from modelathe.commandline import PATH, emit, json_option
+from modelathe.commandline import PATH, emit, json_option, quiet_option, say
 from modelathe.errors import BadInput, UsageError
 from modelathe.interpreter import program
 from modelathe.tensors import Dim
@@ -59,6 +59,7 @@ SETTINGS = "\b\nSettings for --set KEY=VALUE, or for the [serve] table of --sett
 @click.option("--check/--no-check", default=True, help="Load it in a throw-away server first.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let its answers hold NaN and infinity.")
 @load_timeout_option
+@quiet_option
 @json_option
 def add(
     source: Path,
@@ -108,7 +109,7 @@ def add(
         f"{found.state}: {found.model} version {found.number}" + (f", loaded at {found.url}" if found.url else "")
     )
     if check and found.untried:
-        click.echo(f"  {found.untried}")
+        say(f"  {found.untried}")
     if found.state == "staged":
         where = shlex.quote(str(repository))
         click.echo(f"  {program('serve')} promote {found.model} {found.number} --repository {where}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.plan.options import Number
-from modelathe.commandline import PATH, document, emit, json_option, reporting
+from modelathe.commandline import PATH, document, emit, json_option, quiet_option, reporting, say
 from modelathe.errors import UsageError
 from serve.commands.versions import repository_option
 
@@ -47,6 +47,7 @@ SHARE: dict[str, Any] = {"type": Number(0, 1), "callback": _share, "show_default
 @click.option("--max-difference", type=Number(0), help="Largest difference of a float output.")
 @click.option("--max-slowdown", type=Number(0, min_open=True), default=1.1, show_default=True, help="New/old.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the requests that are made.")
+@quiet_option
 @json_option
 def canary(
     model: str,
@@ -99,7 +100,7 @@ def canary(
     if not as_json:
         click.echo(f"{model}: version {old} {found.latency_ms['old']:.2f} ms, {new} {found.latency_ms['new']:.2f} ms")
         for entry in judged:
-            click.echo(f"{entry.verdict} {entry.name}: {entry.measured}, wanted {entry.limit}")
+            say(f"{entry.verdict} {entry.name}: {entry.measured}, wanted {entry.limit}")
     refused = [entry for entry in judged if not entry.passed]
     if refused:
         broken = [entry for entry in refused if entry.verdict == "broken"]

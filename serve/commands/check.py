@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelathe.commandline import document, emit, json_option, reporting
+from modelathe.commandline import document, emit, json_option, quiet_option, reporting, say
 from modelathe.errors import UsageError
 from serve.commands.versions import repository_option
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--image", default="", help="Release of Triton that will serve it, as in 26.07 (default: ours).")
 @click.option("--load/--no-load", default=True, help="Load it in a throw-away server, where the files are in order.")
 @click.option("--strict", is_flag=True, help="Let warnings fail too.")
+@quiet_option
 @json_option
 def check(model: str | None, repository: Path, image: str, load: bool, strict: bool, as_json: bool) -> None:
     """Say what is wrong with the repository, or with MODEL alone, one line for each finding.
@@ -46,7 +47,7 @@ def check(model: str | None, repository: Path, image: str, load: bool, strict: b
     if not as_json:
         for finding in found:
             line = f"{finding.level}: {finding.model}: {finding.where}: {finding.what}; fix: {finding.fix}"
-            click.echo(" ".join(line.split()))
+            say(" ".join(line.split()))
     faults = [finding for finding in found if strict or finding.level == "error"]
     result = {"findings": [finding.document() for finding in found]}
     if faults:

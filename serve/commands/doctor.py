@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelathe.commandline import document, emit, json_option
+from modelathe.commandline import document, emit, json_option, say
 
 if TYPE_CHECKING:
     from serve.server.doctor import Check
@@ -39,11 +39,11 @@ def doctor(as_json: bool) -> None:
     faults = report(doctors.checks(), as_json, cves=holes)
     if not as_json:
         last = max(releases.OPEN_CVES)
-        click.echo(f"\ntritonserver {releases.CARRIED} has {len(holes)} known CVEs, the last closed in {last};")
+        say(f"\ntritonserver {releases.CARRIED} has {len(holes)} known CVEs, the last closed in {last};")
         for line in MITIGATION:
-            click.echo(f"  {line}")
+            say(f"  {line}")
         for name, hole in holes.items():
-            click.echo(f"  {name}  closed in {hole['closed_in']}  {hole['note']}".rstrip())
+            say(f"  {name}  closed in {hole['closed_in']}  {hole['note']}".rstrip(), " " * 18)
     if faults:
         raise faults
 
@@ -58,9 +58,10 @@ def report(found: "Sequence[Check]", as_json: bool, **more: Any) -> Any:
     if not as_json:
         for check in found:
             mark = "ok     " if check.ok else "BROKEN " if check.required else "absent "
-            click.echo(f"{mark} {check.name:24} {check.found or '-'}")
+            margin = " " * 33
+            say(f"{mark} {check.name:24} {check.found or '-'}", margin)
             if not check.ok:
-                click.echo(f"{'':33}{check.wanted}" + (f"; {check.fix}" if check.fix else ""))
+                say(f"{margin}{check.wanted}" + (f"; {check.fix}" if check.fix else ""), margin)
     elif not faults:
         emit(document(**result))
     if not faults:

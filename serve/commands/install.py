@@ -4,13 +4,14 @@ from pathlib import Path
 
 import click
 
-from modelathe.commandline import PATH, document, emit, json_option
+from modelathe.commandline import PATH, document, emit, json_option, quiet, quiet_option
 
 
 @click.command()
 @click.option("--prefix", type=PATH, help="Folder of the environment (default: $MODELATHE_SERVER).")
 @click.option("--gpu", is_flag=True, help="Install onnxruntime with its CUDA provider.")
 @click.option("--with", "also", multiple=True, type=click.Choice(["openvino"]), help="Install this runtime too.")
+@quiet_option
 @json_option
 def install(prefix: Path | None, gpu: bool, also: tuple[str, ...], as_json: bool) -> None:
     """Install the Triton server into an environment of its own; does nothing when it is there.
@@ -22,7 +23,10 @@ def install(prefix: Path | None, gpu: bool, also: tuple[str, ...], as_json: bool
     import serve.server.install
 
     place = serve.server.install.install(
-        prefix, progress=lambda line: click.echo(line, err=True), gpu=gpu, openvino="openvino" in also
+        prefix,
+        progress=lambda line: None if quiet() else click.echo(line, err=True),
+        gpu=gpu,
+        openvino="openvino" in also,
     )
     if as_json:
         made = serve.server.install.environment(place)

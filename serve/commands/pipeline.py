@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadtest.plan.options import Number
-from modelathe.commandline import PATH, CommandGroup, document, emit, json_option, reporting
+from modelathe.commandline import PATH, CommandGroup, document, emit, json_option, quiet_option, reporting
 from modelathe.errors import UsageError
 from modelathe.interpreter import program
 from serve.commands.versions import repository_option
@@ -51,6 +51,7 @@ def pipeline() -> None:
     help="An ensemble with a tokenizer model, or one model that calls MODEL.",
 )
 @check_option
+@quiet_option
 @json_option
 def text(model: str, as_json: bool, **options: Any) -> None:
     """Text in, the outputs of MODEL out: strings `text` [batch, 1] are tokenized and padded on the way.
@@ -87,6 +88,7 @@ def text(model: str, as_json: bool, **options: Any) -> None:
 )
 @click.option("--labels", type=PATH, help="Text file with the name of a class a line.  [default: their indices]")
 @check_option
+@quiet_option
 @json_option
 def image(model: str, size: str | None, mean: str, std: str, as_json: bool, **options: Any) -> None:
     """JPEG and PNG files in, `label` and `score` of MODEL out: each is decoded, turned upright, resized and normalized.

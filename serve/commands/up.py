@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelathe.commandline import PATH, document, emit, json_option
+from modelathe.commandline import PATH, document, emit, json_option, say
 from modelathe.errors import MachineError, ModelatheError, UsageError
 from modelathe.interpreter import program
 from serve.commands.versions import load_timeout_option
@@ -106,12 +106,12 @@ def _announce(ready: dict[str, Any], as_json: bool, end: str) -> None:
         return
     for model in ready["models"]:
         name, versions = model["name"], ", ".join(map(str, model["versions"]))
-        click.echo(f"ready: {name}, version {versions}, at {ready['grpc']} and {ready['http']}")
+        say(f"ready: {name}, version {versions}, at {ready['grpc']} and {ready['http']}")
         if not ready["tls"]:
             repository = ready["repository"]
             where = f"--url {ready['grpc']} --repository {shlex.quote(repository)}"
             click.echo(f"  {program('loadtest')} run {name} {where} --duration 10s")
-    click.echo(f"metrics: {ready['metrics']}; log: {ready['log']}; {end}")
+    say(f"metrics: {ready['metrics']}; log: {ready['log']}; {end}")
 
 
 @click.command()

@@ -6,14 +6,49 @@ from typing import TYPE_CHECKING
 import click
 
 from loadtest.plan.options import Duration
-from modelathe.commandline import PATH, document, emit, json_option
+from modelathe.commandline import PATH, document, emit, json_option, quiet, say
 from modelathe.errors import UsageError
 
 if TYPE_CHECKING:
     from serve.rollout.rollout import Promoted
 
+DEFAULT = Path("model_repository")
+
+
+def _meant(context: click.Context, _option: click.Parameter, named: Path | None) -> Path:
+    """Return the repository that is named, else the one of the one server that runs, else `model_repository`.
+
+    Raises:
+        UsageError: it could be several.
+    """
+    from serve.server import state
+
+    if named is not None or context.resilient_parsing:
+        return named or DEFAULT
+    running = state.everything()
+    if not running or any(one.repository == DEFAULT.resolve() for one in running):
+        return DEFAULT
+    if len(running) > 1 or DEFAULT.is_dir():
+        places = [f"{_near(one.repository)} (served at {one.name})" for one in running]
+        places += [f"{DEFAULT} (not served)"] if DEFAULT.is_dir() else []
+        raise UsageError("it could be several repositories", fix=f"say --repository; there are {', '.join(places)}")
+    place = _near(running[0].repository)
+    if not quiet():
+        say(f"repository: {place}, served at {running[0].name}", err=True)
+    return place
+
+
+def _near(place: Path) -> Path:
+    """Return a path as it looks from here, if it lies below."""
+    here = Path.cwd()
+    return place.relative_to(here) if place.is_relative_to(here) else place
+
+
 repository_option = click.option(
-    "--repository", type=PATH, default="model_repository", show_default=True, help="The model repository."
+    "--repository",
+    type=PATH,
+    callback=_meant,
+    help="The model repository.  [default: that of the `serve up` that runs, else model_repository]",
 )
 load_timeout_option = click.option(
     "--load-timeout",
@@ -142,7 +177,7 @@ def show(model: str, version: int | None, repository: Path, as_json: bool) -> No
         return
     click.echo(model)
     for heading, text in describe.lines(config):
-        click.echo(f"  {heading:14} {text}")
+        say(f"  {heading:14} {text}", " " * 17)
 
 
 def _tell(repository: Path, model: str, promoted: "Promoted", as_json: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf import json_format
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
-from modelathe.errors import ModelatheError
+from modelathe.errors import ModelatheError, closest
 from serve.backends import graph
 from serve.config import cache, gpu, releases
 from serve.config.errors import BadRepository
@@ -45,7 +45,9 @@ def check(place: Path, model: str | None = None, image: str = "") -> list[Findin
     """
     found = names(place)
     if model is not None and model not in found:
-        raise BadRepository(f"holds no model {model}", where=str(place), fix=f"it holds {', '.join(found)}")
+        raise BadRepository(
+            f"holds no model {model}", where=str(place), fix=f"{closest(model, found)}it holds {', '.join(found)}"
+        )
     return [finding for name in found if model in (None, name) for finding in _model(place / name, image)]
 
 

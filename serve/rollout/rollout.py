@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modelathe import files
+from modelathe.errors import closest
 from serve.config.errors import BadRepository
 from serve.repository import numbering, scratch
 from serve.repository import tree as repository
@@ -41,7 +42,9 @@ def standings(place: Path, model: str) -> list[Standing]:
         BadRepository: there is no such model, or its configuration cannot be read.
     """
     if model not in (names := repository.models(place)):
-        raise BadRepository(f"holds no model {model}", where=str(place), fix=f"it holds {', '.join(names)}")
+        raise BadRepository(
+            f"holds no model {model}", where=str(place), fix=f"{closest(model, names)}it holds {', '.join(names)}"
+        )
     serving = repository.live(place, model)
     under_way = [change for journal in promotion.journals(place) for change in journal.changes]
     found = []

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loadtest.plan import served
 from modelathe import interpreter
 from modelathe.errors import BadInput, MachineError, ModelatheError, UsageError
 from serve.config.errors import ServerFailed
@@ -33,7 +34,7 @@ def start(repository: Path, listen: Listen, probe: bool, load_timeout: float) ->
     Raises:
         ModelatheError: it ended instead; the error is its own.
     """
-    folder = state.folder()
+    folder = served.folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _sweep(folder)
     log = (listen.log or folder / f"detached-{secrets.token_hex(4)}.log").absolute()

@@ -4,12 +4,13 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from loadtest.plan import served
 from modelathe import files
 from modelathe.commandline import document
 from modelathe.errors import MachineError
@@ -55,13 +56,6 @@ class Running:
         return self.endpoint.http if self.endpoint else f"process {self.owner}, starting"
 
 
-def folder() -> Path:
-    """Return where state files are: the user's runtime folder, or the data folder where there is none."""
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        return Path(runtime) / "modelathe"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "modelathe" / "run"
-
-
 @contextmanager
 def claimed(repository: Path, program: bool = False) -> Iterator[Callable[[Endpoint], None]]:
     """Be the one `serve up` for `repository` while the block lasts, and say so to the other commands.
@@ -79,12 +73,12 @@ def claimed(repository: Path, program: bool = False) -> Iterator[Callable[[Endpo
     """
     repositories.models(repository)
     place = repository.resolve()
-    folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+    served.folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     # A program may hold several servers.
-    path = folder() / f"server-{os.getpid()}-{secrets.token_hex(4)}.json"
+    path = served.folder() / f"server-{os.getpid()}-{secrets.token_hex(4)}.json"
 
     def write(**more: Any) -> None:
-        owner = {"owner": os.getpid(), "began": _began(os.getpid()), "program": program}
+        owner = {"owner": os.getpid(), "began": served.began(os.getpid()), "program": program}
         state = document(**owner, repository=str(place), **more)
         files.write(path, json.dumps(state, indent=2), 0o600)
 
@@ -100,7 +94,7 @@ def claimed(repository: Path, program: bool = False) -> Iterator[Callable[[Endpo
             log=str(endpoint.log),
         )
 
-    with files.locked(folder(), wait=True):
+    with files.locked(served.folder(), wait=True):
         if any(running.repository == place for running in everything()):
             raise MachineError("is served already", where=str(place), fix="serve status shows by which server")
         write()
@@ -108,18 +102,15 @@ def claimed(repository: Path, program: bool = False) -> Iterator[Callable[[Endpo
         yield ready
     finally:
         path.unlink(missing_ok=True)
+        served.forget_probes(os.getpid())
 
 
 def everything() -> list[Running]:
     """Return all servers of this user's, by their command's process; a file that a killed one left counts not."""
-    found = []
-    for path in folder().glob("server-*.json"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            state = json.loads(path.read_text())
-            if _began(state["owner"]) == state["began"]:
-                place, program = Path(state["repository"]), state.get("program", False)
-                found.append(Running(_endpoint(state), place, state["owner"], program))
-    return sorted(found, key=lambda running: running.owner)
+    return [
+        Running(_endpoint(state), Path(state["repository"]), state["owner"], state.get("program", False))
+        for state in served.states()
+    ]
 
 
 def serving(repository: Path) -> Endpoint | None:
@@ -175,9 +166,3 @@ def _endpoint(state: dict[str, Any]) -> Endpoint | None:
         secret=state["secret"],
         tls=state["tls"],
     )
-
-
-def _began(pid: int) -> int:
-    """Return when a process began, in ticks since the machine started: its number is given anew, but not with that."""
-    stat = Path(f"/proc/{pid}/stat").read_text()
-    return int(stat.rpartition(")")[2].split()[19])

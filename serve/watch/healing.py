@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from loadtest.plan import served
 from modelathe.client import Client
 from modelathe.errors import ModelatheError
 from serve.config.errors import BadRepository
@@ -105,6 +106,7 @@ class Watch:
         self._models = list(endpoint.models)
         self._questions: dict[str, probe.Question] = {}
         self._found_dead: Counter[str] = Counter()
+        self._answered: Counter[str] = Counter()
         self._rng = np.random.default_rng()
 
     def look(self) -> None:
@@ -128,7 +130,11 @@ class Watch:
                     state, words = self._state(client, model)
                 except ModelatheError as error:
                     state, words = "silent", error.what
-                if state != "answers":
+                if state == "answers":
+                    # A load test counts these out of what the server has answered.
+                    self._answered[model] += 1
+                    served.tell_probes(os.getpid(), self._answered)
+                else:
                     # The version that is live now may take something else.
                     self._questions.pop(model, None)
                     log.info("%s is %s: %s", model, state, words)

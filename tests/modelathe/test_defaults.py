@@ -101,3 +101,45 @@ def test_real_commands_read_them(project: Path) -> None:
     )
     assert defaults.read(serve) == {"up": {"http_port": 9000}, "pipeline": {"text": {"max_tokens": 9}}}
     assert defaults.read(optimize) == {"run": {"recipe_path": "recipe.toml", "strict": True}}
+
+
+@click.group("place", cls=CommandGroup)
+def place() -> None:
+    """A room whose commands look at their values in three places."""
+
+
+def _even(_context: click.Context, _option: click.Parameter, value: int) -> int:
+    if value % 2:
+        raise UsageError(f"{value} is odd", fix="give an even one")
+    return value
+
+
+@place.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=0)
+@click.option("--even", type=int, default=0, callback=_even)
+@click.option("--arrival", default="constant")
+def go(port: int, even: int, arrival: str) -> None:
+    """Refuse an arrival."""
+    if arrival != "constant":
+        raise UsageError(f"there is no arrival {arrival}", fix="say constant")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("port", "70000"), ("even", "3"), ("arrival", "poison")], ids=["type", "callback", "command"]
+)
+def test_a_wrong_value_names_where_it_comes_from(
+    option: str, value: str, project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            place.main(["go", *arguments])
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    assert "pyproject.toml" not in refused(f"--{option}", value)
+    project.write_text(f'[tool.modelathe.place.go]\n{option} = "{value}"\n')
+    assert f"error: pyproject.toml, {option} of go: " in refused()
+    monkeypatch.setenv(f"PLACE_GO_{option.upper()}", value)
+    said = refused()
+    assert f"error: the environment variable PLACE_GO_{option.upper()}: " in said
+    assert "pyproject.toml" not in said

@@ -52,7 +52,9 @@ def matches(subject: object) -> list[str]:
 
 
 def apply(config: Onnx, module: "nn.Module", context: "Context") -> Path:
-    """Export the module into the step's scratch folder."""
+    """Export the module into the step's scratch folder, unless the same was made of it already."""
+    if context.exported is not None and config == Onnx():
+        return context.exported
     workload = context.workload
     destination = context.scratch / "model.onnx"
     return export(module, workload.inputs, workload.outputs, destination, config.opset, real=workload.first())

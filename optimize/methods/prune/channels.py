@@ -178,7 +178,7 @@ def _cut(
     from optimize.model.copies import copied
 
     def say(text: str) -> None:
-        context.progress(f"prune.channels: {text}", config.ratio)
+        context.progress(f"prune.channels: {text}", 0.0)
 
     def cut(subject: "nn.Module", share: float) -> "nn.Module":
         chosen = ranking.choose(ranked, share, config.scope, config.round_to)

@@ -163,7 +163,7 @@ def _chosen(
         kept = {int(number * (len(free) - 1) / max(count - 1, 1) + 0.5) for number in range(count)}
         return [name for number, name in enumerate(free) if number not in kept]
     influence = _influence(module, free, context)
-    context.progress("prune.layers: " + ", ".join(f"{name} {value:.4f}" for name, value in influence.items()), 0.5)
+    context.progress("prune.layers: " + ", ".join(f"{name} {value:.4f}" for name, value in influence.items()), 0.0)
     return sorted(free, key=lambda name: influence[name])[: config.remove]
 
 

@@ -126,7 +126,7 @@ class _Judge:
         trained, score = self.trained.scores[0], quality.scores[0]
         judged = gate.quality(self.budget, trained, score, compare(self.context.workload, score, trained))
         state = "kept" if judged.passed else "not kept"
-        self.context.progress(f"{NAME}: {what}: {score.metric} {score.value:.4f}, wanted {judged.limit}: {state}", 0.9)
+        self.context.progress(f"{NAME}: {what}: {score.metric} {score.value:.4f}, wanted {judged.limit}: {state}", 0.0)
         return judged.passed
 
 
@@ -167,7 +167,7 @@ class _Search:
             context = self._judge.context
             path = effects.treat(*_int8(self._config, exclude, context), self._subject, folder, context)
         except BadGraph as failure:
-            self._judge.context.progress(f"{NAME}: {failure.what}", 0.9)
+            self._judge.context.progress(f"{NAME}: {failure.what}", 0.0)
             return False
         self._files[floats] = path
         what = f"all but {len(floats)} nodes in INT8" if floats else "every layer in INT8"

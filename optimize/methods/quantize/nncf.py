@@ -124,7 +124,7 @@ def apply(config: Nncf, subject: Path, context: "Context") -> Path:
         if correction != "accurate":
             raise
         # It loses a layer where two read one value, as in a residual block or a loop.
-        context.progress(f"quantize.nncf: {failure.what} with the accurate bias correction; it takes the fast one", 0.5)
+        context.progress(f"quantize.nncf: {failure.what} with the accurate bias correction; it takes the fast one", 0.0)
         return graph.rewrite(subject, partial(quantize, correction="fast"), mend)
 
 

@@ -99,13 +99,13 @@ def apply(config: Qat, module: "nn.Module", context: "Context") -> Path:
     # Training batches may be drawn anew at every call.
     batches = list(train.as_tensors(sample.batches(workload, "training", LOSS_BATCHES, context.seed)))
     loss_before = _loss(prepared, objective, batches)
-    context.progress(f"{NAME}: converting and exporting", 0.9)
+    context.progress(f"{NAME}: converting and exporting", 0.0)
     converted = captured.converted(prepared, workload)
     after = evaluate(TorchPredictor(converted, workload.outputs), workload, reference)
     context.progress(
         f"{NAME}: {_score(before)}, loss {loss_before:.4f} with rounding; "
         f"{_score(after)}, loss {_loss(converted, objective, batches):.4f} converted",
-        0.95,
+        0.0,
     )
     path = captured.to_onnx(converted, workload, context.scratch / "model.onnx")
     # Activations in int8 are for TensorRT: how this CPU would add them is nobody's question.

@@ -73,6 +73,25 @@ def test_an_interval_that_holds_the_limit_is_called_out_with_the_samples_that_de
     assert "about 4,001 samples" in judge(Budget(max_drop=0.005), 0.90, 0.89, -0.02, 0.00).advice
     assert judge(Budget(max_drop=0.005), 0.90, 0.90, -0.001, 0.001).advice == ""
     assert "even 100,000,000 samples would not decide" in judge(Budget(max_drop=0), 0.90, 0.90, -0.01, 0.01).advice
+    # Where the whole interval lies beyond the limit, no more samples are needed.
+    assert "decide" not in judge(Budget(max_drop=0.005), 0.90, 0.25, -0.69, -0.61).advice
+
+
+@pytest.mark.parametrize(
+    ("steps", "advice"),
+    [
+        (("prune.heads", "export.onnx"), "prune less; a larger max_drop accepts the loss"),
+        (("distill.logits",), "distill longer; a larger max_drop accepts the loss"),
+        (("export.onnx",), "a larger max_drop accepts the loss"),
+        (("export.onnx", "quantize.static"), gate.LOSE_LESS["quantize."] + "; a larger max_drop accepts the loss"),
+        (("prune.heads", "distill.logits"), "prune less, distill longer; a larger max_drop accepts the loss"),
+    ],
+)
+def test_the_advice_is_about_the_recipes_own_steps(steps: tuple[str, ...], advice: str) -> None:
+    lost = Difference(-0.1, -0.2, -0.05, (), (), True, lambda samples: (-0.2, -0.05))
+    refused = gate.quality(Budget(max_drop=0.005), score(0.9), score(0.8), lost, steps=steps)
+    assert not refused.passed
+    assert refused.advice == advice
 
 
 def timed(result: float, noise: float = 0.0, doubt: float = 1.0) -> Speeds:
@@ -95,6 +114,14 @@ def test_a_promise_of_speed_is_kept_where_the_whole_interval_lies_above(tiny: Pa
     assert not slower.passed and not slower.machine
     assert slower.measured.startswith("0.90× [0.89, 0.91]")
     assert slower.advice.startswith("quantize.dynamic made it slower at batch 1: 0.70× [0.60, 0.80]: ")
+
+
+def test_what_is_not_faster_is_not_called_so(tiny: Path) -> None:
+    """A kept promise of speed is one of not being slower by more than 3 %."""
+    a_little = faster(timed(0.985, 0.001), tiny)
+    assert a_little.passed
+    assert a_little.measured.startswith("0.98× [0.98, 0.99] (no faster, and no more than 3 % slower), ")
+    assert "no faster" not in faster(timed(1.0), tiny).measured + faster(timed(0.9), tiny).measured
 
 
 def test_undecided_is_no_pass_and_says_how_long_it_would_take(tiny: Path) -> None:

@@ -62,7 +62,7 @@ def test_up_until_a_signal(model_repository: Path, server_prefix: Path, tmp_path
         assert ready["models"] == [{"name": TINY, "versions": [1]}]
         with connect(ready["grpc"]) as client:
             assert client.infer(TINY, {"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 3)
-        state = next((tmp_path / "modelathe").iterdir())
+        state = next((tmp_path / "modelathe").glob("server-*"))
         assert state.stat().st_mode & 0o777 == 0o600
         assert json.loads(state.read_text())["pid"] == ready["pid"]
         regions = shared_memory(ready["pid"])

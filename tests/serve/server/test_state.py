@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from loadtest.plan import served
 from modelathe.errors import MachineError
 from serve.cli import main
 from serve.config.errors import NoAnswer, ServerFailed, StillLoading
@@ -128,10 +129,10 @@ def test_what_a_killed_command_left_counts_not(place: Path) -> None:
         process.stdout.readline()
         assert [running.owner for running in state.everything()] == [process.pid]
         process.send_signal(signal.SIGKILL)
-    assert len(list(state.folder().iterdir())) == 1
+    assert len(list(served.folder().glob("server-*"))) == 1
     assert state.everything() == []
     # Its number may be given to another process.
-    (left,) = state.folder().iterdir()
+    (left,) = served.folder().glob("server-*")
     left.write_text(json.dumps(json.loads(left.read_text()) | {"owner": os.getpid()}))
     assert state.everything() == []
     assert state.serving(place) is None
