@@ -111,11 +111,10 @@ def _check_files(output: Path | None, html: Path | None, save_baseline: Path | N
 def _play(model: str, options: dict[str, Any], html: Path | None, output: Path | None, as_json: bool) -> None:
     from loadtest.commands.scenario import play_and_report
 
-    if html:
-        raise UsageError("--html is for one run", fix="use `loadtest report FILE --html` for the phase you want")
+    _check_files(None, html, None)
     if options["pid"] and options["metrics"]:
         raise UsageError("--pid and --metrics are both given", fix="--pid is the better one where you can")
-    play_and_report(model, options, output, as_json)
+    play_and_report(model, options | {"html": html}, output, as_json)
 
 
 def _failure(values: dict[str, Any], path: Path, allow_invalid: bool) -> ModelatheError | None:

@@ -89,7 +89,7 @@ def play_and_report(model: str, options: dict[str, Any], folder: Path | None, as
     from loadtest.judge.summary import summarize
     from loadtest.load import drive
     from loadtest.report import live
-    from loadtest.scenario import play
+    from loadtest.scenario import page, play
     from loadtest.scenario.scenario import find, load
 
     _refuse_load_options()
@@ -110,6 +110,8 @@ def play_and_report(model: str, options: dict[str, Any], folder: Path | None, as
     with kept(folder):
         values = play.play(found, path.stem, send, folder, largest, str(options["pid"] or options["metrics"] or ""))
     failure = _failure(values, folder, options["allow_invalid"])
+    if options["html"]:
+        page.write(values, options["html"])
     if not as_json:
         Console().print(play.text(values))
         click.echo(f"\nresults: {folder}")

@@ -175,7 +175,7 @@ def test_shares_of_the_saturation_become_rates(tmp_path: Path) -> None:
     [
         (("--scenario", "stedy"), 2, "did you mean 'steady'"),
         (("--scenario", "steady", "--rate", "3"), 2, "--set rate=VALUE"),
-        (("--scenario", "steady", "--html", "x.html"), 2, "--html"),
+        (("--scenario", "steady", "--html", "none/x.html"), 4, "no such folder"),
         (("--scenario", "steady", "--allow", "5%"), 2, "baseline"),
         (("--scenario", "steady", "--threshold", "p99 < 1s"), 2, "its file"),
         (("--set", "rate=3"), 2, "--scenario"),
