@@ -160,7 +160,7 @@ def _throughput(results: Results, values: dict[str, Any]) -> Chart:
     def per_second(moments: Any) -> Any:
         return np.histogram(moments, edges)[0] / seconds
 
-    traces = [line(middles, per_second(results.done[results.of(OK, MISMATCH)]), "answered", GREEN)]
+    traces = [line(middles, per_second(results.done[results.of(OK, MISMATCH)]), "answered", BLUE)]
     if results.open:
         traces.insert(0, line(middles, per_second(results.planned), "due", GREY, dash="dot"))
     if values["requests"]["failed"]:
@@ -277,7 +277,7 @@ def _errors(results: Results) -> Chart | None:
         most.append(("others", np.concatenate(rest)))
     last = max(float(moments.max()) for _, moments in found)
     edges = windows(last + 1e-6, MOST_WINDOWS)
-    middles, colors = (edges[:-1] + edges[1:]) / 2, (RED, ORANGE, PURPLE, BLUE, GREEN, GREY)
+    middles, colors = (edges[:-1] + edges[1:]) / 2, (RED, ORANGE, PURPLE, BLUE, LIGHT_BLUE, GREY)
     bars = [
         go.Bar(x=middles, y=np.histogram(moments, edges)[0], name=name, marker={"color": color}, width=np.diff(edges))
         for (name, moments), color in zip(most, colors, strict=False)

@@ -42,16 +42,21 @@ def write_loaded(results: Results, values: dict[str, Any], destination: Path) ->
     save("page.html", destination, **_shown(results, values))
 
 
-def body(results: Path) -> str:
-    """Return the page of a result file as a part of another page, without heading, script and style sheet.
+def body(values: dict[str, Any], results: Path | None) -> str:
+    """Return the page of a run as a part of another page, without heading, script and style sheet.
+
+    Args:
+        values: the run's document.
+        results: its result file, which the charts are drawn from; without it there are none.
 
     Raises:
         BadInput: `results` is not a result file.
     """
-    return environment().get_template("load.html").render(**_shown(*load_file(results)))
+    found = None if results is None else load_file(results)[0]
+    return environment().get_template("load.html").render(**_shown(found, values))
 
 
-def _shown(results: Results, values: dict[str, Any]) -> dict[str, Any]:
+def _shown(results: Results | None, values: dict[str, Any]) -> dict[str, Any]:
     """Return what the template of one run shows."""
     from loadtest.judge import compare
     from loadtest.report.charts import charts
@@ -65,9 +70,9 @@ def _shown(results: Results, values: dict[str, Any]) -> dict[str, Any]:
         "mismatches": (MISMATCH_COLUMNS, mismatch_rows(values)),
         "comparison": (compare.COLUMNS, compare.rows(values["comparison"])) if "comparison" in values else None,
         "plan": _plan(values["plan"]),
-        "started": results.header.get("clock_start", ""),
-        "versions": results.header.get("versions", {}),
-        "charts": charts(results, values),
+        "started": results.header.get("clock_start", "") if results else "",
+        "versions": results.header.get("versions", {}) if results else {},
+        "charts": charts(results, values) if results else [],
     }
 
 

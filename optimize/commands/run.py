@@ -29,6 +29,7 @@ from optimize.commands.overlap import overlap_option
     is_flag=True,
     help="Publish what is made for a GPU though there is none here to measure it; the lineage says so for ever.",
 )
+@click.option("--price", type=Number(0), help="Of this machine for an hour: the page says what a million samples cost.")
 @json_option
 def run(
     source: str,
@@ -40,6 +41,7 @@ def run(
     allow_overlap: bool,
     patience: float,
     allow_unmeasured: bool,
+    price: float | None,
     as_json: bool,
 ) -> None:
     """Run a recipe on SOURCE, a workload such as path/to/file.py:function.
@@ -68,7 +70,7 @@ def run(
                 load_workload(source),
                 output=output,
                 repository=repository,
-                terms=Terms(force, strict, allow_overlap, allow_unmeasured, patience),
+                terms=Terms(force, strict, allow_overlap, allow_unmeasured, patience, price),
                 progress=progress,
             )
     except (BusyMachine, GateRefused) as refusal:

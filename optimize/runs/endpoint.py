@@ -19,8 +19,8 @@ from loadtest.plan.data import answers as answers_of
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
-from loadtest.report import page
 from modelathe.client import Client, connect
+from modelathe.errors import ModelatheError
 from modelathe.tensors import Arrays
 from optimize.judge import gate, parity
 from optimize.judge.evaluate import Quality, collect, compare, judge
@@ -53,13 +53,15 @@ REQUESTS, THREADS, PAYLOADS = 256, 16, 16
 class Proof:
     """What the endpoint showed: its quality and parity, the load test, all gates, and the version when published.
 
-    Where nothing was served, the first two are None.
+    Where nothing was served, `endpoint`, `load` and `served` are None. `served` sets the load test beside that of the
+    trained FP32 model.
     """
 
     endpoint: dict[str, Any] | None
     load: dict[str, Any] | None
     gates: list[Gate]
     version: dict[str, Any] | None
+    served: dict[str, Any] | None = None
 
 
 def check(repository: Path, workload: Workload, target: Target) -> None:
@@ -100,14 +102,15 @@ def prove(this: Run, made: Bundle, quality: Quality, repository: Path, gates: li
     with staging.stage(repository, model, source, recipe.target, recipe.serve) as staged:
         with server.running(staged.path, listen=Listen(log=this.folder / "server.log"), cache=False) as endpoint:
             served, compared, found = _compare(this, endpoint, made, staged)
-            loaded = _load(this, endpoint, staged, compared["tolerance"])
+            loaded = _load(this, endpoint, staged, compared["tolerance"], "load")
+        beside = _trained(this, repository, compared["tolerance"])
         gates = [*gates, *found, *gate.load(recipe.budget, loaded)]
         version = None
         if this.terms.force or all(entry.passed for entry in gates):
             this.progress("publishing", 0.9)
             told = {"parity": compared, "deviation": compared["deviation"], "tolerance": compared["tolerance"]}
             version = _publish(staged, made, gates, told)
-    return Proof({**served.document(), "parity": compared}, loaded, gates, version)
+    return Proof({**served.document(), "parity": compared}, loaded, gates, version, _beside(this, beside, loaded))
 
 
 def unproven(this: Run, made: Bundle, quality: Quality, repository: Path, gates: list[Gate], why: str) -> Proof:
@@ -193,14 +196,64 @@ def _ask(endpoint: Endpoint, staged: staging.Staged, samples: list[Arrays]) -> l
             client.close()
 
 
-def _load(this: Run, endpoint: Endpoint, staged: staging.Staged, tolerance: answers_of.Tolerance) -> dict[str, Any]:
+def _trained(this: Run, repository: Path, tolerance: answers_of.Tolerance) -> dict[str, Any]:
+    """Serve the trained model's FP32 ONNX as the result was, and return its load test, or `error`: why there is none.
+
+    The result is judged by itself: that the trained model cannot be served is no reason against it.
+    """
+    recipe, trained = this.recipe, this.trained
+    graph = graph_of(trained.bundle)
+    try:
+        specs = output_specs(trained.bundle.workload, graph, trained.quality.outputs)
+        source = Source(graph, trained.bundle.workload.inputs, tuple(specs))
+        model = trained.bundle.workload.name
+        this.progress("serving the trained model", 0.0)
+        log = Listen(log=this.folder / "trained-server.log")
+        with (
+            staging.stage(repository, model, source, recipe.target, recipe.serve) as staged,
+            server.running(staged.path, listen=log, cache=False) as endpoint,
+        ):
+            return _load(this, endpoint, staged, tolerance, "trained-load")
+    except ModelatheError as failure:
+        return {"error": failure.what}
+
+
+def _beside(this: Run, trained: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """Return what the trained model and the result were served at, by core or GPU, and for what price."""
+    target, price = this.recipe.target, this.terms.price
+    unit, units = ("core", target.cores) if target.device == "cpu" else ("GPU", 1)
+
+    def side(load: dict[str, Any]) -> dict[str, Any]:
+        if "error" in load:
+            return {"error": load["error"]}
+        samples = load["rate"]["samples"]
+        return {
+            "error": "",
+            "valid": load["valid"],
+            "requests": load["rate"]["achieved"],
+            "samples": samples,
+            "per_unit": samples / units,
+            "p50_ms": load["latency_ms"]["p50"],
+            "p99_ms": load["latency_ms"]["p99"],
+            "per_million": price / 3600 / samples * 1e6 if price is not None and samples else None,
+        }
+
+    sides = {"trained": side(trained), "result": side(result)}
+    sound = all(not one["error"] and one["valid"] and one["requests"] for one in sides.values())
+    ratio = sides["result"]["requests"] / sides["trained"]["requests"] if sound else None
+    return {"unit": unit, "units": units, "price": price, "ratio": ratio, **sides}
+
+
+def _load(
+    this: Run, endpoint: Endpoint, staged: staging.Staged, tolerance: answers_of.Tolerance, name: str
+) -> dict[str, Any]:
+    """Return the document of the recipe's load test, whose results are written to a file of that name."""
     recipe, folder = this.recipe, this.folder
     this.progress(f"load test, {recipe.load.duration:g} s", 0.0)
     plan = _plan(endpoint, recipe)
-    results = folder / "load.jsonl"
+    results = folder / f"{name}.jsonl"
     payloads = payload.generate([spec.served for spec in staged.inputs], PAYLOADS, recipe.seed)
     drive.run(plan, [Part(staged.model, payloads, tolerance=tolerance)], results)
-    page.write(results, folder / "load.html")
     return summary.summarize(results)
 
 

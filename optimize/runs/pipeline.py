@@ -111,6 +111,7 @@ def _run(this: Run, repository: Path | None) -> dict[str, Any]:
         ratios=timing.ratios(final),
         warnings=_warnings(timing, timing.stages(), trained.cost),
         load=None,
+        served=None,
         bundle=str(last.folder),
         version=None,
         environment=page.environment(recipe.target.device),
@@ -130,7 +131,7 @@ def _run(this: Run, repository: Path | None) -> dict[str, Any]:
         else:
             proof = endpoint.prove(this, last, quality, repository, gates)
         gates = proof.gates
-        result |= {"endpoint": proof.endpoint, "load": proof.load, "version": proof.version}
+        result |= {"endpoint": proof.endpoint, "load": proof.load, "version": proof.version, "served": proof.served}
     result["places"] = _places(result)
     result["gates"] = [entry.document() for entry in gates]
     result["report"] = str(page.write(result, this.folder))

@@ -13,7 +13,7 @@ from optimize.model.errors import BadRecipe
 from optimize.runs.baseline import Progress
 from optimize.runs.recipe import Recipe
 
-PROOF = ("run.json", "report.html", "load.html", "load.jsonl", "server.log")
+PROOF = ("run.json", "report.html", "load.jsonl", "server.log", "trained-load.jsonl", "trained-server.log")
 """What a run says at its end, and how it came to it, of the bundles that lie beside it."""
 STATE = "digests.json"
 """The file by which a folder is known as one of a run, and where the page finds what the run was made from."""

@@ -20,6 +20,7 @@ class Terms:
         allow_unmeasured: publish what is made for a GPU from a machine that has none, so that neither its speed nor its
             endpoint was measured; lineage and page say so.
         patience: seconds that speed may be measured for longer than usual, until its promise is decided.
+        price: of the machine for an hour, in any currency; lets the page say what a million samples cost.
     """
 
     force: bool = False
@@ -27,6 +28,7 @@ class Terms:
     allow_overlap: bool = False
     allow_unmeasured: bool = False
     patience: float = speed.PATIENCE
+    price: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from optimize.runs.recipe import Recipe
 
 
 def test_a_new_run_takes_the_old_proof_away_first(tmp_path: Path) -> None:
-    for name in ("run.json", "report.html", "load.html", "load.jsonl", "server.log", "notes.txt"):
+    for name in (*resume.PROOF, "notes.txt"):
         (tmp_path / name).write_text("of the run before")
     (tmp_path / "0-trained").mkdir()
     resume.prepare(tmp_path, Recipe(()), ["0-trained"], silent)
