@@ -14,16 +14,18 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 
 # In a frame, because a window has a least width.
-FRAME = """<!doctype html><body style="margin:0"><iframe src="PAGE" style="width:WIDTHpx;height:900px;border:0"></iframe>
+FRAME = """<!doctype html><body style="margin:0"><iframe src="PAGE" width="WIDTH" height="900" frameborder="0"></iframe>
 <script>addEventListener("message", (event) => { document.title = event.data; });</script></body>"""
 MEASURE = """<script>addEventListener("load", () => setTimeout(() => {
   const box = (one) => one.getBoundingClientRect(), collided = [], clipped = [];
   for (const plot of document.querySelectorAll(".js-plotly-plot")) {
     const edge = box(plot.querySelector(".main-svg"));
-    const texts = [...plot.querySelectorAll(".main-svg text")].filter((one) => one.textContent.trim() && box(one).width);
+    const shown = (one) => one.textContent.trim() && box(one).width;
+    const texts = [...plot.querySelectorAll(".main-svg text")].filter(shown);
     texts.forEach((one, at) => {
       const a = box(one);
-      if (a.left < edge.left - 1 || a.right > edge.right + 1 || a.bottom > edge.bottom + 1) clipped.push(one.textContent);
+      const inside = a.left > edge.left - 1 && a.right < edge.right + 1 && a.bottom < edge.bottom + 1;
+      if (!inside) clipped.push(one.textContent);
       for (const other of texts.slice(at + 1)) {
         const b = box(other);
         const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);

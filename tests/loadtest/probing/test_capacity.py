@@ -8,11 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from loadtest.commands import capacity as command
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.probing import edge, probe
 from loadtest.probing import search as capacity
+from loadtest.probing.probe import conditions
 from loadtest.probing.search import (
     CLIENT,
     CLIENT_LIMIT,
@@ -192,6 +194,26 @@ def test_what_the_client_cannot_send_is_a_lower_limit_of_the_capacity() -> None:
     assert 300 / 1.1 < found.rate <= 300
     assert found.high == float("inf")
     assert set(found.verdicts) == {HELD, CLIENT}
+
+
+def test_what_held_with_the_lateness_of_the_client_in_it_held() -> None:
+    probes = [
+        made(50, 0.0),
+        made(80, 0.001, client="late"),
+        made(120, 0.0, 20, client="late"),
+        made(90, 0.5, client="late"),
+    ]
+    assert capacity.held_although_late(probes, [0.01]) == 80, "of 120 there is too little, at 90 half are bad"
+    assert capacity.held_although_late(probes[:1], [0.01]) == 0
+    asked = conditions(["p99 < 20ms"])
+    found = capacity.search(
+        lambda rate, _: made(rate, 0.0, client="late"), [one.allowed for one in asked], 64.0, Budget(10)
+    )
+    values = command._document(found, asked, "p99 < 20ms")
+    assert np.isnan(values["rate"]) and values["held_although_late"] == 64.0
+    assert any("64.0/s held all the same" in note for note in values["notes"])
+    asked = conditions(["service p99 < 20ms"])
+    assert command._document(found, asked, "service p99 < 20ms")["held_although_late"] is None
 
 
 def test_a_hiccup_of_the_client_is_not_its_limit() -> None:
