@@ -1,6 +1,7 @@
 import importlib.util
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -197,23 +198,18 @@ def test_what_the_client_cannot_send_is_a_lower_limit_of_the_capacity() -> None:
 
 
 def test_what_held_with_the_lateness_of_the_client_in_it_held() -> None:
-    probes = [
-        made(50, 0.0),
-        made(80, 0.001, client="late"),
-        made(120, 0.0, 20, client="late"),
-        made(90, 0.5, client="late"),
-    ]
-    assert capacity.held_although_late(probes, [0.01]) == 80, "of 120 there is too little, at 90 half are bad"
-    assert capacity.held_although_late(probes[:1], [0.01]) == 0
-    asked = conditions(["p99 < 20ms"])
-    found = capacity.search(
-        lambda rate, _: made(rate, 0.0, client="late"), [one.allowed for one in asked], 64.0, Budget(10)
-    )
-    values = command._document(found, asked, "p99 < 20ms")
-    assert np.isnan(values["rate"]) and values["held_although_late"] == 64.0
-    assert any("64.0/s held all the same" in note for note in values["notes"])
-    asked = conditions(["service p99 < 20ms"])
-    assert command._document(found, asked, "service p99 < 20ms")["held_although_late"] is None
+    late = [made(*share, client="late") for share in ((80, 0.001), (120, 0.0, 5), (90, 0.5))]
+    assert capacity.held_although_late([made(50, 0.0), *late], [0.01]) == 80, "at 120 there is too little to say so"
+    assert capacity.held_although_late([made(50, 0.0)], [0.01]) == 0
+    for slo, held in (("p99 < 20ms", 64.0), ("service p99 < 20ms", None)):
+        asked = conditions([slo])
+        one = made(64.0, 0.0, client="late", facts={"requests": 9})
+        one = replace(one, counted=one.counted.repeat(len(asked), 0), bad=one.bad.repeat(len(asked), 0))
+        nothing = float("nan")
+        found = capacity.Found(nothing, 0.0, nothing, CLIENT_LIMIT, None, [one], [CLIENT])
+        values = command._document(found, asked, slo)
+        assert values["held_although_late"] == held
+        assert any("64.0/s held all the same" in note for note in values["notes"]) is bool(held)
 
 
 def test_a_hiccup_of_the_client_is_not_its_limit() -> None:
