@@ -42,13 +42,13 @@ def sound(results: Results, values: dict[str, Any]) -> dict[str, Any] | None:
     """
     if values["valid"] or results.end is None or not values["requests"]["done"]:
         return None
-    late = values["fault"] == CLIENT
+    late = values["fault"] == CLIENT or _busy(values)
     found = bounds(results, values["loop_lag_ms"]) if late else {}
     narrow = {key: ends for key, ends in found.items() if ends[0] >= (1 - WIDEST) * ends[1]}
     most = {key: high for key, (_, high) in found.items() if np.isfinite(high)}
     punctual = _punctual(results, values) if results.open else None
     told = {"latency_ms": narrow, "at_most_ms": most, "punctual": punctual}
-    return told | {"text": _text(told, values), "how": _how(punctual, values) if late or _busy(values) else []}
+    return told | {"text": _text(told, values), "how": _how(punctual, values) if late else []}
 
 
 def bounds(results: Results, loop_lag_ms: dict[str, float | None]) -> dict[str, list[float]]:

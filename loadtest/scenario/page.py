@@ -23,11 +23,7 @@ def write(values: dict[str, Any], destination: Path) -> None:
     Raises:
         BadInput: a result file is missing or none.
     """
-    tones = [_tone(values, phase) for phase in values["phases"]]
-    runs = [
-        Phase(phase["name"], read(Path(phase["results"])), tone)
-        for phase, tone in zip(values["phases"], tones, strict=True)
-    ]
+    runs = [Phase(phase["name"], read(Path(phase["results"])), _tone(values, phase)) for phase in values["phases"]]
     findings = [{**finding, "tone": _TONES[finding["passed"]]} for finding in values["verdict"]["findings"]]
     page.save(
         "scenario.html",
@@ -36,7 +32,6 @@ def write(values: dict[str, Any], destination: Path) -> None:
         headline=headline(values),
         tone=_TONES[values["verdict"]["passed"]] if values["valid"] else "bad",
         findings=findings,
-        tones=tones,
         load=load,
         charts=timeline(runs),
     )
