@@ -42,7 +42,8 @@ def sound(results: Results, values: dict[str, Any]) -> dict[str, Any] | None:
     """
     if values["valid"] or results.end is None or not values["requests"]["done"]:
         return None
-    late = values["fault"] == CLIENT or _busy(values)
+    wrong = values["requests"]["failed"] + values["requests"]["mismatched"]
+    late = values["fault"] == CLIENT or (not results.open and not wrong and _busy(values))
     found = bounds(results, values["loop_lag_ms"]) if late else {}
     narrow = {key: ends for key, ends in found.items() if ends[0] >= (1 - WIDEST) * ends[1]}
     most = {key: high for key, (_, high) in found.items() if np.isfinite(high)}

@@ -154,11 +154,16 @@ def sensitivity(layers: Sequence[dict[str, Any]], batches: Sequence[str]) -> lis
     saved = [(layer["name"], layer["bytes_saved"] / 1000, _sign(layer["bytes_saved"])) for layer in layers]
     found.append(bars("Saved", "longer is better.", saved, "kB"))
     for batch in batches:
-        speeds = [(layer["speedup"][batch], *layer["interval"][batch]) for layer in layers]
+        speeds = [(layer["speedup"][batch], *_pair(layer["interval"][batch])) for layer in layers]
         sure = [not Ratio(1.0, *layer["control"][batch]).senseless for layer in layers]
         known = [speed_tone(value, ends) if told else "open" for (value, *ends), told in zip(speeds, sure, strict=True)]
         found.append(_points(f"Speed at batch {batch}", "speed", layers, speeds, known))
     return found
+
+
+def _pair(ends: Sequence[float]) -> tuple[float, float]:
+    low, high = ends
+    return low, high
 
 
 def _points(

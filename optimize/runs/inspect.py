@@ -229,7 +229,7 @@ def _by_module(
         owner = owners[first]
         times[owner] += milliseconds
         if owner is not None:
-            fused[owner] |= {other for node in rest if (other := owners[node]) not in (None, owner)}
+            fused[owner] |= {other for node in rest if (other := owners[node]) and other != owner}
     return dict(times), fused
 
 
