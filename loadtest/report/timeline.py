@@ -1,7 +1,7 @@
 """Timeline: the phases of a scenario one after another, as charts."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def timeline(phases: Sequence[Phase]) -> list[Chart]:
     series: dict[str, list[float]] = {"at": [], "p50": [], "p99": [], "rate": [], "due": []}
     for phase, start in zip(phases, starts, strict=True):
         _add_phase(series, phase.run, start)
-    shared = {
+    shared: dict[str, Any] = {
         "shapes": shades,
         "annotations": numbers,
         "showlegend": True,

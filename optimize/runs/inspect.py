@@ -73,7 +73,7 @@ class Ran(NamedTuple):
 
     name: str
     operator: str
-    index: str
+    place: str
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,14 @@ COUNT = 6000
 
 
 def answered(arrived: Numbers, service: Numbers, servers: int = 1) -> Numbers:
-    """Return when a server that answers in order is done with requests, in the order in which they arrive."""
+    """Return when a server is done with requests that it begins in the order in which they arrive.
+
+    Requests are alike: a service time belongs to a place in the server's line, whoever comes to have it.
+    """
     free, done = np.zeros(servers), np.empty(len(arrived))
-    for at in np.argsort(arrived, kind="stable"):
+    for at, needed in zip(np.argsort(arrived, kind="stable"), service, strict=True):
         place = int(free.argmin())
-        done[at] = free[place] = max(arrived[at], free[place]) + service[at]
+        done[at] = free[place] = max(arrived[at], free[place]) + needed
     return done
 
 
