@@ -3,8 +3,8 @@
 A client that is late sends requests late and takes in answers late. A server that answers in order answers a request
 that came late no sooner, and later by no more than the largest lateness since it last had nothing to do. So of every
 request it is known between what ends the latency lies that a punctual client would have seen, and of every percentile
-too, whatever the lateness has to do with the latency. Requests are taken to be alike, so that one which overtook another
-took its place. What a client's lateness does to the batches that a server forms is not covered.
+too, whatever the lateness has to do with the latency. Requests are taken to be alike, so that one which overtook
+another took its place. What a client's lateness does to the batches that a server forms is not covered.
 """
 
 import os
