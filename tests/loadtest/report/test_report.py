@@ -2,11 +2,11 @@ import io
 import json
 import re
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 from rich.console import Console
 
 from loadtest.judge import breakdown
@@ -272,7 +272,7 @@ def test_an_invalid_run_says_everywhere_what_is_sound(tmp_path: Path) -> None:
     shown = " ".join(on_terminal(document, 200).split())
     for line in (*document["sound"]["text"], *document["sound"]["how"]):
         assert line in shown
-        assert escape(line) in html
+        assert str(escape(line)) in html
 
 
 def runs(*figures: tuple[float, bool, bool]) -> list[dict[str, Any]]:

@@ -438,7 +438,7 @@ def test_an_invalid_load_test_says_so_and_bears_missing_figures(tmp_path: Path) 
     load |= {"valid": False, "why": "the server stopped answering", "latency_ms": nothing, "service_ms": nothing}
     load |= {"server": None, "client_cpu": None, "errors": [{"count": 1204, "text": "connection refused"}]}
     text = read(document, tmp_path).text
-    assert "INVALID RUN" in text and "the server stopped answering" in text and "1,204 × connection refused" in text
+    assert "INVALID RUN" in text and "the server stopped answering" in text and "1,204 connection refused" in text
 
 
 def test_the_torch_model_beside_the_endpoint_is_the_last_one_that_torch_made() -> None:
