@@ -158,6 +158,13 @@ def _plan(plan: dict[str, Any]) -> list[tuple[str, str]]:
     only_open = {"arrival", "profile", "seed", "in_flight", "speed"}
     return [
         (name.replace("in_flight", "most in flight"), f"{value}{units.get(name, '')}")
-        for name, value in plan.items()
+        for name, value in ((name, _told(value)) for name, value in plan.items())
         if value not in (None, "", (), []) and (plan["concurrency"] is None or name not in only_open)
     ]
+
+
+def _told(value: Any) -> Any:
+    """Return a value of the plan as a person reads it: of several options those that are set, a list item by item."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {one}" for name, one in value.items() if one)
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
