@@ -126,7 +126,8 @@ def measure(
     if options["scenario"]:
         _check_scenario(options, asked)
         scenarios.refuse(stated)
-        return scenarios.play(model, options | {"allow_invalid": asked.allow_invalid}, asked.output, quiet)
+        own = {"allow_invalid": asked.allow_invalid, "html": asked.html}
+        return scenarios.play(model, options | own, asked.output, quiet)
     for key, name in (("settings", "set"), ("pid", "pid")):
         if options[key]:
             raise UsageError(f"--{name} needs --scenario", fix="name a scenario")
@@ -141,8 +142,7 @@ def _check_scenario(options: dict[str, Any], asked: Asked) -> None:
         raise UsageError("a scenario states its own thresholds", fix="write them into its file")
     if asked.baseline or asked.save_baseline or asked.allow is not None:
         raise UsageError("a baseline is of one run", fix="use `loadtest compare` on the phase you want")
-    if asked.html:
-        raise UsageError("--html is for one run", fix="use `loadtest report FILE --html` for the phase you want")
+    _check_files(Asked(html=asked.html))
     if options["pid"] and options["metrics"]:
         raise UsageError("--pid and --metrics are both given", fix="--pid is the better one where you can")
 

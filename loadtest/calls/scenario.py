@@ -9,6 +9,7 @@ from loadtest.judge.validity import GONE
 from loadtest.load import drive
 from loadtest.plan.options import default_output, kept, largest_batch, parts_of, plan_of
 from loadtest.report import live
+from loadtest.scenario import page
 from loadtest.scenario import play as played
 from loadtest.scenario.scenario import find, load
 from modelathe.errors import MachineError, Refused, UsageError
@@ -43,7 +44,7 @@ def play(model: str, options: dict[str, Any], folder: Path | None, quiet: bool) 
 
     Args:
         model: its name.
-        options: as for `loadtest.calls.run.measure`, and `allow_invalid`.
+        options: as for `loadtest.calls.run.measure`, and `allow_invalid` and `html`.
         folder: for the results; one in `build/loads` unless given.
         quiet: say nothing while it goes on.
     """
@@ -65,6 +66,8 @@ def play(model: str, options: dict[str, Any], folder: Path | None, quiet: bool) 
     with kept(folder):
         values = played.play(found, path.stem, send, folder, largest, str(options["pid"] or options["metrics"] or ""))
     failure = _failure(values, folder, options["allow_invalid"])
+    if options["html"]:
+        page.write(values, options["html"])
     return ScenarioResult(document=values, failure=failure, valid=values["valid"], results=folder)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.judge import thresholds, validity
+from loadtest.judge import sound, thresholds, validity
 from loadtest.judge.breakdown import by_model
 from loadtest.record.results import DROPPED, ERROR, MISMATCH, OK, TIMEOUT, VERDICTS, Results, read
 from loadtest.record.statistics import Seconds, largest, milliseconds
@@ -94,6 +94,7 @@ def summary(results: Results, sentences: Sequence[str] = ()) -> dict[str, Any]:
     invalid = validity.why_invalid(values, results, percentiles, limited=not unlimited)
     values |= invalid._asdict()
     values["valid"] = not values["why"]
+    values["sound"] = sound.sound(results, values)
     values["notes"] = _notes(values, end)
     values["thresholds"] = thresholds.judge(values, [one.text for one in asked])
     return values

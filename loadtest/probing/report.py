@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from loadtest.probing.probe import Condition
-from loadtest.probing.search import HELD, UNDECIDED, USELESS, Found
+from loadtest.probing.search import HELD, UNDECIDED, USELESS, Found, held_although_late
 from modelathe.commandline import document
 from modelathe.errors import Refused
 
@@ -22,6 +22,7 @@ def document_of(found: Found, asked: Sequence[Condition], slo: str) -> dict[str,
         }
         for probe, said in zip(found.probes, found.verdicts, strict=True)
     ]
+    late = 0.0 if any(one.threshold.metric.group == "service_ms" for one in asked) else _late(found, asked)
     return document(
         slo=slo,
         conditions=[{"text": one.text, "allowed": one.allowed} for one in asked],
@@ -31,9 +32,24 @@ def document_of(found: Found, asked: Sequence[Condition], slo: str) -> dict[str,
         at_least=found.high == float("inf"),
         binding=None if found.binding is None else asked[found.binding].text,
         stopped=found.stopped,
-        notes=_notes(found, asked),
+        held_although_late=late or None,
+        notes=[*_notes(found, asked), *_all_the_same(late, found)],
         probes=probes,
     )
+
+
+def _late(found: Found, asked: Sequence[Condition]) -> float:
+    return held_although_late(found.probes, [one.allowed for one in asked])
+
+
+def _all_the_same(late: float, found: Found) -> list[str]:
+    """Say what probes show that do not count, where that is more than those show that do."""
+    if not late > (0.0 if found.rate != found.rate else found.rate):
+        return []
+    return [
+        f"{late:,.1f}/s held all the same, with the client's own lateness in every latency: "
+        "a server that answers in order holds it"
+    ]
 
 
 def _notes(found: Found, asked: Sequence[Condition]) -> list[str]:

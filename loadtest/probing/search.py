@@ -8,7 +8,7 @@ alone.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -316,6 +316,16 @@ def verdict(probe: Probe, allowed: Sequence[float]) -> str:
     rows = [Counts(probe.rate, *row) for row in zip(probe.counted, probe.bad, strict=True)]
     verdicts = list(map(_decided, rows, allowed))
     return next((said for said in (FAILED, UNDECIDED) if said in verdicts), HELD)
+
+
+def held_although_late(probes: Sequence[Probe], allowed: Sequence[float]) -> float:
+    """Return the highest rate whose conditions are shown to hold with the client's own lateness in them; 0 if none.
+
+    It is for conditions on the latency from the planned time, which that lateness only lengthens.
+    """
+    late = (probe for probe in probes if probe.client)
+    held = [probe.rate for probe in late if verdict(replace(probe, client=""), allowed) == HELD]
+    return max(held, default=0.0)
 
 
 def _decided(counts: Counts, allowed: float) -> str:

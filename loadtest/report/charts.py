@@ -24,12 +24,12 @@ _STAGES = {
     "other": ("server: other", PALE),
     "network": ("network and client", GREY),
 }
-_MOST_WINDOWS = 60
-_FEWEST_PER_WINDOW = 20
+MOST_WINDOWS = 60
+FEWEST_PER_WINDOW = 20
 _MOST_KINDS = 6
 _LEGEND_ABOVE = {"orientation": "h", "x": 0, "y": 1.05, "yanchor": "bottom", "traceorder": "normal"}
 # Plotly's own ticks between the powers of ten show their first digit only.
-_TICKS = [step * 10.0**exponent for exponent in range(-3, 6) for step in (1, 2, 5)]
+TICKS = [step * 10.0**exponent for exponent in range(-3, 6) for step in (1, 2, 5)]
 _FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 
 Chart = dict[str, str]
@@ -52,12 +52,14 @@ def charts(results: Results, values: dict[str, Any]) -> list[Chart]:
     return [chart for chart in drawn if chart]
 
 
-def _chart(title: str, caption: str, traces: list[Any], height: int = 340, **layout: Any) -> Chart:
+def chart(title: str, caption: str, traces: list[Any], height: int = 340, **layout: Any) -> Chart:
     """Return a chart for the template: title, caption and the drawing as HTML."""
     import plotly.graph_objects as go
 
     figure = go.Figure(traces)
     axis = {
+        "automargin": True,
+        "fixedrange": True,
         "gridcolor": "#e2e8f0",
         "zeroline": False,
         "linecolor": "#94a3b8",
@@ -68,7 +70,7 @@ def _chart(title: str, caption: str, traces: list[Any], height: int = 340, **lay
         template="none",
         height=height,
         margin={"l": 66, "r": 18, "t": 34, "b": 52},
-        font={"family": _FONT, "size": 13, "color": "#334155"},
+        font={"family": _FONT, "size": 12, "color": "#334155"},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         hovermode="x unified",
         paper_bgcolor="rgba(0,0,0,0)",
@@ -83,7 +85,8 @@ def _chart(title: str, caption: str, traces: list[Any], height: int = 340, **lay
     return {"title": title, "caption": caption, "drawing": drawing}
 
 
-def _line(x: Any, y: Any, name: str, color: str, **more: Any) -> Any:
+def line(x: Any, y: Any, name: str, color: str, **more: Any) -> Any:
+    """Return a line of a chart."""
     import plotly.graph_objects as go
 
     # A line through one point would not be seen.
@@ -110,9 +113,9 @@ def _percentiles(results: Results) -> Chart:
     traces = []
     for values, name, color in lines:
         percents, seconds = curve(values)
-        line = _line(-np.log10(1 - percents / 100), seconds * 1e3, name, color)
-        line.customdata, line.hovertemplate = percents, "%{y:.3g} ms at %{customdata:.3f} %"
-        traces.append(line)
+        trace = line(-np.log10(1 - percents / 100), seconds * 1e3, name, color)
+        trace.customdata, trace.hovertemplate = percents, "%{y:.3g} ms at %{customdata:.3f} %"
+        traces.append(trace)
     nines = int(np.ceil(np.log10(max(len(latency), 10))))
     ticks = [0.0, 50.0, *(100 * (1 - 10.0**-n) for n in range(1, nines + 1))]
     axis = {
@@ -123,7 +126,7 @@ def _percentiles(results: Results) -> Chart:
         "tickfont": {"size": 11},
         "unifiedhovertitle": {"text": ""},
     }
-    return _chart(
+    return chart(
         "Latency by percentile",
         "How long the slowest part of the requests took: at 99 %, one in a hundred took longer.",
         traces,
@@ -136,34 +139,34 @@ def _percentiles(results: Results) -> Chart:
 def _latency_over_time(results: Results) -> Chart:
     counted = results.of(OK, MISMATCH, TIMEOUT)
     planned, latency = results.planned[counted], (results.done - results.planned)[counted] * 1e3
-    edges = windows(float(planned.max()) + 1e-6, min(_MOST_WINDOWS, len(planned) // _FEWEST_PER_WINDOW))
+    edges = windows(float(planned.max()) + 1e-6, min(MOST_WINDOWS, len(planned) // FEWEST_PER_WINDOW))
     parts = [part for part in np.split(latency, np.searchsorted(planned, edges[1:-1]))]
     middles = (edges[:-1] + edges[1:]) / 2
     rows = (("largest", 100.0, GREY), ("p99", 99.0, ORANGE), ("p50", 50.0, BLUE))
-    return _chart(
+    return chart(
         "Latency over time",
         f"By the time that requests were due, in windows of {edges[1] - edges[0]:.3g} s.",
-        [_line(middles, [percentile(part, percent) for part in parts], name, color) for name, percent, color in rows],
+        [line(middles, [percentile(part, percent) for part in parts], name, color) for name, percent, color in rows],
         xaxis=_seconds(results),
-        yaxis={"title": "milliseconds", "type": "log", "tickvals": _TICKS, "ticktext": [f"{at:g}" for at in _TICKS]},
+        yaxis={"title": "milliseconds", "type": "log", "tickvals": TICKS, "ticktext": [f"{at:g}" for at in TICKS]},
     )
 
 
 def _throughput(results: Results, values: dict[str, Any]) -> Chart:
     done = results.done[~np.isnan(results.done)]
-    edges = windows(float(done.max()) + 1e-6, min(_MOST_WINDOWS, len(done) // _FEWEST_PER_WINDOW))
+    edges = windows(float(done.max()) + 1e-6, min(MOST_WINDOWS, len(done) // FEWEST_PER_WINDOW))
     middles, seconds = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
 
     def per_second(moments: Any) -> Any:
         return np.histogram(moments, edges)[0] / seconds
 
-    traces = [_line(middles, per_second(results.done[results.of(OK, MISMATCH)]), "answered", GREEN)]
+    traces = [line(middles, per_second(results.done[results.of(OK, MISMATCH)]), "answered", BLUE)]
     if results.open:
-        traces.insert(0, _line(middles, per_second(results.planned), "due", GREY, dash="dot"))
+        traces.insert(0, line(middles, per_second(results.planned), "due", GREY, dash="dot"))
     if values["requests"]["failed"]:
         failed = ~results.of(OK, MISMATCH) & ~np.isnan(results.done)
-        traces.append(_line(middles, per_second(results.done[failed]), "failed", RED))
-    return _chart(
+        traces.append(line(middles, per_second(results.done[failed]), "failed", RED))
+    return chart(
         "Throughput over time",
         f"In windows of {edges[1] - edges[0]:.3g} s.",
         traces,
@@ -194,7 +197,7 @@ def _split(values: dict[str, Any]) -> Chart | None:
         )
         for name, milliseconds, color in inside
     ]
-    return _chart(
+    return chart(
         "Where the time goes",
         "The mean service time, split by what the server itself measured; the rest lies outside of the server.",
         traces,
@@ -220,7 +223,7 @@ def _split_over_time(results: Results) -> Chart | None:
     if spent is None:
         return None
     at = spent.pop("at")
-    return _chart(
+    return chart(
         "Where the time goes, over the run",
         "The mean request between two readings of the server's metrics, about a second apart.",
         [_area(at, np.nan_to_num(spent[stage]), *_STAGES[stage]) for stage in spent],
@@ -251,7 +254,7 @@ def _batches(values: dict[str, Any]) -> Chart | None:
         )
         for parts, name, color in ((counts, "runs of the model", GREY), (samples, "samples", BLUE))
     ]
-    return _chart(
+    return chart(
         "Batches really formed",
         "How many samples the server ran together, by its own count over the run.",
         bars,
@@ -273,13 +276,13 @@ def _errors(results: Results) -> Chart | None:
     if rest:
         most.append(("others", np.concatenate(rest)))
     last = max(float(moments.max()) for _, moments in found)
-    edges = windows(last + 1e-6, _MOST_WINDOWS)
-    middles, colors = (edges[:-1] + edges[1:]) / 2, (RED, ORANGE, PURPLE, BLUE, GREEN, GREY)
+    edges = windows(last + 1e-6, MOST_WINDOWS)
+    middles, colors = (edges[:-1] + edges[1:]) / 2, (RED, ORANGE, PURPLE, BLUE, LIGHT_BLUE, GREY)
     bars = [
         go.Bar(x=middles, y=np.histogram(moments, edges)[0], name=name, marker={"color": color}, width=np.diff(edges))
         for (name, moments), color in zip(most, colors, strict=False)
     ]
-    return _chart(
+    return chart(
         "Failures over time",
         f"By what went wrong, in windows of {edges[1] - edges[0]:.3g} s.",
         bars,
@@ -319,11 +322,11 @@ def _readings(
     for key, name, factor, color in rows:
         at, read = breakdown.column(results, key)
         if len(at):
-            drawn.append(_line(at, read * factor, name, color))
+            drawn.append(line(at, read * factor, name, color))
     if not drawn:
         return None
     axes = {"xaxis": _seconds(results), "yaxis": {"title": unit}}
-    return _chart(title, caption, drawn, height=260, showlegend=True, **axes)
+    return chart(title, caption, drawn, height=260, showlegend=True, **axes)
 
 
 def against_rate(runs: Sequence[tuple[str, dict[str, Any]]]) -> Chart:
@@ -334,19 +337,19 @@ def against_rate(runs: Sequence[tuple[str, dict[str, Any]]]) -> Chart:
     """
     ordered = sorted(runs, key=lambda run: run[1]["rate"]["achieved"])
     rates = [values["rate"]["achieved"] for _, values in ordered]
-    lines = []
+    traces = []
     for key, color in (("p99", ORANGE), ("p50", BLUE)):
-        line = _line(rates, [values["latency_ms"][key] for _, values in ordered], key, color)
-        line.mode = "lines+markers"
-        line.marker = {"size": 9, "symbol": ["circle" if values["valid"] else "x" for _, values in ordered]}
-        line.customdata = [name for name, _ in ordered]
-        line.hovertemplate = "%{y:.3g} ms, %{customdata}"
-        lines.append(line)
-    return _chart(
+        trace = line(rates, [values["latency_ms"][key] for _, values in ordered], key, color)
+        trace.mode = "lines+markers"
+        trace.marker = {"size": 9, "symbol": ["circle" if values["valid"] else "x" for _, values in ordered]}
+        trace.customdata = [name for name, _ in ordered]
+        trace.hovertemplate = "%{y:.3g} ms, %{customdata}"
+        traces.append(trace)
+    return chart(
         "Latency over throughput",
         "Each point is a run, at the rate that it achieved; a cross marks one that is invalid.",
-        lines,
+        traces,
         showlegend=True,
         xaxis={"title": "requests answered per second", "rangemode": "tozero"},
-        yaxis={"title": "milliseconds", "type": "log", "tickvals": _TICKS, "ticktext": [f"{at:g}" for at in _TICKS]},
+        yaxis={"title": "milliseconds", "type": "log", "tickvals": TICKS, "ticktext": [f"{at:g}" for at in TICKS]},
     )

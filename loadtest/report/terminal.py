@@ -71,6 +71,9 @@ def _headline(values: dict[str, Any]) -> list[Text]:
     lines = [Text(headline(values), style="bold green" if values["valid"] else "bold red")]
     if values["why"]:
         lines.append(Text(f"why: {values['why']}", style="red"))
+    if values.get("sound"):
+        lines += [Text(f"all the same: {line}") for line in values["sound"]["text"]]
+        lines += [Text(f"for the rest: {line}") for line in values["sound"]["how"]]
     lines += [Text(f"note: {note}", style="yellow") for note in values["notes"]]
     lines += [Text(line(verdict), style="green" if verdict["passed"] else "red") for verdict in values["thresholds"]]
     return [*lines, Text(plan_line(values))]

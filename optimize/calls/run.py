@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
     allow_unmeasured: bool
     patience: float
     promote: bool
+    price: float | None
 
 
 def run(
@@ -59,7 +60,7 @@ def run(
             model is live.
         quiet: say nothing while it goes on.
         options: those of the command of these names: `name`, `track`, `force`, `strict`, `allow_overlap`,
-            `allow_unmeasured`, `promote`, and `patience` in seconds.
+            `allow_unmeasured`, `promote`, `price` of the machine for an hour, and `patience` in seconds.
 
     Returns:
         What was made and judged. In a notebook it shows the figures at the head of the proof page.

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def inspect(source: str, batch: int, as_json: bool) -> None:
     """Show the layers of SOURCE, a workload or a bundle: parameters, MACs, share of the latency, output shape.
 
-    The latency is that of the ONNX file in ONNX Runtime on this machine; what it fuses beyond recognition stands under
-    `other`. The JSON document names for each layer the methods that could change it.
+    The latency is that of the ONNX file in ONNX Runtime on this machine; what it computes as one operator is one row,
+    and what it fuses beyond recognition stands under `other`. The JSON document names for each layer the methods that
+    could change it.
 
     \b
     Example:
@@ -58,7 +59,7 @@ def _print(found: "Inspection") -> None:
         table.add_column("output", no_wrap=True)
     for layer in found.layers:
         table.add_row(
-            layer.name or "(itself)",
+            " + ".join((layer.name or "(itself)", *layer.fused)),
             layer.kind,
             _short(layer.parameters),
             f"{layer.share:.1%}",

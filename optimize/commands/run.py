@@ -40,6 +40,7 @@ from optimize.commands.options import overlap_option, preset_option, recipe_opti
     metavar="mlflow[:URI]",
     help="Log parameters, figures, bundle and page to MLflow, at URI or where its own settings say.",
 )
+@click.option("--price", type=Number(0), help="Of this machine for an hour: the page says what a million samples cost.")
 @quiet_option
 @json_option
 def run(
@@ -56,6 +57,7 @@ def run(
     patience: float,
     allow_unmeasured: bool,
     track: str | None,
+    price: float | None,
     as_json: bool,
 ) -> None:
     """Run a recipe on SOURCE: path/to/file.py, with :function where it has several workloads, or a Hugging Face folder.
@@ -94,6 +96,7 @@ def run(
         patience=patience,
         promote=promote,
         track=track,
+        price=price,
     )
     if not as_json:
         table.run(result.document)

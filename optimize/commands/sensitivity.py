@@ -11,7 +11,7 @@ from loadtest.plan.options import Number
 from modelathe.commandline import PATH, document, emit, json_option, quiet_option, reporting
 from modelathe.errors import UsageError
 from optimize.commands.options import overlap_option
-from optimize.methods.table import NAMES
+from optimize.methods.table import METHODS, NAMES
 
 if TYPE_CHECKING:
     from optimize.source.workload import Workload
@@ -82,6 +82,7 @@ def sensitivity(
         samples=splits.size(workload, "evaluation"),
         judged_on=judged_on,
         overlap=dict(sets.overlap),
+        steps=[_step(config) for config in configs],
         batch=[int(size) for size in (effects[0].speedup if effects else ())],
         layers=[effect.document() for effect in effects],
         skipped=skipped,
@@ -112,3 +113,13 @@ def _config(name: str, ratio: float) -> Any:
     kind = NAMES[name]
     has_ratio = "ratio" in {entry.name for entry in fields(kind)}
     return recipe.build(kind, {"ratio": ratio} if has_ratio else {}, f"--method {name}")
+
+
+def _step(config: Any) -> dict[str, Any]:
+    """Return a config as a recipe spells it, without what is the default."""
+    usual = type(config)()
+    values = {entry.name: getattr(config, entry.name) for entry in fields(config)}
+    return {
+        "use": METHODS[type(config)].name,
+        **{name: value for name, value in values.items() if value != getattr(usual, name)},
+    }

@@ -35,6 +35,7 @@ class Effect:
         speedup: how many times faster than the untreated file, by batch size.
         interval: 95 % interval of `speedup`.
         control: 95 % interval of how many times faster the untreated file is than itself, in the same rounds.
+        members: the layers of a group, as a recipe's `exclude` names them.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Effect:
     speedup: Mapping[str, float] = field(default_factory=dict)
     interval: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     control: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""

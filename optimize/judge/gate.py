@@ -28,7 +28,8 @@ SLOWER = LIMIT
 class Gate:
     """One judgement: `measured` against `limit`, both as a person would read them, and advice when it did not pass.
 
-    `machine` says that nothing was found out about the model, because the machine could not measure.
+    `machine` says that nothing was found out about the model, because the machine could not measure; `undecided` that
+    the figures do not tell which side of the limit it is on, whatever the value said.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Gate:
     limit: str
     advice: str = ""
     machine: bool = False
+    undecided: bool = False
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -115,8 +117,10 @@ def quality(
     passed = known and (worst if strict else lost) <= limited
     interval = f"{difference.value:+.4f}, 95 % interval [{difference.low:+.4f}, {difference.high:+.4f}]"
     refusal = "" if passed else _quality_advice(steps, known and lost <= limited)
-    advice = "; ".join(filter(None, (refusal, _deciding(difference, result, limited))))
-    return Gate(f"quality: {result.metric}", passed, f"{result.value:.4f} ({interval})", limit, advice)
+    deciding = _deciding(difference, result, limited)
+    advice = "; ".join(filter(None, (refusal, deciding)))
+    measured = f"{result.value:.4f} ({interval})"
+    return Gate(f"quality: {result.metric}", passed, measured, limit, advice, undecided=bool(deciding))
 
 
 LOSE_LESS = {
@@ -214,6 +218,7 @@ def faster(batch: int, name: str, speeds: Speeds, stages: Sequence[Stage], devic
         f"interval above {SLOWER}×",
         advice,
         machine=control.senseless,
+        undecided=verdict == "undecided",
     )
 
 
@@ -274,7 +279,8 @@ def load(budget: Budget, report: dict[str, Any]) -> list[Gate]:
     for verdict in thresholds.judge(report, sentences(budget)):
         measured = "none answered" if math.isnan(verdict["measured"]) else f"{verdict['measured']:.1f} ms"
         advice = "" if verdict["passed"] else _p99_advice(verdict, answered)
-        gates.append(Gate("load: p99", verdict["passed"], measured, f"≤ {budget.p99_ms:g} ms", advice, machine=busy))
+        limit, undecided = f"≤ {budget.p99_ms:g} ms", verdict["undecided"]
+        gates.append(Gate("load: p99", verdict["passed"], measured, limit, advice, busy, undecided))
     return gates
 
 

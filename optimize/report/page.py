@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
 from loadtest.record.statistics import number
-from loadtest.report import terminal as report
+from loadtest.report import page as load_pages
 from modelathe import files
 from modelathe.notebook import View
 from optimize.methods.table import BY_NAME
 from optimize.report import figures, ratios, table
 
-NAME, LOAD_PAGE = "report.html", "load.html"
+NAME, LOAD = "report.html", "load.jsonl"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "onnx", "numpy")
 
 
@@ -29,7 +28,7 @@ def write(document: dict[str, Any], folder: Path) -> Path:
     Args:
         document: of `optimize run`; `endpoint`, `load` and `version` may be None. Its `environment`, when it has one,
             is shown in place of this machine's.
-        folder: the run's folder. Its `digests.json` is shown and its `load.html` linked, when they are there.
+        folder: the run's folder. Its `digests.json` is shown, and the charts of its `load.jsonl`, when they are there.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
@@ -50,6 +49,7 @@ def render(document: dict[str, Any], folder: Path, *, alone: bool = False) -> st
     """Return the page as HTML; arguments as for `write`. Of a page that will lie `alone`, no other is linked."""
     load = document["load"]
     machine = document.get("environment") or environment(document["recipe"]["target"]["device"])
+    results = folder / LOAD
     return (
         templates()
         .get_template("page.html")
@@ -60,23 +60,15 @@ def render(document: dict[str, Any], folder: Path, *, alone: bool = False) -> st
             loss=loss(document),
             models=models(document),
             batches=list(document["trained"]["cost"]["latency_ms"]),
-            unsure=[batch for batch, ends in document["ratios"]["interval"].items() if ratios.may_be_one(ends)],
             places=places(document),
             environment=machine,
             digests=digests(document, folder),
             recipe=tomli_w.dumps(document["recipe"]),
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            percentiles=figures.PERCENTILES,
-            load_lines=[report.headline(load), report.plan_line(load)] if load else [],
-            load_latencies=report.latencies(load) if load else [],
-            load_facts=report.facts(load) if load else [],
-            load_page=LOAD_PAGE if (folder / LOAD_PAGE).is_file() and not alone else "",
-            figures={
-                "journey": figures.journey(document),
-                "latency": figures.latency(document) if document["trained"]["cost"]["latency_ms"] else "",
-                "load": figures.load(load) if load else "",
-            },
-            plotly=get_plotlyjs(),
+            load_body=load_pages.body(load, results if results.is_file() else None) if load else "",
+            served=document.get("served"),
+            figures=[figures.score(document), figures.sizes(document), *figures.latencies(document)],
+            plotly=load_pages.plotly() if load and results.is_file() else "",
         )
     )
 
@@ -84,7 +76,7 @@ def render(document: dict[str, Any], folder: Path, *, alone: bool = False) -> st
 def templates() -> Environment:
     """Return what renders the pages of this folder."""
     found = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=ChoiceLoader([FileSystemLoader(Path(__file__).parent), PackageLoader("loadtest.report", "templates")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -93,11 +85,13 @@ def templates() -> Environment:
     found.filters.update(number=number, score="{:.4f}".format, change=_change, whole=table.number, metric=table.metric)
     found.filters.update(moved=table.moved)
     found.filters.update(interval=ratios.interval, control=ratios.control, times=ratios.times)
+    found.filters.update(gate_tone=figures.gate_tone)
+    found.globals.update(speed_tone=figures.speed_tone)
     return found
 
 
 def verdict(document: dict[str, Any]) -> dict[str, str]:
-    """Return what became of the run: `state` (published, forced, refused, bundle), a `title` and a `text`."""
+    """Return what became of the run: a `title`, a `text`, `state`: published, forced, refused, undecided or bundle."""
     gates, version = document["gates"], document["version"]
     refused = [gate["name"] for gate in gates if not gate["passed"]]
     quoted = ", ".join(f"“{name}”" for name in refused)
@@ -123,7 +117,9 @@ def verdict(document: dict[str, Any]) -> dict[str, str]:
     if refused:
         where = "after it was served" if document["endpoint"] else "before it was served"
         text = f"{len(gates) - len(refused)} of {len(gates)} gates passed. Stopped {where}: nothing was published."
-        return {"state": "refused", "title": f"Refused by {named}", "text": text}
+        open_ = all(figures.gate_tone(gate) == "open" for gate in gates if not gate["passed"])
+        title = f"Undecided: {named} could not tell" if open_ else f"Refused by {named}"
+        return {"state": "undecided" if open_ else "refused", "title": title, "text": text}
     text = f"All {len(gates)} gates passed. Nothing was served or published: the run was not given a repository."
     return {"state": "bundle", "title": f"Bundle of {document['workload']}, not published", "text": text}
 
@@ -177,31 +173,28 @@ def models(document: dict[str, Any]) -> list[dict[str, Any]]:
 def places(document: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the same metric at each place that the model passed: name, what ran there, scores.
 
-    Each has `left` and `width`, in per cent, which draw the interval of the first score on one scale.
+    Each has the `mark` of its first score, and what the `budget` allows, on the scale of `figures.score`.
     """
     trained, endpoint = document["trained"], document["endpoint"]
+    ends = [document["result"], endpoint]
     torch = [step for step in document["steps"] if BY_NAME[step["name"]][1].stage == "torch"]
     found = [("PyTorch", "trained model", trained)]
     found += [("PyTorch", f"after {step['name']}", step) for step in torch[-1:]]
     found.append(("ONNX Runtime", f"after {document['steps'][-1]['name']}", document["result"]))
     found += [("Triton endpoint", "the same file, served", endpoint)] if endpoint else []
-    low: float = min(entry["quality"]["low"] for *_, entry in found)
-    span: float = max(entry["quality"]["high"] for *_, entry in found) - low or 1.0
-
-    def at(value: float) -> float:
-        return 100 * (value - low) / span
-
-    return [
-        {
-            "name": name,
-            "subject": subject,
-            "scores": [entry["quality"], *entry["also"]],
-            "left": at(entry["quality"]["low"]),
-            "width": at(entry["quality"]["high"]) - at(entry["quality"]["low"]),
-            "middle": at(entry["quality"]["value"]),
-        }
-        for name, subject, entry in found
-    ]
+    scale, worst, first = figures.score_scale(document), figures.limit(document), trained["quality"]["value"]
+    gates = [gate for gate in document["gates"] if gate["name"].startswith("quality: ")]
+    left, right = sorted((scale.at(worst), scale.at(first)))
+    rows = []
+    for name, subject, entry in found:
+        score = entry["quality"]
+        tone = figures.gate_tone(gates[-1] if entry is endpoint else gates[0]) if entry in ends else ""
+        mark = scale.point(name, (score["value"], score["low"], score["high"]), tone, "")
+        budget = (left, right - left)
+        rows.append(
+            {"name": name, "subject": subject, "scores": [score, *entry["also"]], "mark": mark, "budget": budget}
+        )
+    return rows
 
 
 def environment(device: str = "cpu") -> dict[str, str]:

@@ -1,18 +1,17 @@
 """The page and the table of `optimize sensitivity`: for each layer, what it loses, what it saves, how it speeds up."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
+import tomli_w
 from rich import box
 from rich.console import Console
 from rich.markup import escape as escape_markup
 
 from loadtest.record.table import Unbroken
-from optimize.judge.ruler import Ratio
 from optimize.report import figures, page
 from optimize.report import table as terminal
 
@@ -20,60 +19,44 @@ from optimize.report import table as terminal
 def write(document: dict[str, Any], output: Path) -> Path:
     """Write the page of an `optimize sensitivity` document, whole or not at all."""
     methods = list(dict.fromkeys(layer["method"] for layer in document["layers"]))
+    batches = [str(batch) for batch in document["batch"]]
+    steps = {step["use"]: step for step in document["steps"]}
+    found = {method: ranked(document, method) for method in methods}
     text = (
         page.templates()
         .get_template("sensitivity.html")
         .render(
             found=document,
-            charts={method: chart(document, method) for method in methods},
+            methods=[
+                (method, figures.sensitivity(layers, batches), recipe(steps[method], layers))
+                for method, layers in found.items()
+            ],
+            layers=[layer for layers in found.values() for layer in layers],
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             environment=page.environment(),
-            plotly=get_plotlyjs(),
+            plotly="",
         )
     )
     return page.save(text, output)
 
 
-def chart(document: dict[str, Any], method: str) -> str:
-    """Return the chart of one method: loss with its 95 % interval, kilobytes saved, and speed at each batch size."""
+def ranked(document: dict[str, Any], method: str) -> list[dict[str, Any]]:
+    """Return one method's layers, those that lose most first."""
     layers = [layer for layer in document["layers"] if layer["method"] == method]
-    names = [escape(layer["name"]) for layer in layers]
-    batches = [str(batch) for batch in document["batch"]]
-    titles = [f"{escape(layers[0]['metric'])}, worse by", "kB saved", *(f"× at batch {batch}" for batch in batches)]
-    figure = figures.panels(titles, columns=len(titles))
-    losses = [(layer["loss"], layer["low"], layer["high"]) for layer in layers]
-    _points(figure, names, losses, [True] * len(names), 0.0, 1)
-    saved = [layer["bytes_saved"] / 1000 for layer in layers]
-    figures.bars(figure, names, saved, [figures.TRAINED] * len(names), "kB", row=1, col=2)
-    for column, batch in enumerate(batches, 3):
-        speeds = [(layer["speedup"][batch], *layer["interval"][batch]) for layer in layers]
-        sure = [not Ratio(1.0, *layer["control"][batch]).senseless for layer in layers]
-        _points(figure, names, speeds, sure, 1.0, column)
-    return figures.html(figure, f"figure-{method.replace('.', '-')}", figures.HEAD + figures.ROW * len(names))
+    return sorted(layers, key=lambda layer: (-layer["loss"], layer["name"]))
 
 
-def _points(
-    figure: figures.Figure,
-    names: list[str],
-    values: list[tuple[float, float, float]],
-    sure: list[bool],
-    neutral: float,
-    column: int,
-) -> None:
-    """Draw values with their intervals, those in colour that are `sure` and whose interval does not reach `neutral`."""
-    for name, (value, low, high), known in zip(names, values, sure, strict=True):
-        colour = figures.RESULT if known and not low <= neutral <= high else figures.STEP
-        figure.add_scatter(
-            x=[value],
-            y=[name],
-            error_x={"array": [high - value], "arrayminus": [value - low], "color": colour},
-            mode="markers",
-            marker={"color": colour, "size": 9},
-            hovertemplate="%{y}: %{x:.4f}<extra></extra>",
-            row=1,
-            col=column,
-        )
-    figure.add_vline(x=neutral, line={"color": figures.TRAINED, "width": 1.5, "dash": "dot"}, row=1, col=column)
+def recipe(step: Mapping[str, Any], layers: Sequence[dict[str, Any]]) -> str:
+    """Return the lines of a recipe that leave out the layers whose loss is shown, its interval above 0; empty if none.
+
+    Args:
+        step: the method as it was tried, as recipes spell it.
+        layers: its own, in the order in which they are to be named.
+    """
+    lost = [name for layer in layers if layer["low"] > 0 for name in layer["members"]]
+    if not lost:
+        return ""
+    return f"[[step]]\n{tomli_w.dumps({**step, 'exclude': [*step.get('exclude', ()), *lost]})}"
 
 
 def table(document: dict[str, Any], output: Path) -> None:

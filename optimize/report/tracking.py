@@ -31,7 +31,7 @@ LONGEST_VALUE, LONGEST_TAG, LONGEST_NAME = 6000, 5000, 250
 """Characters that MLflow keeps of a parameter, of a tag and of a name."""
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """What holds unless the user says otherwise: MLflow would go on asking an absent server for minutes."""
-PAGES = ("report.html", "load.html", "run.json", "recipe.toml")
+PAGES = ("report.html", "run.json", "recipe.toml")
 
 
 def parse(text: str) -> str:

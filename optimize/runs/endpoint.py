@@ -21,8 +21,8 @@ from loadtest.plan.data import answers as answers_of
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
-from loadtest.report import page
 from modelathe.client import Client, connect
+from modelathe.errors import ModelatheError
 from modelathe.tensors import Arrays
 from optimize.judge import gate, parity, rival, speed
 from optimize.judge.evaluate import Quality, collect, compare, judge
@@ -56,7 +56,8 @@ REQUESTS, THREADS, PAYLOADS = 256, 16, 16
 class Proof:
     """What the endpoint showed: its quality and parity, the load test, all gates, and the version when published.
 
-    Where nothing was served, the first two are None. `comparison` is with the version that was live, if one was.
+    Where nothing was served, `endpoint`, `load` and `served` are None. `comparison` is with the version that was live,
+    if one was. `served` sets the load test beside that of the trained FP32 model.
     """
 
     endpoint: dict[str, Any] | None
@@ -64,6 +65,7 @@ class Proof:
     gates: list[Gate]
     version: dict[str, Any] | None = None
     comparison: dict[str, Any] | None = None
+    served: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,10 @@ def prove(this: Run, release: Release, gates: list[Gate]) -> Proof:
     with _staged(this, release) as staged:
         with server.running(staged.path, listen=Listen(log=this.folder / "server.log"), cache=False) as endpoint:
             served, compared, found = _compare(this, endpoint, release.made, staged)
-            loaded = _load(this, endpoint, staged, compared["tolerance"])
+            loaded = _load(this, endpoint, staged, compared["tolerance"], "load")
+        beside = _beside(this, _trained(this, release.repository, compared["tolerance"]), loaded)
         gates = [*gates, *found, *gate.load(this.recipe.budget, loaded)]
-        proof = Proof({**served.document(), "parity": compared}, loaded, gates)
+        proof = Proof({**served.document(), "parity": compared}, loaded, gates, served=beside)
         if not (this.terms.force or all(entry.passed for entry in gates)):
             return proof
         told = {"parity": compared, "deviation": compared["deviation"], "tolerance": compared["tolerance"]}
@@ -216,15 +219,65 @@ def _ask(endpoint: Endpoint, staged: staging.Staged, samples: list[Arrays]) -> l
             client.close()
 
 
-def _load(this: Run, endpoint: Endpoint, staged: staging.Staged, tolerance: answers_of.Tolerance) -> dict[str, Any]:
+def _trained(this: Run, repository: Path, tolerance: answers_of.Tolerance) -> dict[str, Any]:
+    """Serve the trained model's FP32 ONNX as the result was, and return its load test, or `error`: why there is none.
+
+    The result is judged by itself: that the trained model cannot be served is no reason against it.
+    """
+    recipe, trained = this.recipe, this.trained
+    graph = graph_of(trained.bundle)
+    try:
+        specs = output_specs(trained.bundle.workload, graph, trained.quality.outputs)
+        source = Source(graph, trained.bundle.workload.inputs, tuple(specs))
+        model = trained.bundle.workload.name
+        this.progress("serving the trained model", 0.0)
+        log = Listen(log=this.folder / "trained-server.log")
+        with (
+            staging.stage(repository, model, source, recipe.target, recipe.serve) as staged,
+            server.running(staged.path, listen=log, cache=False) as endpoint,
+        ):
+            return _load(this, endpoint, staged, tolerance, "trained-load")
+    except ModelatheError as failure:
+        return {"error": failure.what}
+
+
+def _beside(this: Run, trained: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """Return what the trained model and the result were served at, by core or GPU, and for what price."""
+    target, price = this.recipe.target, this.terms.price
+    unit, units = ("core", target.cores) if target.device == "cpu" else ("GPU", 1)
+
+    def side(load: dict[str, Any]) -> dict[str, Any]:
+        if "error" in load:
+            return {"error": load["error"]}
+        samples = load["rate"]["samples"]
+        return {
+            "error": "",
+            "valid": load["valid"],
+            "requests": load["rate"]["achieved"],
+            "samples": samples,
+            "per_unit": samples / units,
+            "p50_ms": load["latency_ms"]["p50"],
+            "p99_ms": load["latency_ms"]["p99"],
+            "per_million": price / 3600 / samples * 1e6 if price is not None and samples else None,
+        }
+
+    sides = {"trained": side(trained), "result": side(result)}
+    sound = all(not one["error"] and one["valid"] and one["requests"] for one in sides.values())
+    ratio = sides["result"]["requests"] / sides["trained"]["requests"] if sound else None
+    return {"unit": unit, "units": units, "price": price, "ratio": ratio, **sides}
+
+
+def _load(
+    this: Run, endpoint: Endpoint, staged: staging.Staged, tolerance: answers_of.Tolerance, name: str
+) -> dict[str, Any]:
+    """Return the document of the recipe's load test, whose results are written to a file of that name."""
     recipe, folder = this.recipe, this.folder
     told = counting(this.progress, f"load test, {recipe.load.duration:g} s", "s", recipe.load.duration)
     plan = _plan(endpoint, recipe)
-    results = folder / "load.jsonl"
+    results = folder / f"{name}.jsonl"
     payloads = payload.generate([spec.served for spec in staged.inputs], PAYLOADS, recipe.seed)
     parts = [Part(staged.model, payloads, tolerance=tolerance)]
     drive.run(plan, parts, results, lambda state: None if state.warming else told(state.elapsed))
-    page.write(results, folder / "load.html")
     return summary.summarize(results)
 
 

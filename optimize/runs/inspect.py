@@ -1,8 +1,9 @@
 """Layers: what each module of a model costs, and which methods could change it.
 
 Parameters and MACs are counted on the torch module. The share of the latency is measured: ONNX Runtime's profile of the
-ONNX file, its nodes traced back to modules by their names. ONNX Runtime fuses and reorders; what it no longer names
-after a module stands under `other`.
+ONNX file, its nodes traced back to modules by their names. What ONNX Runtime runs as one operator, as a convolution and
+the ReLU behind it, counts to the module of the operator that it is named after; what it no longer names after a module
+stands under `other`.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ OPENINGS, RUNS, WARM = 5, 6, 2
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits", "Gather", "LSTM", "GRU")
 FOLLOWERS = ("Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "Gelu", "BatchNormalization", "Cast", "Mul", "Add")
 """Operators that count to the layer before them, where they have no module and one input that is not constant."""
+DEEPEST = 6
+"""So many operators may lie between the one that a fused operator is named after and its last."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Layer:
         latency: share of the time in ONNX Runtime, None where no node could be traced to a module.
         output: shape of its first output, None where it has none.
         methods: what could change it.
+        fused: modules that ONNX Runtime computes together with it, whose time its own holds.
     """
 
     name: str
@@ -61,6 +65,15 @@ class Layer:
     latency: float | None
     output: tuple[int, ...] | None
     methods: tuple[str, ...]
+    fused: tuple[str, ...] = ()
+
+
+class Ran(NamedTuple):
+    """One of ONNX Runtime's own nodes in a profile: its name, its operator, and its place."""
+
+    name: str
+    operator: str
+    place: str
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ def inspect(bundle: Bundle, batch: int = 1) -> Inspection:
         named = bundle.graph if bundle.graph and _is_export(bundle.graph) else None
         if named is None:
             named = export(module, inputs, bundle.workload.outputs, folder / "float.onnx")
-        times = latencies(bundle.graph or named, named, inputs, batch, folder)
+        times, fused = latencies(bundle.graph or named, named, inputs, batch, folder)
         could = methods(module, named if bundle.graph in (None, named) else None)
     total = sum(times.values())
     every = max(measure.parameters(module), 1)
@@ -110,6 +123,7 @@ def inspect(bundle: Bundle, batch: int = 1) -> Inspection:
             times.get(name, 0.0) / total if set(times) - {None} else None,
             shapes.get(name),
             tuple(could.get(name, ())),
+            tuple(sorted(fused.get(name, ()))),
         )
         for name, layer in module.named_modules()
     ]
@@ -172,8 +186,10 @@ def methods(module: nn.Module, path: Path | None) -> dict[str, list[str]]:
 
 def latencies(
     path: Path, named: Path, inputs: Sequence[TensorSpec], batch: int, folder: Path
-) -> dict[str | None, float]:
-    """Return the milliseconds that each module takes in ONNX Runtime in one call; None is the key of the rest.
+) -> tuple[dict[str | None, float], dict[str, set[str]]]:
+    """Return the milliseconds that each module takes in one call, and by module what is computed together with it.
+
+    None is the key of the time that belongs to no module.
 
     Args:
         path: the file that is timed.
@@ -190,27 +206,75 @@ def latencies(
         for index, value in enumerate(node.outputs):
             if not value.is_graph_output():
                 value.name = f"#{number}#{index}"
-    numbers = dict(enumerate(owners.values()))
     place = folder / "profiled.onnx"
     graph.save(model, place)
+    return _by_module(_profile(place, inputs, batch, folder), owners)
+
+
+def _by_module(
+    profile: Mapping[Ran, float], owners: "Mapping[onnx_ir.Node, str | None]"
+) -> tuple[dict[str | None, float], dict[str, set[str]]]:
+    """Return what a profile says of each module; see `latencies`."""
+    nodes, taken = list(owners), set[Any]()
     times: dict[str | None, float] = defaultdict(float)
-    for name, milliseconds in _profile(place, inputs, batch, folder).items():
-        parts = name.split("#")
-        times[numbers.get(int(parts[1])) if len(parts) > 2 and parts[1].isdigit() else None] += milliseconds
-    return dict(times)
+    fused: dict[str, set[str]] = defaultdict(set)
+    # In the order of the graph, so that of two branches the first is not taken for the second.
+    for ran, milliseconds in sorted(profile.items(), key=lambda item: _number(item[0].name, len(nodes))):
+        number = _number(ran.name, len(nodes))
+        if number == len(nodes):
+            times[None] += milliseconds
+            continue
+        first, *rest = _together(nodes[number], ran.operator, taken)
+        taken.add(first)
+        owner = owners[first]
+        times[owner] += milliseconds
+        if owner is not None:
+            fused[owner] |= {other for node in rest if (other := owners[node]) and other != owner}
+    return dict(times), fused
 
 
-def _profile(path: Path, inputs: Sequence[TensorSpec], batch: int, folder: Path) -> dict[str, float]:
+def _number(name: str, unknown: int) -> int:
+    """Return the number of the node that ONNX Runtime named an operator of its own after; else `unknown`."""
+    parts = name.split("#")
+    return int(parts[1]) if len(parts) > 2 and parts[1].isdigit() else unknown
+
+
+def _together(node: "onnx_ir.Node", operator: str, taken: set[Any]) -> "list[onnx_ir.Node]":
+    """Return the nodes that ONNX Runtime runs as one: first the one that the operator is called after.
+
+    A fused operator is named after its last node or that node's output, a `Conv` after the ReLU behind it. So from
+    there the nearest node before it is sought that the operator is called after and that no other one stands for.
+    """
+    paths = [[node]]
+    for _ in range(DEEPEST):
+        for path in paths:
+            if _called_after(operator, path[0]) and path[0] not in taken:
+                return path
+        before = [(path, value.producer()) for path in paths for value in path[0].inputs if value is not None]
+        paths = [
+            [producer, *path]
+            for path, producer in before
+            if producer is not None and (producer.op_type not in WEIGHTED or _called_after(operator, producer))
+        ]
+    return [node]
+
+
+def _called_after(operator: str, node: "onnx_ir.Node") -> bool:
+    """Return whether an operator, such as `QLinearConv`, is one that ONNX Runtime makes of a node and others."""
+    return node.op_type in operator or (node.op_type, operator) == ("MatMul", "Gemm")
+
+
+def _profile(path: Path, inputs: Sequence[TensorSpec], batch: int, folder: Path) -> dict[Ran, float]:
     """Return the median milliseconds of each of ONNX Runtime's own nodes, which differ from those of the file."""
     arrays = generated(inputs, batch)
-    found: dict[str, list[float]] = defaultdict(list)
+    found: dict[Ran, list[float]] = defaultdict(list)
     for _ in range(OPENINGS):
-        for name, milliseconds in _profile_once(path, arrays, folder).items():
-            found[name].append(milliseconds)
-    return {name: float(np.median(sessions)) for name, sessions in found.items()}
+        for ran, milliseconds in _profile_once(path, arrays, folder).items():
+            found[ran].append(milliseconds)
+    return {ran: float(np.median(sessions)) for ran, sessions in found.items()}
 
 
-def _profile_once(path: Path, arrays: Arrays, folder: Path) -> dict[str, float]:
+def _profile_once(path: Path, arrays: Arrays, folder: Path) -> dict[Ran, float]:
     import onnxruntime
 
     options = session_options(path)
@@ -223,11 +287,12 @@ def _profile_once(path: Path, arrays: Arrays, folder: Path) -> dict[str, float]:
         raise BadGraph(
             f"ONNX Runtime cannot run it: {first_line(error)}", where=path.name, fix="export it again"
         ) from error
-    taken: dict[str, list[float]] = defaultdict(list)
+    taken: dict[Ran, list[float]] = defaultdict(list)
     for event in json.loads(Path(session.end_profiling()).read_text()):
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            taken[f"{event['name']}#{event['args'].get('node_index')}"].append(event["dur"] / 1000)
-    return {name: float(np.median(rounds[WARM:] or rounds)) for name, rounds in taken.items()}
+            name, told = event["name"].removesuffix("_kernel_time"), event["args"]
+            taken[Ran(name, str(told.get("op_name")), str(told.get("node_index")))].append(event["dur"] / 1000)
+    return {ran: float(np.median(rounds[WARM:] or rounds)) for ran, rounds in taken.items()}
 
 
 def _is_export(path: Path) -> bool:

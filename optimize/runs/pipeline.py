@@ -127,6 +127,7 @@ def _run(this: Run, key: Key, repository: Path | None) -> dict[str, Any]:
         warnings=_warnings(timing, timing.stages(), trained.cost),
         load=None,
         comparison=None,
+        served=None,
         bundle=str(graph_of(last).parent.absolute()),
         version=None,
         environment=page.environment(recipe.target.device),
@@ -306,7 +307,7 @@ def _ended(result: dict[str, Any], gates: list[Gate], proof: "Proof | None" = No
     """Return the document with what the gates said, and what the endpoint showed if it was served."""
     found = {}
     if proof:
-        kept = ("endpoint", "load", "version", "comparison")
+        kept = ("endpoint", "load", "version", "comparison", "served")
         found = {name: getattr(proof, name) for name in kept}
     ended = {**result, **found, "gates": [entry.document() for entry in gates]}
     return {**ended, "places": _places(ended)}

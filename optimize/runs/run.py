@@ -21,6 +21,7 @@ class Terms:
             endpoint was measured; lineage and page say so.
         patience: seconds that speed may be measured for longer than usual, until its promise is decided.
         promote: make what is published the live version, though another one is live.
+        price: of the machine for an hour, in any currency; lets the page say what a million samples cost.
     """
 
     force: bool = False
@@ -29,6 +30,7 @@ class Terms:
     allow_unmeasured: bool = False
     patience: float = speed.PATIENCE
     promote: bool = False
+    price: float | None = None
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,9 @@ def study(
                 try:
                     with scratch.folder() as folder:
                         path = _treated(config, subject, members, folder, context)
-                        found_effects.append(
-                            _timed(effects.effect(name, method.name, path, against, context), path, against, context)
-                        )
+                        effect = effects.effect(name, method.name, path, against, context)
+                        timed = _timed(effect, path, against, context)
+                        found_effects.append(replace(timed, members=tuple(map(glob.escape, members))))
                 except (NoEffect, BadGraph, BadModel) as refusal:
                     skipped.append({"name": name, "method": method.name, "why": refusal.what})
     return found_effects, skipped

@@ -20,7 +20,7 @@ RUNS = Path("build/runs")
 """Where runs lie that were given no folder: a folder for each model, in it one for each run."""
 LATEST = "latest"
 """The link to the run of a model that ended last."""
-PROOF = ("run.json", "report.html", "load.html", "load.jsonl", "server.log")
+PROOF = ("run.json", "report.html", "load.jsonl", "server.log", "trained-load.jsonl", "trained-server.log")
 """What a run says at its end, and how it came to it, of the bundles that lie beside it."""
 STATE = "digests.json"
 """The file by which a folder is known as one of a run, and where the page finds what the run was made from."""

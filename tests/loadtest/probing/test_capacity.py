@@ -1,6 +1,7 @@
 import importlib.util
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -8,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from loadtest.commands import capacity as command
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
 from loadtest.probing import edge, probe
 from loadtest.probing import search as capacity
+from loadtest.probing.probe import conditions
 from loadtest.probing.search import (
     CLIENT,
     CLIENT_LIMIT,
@@ -192,6 +195,21 @@ def test_what_the_client_cannot_send_is_a_lower_limit_of_the_capacity() -> None:
     assert 300 / 1.1 < found.rate <= 300
     assert found.high == float("inf")
     assert set(found.verdicts) == {HELD, CLIENT}
+
+
+def test_what_held_with_the_lateness_of_the_client_in_it_held() -> None:
+    late = [made(*share, client="late") for share in ((80, 0.001), (120, 0.0, 5), (90, 0.5))]
+    assert capacity.held_although_late([made(50, 0.0), *late], [0.01]) == 80, "at 120 there is too little to say so"
+    assert capacity.held_although_late([made(50, 0.0)], [0.01]) == 0
+    for slo, held in (("p99 < 20ms", 64.0), ("service p99 < 20ms", None)):
+        asked = conditions([slo])
+        one = made(64.0, 0.0, client="late", facts={"requests": 9})
+        one = replace(one, counted=one.counted.repeat(len(asked), 0), bad=one.bad.repeat(len(asked), 0))
+        nothing = float("nan")
+        found = capacity.Found(nothing, 0.0, nothing, CLIENT_LIMIT, None, [one], [CLIENT])
+        values = command._document(found, asked, slo)
+        assert values["held_although_late"] == held
+        assert any("64.0/s held all the same" in note for note in values["notes"]) is bool(held)
 
 
 def test_a_hiccup_of_the_client_is_not_its_limit() -> None:

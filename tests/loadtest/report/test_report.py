@@ -1,10 +1,12 @@
 import io
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 from rich.console import Console
 
 from loadtest.judge import breakdown
@@ -14,6 +16,7 @@ from loadtest.record.results import DROPPED, ERROR, OK, TIMEOUT, Flight, Writer,
 from loadtest.record.statistics import number
 from loadtest.report import page
 from loadtest.report.terminal import headline, text
+from tests.browser import assert_fits, chromium, measured, needs_browser
 
 SERVER = {
     "success": 90,
@@ -114,7 +117,8 @@ def test_a_run_that_proves_nothing_says_why(
     assert headline(document).startswith("INVALID RUN")
     assert why.split()[0] in on_terminal(document, 100)
     page.write(path, tmp_path / "r.html")
-    assert "INVALID RUN" in (tmp_path / "r.html").read_text()
+    html = (tmp_path / "r.html").read_text()
+    assert "INVALID RUN" in html and '<div class="verdict bad">' in html and '"verdict good"' not in html
 
 
 def test_a_late_open_loop_is_allowed_a_tenth_of_the_median(tmp_path: Path) -> None:
@@ -226,6 +230,8 @@ def test_the_page_needs_no_network(tmp_path: Path) -> None:
     page.write(path, tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
     outside_script = html[: html.index("<script>")] + html[html.index("</head>") :]
+    assert len(html.encode()) < 1_400_000
+    assert "@media print" in html and "@media screen and (prefers-color-scheme: dark)" in html
     assert "http://" not in outside_script
     assert "https://" not in outside_script
     assert " src=" not in outside_script
@@ -254,3 +260,62 @@ def test_what_a_server_says_cannot_break_the_page(tmp_path: Path) -> None:
 )
 def test_numbers_have_three_digits(value: float | None, shown: str) -> None:
     assert number(value) == shown
+
+
+def test_an_invalid_run_says_everywhere_what_is_sound(tmp_path: Path) -> None:
+    rows = [Flight(n, n / 100, 0, n / 100 + (0.03 if n % 20 == 0 else 0.0), n / 100 + 0.04) for n in range(100)]
+    path = write(tmp_path / "r", rows, END | {"errors": []})
+    document = summarize(path)
+    assert document["sound"]["text"]
+    page.write(path, tmp_path / "r.html")
+    html = (tmp_path / "r.html").read_text()
+    shown = " ".join(on_terminal(document, 200).split())
+    for line in (*document["sound"]["text"], *document["sound"]["how"]):
+        assert line in shown
+        assert str(escape(line)) in html
+
+
+def runs(*figures: tuple[float, bool, bool]) -> list[dict[str, Any]]:
+    """Documents of runs by the rate achieved, whether they are valid, and whether they keep their objective."""
+    return [
+        {"rate": {"achieved": rate}, "valid": valid, "thresholds": [{"text": "p99 < 9ms", "passed": passed}]}
+        for rate, valid, passed in figures
+    ]
+
+
+def test_the_knee_is_the_fastest_run_that_keeps_the_objective() -> None:
+    found = runs((50, True, True), (90, True, True), (120, True, False))
+    assert page.knee(found)[0] is found[1]
+    assert page.knee(runs((50, True, True), (90, True, True)))[0] is None
+    assert page.knee(runs((50, True, False), (90, False, True)))[0] is None
+    unstated = [run | {"thresholds": []} for run in runs((50, True, True), (98, True, True), (100, True, True))]
+    assert page.knee(unstated)[0] is unstated[1]
+    assert page.knee(unstated[:2])[0] is None
+
+
+@needs_browser
+@pytest.mark.slow
+def test_pages_fit_a_phone_and_are_light_on_paper(tmp_path: Path) -> None:
+    paths = [
+        write(tmp_path / f"run-{rate}", flights(), END | {"server": SERVER}, rate=float(rate)) for rate in (60, 90)
+    ]
+    page.write(paths[0], tmp_path / "page.html")
+    page.write_several([(path.name, summarize(path)) for path in paths], tmp_path / "several.html")
+    for name in ("page.html", "several.html"):
+        assert_fits(tmp_path / name, tmp_path)
+    dark = "--blink-settings=preferredColorScheme=0"
+    assert measured(tmp_path / "page.html", tmp_path, 1280, dark)["paper"] == "rgb(15, 22, 32)"
+    chromium(dark, f"--print-to-pdf={tmp_path / 'page.pdf'}", (tmp_path / "page.html").as_uri())
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_vendored_script_is_of_the_version_that_the_charts_are_written_for() -> None:
+    """Plotly's Python side writes what its own plotly.js reads, which the whole bundle in the package names."""
+    from plotly.offline import get_plotlyjs
+
+    def major(script: str) -> str:
+        found = re.search(r"plotly\.js.*? v(\d+)\.", script[:300])
+        assert found
+        return found[1]
+
+    assert major(page.plotly()) == major(get_plotlyjs())

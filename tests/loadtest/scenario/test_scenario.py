@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from loadtest.judge.summary import summarize
 from loadtest.load.memory import Memory, watched
-from loadtest.scenario import play, scenario
+from loadtest.report.charts import GREEN, GREY, RED
+from loadtest.scenario import judges, play, scenario
+from loadtest.scenario import page as pages
 from loadtest.selftest import nullserver
 from modelathe.errors import BadInput, UsageError
 from tests.loadtest.program import loadtest
+from tests.loadtest.report.test_report import END, flights, write
 
 SHIPPED = pytest.mark.parametrize("name", scenario.shipped())
 ALLOWED = ("--allow-invalid",)
@@ -84,11 +88,43 @@ def test_a_list_shows_every_scenario() -> None:
 def test_the_report_names_every_phase(null: Any, tmp_path: Path) -> None:
     path = written(tmp_path, GOOD + 'thresholds = ["p99 < 1us"]')
     short = ("--set", "duration=300ms", "--set", "warmup=0s", "--set", "a.rate=40")
-    done = loadtest("run", null.model, "--url", null.grpc, "--scenario", path, *short, "--output", tmp_path / "s")
+    page = tmp_path / "page.html"
+    files = ("--output", tmp_path / "s", "--html", page)
+    done = loadtest("run", null.model, "--url", null.grpc, "--scenario", path, *short, *files)
     assert done.returncode == 3
     assert "open loop, 40/s constant" in done.stdout
     assert "closed loop, 2 in flight" in done.stdout
     assert "FAILED: p99 < 1us" in done.stdout
+    shown = page.read_text()
+    assert '<section class="verdict bad">' in shown and "Latency over the phases" in shown
+    assert "<th>1 a</th>" in shown and "<th>2 b</th>" in shown
+    assert '<td class="bad">FAILED</td>' in shown
+
+
+@pytest.mark.parametrize(
+    ("passed", "tone", "shade"), [(True, "good", GREEN), (False, "bad", RED), (None, "open", GREY)]
+)
+def test_the_page_shades_each_phase_by_what_became_of_it(
+    passed: bool | None, tone: str, shade: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "r.jsonl", flights(), END)
+    one = {
+        "text": "p99 < 9ms",
+        "passed": bool(passed),
+        "undecided": passed is None,
+        "why": "",
+        "measured": 1,
+        "unit": "",
+    }
+    document = summarize(path) | {"valid": True, "why": "", "thresholds": [one]}
+    found = scenario.load(scenario.find("steady"))
+    values = play._document(found, "steady", [judges.Played("a", document, path)], [], None)
+    pages.write(values, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert f'<section class="verdict {"bad" if passed is None else tone}">' in html
+    drawn = html[html.index("</head>") :]
+    assert f'"fillcolor":"{shade}"' in drawn
+    assert not [one for one in (GREEN, RED) if one != shade and f'"fillcolor":"{one}"' in drawn]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +211,7 @@ def test_shares_of_the_saturation_become_rates(tmp_path: Path) -> None:
     [
         (("--scenario", "stedy"), 2, "did you mean 'steady'"),
         (("--scenario", "steady", "--rate", "3"), 2, "--set rate=VALUE"),
-        (("--scenario", "steady", "--html", "x.html"), 2, "--html"),
+        (("--scenario", "steady", "--html", "none/x.html"), 4, "no such folder"),
         (("--scenario", "steady", "--allow", "5%"), 2, "baseline"),
         (("--scenario", "steady", "--threshold", "p99 < 1s"), 2, "its file"),
         (("--set", "rate=3"), 2, "--scenario"),

@@ -12,8 +12,13 @@ from typing import Any
 
 import pytest
 
+from loadtest.judge.summary import summarize
 from loadtest.plan.plan import Plan
+from loadtest.record.results import Flight
 from optimize.report import figures, page, table
+from tests.browser import assert_fits, needs_browser
+from tests.loadtest.report.test_report import END
+from tests.loadtest.report.test_report import write as write_results
 
 BATCHES = ("1", "32")
 
@@ -66,7 +71,8 @@ def told(size: float, one: float, many: float, before: dict[str, Any]) -> dict[s
 
 
 def gate(name: str, passed: bool = True, measured: str = "1", limit: str = "≤ 2", advice: str = "") -> dict[str, Any]:
-    return {"name": name, "passed": passed, "measured": measured, "limit": limit, "advice": advice}
+    told = {"name": name, "passed": passed, "measured": measured, "limit": limit, "advice": advice}
+    return {**told, "machine": False, "undecided": "the interval holds the limit" in advice}
 
 
 def lane(name: str, requests: int, largest: float, tolerance: float) -> dict[str, Any]:
@@ -93,7 +99,9 @@ def load_report() -> dict[str, Any]:
     return {
         "valid": True,
         "why": "",
+        "fix": "",
         "fault": "",
+        "sound": None,
         "notes": [],
         "model": "digits_cnn",
         "url": url,
@@ -117,6 +125,16 @@ def load_report() -> dict[str, Any]:
         "errors": [],
         "thresholds": [],
     }
+
+
+def served(price: float | None = 0.36) -> dict[str, Any]:
+    def side(samples: float, p99: float) -> dict[str, Any]:
+        cost = price and price / 3600 / samples * 1e6
+        figures = {"requests": samples, "samples": samples, "per_unit": samples / 2, "per_million": cost}
+        return {"error": "", "valid": True, **figures, "p50_ms": 2.98, "p99_ms": p99}
+
+    sides = {"trained": side(811.0, 21.3), "result": side(2493.4, 7.65)}
+    return {"unit": "core", "units": 2, "price": price, "ratio": 2493.4 / 811.0, **sides}
 
 
 def published() -> dict[str, Any]:
@@ -171,6 +189,7 @@ def published() -> dict[str, Any]:
         },
         "ratios": result,
         "load": load_report(),
+        "served": served(),
         "bundle": "build/runs/digits_cnn/4-quantize.static",
         "version": {
             **{"model": "digits_cnn", "number": 3, "digest": "9f2c" * 16, "forced": False},
@@ -193,7 +212,8 @@ def published() -> dict[str, Any]:
 
 def bundle_only() -> dict[str, Any]:
     document = published()
-    return {**document, "endpoint": None, "load": None, "version": None, "gates": document["gates"][:4]}
+    nothing = dict.fromkeys(("endpoint", "load", "served", "version"))
+    return {**document, **nothing, "gates": document["gates"][:4]}
 
 
 def refused() -> dict[str, Any]:
@@ -298,7 +318,11 @@ def endpoint_texts(document: dict[str, Any]) -> Iterator[str]:
         yield " ".join(f"{value:#.3g}" for value in load[key].values())
     yield f"{load['requests']['done']:,} of {load['requests']['planned']:,} requests answered"
     yield f"{load['rate']['achieved']:,.1f} requests/s"
-    yield from (f"{name} {load['server'][f'{name}_ms']:#.3g} ms" for name in ("queue", "compute"))
+    yield from (f"{load['server'][f'{name}_ms']:#.3g} ms {name}" for name in ("queue", "compute"))
+    for side in ("trained", "result"):
+        yield f"{document['served'][side]['requests']:,.0f} {document['served'][side]['samples']:,.0f}"
+        yield f"{document['served'][side]['per_million']:#.3g}"
+    yield f"{document['served']['ratio']:.2f}×"
     yield f"{load['server']['mean_batch']:#.3g} samples"
     yield f"{document['version']['model']} version {document['version']['number']}"
     yield document["version"]["digest"]
@@ -384,7 +408,7 @@ def test_a_ratio_that_may_be_one_says_so(tmp_path: Path) -> None:
 
 def test_a_ratio_that_is_undecided_says_so(tmp_path: Path) -> None:
     document = published()
-    assert "undecided" not in read(document, tmp_path).text
+    assert "undecided, it may be slower" not in read(document, tmp_path).text
     document["ratios"]["interval"]["1"] = [0.96, 1.14]
     document["ratios"]["verdict"]["1"] = "undecided"
     assert "[0.96, 1.14]: undecided, it may be slower" in read(document, tmp_path).text
@@ -414,7 +438,7 @@ def test_an_invalid_load_test_says_so_and_bears_missing_figures(tmp_path: Path) 
     load |= {"valid": False, "why": "the server stopped answering", "latency_ms": nothing, "service_ms": nothing}
     load |= {"server": None, "client_cpu": None, "errors": [{"count": 1204, "text": "connection refused"}]}
     text = read(document, tmp_path).text
-    assert "INVALID RUN" in text and "the server stopped answering" in text and "1,204 × connection refused" in text
+    assert "INVALID RUN" in text and "the server stopped answering" in text and "1,204 connection refused" in text
 
 
 def test_the_torch_model_beside_the_endpoint_is_the_last_one_that_torch_made() -> None:
@@ -422,8 +446,8 @@ def test_the_torch_model_beside_the_endpoint_is_the_last_one_that_torch_made() -
     subjects = ["trained model", "after distill.logits", "after quantize.static", "the same file, served"]
     assert [place["subject"] for place in places] == subjects
     assert [place["scores"][0]["value"] for place in places] == [0.9907, 0.9889, 0.9870, 0.9852]
-    for place in places:
-        assert -1e-9 <= place["left"] <= place["middle"] <= place["left"] + place["width"] <= 100 + 1e-9
+    for mark in (place["mark"] for place in places):
+        assert -1e-9 <= mark.left <= mark.at <= mark.left + mark.width <= 100 + 1e-9
 
 
 def test_a_run_that_only_quantized_compares_with_the_trained_model_alone(tmp_path: Path) -> None:
@@ -486,9 +510,8 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
 
 def test_files_beside_the_page_are_shown(tmp_path: Path) -> None:
     (tmp_path / "digests.json").write_text(json.dumps({"recipe": "ab12" * 16, "data": "cd34" * 16}))
-    (tmp_path / page.LOAD_PAGE).write_text("<p>load</p>")
     shown = read(published(), tmp_path)
-    assert shown.addresses == [page.LOAD_PAGE]
+    assert shown.addresses == []
     assert "recipe " + "ab12" * 16 in shown.text and "data " + "cd34" * 16 in shown.text
 
 
@@ -502,7 +525,7 @@ def test_the_machine_of_the_document_stands_before_this_one(tmp_path: Path) -> N
 
 def test_a_failing_write_leaves_the_old_page_whole(tmp_path: Path) -> None:
     old = page.write(published(), tmp_path).read_bytes()
-    with full_disk(100_000), pytest.raises(OSError) as failure:
+    with full_disk(10_000), pytest.raises(OSError) as failure:
         page.write(refused(), tmp_path)
     assert failure.value.errno == errno.EFBIG
     assert [file.name for file in tmp_path.iterdir()] == [page.NAME]
@@ -510,7 +533,7 @@ def test_a_failing_write_leaves_the_old_page_whole(tmp_path: Path) -> None:
 
 
 def test_a_failing_first_write_leaves_nothing(tmp_path: Path) -> None:
-    with full_disk(100_000), pytest.raises(OSError):
+    with full_disk(10_000), pytest.raises(OSError):
         page.write(published(), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -518,7 +541,90 @@ def test_a_failing_first_write_leaves_nothing(tmp_path: Path) -> None:
 def test_a_method_that_is_used_twice_has_a_row_for_each_use() -> None:
     document = published()
     document["steps"].insert(1, document["steps"][0])
-    for chart in (figures.journey(document), figures.latency(document)):
-        name = document["steps"][0]["name"]
-        assert f"1 {name}" in chart
-        assert f"2 {name}" in chart
+    name = document["steps"][0]["name"]
+    for chart in (figures.score(document), figures.sizes(document), *figures.latencies(document)):
+        assert {f"1 {name}", f"2 {name}"} < {row.name for row in chart.rows}
+
+
+def test_red_was_lost_grey_is_undecided_and_neither_looks_like_success() -> None:
+    document = published()
+    tones = {row.name: row.tone for row in figures.score(document).rows}
+    assert tones["trained"] == "" and tones["1 prune.channels"] == "bad"
+    # Their gates passed on the value, but the interval holds the limit.
+    assert tones["4 quantize.static"] == tones["endpoint"] == "open"
+    document["gates"][0] |= {"undecided": False}
+    document["gates"][6] |= {"undecided": False, "passed": False}
+    tones = {row.name: row.tone for row in figures.score(document).rows}
+    assert (tones["4 quantize.static"], tones["endpoint"]) == ("good", "bad")
+    assert figures.speed_tone(1.2, [1.1, 1.3]) == "good"
+    assert figures.speed_tone(0.8, [0.7, 0.9]) == "bad"
+    assert figures.speed_tone(1.2, [0.9, None]) == figures.speed_tone(None, [None, None]) == "open"
+
+
+def test_the_axis_of_the_score_shows_the_width_of_the_budget() -> None:
+    """A step that lost a third of the score stands beyond the axis, which would else hide what is judged."""
+    chart = figures.score(published())
+    left, width = chart.budget
+    assert width > 8 and left == pytest.approx(chart.line)
+    lost = next(row for row in chart.rows if row.name == "1 prune.channels")
+    assert (lost.beyond, lost.text) == ("low", "0.6537")
+    assert all(not row.beyond for row in chart.rows if row is not lost)
+    falling = published()
+    for entry in (falling["trained"], *falling["steps"], falling["result"], falling["endpoint"]):
+        entry["quality"]["higher_is_better"] = False
+    assert figures.limit(falling) == pytest.approx(0.9907 + 0.005)
+    assert figures.score(falling).budget[1] > 8
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes"),
+    [
+        (published, "verdict good"),
+        (bundle_only, "verdict warn"),
+        (refused, "verdict bad"),
+        (forced, "verdict bad forced"),
+    ],
+)
+def test_the_verdict_has_the_colour_of_what_became_of_the_run(
+    shape: Callable[[], dict[str, Any]], classes: str, tmp_path: Path
+) -> None:
+    assert f'<section class="{classes}">' in page.write(shape(), tmp_path).read_text()
+
+
+def test_a_gate_that_could_not_decide_is_grey_and_no_refusal(tmp_path: Path) -> None:
+    document = refused()
+    document["gates"][0] |= {"undecided": True}
+    html = page.write(document, tmp_path).read_text()
+    assert '<section class="verdict open">' in html and "UNDECIDED" in html and "REFUSED" not in html
+
+
+def test_what_the_trained_model_is_served_at_stands_beside_it(tmp_path: Path) -> None:
+    document = published()
+    assert "cost of a million samples" in read(document, tmp_path).text
+    document["served"] = served(price=None)
+    assert "million" not in read(document, tmp_path).text
+    document["served"] |= {"trained": {"error": "no such operator"}, "ratio": None}
+    assert "not measured: no such operator" in read(document, tmp_path).text
+
+
+def with_charts(folder: Path) -> Path:
+    """Write the whole page of a run with its load test."""
+    results = write_results(
+        folder / page.LOAD, [Flight(n, n / 100, 0, n / 100, n / 100 + 0.004) for n in range(96)], END
+    )
+    return page.write({**published(), "load": summarize(results)}, folder)
+
+
+def test_the_whole_page_with_its_load_report_is_small_and_is_made_for_paper(tmp_path: Path) -> None:
+    html = with_charts(tmp_path).read_text()
+    assert len(html.encode()) < 1_500_000
+    assert "Latency by percentile" in html and "@media print" in html and "@page" in html
+    assert "@media screen and (prefers-color-scheme: dark)" in html, "paper would be dark"
+    assert len(page.write(bundle_only(), tmp_path).read_bytes()) < 100_000
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_page_fits_a_phone(shape: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
+    assert_fits(page.write(shape(), tmp_path) if shape is not published else with_charts(tmp_path), tmp_path)

@@ -152,6 +152,57 @@ def test_recurrence_and_attention_are_counted(module: nn.Module, expected: int) 
         assert {row.name: row.macs for row in found.layers}["encoder.layers.1.linear2"] == 7 * 32 * 16
 
 
+class Block(nn.Module):
+    """Two convolutions with a shortcut that has one too: ONNX Runtime computes each with what stands behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.relu = nn.Conv2d(8, 64, 3, padding=1), nn.ReLU()
+        self.second, self.short = nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(8, 64, 1)
+        self.end = nn.ReLU()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        inner = self.second(self.relu(self.first(input)))
+        return self.end(inner + self.short(input)).mean((2, 3))
+
+
+def test_a_fused_operator_counts_to_its_convolution_and_is_one_row() -> None:
+    spec = TensorSpec("input", "float32", (BATCH, 8, 24, 24))
+    workload = Workload("fused", Block().eval(), (spec,), ("y",), lambda: [], lambda *_: {})
+    found = layers.inspect(Bundle(workload, workload.build()), batch=4)
+    rows = {layer.name: layer for layer in found.layers}
+    assert set(rows) == {"first", "second", "short", "other"}, (
+        "a ReLU alone has a row only where it has time of its own"
+    )
+    assert (rows["first"].fused, rows["second"].fused) == (("relu",), ("end",))
+    # Nine tenths of the products are the second one's.
+    assert (rows["second"].latency or 0) > 0.5
+    assert (rows["first"].latency or 0) > 0 and (rows["short"].latency or 0) > 0
+    assert sum(layer.latency or 0 for layer in found.layers) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("step", [None, Dynamic()], ids=["float", "dynamic"])
+def test_the_time_of_a_recurrence_is_its_own(step: object, tmp_path: Path) -> None:
+    workload = Workload("lstm", Recurrent().eval(), SEQUENCE, ("y",), lambda: [], lambda *_: {})
+    bundle = Bundle(workload, workload.build())
+    if step:
+        path = export(workload.build(), SEQUENCE, ("y",), tmp_path / "model.onnx")
+        context = Context(workload, bundle.module, Target(cores=1), 0, tmp_path, lambda text, fraction: None)
+        bundle = replace(bundle, graph=apply(step, path, context))
+    rows = {layer.name: layer for layer in layers.inspect(bundle, batch=16).layers}
+    assert (rows["lstm"].latency or 0) > 0.5
+    assert (rows["head"].latency or 0) > 0
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(16, 128, batch_first=True), nn.Linear(128, 4)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(input)[0][:, -1])
+
+
 class Odd(nn.Module):
     """Everything at once: a tied weight, a module under two names, a frozen bias, two dtypes, a layer never called."""
 

@@ -1,6 +1,7 @@
 """Sensitivity: one layer at a time, on one page."""
 
 import json
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from optimize.source.workload import Workload
 from optimize.step.bundle import Bundle
 from optimize.step.contract import Context
 from serve.config.target import Target
+from tests.browser import assert_fits, needs_browser
 
 ROW = TensorSpec("input", "float32", (BATCH, 256))
 
@@ -141,7 +143,8 @@ def test_the_command_prints_a_table_and_writes_page_and_document(
     assert [entry["name"] for entry in found["skipped"]] == ["conv/Conv"]
     text = page.read_text()
     assert "wide/Gemm" in text and "no weight is left to quantize" in text
-    assert "://" not in text.partition("<script>")[0], "nothing is fetched"
+    assert "://" not in text, "nothing is fetched"
+    assert found["steps"] == [{"use": "quantize.static"}]
     assert list(page.parent.iterdir()) == [page]
 
 
@@ -185,5 +188,37 @@ def test_a_speed_is_in_colour_only_where_the_control_makes_sense(control: tuple[
     effect = sensitivity.Effect(
         "head", "quantize.dynamic", "score", 0.1, -0.1, 0.2, 0.0, 9, {"4": 2.0}, {"4": (1.8, 2.2)}, {"4": control}
     )
-    chart = report.chart({"layers": [effect.document()], "batch": [4]}, "quantize.dynamic")
-    assert (figures.RESULT in chart) is told
+    speed = figures.sensitivity([effect.document()], ["4"])[-1]
+    assert (speed.rows[0].tone == "good") is told
+    assert speed.rows[0].tone in ("good", "open")
+
+
+def effect(name: str, loss: float, low: float, speed: float = 1.0) -> dict[str, Any]:
+    speeds = {"4": speed}, {"4": (speed - 0.05, speed + 0.05)}, {"4": (0.99, 1.01)}
+    high = 2 * loss - low
+    made = sensitivity.Effect(name, "quantize.static", "accuracy", loss, low, high, 0.0, 9, *speeds, (f"{name}[[]0]",))
+    return made.document()
+
+
+def test_layers_are_ranked_and_what_is_shown_to_lose_is_left_out_by_the_recipe() -> None:
+    """Names of numbers stay names: `0` and `10` of a Sequential are no places on an axis."""
+    layers = [effect("0", 0.01, -0.01), effect("10", 0.05, 0.03), effect("2", -0.02, -0.03)]
+    found = report.ranked({"layers": layers}, "quantize.static")
+    assert [layer["name"] for layer in found] == ["10", "0", "2"]
+    loss = figures.sensitivity(found, ["4"])[0]
+    assert [(row.name, row.tone) for row in loss.rows] == [("10", "bad"), ("0", "open"), ("2", "good")]
+    lines = report.recipe({"use": "quantize.static", "method": "minmax", "exclude": ["a"]}, found)
+    parsed = tomllib.loads(lines)["step"]
+    assert parsed == [{"use": "quantize.static", "method": "minmax", "exclude": ["a", "10[[]0]"]}]
+    assert report.recipe({"use": "quantize.static"}, [effect("0", 0.01, -0.01)]) == ""
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_page_fits_a_phone(tmp_path: Path) -> None:
+    layers = [effect("encoder.layer.11.attention.self.query/MatMul", 0.05, 0.03, 1.4), effect("0", 0.0, -0.01, 0.8)]
+    document = {"format": 1, "modelathe": "0", "workload": "w", "samples": 9, "judged_on": "training", "overlap": {}}
+    document |= {"batch": [4], "layers": layers, "skipped": [], "steps": [{"use": "quantize.static"}]}
+    page = report.write(document, tmp_path / "page.html")
+    assert page.stat().st_size < 100_000
+    assert_fits(page, tmp_path)
