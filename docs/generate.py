@@ -105,7 +105,7 @@ def _said(told: dict[str, Any]) -> str:
     limits = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "below"}
     kinds = [told, *told.get("anyOf", [])]
     bounds = [f"{words} {kind[key]:g}" for kind in kinds for key, words in limits.items() if key in kind]
-    return f"{told.get('description', '')} {f'({", ".join(bounds)})' if bounds else ''}"
+    return " ".join([told.get("description", ""), f"({', '.join(bounds)})" if bounds else ""])
 
 
 def _kind(told: dict[str, Any]) -> str:
@@ -143,7 +143,7 @@ def _anchor(name: str) -> str:
 
 
 def _python() -> Iterator[str]:
-    yield "# Python\n\nThe public names of each room. They are imported when they are asked for, so a room imports quickly."
+    yield "# Python\n\nThe public names of each room. A name is imported when it is asked for."
     yield f"Every document that they return or write has `format`, now {FORMAT}; see [JSON documents](json.md)."
     for room in ROOMS:
         module = importlib.import_module(room)

@@ -1,5 +1,6 @@
 """The pages are played: every block that does not say why not is run as it stands, one page after another."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -75,10 +76,8 @@ class Reader:
     def leave(self) -> None:
         """Take down the servers that a page which failed half-way has left."""
         for state in (self.place / "run").rglob("server-*.json"):
-            try:
+            with contextlib.suppress(OSError, ValueError):
                 os.kill(int(state.stem.partition("-")[2]), signal.SIGTERM)
-            except (OSError, ValueError):
-                pass
 
 
 @pytest.fixture(scope="module")

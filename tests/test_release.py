@@ -56,10 +56,10 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def say(environment: Path, cwd: Path, room: str, *arguments: str) -> str:
-    """Run one of the commands that the wheel brought."""
+def say(environment: Path, cwd: Path, program: str, *arguments: str) -> str:
+    """Run a program of the environment, which sees nothing of the checkout."""
     alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [str(environment / "bin" / room), *arguments]
+    command = [str(environment / "bin" / program), *arguments]
     done = subprocess.run(command, cwd=cwd, env=alone, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -100,7 +100,6 @@ def test_everything_is_found_without_the_checkout(environment: Path, tmp_path: P
     assert "accuracy" in say(environment, tmp_path, "optimize", "evaluate", "digits/digits_cnn.py:workload", "--json")
     assert "quantize.static" in say(environment, tmp_path, "optimize", "methods")
     assert "soak" in say(environment, tmp_path, "loadtest", "scenario", "list")
-    where = "import modelathe, optimize, serve, loadtest; print(modelathe.__file__, loadtest.__file__)"
-    alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([environment / "bin" / "python", "-P", "-c", where], capture_output=True, text=True, env=alone)
-    assert all(path.startswith(str(environment)) for path in done.stdout.split()), done.stdout + done.stderr
+    where = "import modelathe, optimize, serve, loadtest; print(modelathe.__file__, optimize.__file__, serve.__file__)"
+    for path in say(environment, tmp_path, "python", "-P", "-c", where).split():
+        assert path.startswith(str(environment)), path
