@@ -44,7 +44,7 @@ def _room(room: str) -> Iterator[str]:
             yield f"```text\n{' '.join([name, *command.collect_usage_pieces(context)])}\n```"
             yield _prose(command.help or "")
             records = [found for option in command.params if (found := option.get_help_record(context))]
-        yield _table(["option", "what it is"], [[f"`{flag}`", _cell(text)] for flag, text in records])
+        yield _table(["option", "what it does"], [[f"`{flag}`", _cell(text)] for flag, text in records if text])
 
 
 def _below(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
@@ -104,7 +104,7 @@ def _keys(properties: dict[str, Any]) -> str:
 def _said(told: dict[str, Any]) -> str:
     limits = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "below"}
     kinds = [told, *told.get("anyOf", [])]
-    bounds = [f"{words} {kind[key]:g}" for kind in kinds for key, words in limits.items() if key in kind]
+    bounds = [f"{words} {kind[key]:,.12g}" for kind in kinds for key, words in limits.items() if key in kind]
     return " ".join([told.get("description", ""), f"({', '.join(bounds)})" if bounds else ""])
 
 

@@ -1,6 +1,7 @@
 """The pages are played: every block that does not say why not is run as it stands, one page after another."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,37 @@ PORTS = (8000, 8001, 8002)
 """What the pages call the server's ports; here they are free ones, since others listen at those."""
 JUDGING = ("loadtest", "serve canary")
 """Commands whose exit code 3 is a verdict on this machine, not a fault of the page."""
-FIRST = "docs/start.md"
+FIRST, JSON = "docs/start.md", "docs/reference/json.md"
+
+ASKED = {
+    "optimize export": "optimize export digits/digits_cnn.py:workload --output build/asked --batch 1",
+    "optimize evaluate": "optimize evaluate digits/digits_cnn.py:workload",
+    "optimize compare": "optimize compare digits/digits_cnn.py:workload digits/digits_cnn.py:workload",
+    "optimize inspect": "optimize inspect digits/digits_cnn.py:workload",
+    "optimize show": "optimize show build/asked",
+    "optimize methods": "optimize methods",
+    "optimize init": "optimize init --output asked",
+    "optimize doctor": "optimize doctor",
+    "serve up --detach": "serve up asked_repository --detach",
+    "serve status": "serve status",
+    "serve list": "serve list --repository asked_repository",
+    "serve show": "serve show digits_cnn --repository asked_repository",
+    "serve why": "serve why digits_cnn --repository asked_repository",
+    "serve check": "serve check --repository asked_repository --no-load",
+    "serve clients": "serve clients digits_cnn --repository asked_repository",
+    "serve monitoring": "serve monitoring build/asked-monitoring --repository asked_repository",
+    "serve watch": "serve watch --interval 1s",
+    "loadtest report": "loadtest run digits_cnn --url grpc://127.0.0.1:8001 --duration 1s --allow-invalid",
+    "serve add": "serve add build/asked --name digits_cnn --repository asked_repository --no-check",
+    "serve promote": "serve promote digits_cnn --repository asked_repository",
+    "serve remove": "serve remove digits_cnn --keep 1 --repository asked_repository",
+    "serve down": "serve down",
+    "serve doctor": "serve doctor",
+    "loadtest scenario list": "loadtest scenario list",
+    "loadtest scenario show": "loadtest scenario show spike",
+    "loadtest manifest": "loadtest manifest --image i --claim c -- digits_cnn --url grpc://t:8001 --rate 8",
+}
+"""What each row of the page on JSON documents is held against, in an order that works; `optimize run` keeps a file."""
 
 
 class Reader:
@@ -49,12 +80,13 @@ class Reader:
             command, cwd=self.place, env=self.environment, capture_output=True, text=True, timeout=1500
         )
 
-    def type(self, line: str) -> None:
-        """Type a line into a shell; it must do what it is there for."""
+    def type(self, line: str) -> str:
+        """Type a line into a shell and return what it says; it must do what it is there for."""
         asked = re.sub(r"(?<=127\.0\.0\.1:)(800[012])", lambda found: str(self.ports[int(found[1])]), line)
         done = self.run("bash", "-c", asked)
         verdict = any(" ".join(words).startswith(JUDGING) for words in calls(line))
         assert done.returncode in ((0, 3) if verdict else (0,)), f"$ {line}\n{done.stdout}{done.stderr}"
+        return done.stdout
 
     def play(self, page: str) -> None:
         """Do what a page says from top to bottom; its Python goes on from block to block, as in a notebook."""
@@ -104,11 +136,19 @@ def _runs(block: Block) -> bool:
     return not block.excuse and (block.language in ("sh", "python") or bool(block.title))
 
 
+def stated() -> dict[str, set[str]]:
+    """Return the keys of each command's document, as the page on them says."""
+    rows = re.findall(r"^\| `([a-z -]+)`[^|]*\| ((?:`\w+`(?:, )?)+) \|$", (ROOT / JSON).read_text(), re.MULTILINE)
+    return {command: set(re.findall(r"`(\w+)`", keys)) for command, keys in rows}
+
+
 @pytest.mark.slow
 @pytest.mark.timed
 def test_from_an_empty_folder_to_an_answered_request(reader: Reader) -> None:
     reader.play(FIRST)
-    assert (reader.place / "build" / "runs" / "digits_cnn" / "report.html").exists()
+    kept = reader.place / "build" / "runs" / "digits_cnn"
+    assert (kept / "report.html").exists()
+    assert not stated()["optimize run"] - json.loads((kept / "run.json").read_text()).keys()
     assert (reader.place / "load.html").exists()
 
 
@@ -119,3 +159,15 @@ def test_every_other_page(page: str, reader: Reader) -> None:
         shutil.copytree(ROOT / "model_repository", reader.place / "model_repository")
         reader.type("optimize init --example digits_cnn --output digits")
     reader.play(page)
+
+
+@pytest.mark.slow
+def test_the_keys_of_json_documents(reader: Reader) -> None:
+    assert stated().keys() == {*ASKED, "optimize run"}
+    shutil.copytree(ROOT / "model_repository", reader.place / "asked_repository")
+    if not (reader.place / "digits").exists():
+        reader.type("optimize init --example digits_cnn --output digits")
+    for command, line in ASKED.items():
+        before, _, behind = line.partition(" -- ")
+        told = json.loads(reader.type(f"{before} --json{behind and ' -- '}{behind}"))
+        assert not (stated()[command] | {"format", "modelathe"}) - told.keys(), command
