@@ -41,7 +41,7 @@ demo: server  ## the main job on the digits workload, proven on a real server, i
 	$(BIN)/optimize run examples/digits_cnn.py:workload --recipe examples/digits_cnn.toml --repository $(REPOSITORY)
 
 docs: $(READY)  ## the documentation into build/docs, links and anchors checked
-	$(BIN)/mkdocs build --strict --site-dir build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/docs
 
 test: server  ## every test, the real server included
 	$(BIN)/ruff check $(SOURCES)

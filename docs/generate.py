@@ -67,7 +67,7 @@ def _plain(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(_plain(text).replace("|", r"\|").split())
+    return " ".join(_plain(text).replace("|", r"\|").replace("[", r"\[").split())
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:

@@ -63,7 +63,7 @@ def run(
     Raises:
         GateRefused: a gate said no and `terms.force` is not set; its `partial` is the document so far.
         BusyMachine: the same, where the machine alone was too busy for a gate to judge.
-        BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.model.errors`.
+        BadRecipe, BadWorkload, BadModel, BadData, BadRepository: and the other errors of `optimize.model.errors`.
     """
     recipe = replace(recipe, steps=ordered(recipe.steps), target=_declared(recipe.target, workload))
     _check(recipe, workload)
