@@ -132,7 +132,7 @@ def test_every_toml_block_is_taken(block: Block, tmp_path: Path, monkeypatch: py
         from loadtest.scenario import scenario
 
         (tmp_path / "mine.toml").write_text(block.text)
-        assert scenario.load(tmp_path / "mine.toml").phases
+        assert scenario.load(tmp_path / "mine.toml").phase
     elif "tool" in told:
         (tmp_path / "pyproject.toml").write_text(block.text)
         monkeypatch.chdir(tmp_path)
