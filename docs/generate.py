@@ -1,9 +1,11 @@
 """Pages that are made when the site is built: commands from Click, recipes and methods from their dataclasses."""
 
+import ast
 import importlib
 import inspect
 import json
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import click
@@ -148,12 +150,19 @@ def _python() -> Iterator[str]:
     for room in ROOMS:
         module = importlib.import_module(room)
         if names := getattr(module, "__all__", ()):
-            places = getattr(module, "_PLACES", {})
+            places = _places(module)
             yield f"## {room}"
-            yield from (f"::: {places.get(name, room)}.{name}" for name in names)
+            yield from (f"::: {places[name]}.{name}" for name in names)
     yield "## Runs and the stand-in\n\nWhat the commands themselves call."
     for name in CALLS:
         yield f"::: {name}"
+
+
+def _places(room: ModuleType) -> dict[str, str]:
+    """Return where the names come from that a room imports for types alone; they are its public ones."""
+    nodes = ast.walk(ast.parse(inspect.getsource(room)))
+    imports = (node for node in nodes if isinstance(node, ast.ImportFrom))
+    return {alias.name: node.module or "" for node in imports for alias in node.names}
 
 
 CALLS = (
