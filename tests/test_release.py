@@ -93,6 +93,7 @@ def test_every_command_says_its_version(room: str, environment: Path, tmp_path: 
     assert say(environment, tmp_path, room, "--version").split()[-1] == version()
 
 
+@pytest.mark.slow
 def test_everything_is_found_without_the_checkout(environment: Path, tmp_path: Path) -> None:
     say(environment, tmp_path, "optimize", "init", "--example", "digits_cnn", "--output", "digits")
     say(environment, tmp_path, "optimize", "init", "--output", "own")
