@@ -5,11 +5,11 @@ TORCH_INDEX ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := modelathe optimize serve loadtest tests examples benchmarks
+SOURCES := modelathe optimize serve loadtest tests examples benchmarks docs
 REPOSITORY := build/model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help machine server demo test kills modules coverage check bench bench-compress bench-serve bench-loadtest bench-gpu bench-tensorrt bench-ruler zoo refresh-model-repository clean
+.PHONY: help machine server demo docs test kills modules coverage check bench bench-compress bench-serve bench-loadtest bench-gpu bench-tensorrt bench-ruler zoo refresh-model-repository clean
 
 help: machine  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 34
@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt | machine
 	@$(PYTHON) -c 'import sys; sys.exit(sys.platform != "linux")' || { echo "modelathe is tested on Linux only"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(BIN)/pip install -c constraints.txt --index-url $(TORCH_INDEX) torch)
-	$(BIN)/pip install -c constraints.txt -e '.[all,tensorrt,examples,dev]'
+	$(BIN)/pip install -c constraints.txt -e '.[all,tensorrt,examples,docs,dev]'
 	@touch $@
 
 server: $(READY)
@@ -39,6 +39,9 @@ server: $(READY)
 
 demo: server  ## the main job on the digits workload, proven on a real server, into build/model_repository
 	$(BIN)/optimize run examples/digits_cnn.py:workload --recipe examples/digits_cnn.toml --repository $(REPOSITORY)
+
+docs: $(READY)  ## the documentation into build/docs, links and anchors checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/docs
 
 test: server  ## every test, the real server included
 	$(BIN)/ruff check $(SOURCES)
@@ -60,7 +63,7 @@ check: server  ## lint, types and the fast tests
 	$(BIN)/mypy
 	$(BIN)/pytest -m 'not slow'
 
-bench: server  ## both workloads, and the figures that README.md quotes
+bench: server  ## both workloads, and the figures that docs/figures.md quotes
 	$(BIN)/python benchmarks/main_job.py
 
 # The peers' servers in environments of their own.

@@ -15,7 +15,7 @@ from modelathe.commandline import CommandGroup, version
 
 
 @click.group("loadtest", cls=CommandGroup)
-@click.version_option(version())
+@click.version_option(version(), prog_name="modelathe loadtest")
 def main() -> None:
     """Drive a Triton endpoint and tell honestly what it holds."""
 

@@ -20,7 +20,7 @@ from serve.commands.why import why
 
 
 @click.group("serve", cls=CommandGroup)
-@click.version_option(version(), prog_name="serve")
+@click.version_option(version(), prog_name="modelathe serve")
 def main() -> None:
     """Install and run a real Triton server over a model repository."""
 

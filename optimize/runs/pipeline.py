@@ -73,7 +73,7 @@ def run(
         GateRefused: a gate said no and `terms.force` is not set; its `partial` is the document so far.
         BusyMachine: the same, where the machine alone was too busy for a gate to judge.
         UsageError: `output` is the folder of another run.
-        BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.model.errors`.
+        BadRecipe, BadWorkload, BadModel, BadData, BadRepository: and the other errors of `optimize.model.errors`.
     """
     recipe = replace(recipe, steps=ordered(recipe.steps), target=_declared(recipe.target, workload))
     _check(recipe, workload)

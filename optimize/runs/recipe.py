@@ -40,8 +40,8 @@ class Load:
     """The load test at the end of a run: closed loop with `concurrency`, or open loop at `rate` per second."""
 
     duration: float = Field(default=5.0, gt=0, allow_inf_nan=False, description="Seconds.")
-    concurrency: int = Field(default=8, ge=1, le=MOST_IN_FLIGHT)
-    rate: float | None = Field(default=None, gt=0, le=FASTEST)
+    concurrency: int = Field(default=8, ge=1, le=MOST_IN_FLIGHT, description="Requests in flight, without a rate.")
+    rate: float | None = Field(default=None, gt=0, le=FASTEST, description="Requests per second, in an open loop.")
 
 
 @dataclass(frozen=True)

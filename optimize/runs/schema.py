@@ -1,5 +1,6 @@
 """Schema: what may stand in a recipe, for an editor that completes and checks it."""
 
+import re
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -10,6 +11,8 @@ from optimize.runs.recipe import EXTENDS, LARGEST_SEED, Load
 from serve.config.settings import Settings
 from serve.config.target import Target
 
+ARGUMENT = re.compile(r"^    (\w+): (.+(?:\n        .+)*)", re.MULTILINE)
+"""An argument and its text in a docstring."""
 TABLES = {
     "budget": (Budget, "What the result must keep and may cost."),
     "target": (Target, "Where the result will run."),
@@ -50,9 +53,13 @@ def _table(config: type, inner: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a config, and put those of the configs that it holds into `inner`."""
     made = TypeAdapter(config).json_schema()
     inner |= {name: _brief(value) for name, value in made.pop("$defs", {}).items()}
-    return {**_brief(made), "properties": made.get("properties", {}), "additionalProperties": False}
+    return {"properties": {}, **_brief(made), "additionalProperties": False}
 
 
 def _brief(made: dict[str, Any]) -> dict[str, Any]:
-    """Return it with the first line of the docstring as its description."""
-    return {**made, "description": made.get("description", "").partition("\n")[0]}
+    """Return it with the first line of the docstring as its description, and what `Args` says as that of each key."""
+    text = made.get("description", "")
+    told = {name: " ".join(words.split()) for name, words in ARGUMENT.findall(text.partition("\nArgs:\n")[2])}
+    keys = made.get("properties", {})
+    said = {name: ({"description": told[name]} if name in told else {}) | key for name, key in keys.items()}
+    return {**made, "description": text.partition("\n")[0], **({"properties": said} if keys else {})}

@@ -1,8 +1,8 @@
 """A real tritonserver over a model repository, for as long as a `with` block lasts.
 
-The server is an old one with known holes (see the README), so nothing but inference and metadata is open: loading
-models, shared memory, logging and tracing need a secret made at each start. The secret stands on the server's command
-line, because tritonserver reads it nowhere else: whoever may list this machine's processes may read it.
+The server is an old one with known holes (docs/explanation/server.md), so nothing but inference and metadata is open:
+loading models, shared memory, logging and tracing need a secret made at each start. The secret stands on the server's
+command line, because tritonserver reads it nowhere else: whoever may list this machine's processes may read it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The digits example: real data, held out, and weights that reach what the README says."""
+"""The digits example: real data, held out, and weights that reach what docs/figures.md says."""
 
 import numpy as np
 

@@ -115,3 +115,11 @@ def test_a_recipe_holds_what_differs_from_the_one_that_it_extends(
 def test_what_cannot_be_extended_is_said(texts: dict[str, str], said: str, tmp_path: Path) -> None:
     with pytest.raises(BadRecipe, match=said):
         recipe.load(written(tmp_path, **texts))
+
+
+def test_every_key_says_what_it_is() -> None:
+    made = schema.recipe()
+    tables = [made["properties"][name] for name in schema.TABLES] + list(made["$defs"].values())
+    for table in tables:
+        for name, told in table["properties"].items():
+            assert told.get("description"), name

@@ -79,7 +79,7 @@ def body(*inputs: dict[str, Any], **more: Any) -> bytes:
     return json.dumps({"inputs": list(inputs), **more}).encode()
 
 
-# What tritonserver 24.10's core decides keeps its answer; README lists what newer releases answer.
+# What tritonserver 24.10's core decides keeps its answer; docs/explanation/server.md lists what newer releases answer.
 HTTP: dict[str, tuple[bytes, int, str]] = {
     "shape": (body(tensor(shape=[1, 5], data=[1.0] * 5)), 400, "unexpected shape for input 'x'"),
     "rank": (body(tensor(shape=[4])), 400, "unexpected shape for input 'x'"),
