@@ -54,7 +54,7 @@ class Layer:
         latency: share of the time in ONNX Runtime, None where no node could be traced to a module.
         output: shape of its first output, None where it has none.
         methods: what could change it.
-        fused: modules that ONNX Runtime computes together with it, whose time its own holds.
+        fused: modules that ONNX Runtime computes together with it, as far as its names tell; its time holds theirs.
     """
 
     name: str
