@@ -8,6 +8,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, TypedDict
 
 import click
@@ -86,9 +87,8 @@ def gather(url: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for keyword, value in given.items():
         option = known[keyword]
         if value is not None:
-            found[str(option.name)] = converted(
-                keyword, value, lambda given, option=option: option.type_cast_value(context, _listed(option, given))
-            )
+            cast = partial(option.type_cast_value, context)
+            found[str(option.name)] = converted(keyword, _listed(option, value), cast)
     return found
 
 
