@@ -87,12 +87,9 @@ def gather(url: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for keyword, value in given.items():
         option = known[keyword]
         if value is not None:
-            found[str(option.name)] = converted(keyword, value, partial(_cast, context, option))
+            cast = partial(option.type_cast_value, context)
+            found[str(option.name)] = converted(keyword, _listed(option, value), cast)
     return found
-
-
-def _cast(context: click.Context, option: click.Parameter, value: Any) -> Any:
-    return option.type_cast_value(context, _listed(option, value))
 
 
 def converted(keyword: str, value: Any, convert: Callable[[Any], Any]) -> Any:
