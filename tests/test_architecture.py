@@ -23,7 +23,7 @@ FOUNDATION = {
     *("blame", "client", "commandline", "connection", "defaults", "entry", "errors", "files"),
     *("interpreter", "notebook", "outputs", "tensors", "translation"),
 }
-"""All that may stand in `modelathe`, in 1,500 lines at most, blank ones apart: what all three rooms use."""
+"""All that may stand in `modelathe`, in 1,600 lines at most, blank ones apart: what all three rooms use."""
 ROOMS = {
     "loadtest": "record plan/data plan send load judge report probing scenario mlperf"
     " selftest/nullserver selftest calls commands",
@@ -105,7 +105,7 @@ def test_no_file_imports_itself_by_a_way_round() -> None:
 def test_the_foundation_is_small() -> None:
     files = {path.stem: sum(map(bool, path.read_text().split("\n"))) for path in sources("modelathe")}
     assert set(files) - {"__init__"} == FOUNDATION
-    assert sum(files.values()) <= 1500
+    assert sum(files.values()) <= 1600
 
 
 def test_every_folder_is_in_the_picture() -> None:

@@ -106,6 +106,6 @@ def test_public_names_come_from_the_room() -> None:
     code = "import sys, optimize\nassert 'torch' not in sys.modules\n"
     code += "from optimize import BATCH, Workload\nprint(*optimize.__all__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["BATCH", "Batch", "Dim", "TensorSpec", "Workload"]
+    assert done.stdout.split() == ["BATCH", "Batch", "Dim", "TensorSpec", "Workload", "compare", "evaluate", "run"]
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         optimize.Nothing  # noqa: B018

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from modelathe.commandline import document, emit, json_option, reporting
+from modelathe.commandline import document, emit, json_option, quiet_option, reporting
 from optimize.commands.options import overlap_option, preset_option, recipe_option
 
 
@@ -13,6 +13,7 @@ from optimize.commands.options import overlap_option, preset_option, recipe_opti
 @recipe_option
 @preset_option
 @overlap_option
+@quiet_option
 @json_option
 def check(source: str, recipe_path: Path | None, preset: str | None, allow_overlap: bool, as_json: bool) -> None:
     """Try a workload on one batch: model, scores, loss, data, export, and what the steps need.

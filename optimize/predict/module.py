@@ -37,7 +37,7 @@ def by_argument(module: nn.Module, names: Sequence[str]) -> dict[str, str] | Non
         names: of the inputs, in the workload's order.
     """
     kinds = inspect.Parameter
-    found = inspect.signature(module.forward).parameters.values()
+    found = inspect.signature(getattr(module, "forward", module)).parameters.values()
     taken = {each.name: each for each in found if each.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)}
     over = [name for name in names if name not in taken]
     if not over or any(each.kind is kinds.VAR_KEYWORD for each in found):

@@ -14,7 +14,7 @@ from optimize import cli as optimize_cli
 from serve import cli as serve_cli
 from tests.terminal import on_a_terminal
 
-PRINTS = ("reporting()", "live.shown(", "_say", "progress=lambda")
+PRINTS = ("reporting()", "live.shown(", "_say", "progress=lambda", ".calls")
 
 
 @click.group("room", cls=CommandGroup)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def test_a_cell_shows_the_figures_of_the_page(endpoint: Endpoint, tmp_path: Path
     page = tmp_path / "page.html"
     found = loadtest.run(TINY, endpoint.http, duration=1, output=tmp_path / "a.jsonl", html=page, quiet=True)
     shown, written = found._repr_html_(), page.read_text()
-    tiles = [part.partition("</b>")[0] for part in written.split('class="tile"><b>')[1:]]
+    tiles = re.findall(r'class="figure"><b class="[^"]*">([^<]*)</b>', written)
     assert len(tiles) == 6
     assert all(f">{tile}</td>" in shown for tile in tiles)
     assert "color" not in shown

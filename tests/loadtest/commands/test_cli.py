@@ -144,7 +144,7 @@ BAD_OPTIONS = {
     "shape of no input": (("--shape", "z:1"), 2, "--shape"),
     "shape without sizes": (("--shape", "x"), 2, "NAME:D1,D2"),
     "no such data": (("--data", "none.npz"), 4, "none.npz"),
-    "no such repository": (("--repository", "none"), 4, "lineage.json"),
+    "no such repository": (("--repository", "missing"), 4, "lineage.json"),
     "no such version": (("--version", 7), 4, "double/7"),
     "folder of the output": (("--output", "none/r.jsonl"), 4, "no such folder"),
     "folder of the page": (("--html", "none/r.html"), 4, "no such folder"),

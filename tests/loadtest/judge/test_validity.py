@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from loadtest.commands import scenario as scenario_command
+from loadtest.calls import scenario as scenarios
 from loadtest.judge import summary, thresholds
 from loadtest.load import drive
 from loadtest.plan.data import payload
@@ -260,7 +260,7 @@ def test_a_scenario_that_is_not_judged_in_full_is_not_passed(tmp_path: Path) -> 
     for optional, passed in ((False, None), (True, True)):
         finding = judges.Finding("knee", None, "not reached", optional=optional)
         assert play._document(found, "saturation", played, [finding], None)["verdict"]["passed"] is passed
-    failure = scenario_command._failure(
+    failure = scenarios._failure(
         {
             "valid": True,
             "why": "",
@@ -291,7 +291,7 @@ def test_a_scenario_with_a_phase_that_was_not_answered_is_not_passed(tmp_path: P
     values = play.play(scenario.load(tmp_path / "mine.toml"), "mine", send, tmp_path / "s")
     assert met == [None]
     assert values["verdict"]["passed"] is False
-    failure = scenario_command._failure(values, tmp_path, allowed)
+    failure = scenarios._failure(values, tmp_path, allowed)
     assert failure
     assert failure.exit_code == 3
     assert "not one of 3000 requests succeeded" in failure.what
