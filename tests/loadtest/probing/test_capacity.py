@@ -9,11 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from loadtest.commands import capacity as command
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
-from loadtest.probing import edge, probe
+from loadtest.probing import edge, probe, report
 from loadtest.probing import search as capacity
 from loadtest.probing.probe import conditions
 from loadtest.probing.search import (
@@ -207,7 +206,7 @@ def test_what_held_with_the_lateness_of_the_client_in_it_held() -> None:
         one = replace(one, counted=one.counted.repeat(len(asked), 0), bad=one.bad.repeat(len(asked), 0))
         nothing = float("nan")
         found = capacity.Found(nothing, 0.0, nothing, CLIENT_LIMIT, None, [one], [CLIENT])
-        values = command._document(found, asked, slo)
+        values = report.document_of(found, asked, slo)
         assert values["held_although_late"] == held
         assert any("64.0/s held all the same" in note for note in values["notes"]) is bool(held)
 
