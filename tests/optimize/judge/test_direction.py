@@ -155,10 +155,10 @@ def test_compare_names_the_worse_of_two(user_file: Callable[..., str], optimize:
 
 def test_the_limit_on_the_page_lies_on_the_worse_side(tmp_path: Path) -> None:
     document = bundle_only()
-    assert figures._limit(document) == pytest.approx(0.9907 - 0.005)
+    assert figures.limit(document) == pytest.approx(0.9907 - 0.005)
     for entry in (document["trained"], *document["steps"], document["result"]):
         entry["quality"] |= {"metric": "loss", "higher_is_better": False}
-    assert figures._limit(document) == pytest.approx(0.9907 + 0.005)
+    assert figures.limit(document) == pytest.approx(0.9907 + 0.005)
     assert table.metric(document["trained"]["quality"]) == "loss, less is better"
     assert "<span>loss, less is better, in ONNX Runtime</span>" in page.render(document, tmp_path)
 
