@@ -115,7 +115,8 @@ def test_wrong_outputs_are_refused(tmp_path: Path) -> None:
 
 def test_an_input_that_the_model_does_not_take(tmp_path: Path) -> None:
     with pytest.raises(BadModel, match="unexpected keyword argument 'image'"):
-        export(Called(lambda linear, x: linear(x)), (replace(ROW[0], name="image"),), ["y"], tmp_path / "model.onnx")
+        both = (ROW[0], replace(ROW[0], name="image"))
+        export(Called(lambda linear, x: linear(x)), both, ["y"], tmp_path / "model.onnx")
 
 
 def test_a_batch_axis_frozen_in_the_model_is_named(tmp_path: Path) -> None:
