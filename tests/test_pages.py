@@ -23,12 +23,15 @@ JUDGING = ("loadtest", "serve canary")
 FIRST, JSON = "docs/start.md", "docs/reference/json.md"
 
 ASKED = {
-    "optimize export": "optimize export digits/digits_cnn.py:workload --output build/asked --batch 1",
-    "optimize evaluate": "optimize evaluate digits/digits_cnn.py:workload",
-    "optimize compare": "optimize compare digits/digits_cnn.py:workload digits/digits_cnn.py:workload",
-    "optimize inspect": "optimize inspect digits/digits_cnn.py:workload",
+    "optimize export": "optimize export digits/digits_cnn.py --output build/asked --batch 1",
+    "optimize check": "optimize check digits/digits_cnn.py",
+    "optimize evaluate": "optimize evaluate digits/digits_cnn.py",
+    "optimize compare": "optimize compare digits/digits_cnn.py digits/digits_cnn.py",
+    "optimize inspect": "optimize inspect digits/digits_cnn.py",
     "optimize show": "optimize show build/asked",
+    "optimize runs": "optimize runs",
     "optimize methods": "optimize methods",
+    "optimize presets": "optimize presets",
     "optimize init": "optimize init --output asked",
     "optimize doctor": "optimize doctor",
     "serve up --detach": "serve up asked_repository --detach",
@@ -154,7 +157,7 @@ def stated() -> dict[str, set[str]]:
 def test_from_an_empty_folder_to_an_answered_request(reader: Reader) -> None:
     reader.begun = True
     reader.play(FIRST)
-    kept = reader.place / "build" / "runs" / "digits_cnn"
+    kept = reader.place / "build" / "runs" / "digits_cnn" / "latest"
     assert (kept / "report.html").exists()
     assert not stated()["optimize run"] - json.loads((kept / "run.json").read_text()).keys()
     assert (reader.place / "load.html").exists()
