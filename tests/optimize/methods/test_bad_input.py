@@ -447,8 +447,8 @@ def test_no_number_may_be_infinite(name: str, option: str) -> None:
 
 
 class OtherNames(Plain):
-    def forward(self, words: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return super().forward(words)
+    def forward(self, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(words * mask)
 
 
 class OtherShape(Plain):

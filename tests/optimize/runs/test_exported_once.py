@@ -1,5 +1,6 @@
 """One module is exported once in a run, and what is used again is what would have been made anew."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,12 @@ def test_a_module_is_exported_once(
 
 def test_a_run_that_resumes_uses_its_own(exports: list[Path], tmp_path: Path, small: Workload) -> None:
     place = tmp_path / "run"
-    ran(place, small, TORCH)
+    steps = TORCH, {"use": "export.onnx"}, {"use": "quantize.dynamic"}
+    ran(place, small, *steps)
     exports.clear()
-    document = ran(place, small, TORCH, {"use": "export.onnx"}, {"use": "quantize.dynamic"})
+    for number in (2, 3):  # as if it had been killed before
+        shutil.rmtree(next(place.glob(f"{number}-*")))
+    document = ran(place, small, *steps)
     assert exports == []
     assert document["steps"][1]["quality"]["samples"] == document["trained"]["quality"]["samples"]
 

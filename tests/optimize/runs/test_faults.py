@@ -65,7 +65,11 @@ USER_FILES: dict[str, tuple[tuple[str, str], int, str]] = {
     "model returns a tuple": ((RETURNS, "return x, x"), 4, "returns 2 unnamed tensors"),
     "model returns a dict": ((RETURNS, "return {'a': x}"), 4, "returns a dict with ['a']"),
     "model returns nothing": ((RETURNS, "pass"), 4, "returns NoneType"),
-    "an input not taken": (("image: torch.Tensor) ->", "picture: torch.Tensor) ->"), 4, "unexpected keyword argument"),
+    "an input not taken": (
+        ("image: torch.Tensor) ->", "picture: torch.Tensor, mask: torch.Tensor) ->"),
+        4,
+        "unexpected keyword argument",
+    ),
     "NaN in the data": (("IMAGES = (IMAGES", "IMAGES[1600, 3] = np.nan\nIMAGES = (IMAGES"), 4, "NaN or infinite value"),
     "NaN in the weights": (
         ("    small = Small()\n    return", "    small = Small()\n    small.out.bias.data[0] = torch.nan\n    return"),
