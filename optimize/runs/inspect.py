@@ -7,6 +7,7 @@ stands under `other`.
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -37,6 +38,8 @@ OPENINGS, RUNS, WARM = 5, 6, 2
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits", "Gather", "LSTM", "GRU")
 FOLLOWERS = ("Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "Gelu", "BatchNormalization", "Cast", "Mul", "Add")
 """Operators that count to the layer before them, where they have no module and one input that is not constant."""
+NAMED = {("MatMul", "Gemm"), ("MatMulInteger", "DynamicQuantizeMatMul")}
+"""Operators that ONNX Runtime calls otherwise than the node that it makes them of."""
 DEEPEST = 6
 """So many operators may lie between the one that a fused operator is named after and its last."""
 
@@ -261,7 +264,8 @@ def _together(node: "onnx_ir.Node", operator: str, taken: set[Any]) -> "list[onn
 
 def _called_after(operator: str, node: "onnx_ir.Node") -> bool:
     """Return whether an operator, such as `QLinearConv`, is one that ONNX Runtime makes of a node and others."""
-    return node.op_type in operator or (node.op_type, operator) == ("MatMul", "Gemm")
+    # A MatMul is no Mul.
+    return (node.op_type, operator) in NAMED or re.search(f"(?<!Mat){node.op_type}", operator) is not None
 
 
 def _profile(path: Path, inputs: Sequence[TensorSpec], batch: int, folder: Path) -> dict[Ran, float]:
