@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from modelathe.tensors import BATCH, Dim, TensorSpec
+from modelathe.tensors import BATCH, Dim, TensorSpec, generated
 from optimize.judge import macs, measure
 from optimize.methods.apply import apply
 from optimize.methods.export.onnx import export
@@ -17,6 +17,7 @@ from optimize.methods.quantize.dynamic import Dynamic
 from optimize.methods.quantize.static import Static
 from optimize.runs import inspect as layers
 from optimize.runs.inspect import Inspection
+from optimize.source.batch import Batch
 from optimize.source.workload import Workload
 from optimize.step.bundle import Bundle
 from optimize.step.contract import Context
@@ -184,7 +185,8 @@ def test_a_fused_operator_counts_to_its_convolution_and_is_one_row() -> None:
 
 @pytest.mark.parametrize("step", [None, Dynamic()], ids=["float", "dynamic"])
 def test_the_time_of_a_recurrence_is_its_own(step: object, tmp_path: Path) -> None:
-    workload = Workload("lstm", Recurrent().eval(), SEQUENCE, ("y",), lambda: [], lambda *_: {})
+    batches = [Batch(generated(SEQUENCE, 4))]
+    workload = Workload("lstm", Recurrent().eval(), SEQUENCE, ("y",), lambda: batches, lambda *_: {})
     bundle = Bundle(workload, workload.build())
     if step:
         (tmp_path / "float").mkdir()
