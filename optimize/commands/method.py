@@ -21,6 +21,8 @@ FAMILIES = tuple(dict.fromkeys(method.name.partition(".")[0] for method in METHO
 BATCHES = "1,32"
 DEFAULTS = {"quantize": "dynamic"}
 """The method of a family that asks least of the workload, where the family has several."""
+EXAMPLES = {"quantize": " --method static"}
+"""What the example that comes with modelathe needs: most of its weights are those of convolutions."""
 
 
 def command(family: str) -> click.Command:
@@ -55,7 +57,7 @@ def command(family: str) -> click.Command:
 
     \b
     Example:
-      optimize {family} digits_cnn.py --output build/{family}
+      optimize {family} digits_cnn.py{EXAMPLES.get(family, "")} --output build/{family}
     """
     decorated: Callable[..., None] = quiet_option(json_option(call))
     for decorator in reversed([*_common(names, default), *_options(family)]):

@@ -271,7 +271,9 @@ def _timed(this: Run, elements: list[dict[str, Any]]) -> Timing:
     names, trained = folders(this.recipe), this.trained.bundle
     files = {TRAINED: graph_of(trained), **{name: this.folder / name / bundles.GRAPH for name in names}}
     labels = [TRAINED, *(element["name"] for element in elements)]
-    timing = speed.time(files, labels, trained.workload.inputs, this.recipe.target, this.terms.patience)
+    promised = any("faster" in METHODS[type(step)].promises for step in this.recipe.steps)
+    patience = this.terms.patience if promised else 0.0
+    timing = speed.time(files, labels, trained.workload.inputs, this.recipe.target, patience)
     for name, element in zip(names, elements, strict=True):
         times = {"latency_ms": timing.speeds.latency_ms(name), "throughput": timing.speeds.throughput(name)}
         by_batch = {key: {str(batch): value for batch, value in found.items()} for key, found in times.items()}

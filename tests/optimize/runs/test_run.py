@@ -250,7 +250,7 @@ def test_a_gate_says_no_with_exit_code_3_and_force_overrules(
     [
         (("return self.out(", "if not self.training: return (image, 1)\n        return self.out("), 4, "returns tuple"),
         (("return self.out(", "if not self.training: return {'a': 1}\n        return self.out("), 4, "returns a dict"),
-        (("def forward(self, image: ", "def forward(self, other: int, image: "), 4, "does not take its inputs"),
+        (("def forward(self, image: ", "def forward(self, other: int, image: "), 4, "required positional argument"),
         (("IMAGES = (IMAGES", "IMAGES[1500, 3] = np.nan\nIMAGES = (IMAGES"), 4, "NaN"),
         (("        training=lambda: batches(TRAIN),\n", ""), 4, "needs the workload's training"),
     ],
