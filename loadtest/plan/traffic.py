@@ -27,7 +27,7 @@ class Fresh:
 
     def make(self, n: int) -> dict[str, Array]:
         """Return the inputs of request `n`; equal numbers get equal values."""
-        return generated(self.specs, self.batch, (self.seed, n))
+        return generated(self.specs, self.batch, (self.seed, n, 1))  # none of `payload.generate`, which was sent before
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def named(name: str, outputs: Array, targets: Array) -> Metric:
         BadWorkload: there is no such metric.
     """
     above = threshold(outputs)
-    two = outputs.size == targets.size or outputs.shape[1:] == (2,)
+    two = outputs.shape[1:] == (2,) or (outputs.size == targets.size and not _one_hot(outputs, targets))
     known = {
         "accuracy": Metric(partial(accuracy, above=above)),
         "f1": Metric(partial(f1, above=above), aggregate=f1_of) if two else Metric(macro_f1),

@@ -1,6 +1,7 @@
 """Torchmetrics: a metric of that package as a number for each sample, whatever it makes of all of them.
 
-The numbers are the jackknife's (`metrics.samples_of`), so that two models are compared sample by sample.
+The numbers are the jackknife's (`metrics.samples_of`), so that two models are compared sample by sample. They tell
+little of a figure that jumps when a sample goes, as a median does.
 """
 
 import copy
@@ -48,6 +49,8 @@ def is_one(metric: Any) -> bool:
 def read(metric: TorchMetric) -> tuple[str, Metric]:
     """Return the name of a torchmetrics metric, and what it stands for; it is copied and never changed."""
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metric).__name__).lower()
+    if not hasattr(metric, "higher_is_better"):
+        raise BadWorkload(f"{type(metric).__name__} is several metrics", fix="give one of them")
 
     def judge(outputs: Array, targets: Array) -> Array:
         own = copy.deepcopy(metric)

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from loadtest.plan.data import payload
 from loadtest.plan.traffic import Chooser, Fresh, Part, Sequences, firsts
 from modelathe.errors import BadInput, UsageError
 from modelathe.tensors import BATCH, TensorSpec
@@ -108,6 +109,8 @@ def test_fresh_values_are_new_in_range_and_repeatable() -> None:
     assert len({array.tobytes() for array in made}) == 100
     assert all(array.shape == (2, 3) and np.abs(array).max() <= 2 for array in made)
     np.testing.assert_array_equal(made[7], Fresh([X], 2, seed=4).make(7)["x"])
+    sent_before = payload.generate([X], len(made), 4, 2)
+    assert not any(np.array_equal(one, other["x"]) for one in made for other in sent_before), "a cache would know them"
 
 
 def test_parts_that_make_no_sense() -> None:

@@ -55,7 +55,8 @@ def test_a_label_that_is_there_or_not(kind: str) -> None:
 
 def test_a_class_by_a_1_among_zeros() -> None:
     outputs, targets = RNG.normal(size=(90, 4)), RNG.integers(0, 4, 90)
-    assert figure("accuracy", outputs, np.eye(4)[targets]) == figure("accuracy", outputs, targets)
+    for name in ("accuracy", "f1"):
+        assert figure(name, outputs, np.eye(4)[targets]) == figure(name, outputs, targets)
     several = (RNG.random((90, 4)) > 0.5).astype(int)
     assert figure("accuracy", outputs, several) == pytest.approx(np.mean((outputs > 0) == several))
 

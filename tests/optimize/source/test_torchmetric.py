@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchmetrics import MeanSquaredError, PearsonCorrCoef, R2Score
+from torchmetrics import MeanSquaredError, MetricCollection, PearsonCorrCoef, R2Score
 from torchmetrics.classification import (
     BinaryF1Score,
     MulticlassAUROC,
@@ -91,3 +91,8 @@ def test_a_metric_that_does_not_say_which_way_is_better_is_asked_about() -> None
     with pytest.raises(BadWorkload, match="does not say whether more or less"):
         made = Workload.of(nn.Linear(3, 1), [(LOGITS, NUMBERS[:, None])], PearsonCorrCoef())
         evaluate(TorchPredictor(made.build(), made.outputs), made, None, 32)
+
+
+def test_a_collection_is_not_one_metric() -> None:
+    with pytest.raises(BadWorkload, match="MetricCollection is several metrics"):
+        Workload.of(nn.Linear(3, 3), [(LOGITS, LABELS)], MetricCollection([MulticlassF1Score(3)]))
