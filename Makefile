@@ -9,7 +9,7 @@ SOURCES := modelathe optimize serve loadtest tests examples benchmarks docs
 REPOSITORY := build/model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help machine server demo docs test kills modules coverage check bench bench-compress bench-serve bench-loadtest bench-gpu bench-tensorrt bench-ruler zoo refresh-model-repository clean
+.PHONY: help machine server demo docs test exhaustive kills modules coverage check bench bench-compress bench-serve bench-loadtest bench-gpu bench-tensorrt bench-ruler zoo refresh-model-repository clean
 
 help: machine  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 34
@@ -49,6 +49,9 @@ test: server  ## every test, the real server included
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+exhaustive: server  ## what `make test` holds a sample of: every page played, every example of --help, two of the zoo
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m exhaustive
+
 kills: server  ## kill `optimize run` and `serve promote` at 50 random moments each; the next command must put it right
 	KILLS=50 $(BIN)/pytest tests/optimize/runs/test_kills.py tests/serve/rollout/test_kill.py
 
@@ -61,7 +64,7 @@ coverage: server  ## how often the 95 % interval of `loadtest capacity` holds th
 check: server  ## lint, types and the fast tests
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow and not exhaustive'
 
 bench: server  ## both workloads, and the figures that docs/figures.md quotes
 	$(BIN)/python benchmarks/main_job.py

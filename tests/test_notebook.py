@@ -57,7 +57,8 @@ def test_the_example_runs_from_a_workload_to_a_load_report(tmp_path: Path, serve
     assert "Published as digits version 1" in shown(run, "text/html")[-1]
     (progress,) = shown(run, "text/plain")[:-1]
     stages = [re.sub(r", [\d.]+ s$", "", line) for line in progress.splitlines()]
-    assert stages[-3:] == ["comparing under the server's batching", "load test, 5 s", "publishing"]
+    behind = ["comparing under the server's batching", "load test, 5 s", "serving the trained model", "publishing"]
+    assert stages[-4:] == behind
     assert not [output for cell in cells for output in cell.outputs if output.output_type == "stream"]
     assert "quantize.weight_only" in shown(steps, "text/html")[0]
     assert "requests per second" in shown(load, "text/html")[-1]

@@ -1,9 +1,13 @@
-"""The pages are played: every block that does not say why not is run as it stands, one page after another."""
+"""The pages are played: every block that does not say why not is run as it stands, one page after another.
+
+So are the examples that `--help` of `optimize` gives. `make exhaustive` plays all; the suite a sample.
+"""
 
 import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -12,8 +16,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from optimize.cli import main
 from tests.blocks import ROOT, Block, blocks, calls, lines, pages
 
 PORTS = (8000, 8001, 8002)
@@ -54,6 +60,24 @@ ASKED = {
     "loadtest manifest": "loadtest manifest --image i --claim c -- digits_cnn --url grpc://t:8001 --rate 8",
 }
 """What each row of the page on JSON documents is held against, in an order that works; `optimize run` keeps a file."""
+
+TRAINS = ("run", "prune", "distill", "sensitivity")
+"""Commands of `optimize` whose examples take long."""
+NOT_HERE = ("--endpoint", "optimize tensorrt")
+"""What needs a server that goes on, or a compiler that is an extra of its own."""
+
+
+def examples(command: click.Command) -> list[list[str]]:
+    """Return the lines below `Example:` in the help of a command, as its user would type them."""
+    _, _, below = (command.help or "").partition("Example:")
+    lines = below.replace("\\\n", " ").strip().splitlines()
+    return [shlex.split(line) for line in lines if line.strip().startswith("optimize ")]
+
+
+EXAMPLES = [line for _, command in sorted(main.commands.items()) for line in examples(command)]
+
+
+HERE = [line for line in EXAMPLES if not any(text in shlex.join(line) for text in NOT_HERE)]
 
 
 class Reader:
@@ -166,7 +190,7 @@ def test_from_an_empty_folder_to_an_answered_request(reader: Reader) -> None:
     assert (reader.place / "load.html").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("page", played()[1:])
 def test_every_other_page(page: str, reader: Reader) -> None:
     reader.begin()
@@ -182,3 +206,37 @@ def test_the_keys_of_json_documents(reader: Reader) -> None:
         before, _, behind = line.partition(" -- ")
         told = json.loads(reader.type(f"{before} --json{behind and ' -- '}{behind}"))
         assert not (stated()[command] | {"format", "modelathe"}) - told.keys(), command
+
+
+def test_each_command_has_an_example_that_is_parsed() -> None:
+    assert {line[1] for line in EXAMPLES} == set(main.commands)
+    for line in EXAMPLES:
+        command = main.commands[line[1]]
+        with click.Context(main) as above, command.make_context(line[1], line[2:], parent=above) as context:
+            assert context.params
+
+
+@pytest.fixture(scope="module")
+def helped(reader: Reader) -> Path:
+    """The folder of somebody who types what `--help` says, with a finished run of the example."""
+    reader.begin()
+    place = reader.place / "helped"
+    shutil.copytree(reader.place / "digits", place)
+    shutil.copytree(reader.place / "build", place / "build", symlinks=True)
+    return place
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(line, marks=pytest.mark.exhaustive if line[1] in TRAINS else pytest.mark.slow, id=shlex.join(line))
+        for line in HERE
+    ],
+)
+def test_an_example_runs_as_it_stands(line: list[str], helped: Path, reader: Reader) -> None:
+    asked = [sys.executable, "-P", "-m", *line]
+    done = subprocess.run(asked, cwd=helped, env=reader.environment, capture_output=True, text=True, timeout=1500)
+    # A machine that is busy may leave a promise of speed undecided.
+    allowed = (0, 3, 5) if line[1] == "run" else (0,)
+    assert done.returncode in allowed, done.stderr
+    assert not re.search(r"Traceback|a bug in modelathe|there is no such", done.stderr)

@@ -126,7 +126,7 @@ def test_goes_on_after_a_failure_and_ends_with_1(tmp_path: Path) -> None:
     assert document["workload"] == "small"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timed
 def test_two_architectures_reach_the_endpoint_or_are_refused_with_a_reason(tmp_path: Path) -> None:
     ended = run(*UNDER_TWO_MINUTES, "--output", tmp_path)
