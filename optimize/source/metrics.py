@@ -174,6 +174,46 @@ def surprise(outputs: Array, targets: Array) -> Array:
     return _by_sample(-told, judged)
 
 
+def word_errors(outputs: Array, targets: Array) -> Array:
+    """Return a number for each sample, of which the mean is the word error rate: all edits over all right words.
+
+    What is left out, put in or said for another is an edit (Levenshtein, 1966); the numbers are those of `samples_of`.
+
+    Args:
+        outputs: scores [n, steps, labels] of a model that was trained by CTC, read greedily: the best label of each
+            step, repeats as one, without the blank, label 0 (Graves et al., ICML 2006); or the labels said, [n, words].
+        targets: the right labels, [n, words]; `IGNORED`, here and in labels said, where a sequence is shorter.
+    """
+    if outputs.ndim not in (2, 3) or targets.ndim != 2 or len(outputs) != len(targets):
+        raise _unlike("word_error_rate", outputs, targets, "scores [n, steps, labels] and labels [n, words]")
+    said = (
+        [row[row != IGNORED] for row in outputs] if outputs.ndim == 2 else [_greedy(row) for row in outputs.argmax(2)]
+    )
+    right = [row[row != IGNORED] for row in targets]
+    edits = np.array([_edits(one, other) for one, other in zip(said, right, strict=True)], np.float64)
+    words = np.array([len(row) for row in right])
+    figure, others = edits.sum() / max(words.sum(), 1), words.sum() - words
+    if not others.all():
+        raise BadWorkload("word_error_rate: all right words stand in one sample", fix="evaluate on more samples")
+    return samples_of(figure, (edits.sum() - edits) / others)
+
+
+def _greedy(steps: Array) -> Array:
+    first = np.append(True, steps[1:] != steps[:-1])
+    found: Array = steps[first & (steps != 0)]
+    return found
+
+
+def _edits(said: Array, right: Array) -> int:
+    """Return the least edits that make one sequence of the other."""
+    least = np.arange(len(right) + 1)
+    for label in said:
+        changed = np.append(least[0] + 1, np.minimum(least[1:] + 1, least[:-1] + (right != label)))
+        # What is left out of `right` costs one each, from the cheapest place before.
+        least = np.minimum.accumulate(changed - np.arange(len(changed))) + np.arange(len(changed))
+    return int(least[-1])
+
+
 def threshold(outputs: Array) -> float:
     """Return above which output a label that is there or not is said to be there: they are probabilities, or logits."""
     return 0.5 if outputs.min() >= 0 and outputs.max() <= 1 else 0.0
@@ -197,6 +237,7 @@ def named(name: str, outputs: Array, targets: Array) -> Metric:
         "mse": Metric(squared, higher_is_better=False, bounded=False),
         "rmse": Metric(squared, False, False, lambda samples: float(np.sqrt(np.mean(samples)))),
         "mae": Metric(absolute, higher_is_better=False, bounded=False),
+        "word_error_rate": Metric(word_errors, higher_is_better=False, bounded=False),
         "perplexity": Metric(surprise, False, False, lambda samples: float(np.exp(np.mean(samples)))),
     }
     if name not in known:

@@ -80,8 +80,8 @@ class Workload:
             evaluation: a torch DataLoader that does not shuffle, a list of batches, a function that returns one, or a
                 tuple of whole arrays. A batch is `(x, y)`, `(x1, x2, y)`, `({"x": x}, y)` or a mapping; inputs go by
                 the names of forward's arguments, whatever else is there are targets.
-            metric: accuracy, f1, iou, auroc, mse, rmse, mae or perplexity; a torchmetrics metric; or a function of the
-                first output and the targets that returns one number for each sample.
+            metric: accuracy, f1, iou, auroc, mse, rmse, mae, perplexity or word_error_rate; a torchmetrics metric; or a
+                function of the first output and the targets that returns one number for each sample.
             fields: of the long form: `training`, `calibration` and `selection` as `evaluation`; `loss` also by name:
                 cross_entropy, bce, mse or l1; `higher_is_better` also as one bool; `name`, `inputs`, `outputs` and the
                 rest as they are.

@@ -172,6 +172,8 @@ def test_numbers() -> None:
         ("auroc", (9, 2), (9, 2)),
         ("mse", (9, 3), (9, 2)),
         ("perplexity", (9,), (9,)),
+        ("word_error_rate", (9,), (9,)),
+        ("word_error_rate", (9, 3), (8, 3)),
     ],
 )
 def test_what_does_not_go_together_is_said(name: str, outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
@@ -227,3 +229,25 @@ def test_a_target_that_is_no_number_is_no_label(name: str) -> None:
     targets = np.array([0.0, 1.0, np.nan])
     with pytest.raises(BadWorkload, match="some targets are NaN"):
         figure(name, np.array([-1.0, 1.0, -1.0]), targets)
+
+
+def test_word_error_rate_is_torchmetrics() -> None:
+    from torchmetrics.functional.text import word_error_rate
+
+    rng = np.random.default_rng(5)
+    said, right = (rng.integers(1, 4, (40, 9)) for _ in range(2))
+    for rows in (said, right):
+        for row in rows:
+            row[rng.integers(0, 10) :] = metrics.IGNORED
+    text = [[" ".join(map(str, row[row > 0])) for row in rows] for rows in (said, right)]
+    wanted = float(word_error_rate(*text))
+    assert figure("word_error_rate", said, right) == pytest.approx(wanted)
+    # As CTC says it: each label twice, then the blank.
+    steps = np.repeat(np.where(said > 0, said, 0), 3, axis=1)
+    steps[:, 2::3] = 0
+    assert figure("word_error_rate", np.eye(4)[steps], right) == pytest.approx(wanted)
+
+
+def test_a_word_error_rate_of_one_sample_is_no_figure() -> None:
+    with pytest.raises(BadWorkload, match="all right words stand in one sample"):
+        figure("word_error_rate", np.ones((2, 3), int), np.array([[1, 2, 3], [metrics.IGNORED] * 3]))
