@@ -17,7 +17,17 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is inst
 FRAME = """<!doctype html><body style="margin:0"><iframe src="PAGE" width="WIDTH" height="900" frameborder="0"></iframe>
 <script>addEventListener("message", (event) => { document.title = event.data; });</script></body>"""
 MEASURE = """<script>addEventListener("load", () => setTimeout(() => {
-  const box = (one) => one.getBoundingClientRect(), collided = [], clipped = [];
+  const box = (one) => one.getBoundingClientRect(), collided = [], clipped = [], broken = [];
+  for (const cell of document.querySelectorAll("th, td")) {
+    for (const text of [...cell.childNodes].filter((one) => one.nodeType === 3)) {
+      for (const word of text.data.matchAll(/(?<!\\S)\\S{2,12}(?!\\S)/g)) {
+        const range = document.createRange();
+        range.setStart(text, word.index);
+        range.setEnd(text, word.index + word[0].length);
+        if (new Set([...range.getClientRects()].map((one) => Math.round(one.top))).size > 1) broken.push(word[0]);
+      }
+    }
+  }
   for (const plot of document.querySelectorAll(".js-plotly-plot")) {
     const edge = box(plot.querySelector(".main-svg"));
     const shown = (one) => one.textContent.trim() && box(one).width;
@@ -35,7 +45,7 @@ MEASURE = """<script>addEventListener("load", () => setTimeout(() => {
     });
   }
   const root = document.documentElement, ink = getComputedStyle(document.body).backgroundColor;
-  const found = { width: root.scrollWidth, room: root.clientWidth, collided, clipped, paper: ink };
+  const found = { width: root.scrollWidth, room: root.clientWidth, collided, clipped, broken, paper: ink };
   parent.postMessage(JSON.stringify(found), "*");
 }, 1500));</script>"""
 
@@ -48,7 +58,10 @@ def chromium(*options: str) -> str:
 
 
 def measured(page: Path, folder: Path, width: int = 400, *options: str) -> dict[str, Any]:
-    """Return what a page says of itself at so many pixels: `width`, `room`, `collided`, `clipped` and `paper`."""
+    """Return what a page says of itself at so many pixels.
+
+    That is its `width`, the `room` for it, texts `collided` and `clipped`, words of tables `broken`, and its `paper`.
+    """
     copy, frame = folder / "measured.html", folder / "frame.html"
     copy.write_text(page.read_text().replace("</body>", f"{MEASURE}</body>"))
     frame.write_text(FRAME.replace("PAGE", copy.name).replace("WIDTH", str(width)))
@@ -63,4 +76,4 @@ def assert_fits(page: Path, folder: Path) -> None:
     for width in (400, 1280):
         found = measured(page, folder, width)
         assert found["width"] <= found["room"], f"the page is wider than {width} pixels"
-        assert (found["collided"], found["clipped"]) == ([], []), width
+        assert (found["collided"], found["clipped"], found["broken"]) == ([], [], []), f"{width}: {found}"
