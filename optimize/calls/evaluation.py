@@ -43,7 +43,7 @@ def evaluate(
 
     Raises:
         UsageError: both a form and an endpoint, or the ONNX form of a model that was not exported.
-        BadBundle, BadWorkload, BadModel, BadData.
+        BadInput: what is wrong with bundle, workload, model or data.
     """
     with reporting(quiet) as progress:
         bundle = _opened(source, workload)
@@ -67,7 +67,7 @@ def compare(first: Source, second: Source, *, workload: Workload | None = None, 
         quiet: say nothing while it goes on.
 
     Raises:
-        BadBundle, BadWorkload, BadModel, BadData.
+        BadInput: what is wrong with bundle, workload, model or data.
     """
     known = next(filter(None, map(_known, (first, second))), None)
     with reporting(quiet) as progress:

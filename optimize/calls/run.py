@@ -66,7 +66,7 @@ def run(
         What was made and judged. In a notebook it shows the figures at the head of the proof page.
 
     Raises:
-        BadRecipe, BadWorkload, BadModel, BadData, BadRepository and the other errors of `optimize.model.errors`.
+        BadInput: recipe, workload, model, data or repository; its class is one of `optimize.model.errors`.
     """
     keywords.check(options, Options.__annotations__)
     terms: dict[str, Any] = {**options}

@@ -143,7 +143,7 @@ def test_the_fastest_call_counts_after_three_at_least(monkeypatch: pytest.Monkey
 @pytest.mark.timed
 def test_a_file_against_itself_is_1(small: Path, tmp_path: Path) -> None:
     files = {name: Path(shutil.copy(small, tmp_path / f"{name}.onnx")) for name in ("a", "b")}
-    speeds = measure.speed(files, ROW, Target(batch=(1, 16)), until=Until(decide=["b"]))
+    speeds = measure.speed(files, ROW, Target(batch=(1, 16)), until=Until(decide=["b"], patience=15.0))
     for found in (speeds.ratios("b", "a"), speeds.control()):
         for ratio in found.values():
             assert not ratio.senseless

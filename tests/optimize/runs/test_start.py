@@ -30,14 +30,14 @@ def test_an_example_runs_as_it_stands(tmp_path: Path) -> None:
 
 
 def test_a_workload_to_be_filled_in_names_the_class(tmp_path: Path) -> None:
-    (tmp_path / "nets.py").write_text(
+    (tmp_path / "tiny_nets.py").write_text(
         "from torch import nn\nclass TinyNet(nn.Linear):\n    def __init__(self):\n        super().__init__(4, 3)\n"
     )
-    done = init("nets.py:TinyNet", cwd=tmp_path)
+    done = init("tiny_nets.py:TinyNet", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "fill in workload.py, then: optimize run workload.py:workload --recipe recipe.toml" in done.stdout
     text = (tmp_path / "workload.py").read_text()
-    assert "from nets import TinyNet" in text and 'name="tiny_net"' in text
+    assert "from tiny_nets import TinyNet" in text and 'name="tiny_net"' in text
     rows = "    rows = np.random.default_rng({}).random((64, 4))\n    return [(rows, rows.argmax(1) % 3)]"
     missing = ("the evaluation data: a DataLoader, or a list of (x, y)", "some of the training data")
     for seed, what in enumerate(missing):

@@ -114,7 +114,8 @@ def test_weights_are_trained_once_and_again_when_their_file_changed(
 
 
 @pytest.mark.slow
-def test_goes_on_after_a_failure_and_ends_with_1(tmp_path: Path) -> None:
+def test_goes_on_after_a_failure_and_ends_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTIMIZE_RUN_PATIENCE", "0")
     (tmp_path / "mlp.py").write_text(BROKEN)
     (tmp_path / "lstm.py").write_text(SMALL.read_text())
     for name in ("mlp", "lstm"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.blocks import ROOT, pages
+from tests.docs.blocks import ROOT, pages
 
 FETCHING = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=["']?(https?:)?//[^"'>\s]+""")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import yaml
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ROOMS = ("optimize", "serve", "loadtest")
 FENCE = re.compile(r'^( *)```(\w+)(?: title="([^"]+)")?$')
 MARKER = re.compile(r'Not run here: ([^"*]+?)\.?["*]')

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from modelathe.commandline import version
-from tests.blocks import ROOT
+from tests.docs.blocks import ROOT
 
 ROOMS = ("modelathe", "optimize", "serve", "loadtest")
 

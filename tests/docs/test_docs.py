@@ -17,7 +17,7 @@ from optimize.cli import main as optimize
 from optimize.methods.table import NAMES
 from optimize.runs import recipe
 from serve.cli import main as serve
-from tests.blocks import ROOT, Block, blocks, calls, check, lines, pages
+from tests.docs.blocks import ROOT, Block, blocks, calls, check, lines, pages
 
 DOCUMENTS = (*pages(), "ARCHITECTURE.md", "CONTRIBUTING.md")
 MADE = ("build/", ".venv")
