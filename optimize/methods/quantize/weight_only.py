@@ -4,12 +4,13 @@ Weights are rounded to nearest in blocks along the input axis, each block with a
 the product (ONNX Runtime's MatMulNBits); the finer the blocks, the nearer and the larger (Dettmers and Zettlemoyer,
 "The case for 4-bit precision", arXiv 2212.09720). It keeps quality best of all INT8 methods and gains little or no
 speed: it saves memory. A table in 8 bits has one scale a row and needs standard operators only. For TensorRT, which has
-no packed products, a weight is a DequantizeLinear: in 4 bits in blocks, in 8 with one scale for each output channel.
+no packed products, a weight is a DequantizeLinear: in 4 bits in blocks, the largest up to `block_size` of which its
+input axis is whole ones, as TensorRT asks for; in 8 bits with one scale for each output channel.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from optimize.step.contract import Context
 
 Bits = Literal["int8", "int4", "float"]
+Block = Literal["16", "32", "64", "128", "256"]
 PRODUCTS, TABLES = ("MatMul", "Gemm"), ("Gather",)
 OPSET = 21
 """The first opset with 4 bits, and with scales for blocks."""
@@ -39,8 +41,8 @@ class WeightOnly:
 
     weights: Bits = Field(default="int8", description="Dense weights.")
     tables: Bits = Field(default="int8", description="Embedding tables.")
-    block_size: Literal["16", "32", "64", "128", "256"] = Field(
-        default="32", description="Values along the input axis that share a scale."
+    block_size: Block = Field(
+        default="32", description="Values along the input axis that share a scale; for TensorRT at most so many."
     )
     symmetric: bool = Field(default=True, description="Blocks have no zero point.")
     activations: Literal["float", "int8"] = Field(
@@ -136,11 +138,11 @@ def _dequantized(model: "onnx_ir.Model", node: "onnx_ir.Node", bits: str, block_
     import onnx_ir
 
     weight = graph.constant(node.inputs[1]).astype(np.float32)
-    size = block_size if bits == "int4" else len(weight)
+    size = _whole(str(node.name), len(weight), block_size) if bits == "int4" else len(weight)
     starts = range(0, len(weight), size)
     reached = np.stack([np.abs(weight[start : start + size]).max(axis=0) for start in starts])
     scale = np.maximum(reached, table.SMALLEST) / MOST[bits]
-    rounded = np.rint(weight / np.repeat(scale, size, axis=0)[: len(weight)])
+    rounded = np.rint(weight / np.repeat(scale, size, axis=0))
     stored = rounded.astype(ml_dtypes.int4 if bits == "int4" else np.int8)
     arrays = {"rounded": stored, "scale": (scale if bits == "int4" else scale[0]).astype(np.float32)}
     values = [onnx_ir.Value(name=f"{node.name}_{key}", const_value=onnx_ir.tensor(arrays[key])) for key in arrays]
@@ -150,6 +152,21 @@ def _dequantized(model: "onnx_ir.Model", node: "onnx_ir.Node", bits: str, block_
     floats = onnx_ir.node("DequantizeLinear", values, attributes=where, name=f"{node.name}_dequantized")
     model.graph.insert_before(node, floats)
     return floats.outputs[0]
+
+
+def _whole(name: str, length: int, block_size: int) -> int:
+    """Return the largest block up to `block_size` of which an input axis is whole ones.
+
+    Raises:
+        BadGraph: there is none.
+    """
+    fitting = [size for size in map(int, get_args(Block)) if size <= block_size and length % size == 0]
+    if not fitting:
+        raise BadGraph(
+            f"quantize.weight_only: {name} has {length} inputs, and TensorRT takes 4 bits in whole blocks only",
+            fix=f'exclude = ["{name}"], or weights = "int8"',
+        )
+    return max(fitting)
 
 
 def _ties(model: "onnx_ir.Model", chosen: Mapping[str, str], block_size: int) -> dict[str, str]:

@@ -238,6 +238,31 @@ def test_tables_and_recurrent_layers_compile_in_every_precision(
         assert relative_error(predictor.predict(ids)["y"], trained.predict(ids)["y"]) < close
 
 
+def of_one_layer(inputs: int, folder: Path) -> tuple[Workload, Path]:
+    specs = (TensorSpec("x", "float32", (BATCH, inputs)),)
+    drawn = [Batch({"x": specs[0].generate(np.random.default_rng(0), 8)}, np.zeros(8, np.int64))]
+    torch.manual_seed(0)
+    made = Workload(
+        *("layer", nn.Sequential(nn.Linear(inputs, 64)), specs, ("y",)),
+        evaluation=lambda: drawn,
+        scores=lambda outputs, labels, reference: {"accuracy": outputs["y"].argmax(1) == labels},
+        bounded=True,
+    )
+    return made, export(made.build(), specs, ("y",), folder / "model.onnx")
+
+
+def test_four_bits_come_in_blocks_that_tensorrt_takes(tmp_path: Path) -> None:
+    """Its compiler refused 784 inputs in blocks of 64."""
+    workload, exported = of_one_layer(112, tmp_path)
+    graph, _target = made_of([FOUR], workload, exported, tmp_path)
+    assert compiler.compile(graph, workload.inputs, tmp_path / "engine", tmp_path / "log").bytes
+    (tmp_path / "other").mkdir()
+    workload, exported = of_one_layer(50, tmp_path / "other")
+    with pytest.raises(BadGraph, match="has 50 inputs") as refused:
+        made_of([FOUR], workload, exported, tmp_path / "other")
+    assert "exclude" in str(refused.value.fix)
+
+
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
 def test_publishing_it_asks_for_a_word_that_the_lineage_keeps(
     runtime: str, optimize: Optimize, tmp_path: Path, server_prefix: Path
