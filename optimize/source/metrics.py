@@ -16,6 +16,8 @@ from optimize.source.batch import mean
 
 IGNORED = -100
 """The label of a position that is not judged, as torch's losses have it."""
+PROBABLE, ROUNDING = 0.5, 0.05
+"""The probability above which a label is said to be there, and how far beyond [0, 1] rounding may bring one."""
 
 
 @dataclass(frozen=True)
@@ -220,9 +222,16 @@ def _edits(said: Array, right: Array) -> int:
     return int(least[-1])
 
 
+def probabilities(outputs: Array, targets: Array) -> bool:
+    """Say whether outputs as `surprise` takes them are probabilities: none below 0, the sum 1 at each place."""
+    if outputs.ndim != targets.ndim + 1 or outputs.min() < 0:
+        return False
+    return bool(np.allclose(outputs.sum(_class_axis(outputs, targets, "perplexity")), 1, atol=1e-3))
+
+
 def threshold(outputs: Array) -> float:
     """Return above which output a label that is there or not is said to be there: they are probabilities, or logits."""
-    return 0.5 if outputs.min() >= 0 and outputs.max() <= 1 else 0.0
+    return PROBABLE if outputs.min() >= 0 and outputs.max() <= 1 else 0.0
 
 
 def named(name: str, outputs: Array, targets: Array) -> Metric:
@@ -231,8 +240,12 @@ def named(name: str, outputs: Array, targets: Array) -> Metric:
     Labels that are there or not are told from each other at the `threshold` of these outputs.
 
     Raises:
-        BadWorkload: there is no such metric.
+        BadWorkload: there is no such metric, or it does not take such outputs.
     """
+    if name == "perplexity" and probabilities(outputs, targets):
+        raise BadWorkload(
+            "perplexity: the outputs are probabilities, and it takes logits", fix="let the model return their logarithm"
+        )
     above = threshold(outputs)
     two = outputs.shape[1:] == (2,) or (outputs.size == targets.size and not _one_hot(outputs, targets))
     known = {
@@ -261,6 +274,12 @@ def _decided(outputs: Array, targets: Array, above: float) -> tuple[Array, Array
     if _one_hot(outputs, targets):
         return outputs.argmax(1), targets.argmax(1)
     if outputs.size == targets.size:
+        if above == PROBABLE and (outputs.min() < -ROUNDING or outputs.max() > 1 + ROUNDING):
+            raise BadWorkload(
+                f"outputs from {outputs.min():g} to {outputs.max():g} are no probabilities, as those seemed to be "
+                "that the metric was chosen by",
+                fix="let the evaluation's first batch hold more samples, or give a function as the metric",
+            )
         said = (outputs.reshape(targets.shape) > above).astype(np.int64)
         return said, np.where(targets == IGNORED, IGNORED, targets > 0.5).astype(np.int64)
     return outputs.argmax(_class_axis(outputs, targets, "labels")), targets.astype(np.int64)

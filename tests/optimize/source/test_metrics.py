@@ -53,6 +53,24 @@ def test_a_label_that_is_there_or_not(kind: str) -> None:
     assert figure("auroc", outputs, targets) == pytest.approx(sklearn.roc_auc_score(targets, logits))
 
 
+@pytest.mark.parametrize("name", ["accuracy", "f1", "iou"])
+def test_logits_that_seem_probabilities_in_a_small_batch(name: str) -> None:
+    """They were told from each other at .5, all of them, because the first batch's lay in [0, 1]."""
+    logits, targets = np.array([[0.3], [0.4], [-2.0], [3.0]]), np.array([[1], [1], [0], [1]])
+    chosen = metrics.named(name, logits[:1], targets[:1])
+    with pytest.raises(BadWorkload, match="outputs from -2 to 3 are no probabilities"):
+        chosen.judge(logits[..., 0], targets[..., 0])
+
+
+def test_the_perplexity_of_probabilities_is_refused() -> None:
+    """The softmax of a softmax was taken without a word."""
+    logits, targets = RNG.normal(size=(30, 7, 5)), RNG.integers(0, 7, (30, 5))
+    shares = functional.softmax(torch.tensor(logits), 1).numpy()
+    with pytest.raises(BadWorkload, match="the outputs are probabilities"):
+        metrics.named("perplexity", shares, targets)
+    assert figure("perplexity", np.log(shares), targets) == pytest.approx(figure("perplexity", logits, targets))
+
+
 def test_a_class_by_a_1_among_zeros() -> None:
     outputs, targets = RNG.normal(size=(90, 4)), RNG.integers(0, 4, 90)
     for name in ("accuracy", "f1"):
