@@ -160,7 +160,7 @@ def model_repository(tmp_path_factory: pytest.TempPathFactory, publish_tiny: Cal
 @pytest.fixture(scope="session")
 def endpoint(server_prefix: Path, model_repository: Path) -> Iterator[Endpoint]:
     """A real server over `model_repository`, shared by all tests; a test that breaks a server starts its own."""
-    with running(model_repository) as endpoint:
+    with running(model_repository, grace=0) as endpoint:
         yield endpoint
 
 
@@ -192,7 +192,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=place, check=True, capture_output=True)
 
-    new = ("req", "-newkey", "rsa:2048", "-nodes", "-subj")
+    new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj")
     openssl(*new, "/CN=authority", "-x509", "-days", "2", "-keyout", "ca.key", "-out", "ca.crt")
     (place / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost")
     for name in ("server", "client"):
