@@ -6,7 +6,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ import pytest
 from loadtest.judge import validity
 from modelathe.tensors import BATCH, TensorSpec
 from optimize.judge import ruler
-from optimize.judge.ruler import Speeds
 from serve.config.target import Target
 from serve.repository import staging
 from serve.repository.source import Source
@@ -23,6 +22,7 @@ from serve.rollout import rollout
 from serve.server.endpoint import Endpoint
 from serve.server.install import install
 from serve.server.tritonserver import running
+from tests.optimize import hurried
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 """The environment is active, as a user's is: `optimize`, `serve` and `loadtest` are found by their names."""
@@ -172,15 +172,10 @@ def each_step_faster() -> Iterator[None]:
     that is busy, is not theirs to say; nor is whether that machine leaves a client time.
     """
 
-    def rounds(visit: ruler.Visit, names: Sequence[str], *, baseline: str, **_how: object) -> Speeds:
-        seconds = {
-            name: {batch: [1e-3 * batch * 0.9**place] * 9 for batch in visit(name)} for place, name in enumerate(names)
-        }
-        return Speeds({**seconds, ruler.CONTROL: seconds[baseline]}, baseline, took=1.0)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ruler, "alternate", rounds)
-        patch.setattr(validity, "LARGEST_LAG_MS", 1e3)
+        patch.setattr(ruler, "alternate", ruler.alternate)
+        patch.setattr(validity, "LARGEST_LAG_MS", validity.LARGEST_LAG_MS)
+        hurried.decided()
         yield
 
 
