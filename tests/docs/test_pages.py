@@ -93,9 +93,7 @@ class Reader:
         (place / "run").mkdir(exist_ok=True)
         self.environment = os.environ | {
             "PYTHONPATH": str(ROOT),
-            # On a busy machine speed is not decided; the pages go on with what a quiet one would have published.
             "OPTIMIZE_RUN_PATIENCE": "0",
-            "OPTIMIZE_RUN_FORCE": "1",
             "XDG_RUNTIME_DIR": str(place / "run"),
             "SERVE_UP_HTTP_PORT": str(http),
             "SERVE_UP_GRPC_PORT": str(grpc),
@@ -113,6 +111,9 @@ class Reader:
     def type(self, line: str) -> str:
         """Type a line into a shell and return what it says; it must do what it is there for."""
         asked = re.sub(r"(?<=127\.0\.0\.1:)(800[012])", lambda found: str(self.ports[int(found[1])]), line)
+        if any(words[:2] == ["optimize", "run"] for words in calls(line)):
+            # On a busy machine speed is not decided; the pages go on with what a quiet one would have published.
+            asked += " --force"
         done = self.run("bash", "-c", asked)
         verdict = any(" ".join(words).startswith(JUDGING) for words in calls(line))
         assert done.returncode in ((0, 3) if verdict else (0,)), f"$ {line}\n{done.stdout}{done.stderr}"
