@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loadtest.judge import validity
 from modelathe.tensors import BATCH, TensorSpec
+from optimize.judge import ruler
 from serve.config.target import Target
 from serve.repository import staging
 from serve.repository.source import Source
@@ -20,6 +22,7 @@ from serve.rollout import rollout
 from serve.server.endpoint import Endpoint
 from serve.server.install import install
 from serve.server.tritonserver import running
+from tests.optimize import hurried
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 """The environment is active, as a user's is: `optimize`, `serve` and `loadtest` are found by their names."""
@@ -157,8 +160,23 @@ def model_repository(tmp_path_factory: pytest.TempPathFactory, publish_tiny: Cal
 @pytest.fixture(scope="session")
 def endpoint(server_prefix: Path, model_repository: Path) -> Iterator[Endpoint]:
     """A real server over `model_repository`, shared by all tests; a test that breaks a server starts its own."""
-    with running(model_repository) as endpoint:
+    with running(model_repository, grace=0) as endpoint:
         yield endpoint
+
+
+@pytest.fixture(scope="module")
+def each_step_faster() -> Iterator[None]:
+    """Let every file be a tenth faster than the one before, for tests of what a run does with speeds.
+
+    Files are opened and timed all the same. How far models as small as the tests' differ in truth, and on a machine
+    that is busy, is not theirs to say; nor is whether that machine leaves a client time.
+    """
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ruler, "alternate", ruler.alternate)
+        patch.setattr(validity, "LARGEST_LAG_MS", validity.LARGEST_LAG_MS)
+        hurried.decided()
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -169,7 +187,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=place, check=True, capture_output=True)
 
-    new = ("req", "-newkey", "rsa:2048", "-nodes", "-subj")
+    new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj")
     openssl(*new, "/CN=authority", "-x509", "-days", "2", "-keyout", "ca.key", "-out", "ca.crt")
     (place / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost")
     for name in ("server", "client"):

@@ -3,6 +3,7 @@
 import ast
 import fcntl
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def test_who_asks_to_be_alone_is_next_and_alone(tmp_path: Path) -> None:
             while True:  # until the one that waits holds the door
                 fcntl.flock(door, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 fcntl.flock(door, fcntl.LOCK_UN)
+                time.sleep(0.001)
         late = threading.Thread(target=take, args=("late", False))
         late.start()
         order.append("first goes")

@@ -120,7 +120,9 @@ def prove(this: Run, release: Release, gates: list[Gate]) -> Proof:
     """
     this.progress("serving the result", 0.0)
     with _staged(this, release) as staged:
-        with server.running(staged.path, listen=Listen(log=this.folder / "server.log"), cache=False) as endpoint:
+        with server.running(
+            staged.path, listen=Listen(log=this.folder / "server.log"), grace=0, cache=False
+        ) as endpoint:
             served, compared, found = _compare(this, endpoint, release.made, staged)
             loaded = _load(this, endpoint, staged, compared["tolerance"], "load")
         beside = _beside(this, _trained(this, release.repository, compared["tolerance"]), loaded)
@@ -234,7 +236,7 @@ def _trained(this: Run, repository: Path, tolerance: answers_of.Tolerance) -> di
         log = Listen(log=this.folder / "trained-server.log")
         with (
             staging.stage(repository, model, source, recipe.target, recipe.serve) as staged,
-            server.running(staged.path, listen=log, cache=False) as endpoint,
+            server.running(staged.path, listen=log, grace=0, cache=False) as endpoint,
         ):
             return _load(this, endpoint, staged, tolerance, "trained-load")
     except ModelatheError as failure:

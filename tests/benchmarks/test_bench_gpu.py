@@ -75,6 +75,7 @@ def test_what_is_served_answers_as_the_session_here(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("each_step_faster")
 @pytest.mark.parametrize("target", DEVICES, indirect=True)
 def test_a_network_is_measured(bench: SimpleNamespace, target: Target, tmp_path: Path) -> None:
     effort = bench.gpu.Effort(pairs=1, seconds=0.5, samples=2)

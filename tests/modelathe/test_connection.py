@@ -61,7 +61,7 @@ def encrypted(
     mutual, authority = request.param == "mutual", certificates / "ca.crt"
     tls = Tls(certificates / "server.crt", certificates / "server.key", authority if mutual else None)
     own = {"certificate": str(certificates / "client.crt"), "key": str(certificates / "client.key")}
-    with running(model_repository, listen=Listen(tls=tls)) as endpoint:
+    with running(model_repository, listen=Listen(tls=tls), grace=0) as endpoint:
         yield endpoint, Connection(authority=str(authority), **(own if mutual else {}))
 
 

@@ -1,14 +1,11 @@
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime.transformers  # noqa: F401  It adds a folder to sys.path once, which a test's own undoing would lose.
 import pytest
 
-from loadtest.judge import validity
 from optimize.cli import main
-from optimize.judge import ruler
-from optimize.judge.ruler import Speeds
 from optimize.source.load import load_workload
 from optimize.source.workload import Workload
 
@@ -37,26 +34,6 @@ def optimize(capsys: pytest.CaptureFixture[str]) -> Optimize:
         return Ended(int(ended.value.code or 0), captured.out, captured.err)
 
     return call
-
-
-@pytest.fixture(scope="module")
-def each_step_faster() -> Iterator[None]:
-    """Let every file be a tenth faster than the one before, for tests of what a run does with speeds.
-
-    Files are opened and timed all the same. How far models as small as the tests' differ in truth, and on a machine
-    that is busy, is not theirs to say; nor is whether that machine leaves a client time.
-    """
-
-    def rounds(visit: ruler.Visit, names: Sequence[str], *, baseline: str, **_how: object) -> Speeds:
-        seconds = {
-            name: {batch: [1e-3 * batch * 0.9**place] * 9 for batch in visit(name)} for place, name in enumerate(names)
-        }
-        return Speeds({**seconds, ruler.CONTROL: seconds[baseline]}, baseline, took=1.0)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ruler, "alternate", rounds)
-        patch.setattr(validity, "LARGEST_LAG_MS", 1e3)
-        yield
 
 
 @pytest.fixture(scope="session")

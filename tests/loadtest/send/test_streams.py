@@ -48,7 +48,7 @@ def decoupled(server_prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     (repository / "repeat" / "1").mkdir(parents=True)
     (repository / "repeat" / "config.pbtxt").write_text(CONFIG)
     shutil.copy(Path(__file__).with_name("decoupled_model.py"), repository / "repeat" / "1" / "model.py")
-    with running(repository) as endpoint:
+    with running(repository, grace=0) as endpoint:
         yield endpoint
 
 

@@ -123,7 +123,7 @@ def test_evaluate_and_compare_take_what_is_at_hand(finished: RunResult) -> None:
 
 def test_the_version_serves_and_is_evaluated_at_its_endpoint(finished: RunResult) -> None:
     repository = Path(finished.document["version"]["repository"])
-    with server.running(repository) as endpoint:
+    with server.running(repository, grace=0) as endpoint:
         with connect(endpoint.grpc) as client:
             assert client.ready("here")
         served = optimize.evaluate(finished, endpoint=f"{endpoint.grpc}/here", quiet=True)

@@ -190,6 +190,7 @@ def sequential(small: Workload) -> Workload:
     return replace(small, name="sequential", model=model)
 
 
+@pytest.mark.usefixtures("each_step_faster")
 def test_a_sequential_is_pruned_trained_and_quantized(small: Workload, tmp_path: Path) -> None:
     plan = recipe.parse(
         {
@@ -203,7 +204,7 @@ def test_a_sequential_is_pruned_trained_and_quantized(small: Workload, tmp_path:
         }
     )
     lines: list[str] = []
-    terms = Terms(force=True, patience=0.0)
+    terms = Terms(force=True)
     made = pipeline.run(
         plan, sequential(small), output=tmp_path / "run", terms=terms, progress=lambda text, _: lines.append(text)
     )
@@ -246,6 +247,7 @@ def test_generated_values_are_those_of_the_data(small: Workload, tmp_path: Path)
     ].values == (0, 9)
 
 
+@pytest.mark.usefixtures("each_step_faster")
 def test_a_bundle_remembers_the_range(user_file: UserFile, optimize: Optimize, tmp_path: Path) -> None:
     done = optimize("export", user_file(), "--output", tmp_path / "made", "--json")
     assert done.code == 0, done.err

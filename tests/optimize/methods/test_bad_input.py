@@ -527,6 +527,7 @@ def contents(folder: Path) -> dict[str, tuple[str, int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("each_step_faster")
 def test_the_bundle_that_is_given_never_changes(
     user_file: Callable[..., str], optimize: Optimize, tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ def same(outputs: Arrays, targets: Any, reference: Arrays) -> dict[str, Any]:
     return {"agreement": (outputs["label"] == reference["label"]) & np.isclose(outputs["price"], reference["price"])}
 
 
+@pytest.mark.usefixtures("each_step_faster")
 @pytest.mark.parametrize("settings", [{}, {"max_batch": 0}])
 def test_a_number_for_each_sample_is_served_proven_and_published(
     settings: dict[str, int], tmp_path: Path, server_prefix: Path

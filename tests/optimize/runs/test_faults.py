@@ -238,6 +238,7 @@ def test_what_a_killed_command_left_is_swept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "args", [("prune", "--ratio", 0.25), ("distill", "--epochs", 1, "--label-weight", 0.5), ("quantize",)]
 )
+@pytest.mark.usefixtures("each_step_faster")
 def test_a_step_alone_on_a_workload(
     args: tuple[object, ...], user_file: UserFile, optimize: Optimize, tmp_path: Path
 ) -> None:

@@ -55,10 +55,11 @@ LAST = "2-export.onnx"
 
 
 def start(place: Path, output: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "optimize", "run", f"{place}/user.py:workload", "--recipe", place / "recipe.toml"]
+    command = [sys.executable, "-m", "tests.optimize.hurried", "run", f"{place}/user.py:workload"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = ["--recipe", place / "recipe.toml", "--output", output]
     return subprocess.Popen(
-        [*command, "--output", output], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
+        [*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
     )
 
 

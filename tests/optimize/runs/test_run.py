@@ -109,7 +109,7 @@ def test_what_was_published_serves_and_says_whence(finished: dict[str, object], 
     lineage = json.loads((place / "repository" / "small" / "1" / "lineage.json").read_text())
     assert lineage["forced"] is False
     assert [entry["name"] for entry in lineage["lineage"]][-1] == "quantize.static"
-    with server.running(place / "repository") as endpoint:
+    with server.running(place / "repository", grace=0) as endpoint:
         for url in (endpoint.grpc, endpoint.http):
             with connect(url) as client:
                 assert client.ready("small")
@@ -144,7 +144,7 @@ def test_a_second_run_resumes_and_publishes_the_next_version(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     place = Path(str(finished["place"]))
     arguments = ("--recipe", place / "recipe.toml", "--output", place / "run", "--repository", place / "repository")
-    with state.claimed(place / "repository") as ready, server.running(place / "repository") as endpoint:
+    with state.claimed(place / "repository") as ready, server.running(place / "repository", grace=0) as endpoint:
         ready(endpoint)
         ended = optimize("run", SOURCE, *arguments)
         assert ended.code == 0, ended.err

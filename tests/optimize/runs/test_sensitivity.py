@@ -56,7 +56,9 @@ def pair() -> Workload:
 
 
 @pytest.fixture
-def study(pair: Workload, tmp_path: Path) -> Callable[..., Any]:
+def study(pair: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    monkeypatch.setattr(studies, "SECONDS", 0.0)  # no verdict waits for more than nine rounds
+
     def run(*configs: object, depth: int = 0, lineage: tuple[dict[str, Any], ...] = ()) -> Any:
         context = Context(pair, pair.build(), Target(cores=1, batch=(4,)), 0, tmp_path, lambda text, _: None)
         return studies.study(configs, Bundle(pair, pair.build(), lineage=lineage), context, depth)
@@ -124,6 +126,7 @@ def test_a_quantized_bundle_is_refused(study: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("each_step_faster")
 def test_the_command_prints_a_table_and_writes_page_and_document(
     optimize: Any, user_file: Callable[..., str], tmp_path: Path
 ) -> None:

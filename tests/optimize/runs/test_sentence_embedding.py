@@ -10,6 +10,7 @@ import pytest
 
 from optimize.judge import measure
 from optimize.judge.evaluate import evaluate
+from optimize.judge.ruler import Until
 from optimize.methods import apply as step
 from optimize.methods.export.onnx import export
 from optimize.model.errors import BadWorkload
@@ -141,5 +142,5 @@ def test_int8_keeps_size_speed_and_neighbours(
     assert (hit.metric, fidelity.metric) == ("hit@10", "fidelity")
     assert hit.value >= 0.95 * reference.scores[0].value > 0.5
     assert fidelity.value >= 0.93
-    speeds = measure.speed({"trained": source, "int8": result}, made.inputs, Target(batch=(8,)))
+    speeds = measure.speed({"trained": source, "int8": result}, made.inputs, Target(batch=(8,)), until=Until(rounds=3))
     assert speeds.ratios("int8", "trained")[8].value > 1.2

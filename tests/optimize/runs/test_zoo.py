@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from modelathe import interpreter
 from optimize.runs import recipe
 from optimize.source.load import load_workload
 from optimize.step.contract import fingerprint
@@ -115,7 +116,8 @@ def test_weights_are_trained_once_and_again_when_their_file_changed(
 
 @pytest.mark.slow
 def test_goes_on_after_a_failure_and_ends_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPTIMIZE_RUN_PATIENCE", "0")
+    command = interpreter.command
+    monkeypatch.setattr(interpreter, "command", lambda _optimize, *words: command("tests.optimize.hurried", *words))
     (tmp_path / "mlp.py").write_text(BROKEN)
     (tmp_path / "lstm.py").write_text(SMALL.read_text())
     for name in ("mlp", "lstm"):

@@ -129,6 +129,7 @@ def test_no_text_is_in_two_parts(classifier: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("each_step_faster")
 def test_quantize_makes_a_bundle_that_remembers_the_folder(
     classifier: Path, optimize: Optimize, tmp_path: Path
 ) -> None:
@@ -142,17 +143,17 @@ def test_quantize_makes_a_bundle_that_remembers_the_folder(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("each_step_faster")
 def test_a_recipe_runs_on_a_folder(classifier: Path, optimize: Optimize, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         '[budget]\nmax_drop = 0.5\n[target]\nbatch = [1]\n[[step]]\nuse = "distill.logits"\nepochs = 1\n'
         '[[step]]\nuse = "quantize.dynamic"\n'
     )
-    run = optimize("run", classifier, "--recipe", recipe, "--output", tmp_path / "run", "--patience", "0", "--json")
+    run = optimize("run", classifier, "--recipe", recipe, "--output", tmp_path / "run", "--json")
+    assert run.code == 0, run.err
     result = json.loads(run.out)
-    # A model this small may well not be faster in INT8; that is then what the gate says, and nothing else.
-    assert {gate["name"] for gate in result["gates"] if not gate["passed"]} <= {"promise: faster at batch 1"}, run.err
-    assert run.code == (0 if all(gate["passed"] for gate in result["gates"]) else 3)
+    assert result["gates"] and all(gate["passed"] for gate in result["gates"])
     assert [step["name"] for step in result["steps"]] == ["distill.logits", "export.onnx", "quantize.dynamic"]
 
 
@@ -230,6 +231,7 @@ def test_a_vision_model_is_judged_on_the_images_beside_it(labels: bool, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("each_step_faster")
 def test_quantize_takes_a_vision_model(tmp_path: Path, optimize: Optimize) -> None:
     folder = vit_folder(tmp_path / "vit")
     command = ["quantize", folder, "--method", "static", "--output", tmp_path / "int8", "--batch", "1", "--json"]

@@ -55,6 +55,7 @@ def test_an_overlap_is_refused_with_its_count(kind: str, optimize: Optimize, use
     assert not [name for name in ("made", "run", "page.html") if (output / name).exists()]
 
 
+@pytest.mark.usefixtures("each_step_faster")
 def test_an_overlap_that_is_allowed_stands_in_lineage_and_page(optimize: Optimize, tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(USER.replace("X[32:]", "X[16:80]"))
     (tmp_path / "recipe.toml").write_text(

@@ -111,7 +111,7 @@ def test_a_whole_run(tiny: Path, tmp_path: Path) -> None:
         '[[step]]\nuse = "distill.relations"\nepochs = 2\n'
     )
     ended = torchrun(
-        *("-m", "optimize", "run", f"{tiny}:workload"),
+        *("-m", "tests.optimize.hurried", "run", f"{tiny}:workload"),
         *("--recipe", tmp_path / "recipe.toml", "--output", tmp_path / "run"),
     )
     assert ended.returncode == 0, ended.stderr
@@ -176,7 +176,7 @@ def test_two_processes_share_one_shuffled_epoch(tiny: Path, tmp_path: Path) -> N
     )
     tiny.write_text(text.replace("== targets)", "== targets % 3)"))
     arguments = ("--label-weight", 0.5, "--epochs", 1, "--batch", 1, "--output", tmp_path / "made")
-    ended = torchrun(*("-m", "optimize", "distill", f"{tiny}:workload"), *arguments)
+    ended = torchrun(*("-m", "tests.optimize.hurried", "distill", f"{tiny}:workload"), *arguments)
     assert ended.returncode == 0, ended.stderr
     shares = [[int(word) for word in (tmp_path / f"seen-{rank}").read_text().split()] for rank in range(2)]
     tried = len(shares[0]) + len(shares[1]) - 54  # by the first one, before anything is trained

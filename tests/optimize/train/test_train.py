@@ -21,7 +21,7 @@ from optimize.methods.distill.logits import Logits
 from optimize.model.errors import BadModel
 from optimize.predict.module import forward
 from optimize.runs import advance, baseline, pipeline, recipe
-from optimize.runs.run import Run, Terms
+from optimize.runs.run import Run
 from optimize.source.batch import Batch
 from optimize.source.load import load_workload
 from optimize.source.splits import Sets
@@ -167,7 +167,7 @@ def test_a_killed_command_resumes_and_leaves_nothing_behind(tmp_path: Path, user
 
     def command(output: str) -> list[str]:
         options = ["distill", source, "--output", str(tmp_path / output), "--epochs", "8", "--batch", "1"]
-        return [sys.executable, "-m", "optimize", *options]
+        return [sys.executable, "-m", "tests.optimize.hurried", *options]
 
     with subprocess.Popen(command("killed"), stderr=subprocess.PIPE, text=True, env=_alone()) as killed:
         assert killed.stderr
@@ -186,6 +186,7 @@ def test_a_killed_command_resumes_and_leaves_nothing_behind(tmp_path: Path, user
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("each_step_faster")
 def test_another_recipe_leaves_a_killed_run_its_checkpoints(small: Workload, tmp_path: Path) -> None:
     plan = '[budget]\nmax_drop = 0.5\n[target]\nbatch = [1]\n[[step]]\nuse = "distill.logits"\nepochs = {}\n'
     (tmp_path / "recipe.toml").write_text(plan.format(3))
@@ -202,7 +203,6 @@ def test_another_recipe_leaves_a_killed_run_its_checkpoints(small: Workload, tmp
             recipe.load(tmp_path / "recipe.toml"),
             load_workload(f"{SMALL}:workload"),
             output=tmp_path / "run",
-            terms=Terms(patience=0.0),
             progress=progress,
         )
         return said

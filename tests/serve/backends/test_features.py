@@ -251,7 +251,7 @@ def bare(tmp_path: Path) -> Path:
 
 
 def test_a_model_without_a_configuration_is_completed(bare: Path, server_prefix: Path) -> None:
-    with running(bare) as endpoint, connect(endpoint.grpc) as client:
+    with running(bare, grace=0) as endpoint, connect(endpoint.grpc) as client:
         inputs, outputs = client.metadata("tiny")
         assert [spec.name for spec in (*inputs, *outputs)] == ["x", "y"]
         assert inputs[0].dims[0].maximum == 4  # type: ignore[union-attr]
@@ -264,7 +264,7 @@ def test_a_model_without_a_configuration_is_completed(bare: Path, server_prefix:
 @pytest.mark.parametrize(("stated", "limit"), [("max_batch_size: 9", 9), ("", 4)])
 def test_what_a_configuration_states_stays(bare: Path, server_prefix: Path, stated: str, limit: int) -> None:
     (bare / "tiny" / "config.pbtxt").write_text(f'name: "tiny"\nbackend: "onnxruntime"\n{stated}\n')
-    with running(bare) as endpoint:
+    with running(bare, grace=0) as endpoint:
         connection = http.client.HTTPConnection(urlsplit(endpoint.http).netloc)
         connection.request("GET", "/v2/models/tiny/config")
         config = json.load(connection.getresponse())
@@ -281,7 +281,7 @@ def test_a_fixed_batch_axis_is_not_batched(bare: Path, server_prefix: Path) -> N
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(model, path)
-    with running(bare) as endpoint, connect(endpoint.grpc) as client:
+    with running(bare, grace=0) as endpoint, connect(endpoint.grpc) as client:
         assert client.infer("tiny", {"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 3)
 
 

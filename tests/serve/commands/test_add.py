@@ -61,7 +61,7 @@ def test_a_file_is_added_checked_and_waits_for_its_promotion(place: Path, tmp_pa
     assert f"  source: {onnx} ({repository.digest(onnx)[:12]})\n" in serve("why", TINY, *at).stdout
     served = json.loads(serve("show", TINY, *at, "--json").stdout)["config"]
     assert served["dynamic_batching"]["max_queue_delay_microseconds"] == "300"
-    with running(place) as endpoint, connect(endpoint.grpc) as client:
+    with running(place, grace=0) as endpoint, connect(endpoint.grpc) as client:
         x = np.ones((2, 4), np.float32)
         np.testing.assert_allclose(client.infer(TINY, {"x": x})["y"], x @ (2 * TINY_WEIGHT), rtol=1e-6)
 
@@ -125,7 +125,7 @@ def test_a_model_in_float16_is_served(tmp_path: Path, server_prefix: Path) -> No
     file = str(looked_up(tmp_path / "table.onnx"))
     assert serve("add", file, "--name", "table", "--repository", str(place)).returncode == 0
     turned(place / "bare" / "1" / "model.onnx", TensorProto.FLOAT)
-    with running(place) as endpoint, connect(endpoint.grpc) as client:
+    with running(place, grace=0) as endpoint, connect(endpoint.grpc) as client:
         for name, dtype in (("float", np.float32), ("half", np.float16), ("bare", np.float32)):
             answer = client.infer(name, {"x": np.ones((3, 5, 16), dtype)})["y"]
             assert np.array_equal(answer, np.full((3, 5, 16), 8, dtype))
@@ -170,7 +170,7 @@ def test_the_proof_goes_with_a_version_and_is_served_and_checked(tmp_path: Path,
     assert (nowhere.returncode, f"open it elsewhere: {page}" in nowhere.stderr) == (5, True), nowhere.stderr
     checked = serve("check", "--repository", str(other), "--json")
     assert (checked.returncode, json.loads(checked.stdout)["findings"]) == (0, []), checked.stdout
-    with running(other) as endpoint, connect(endpoint.grpc) as client:
+    with running(other, grace=0) as endpoint, connect(endpoint.grpc) as client:
         assert client.infer(TINY, {"x": np.ones((1, 4), np.float32)})["y"].shape == (1, 3)
 
 

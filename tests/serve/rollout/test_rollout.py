@@ -150,7 +150,7 @@ def test_no_request_fails_while_versions_change(place: Path, server_prefix: Path
                     failed.append(error)
                 time.sleep(0.01)
 
-    with running(place) as endpoint:
+    with running(place, grace=0) as endpoint:
         threads = [threading.Thread(target=ask, args=(endpoint,)) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -176,14 +176,14 @@ def test_a_version_that_does_not_load_replaces_nothing(place: Path, server_prefi
     lineage["digests"]["model.onnx"] = repository.digest(broken)
     path.write_text(json.dumps(lineage))
     config = (place / TINY / "config.pbtxt").read_bytes()
-    with running(place) as endpoint:
+    with running(place, grace=0) as endpoint:
         with pytest.raises(ModelRefused, match="version 1 is not loaded, what was live still is"):
             rollout.promote(place, TINY, 1, endpoint)
         np.testing.assert_allclose(answer(endpoint), 2 * ONE @ TINY_WEIGHT, rtol=1e-6)
         assert control.versions(endpoint.http, TINY) == [2]
     assert (place / TINY / "config.pbtxt").read_bytes() == config
     assert states(place) == {1: "failed", 2: "live"}
-    with running(place) as endpoint:
+    with running(place, grace=0) as endpoint:
         np.testing.assert_allclose(answer(endpoint), 2 * ONE @ TINY_WEIGHT, rtol=1e-6)
 
 

@@ -115,7 +115,10 @@ def test_grpc_is_encrypted(model_repository: Path, server_prefix: Path, certific
     authority, ours = certificates / "ca.crt", {"private_key": "client.key", "certificate_chain": "client.crt"}
     tls = Tls(certificates / "server.crt", certificates / "server.key", authority if mutual else None)
     own = {key: str(certificates / name) for key, name in ours.items()}
-    with running(model_repository, listen=Listen(tls=tls)) as endpoint, watching(endpoint, model_repository):
+    with (
+        running(model_repository, listen=Listen(tls=tls), grace=0) as endpoint,
+        watching(endpoint, model_repository),
+    ):
         with channel(endpoint, root_certificates=str(authority), **(own if mutual else {})) as client:
             assert client.is_model_ready(TINY)
         with channel(endpoint) as client, pytest.raises(InferenceServerException):
@@ -141,7 +144,7 @@ def test_nothing_is_opened_beyond_loopback_by_accident(model_repository: Path) -
 
 
 def test_an_exposed_server_answers_where_it_listens(model_repository: Path, server_prefix: Path) -> None:
-    with running(model_repository, listen=Listen(host="127.0.0.3", log_level="error")) as endpoint:
+    with running(model_repository, listen=Listen(host="127.0.0.3", log_level="error"), grace=0) as endpoint:
         assert urlsplit(endpoint.http).hostname == "127.0.0.3"
         with connect(endpoint.http) as client:
             assert client.infer(TINY, {"x": X})["y"].shape == (2, 3)

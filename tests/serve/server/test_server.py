@@ -249,7 +249,7 @@ def test_configuration_that_cannot_be_served(place: Path, publish_tiny, server_p
 def test_an_empty_configuration_is_completed_from_the_file(place: Path, publish_tiny) -> None:
     (publish_tiny(place).path / "lineage.json").unlink()
     (place / TINY / "config.pbtxt").write_text("")
-    with running(place) as endpoint, connect(endpoint.grpc) as client:
+    with running(place, grace=0) as endpoint, connect(endpoint.grpc) as client:
         assert [spec.name for spec in client.metadata(TINY)[0]] == ["x"]
         assert client.infer(TINY, ONE)["y"].shape == (1, 3)
 
@@ -300,7 +300,7 @@ def test_a_server_that_lost_a_lock_is_started_again(
     dying: Callable[[int, str], Path], model_repository: Path, logs: Path
 ) -> None:
     starts = dying(server.STARTS - 1, server.LOST_LOCK)
-    with running(model_repository) as endpoint, connect(endpoint.grpc) as client:
+    with running(model_repository, grace=0) as endpoint, connect(endpoint.grpc) as client:
         np.testing.assert_allclose(client.infer(TINY, ONE)["y"], ONE["x"] @ TINY_WEIGHT, rtol=1e-5)
     assert len(starts.read_text()) == server.STARTS
     assert not list(logs.iterdir())

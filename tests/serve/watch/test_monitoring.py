@@ -143,7 +143,7 @@ def queries(dashboard: dict[str, Any]) -> dict[str, list[str]]:
 @pytest.mark.timed
 @needs_prometheus
 def test_every_query_on_the_metrics_of_a_real_server(place: Path, server_prefix: Path, tmp_path: Path) -> None:
-    with running(place, models=[TINY, HASTY]) as endpoint:
+    with running(place, models=[TINY, HASTY], grace=0) as endpoint:
         folder = write(tmp_path / "files", place, endpoint.metrics)
         asked = queries(json.loads((folder / monitoring.DASHBOARD).read_text()))
         with load(endpoint.grpc), connect(endpoint.grpc) as client, prometheus(folder) as found:

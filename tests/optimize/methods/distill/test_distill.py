@@ -112,6 +112,7 @@ def test_a_student_that_does_not_fit_is_refused_before_training(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("each_step_faster")
 def test_a_students_bundle_is_rebuilt_from_the_users_code(
     optimize: Optimize, user_file: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -326,12 +326,12 @@ concurrency = 4
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("each_step_faster")
 def test_from_the_trained_model_to_a_server_with_openvino(
     optimize: Optimize, tmp_path: Path, openvino_server: Path
 ) -> None:
     (tmp_path / "recipe.toml").write_text(RECIPE)
     options = ["--output", tmp_path / "run", "--repository", tmp_path / "repository", "--force", "--json"]
-    options += ["--patience", "0"]
     ended = optimize("run", f"{SMALL}:workload", "--recipe", tmp_path / "recipe.toml", *options)
     assert ended.code == 0, ended.err
     document = json.loads(ended.out)
@@ -347,6 +347,7 @@ def test_from_the_trained_model_to_a_server_with_openvino(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("each_step_faster")
 def test_one_step_for_openvino(optimize: Optimize, tmp_path: Path) -> None:
     bundle = tmp_path / "made"
     options = ["--method", "nncf", "--runtime", "openvino", "--batch", "8", "--output", bundle, "--json"]

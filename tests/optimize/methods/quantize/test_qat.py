@@ -171,6 +171,7 @@ def test_agreement_is_on_classes_or_else_on_values() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("each_step_faster")
 def test_a_torch_step_after_it_is_refused(optimize: Any, user_file: Callable[..., str], tmp_path: Path) -> None:
     bundle = tmp_path / "qat"
     assert optimize("quantize", user_file(), "--method", "qat", "--epochs", 1, "--output", bundle).code == 0

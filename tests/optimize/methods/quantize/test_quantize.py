@@ -353,9 +353,10 @@ def test_the_file_keeps_names_and_dynamic_axes_and_sheds_the_rest(quantize: Quan
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("each_step_faster")
 def test_nodes_keep_their_names_until_the_last_step_of_a_recipe(small: Workload, tmp_path: Path) -> None:
     steps = (Dynamic(exclude=("hidden/*", "out/*")), Dynamic(exclude=("hidden/*",)))
-    pipeline.run(Recipe(steps), small, output=tmp_path / "run", terms=Terms(force=True, patience=0.0))
+    pipeline.run(Recipe(steps), small, output=tmp_path / "run", terms=Terms(force=True))
 
     def names(number: int) -> list[str | None]:
         (folder,) = (tmp_path / "run").glob(f"{number}-*")
