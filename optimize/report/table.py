@@ -68,6 +68,10 @@ def run(document: dict[str, Any]) -> None:
     console.print(f"{metric(document['trained']['quality'])}, in {len(places)} places: {', '.join(places)}")
     _ratios(console, document["ratios"])
     _warnings(console, document["warnings"])
+    for entry in document.get("tried", ()):
+        say(console, f"the preset {entry['preset']} was tried before, and refused: {escape(entry['why'])}")
+        if entry["page"]:
+            console.print(f"  its page: {entry['page']}", soft_wrap=True)
     gates(console, document["gates"])
     if document["load"]:
         _load(console, document["load"])
