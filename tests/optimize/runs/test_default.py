@@ -173,17 +173,13 @@ def test_a_preset_that_was_named_is_not_replaced(optimize: Optimize) -> None:
 @pytest.mark.usefixtures("int8_is_slower")
 def test_the_last_preset_is_refused_as_any_run_is() -> None:
     Path("cnn.py").write_text(CNN)
-    plans = {
-        name: recipe.load({"extends": "preset:cpu-int8", "seed": seed}) for seed, name in enumerate(("one", "two"))
-    }
+    plans = {name: recipe.load({"extends": "preset:cpu-int8", "seed": len(name)}) for name in ("one", "three")}
+    workload = load_workload("cnn.py:workload")
     with pytest.raises(GateRefused, match="promise: faster") as refused:
-        pipeline.run(plans, load_workload("cnn.py:workload"), output=Path("refused"))
-    assert refused.value.where == "refused/two"
+        pipeline.run(plans, workload, output=Path("refused"))
+    assert refused.value.where == "refused/three"
     assert [entry["preset"] for entry in refused.value.partial["tried"]] == ["one"]
-    assert (
-        pipeline.run(plans, load_workload("cnn.py:workload"), output=Path("forced"), terms=Terms(force=True))["tried"]
-        == []
-    )
+    assert pipeline.run(plans, workload, output=Path("forced"), terms=Terms(force=True))["tried"] == []
 
 
 @pytest.mark.usefixtures("int8_is_slower")
