@@ -94,9 +94,8 @@ def run(
     while True:
         preset, plan = waiting.pop(0)
         key = digest.run(plan, made_of, sets)
-        folder, runs = resume.own(workload.name, key), resume.RUNS / workload.name
-        if output:
-            folder, runs = output / preset if tried else output, None
+        runs = None if output else resume.RUNS / workload.name
+        folder = (output / preset if tried else output) if output else resume.own(workload.name, key)
         resume.check(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with scratch.locked(folder):
