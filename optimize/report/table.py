@@ -92,7 +92,10 @@ def run(document: dict[str, Any]) -> None:
             console.print(f"serve it with: {program('serve')} up {where}", soft_wrap=True)
     console.print(f"bundle: {document['bundle']}", soft_wrap=True)
     if not document["version"] and all(gate["passed"] for gate in document["gates"]):
-        console.print("nothing was published; prove it at an endpoint and publish it: the same with --repository FOLDER")
+        say(
+            console,
+            "nothing was published: the same with --repository FOLDER proves it at an endpoint and publishes it",
+        )
     if document.get("report"):
         console.print(f"proof page: {document['report']}", soft_wrap=True)
     if tracking := document.get("tracking"):

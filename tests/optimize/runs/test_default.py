@@ -141,49 +141,39 @@ def test_a_table_of_three_dtypes_reaches_an_endpoint(optimize: Optimize) -> None
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("int8_is_slower")
-def test_a_small_cnn_ends_well_and_the_trained_model_is_judged_once(
+def test_a_small_cnn_ends_well_and_one_that_was_named_is_not_replaced(
     optimize: Optimize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("cnn.py").write_text(CNN)
     judged: list[str] = []
     evaluate = baseline.evaluate
-    monkeypatch.setattr(
-        baseline, "evaluate", lambda *given, **more: judged.append("trained") or evaluate(*given, **more)
-    )
-    done = optimize("run", "cnn.py", "--output", "mine", "--quiet", "--json")
+    monkeypatch.setattr(baseline, "evaluate", lambda *given, **how: judged.append("trained") or evaluate(*given, **how))
+    done = optimize("run", "cnn.py", "--quiet", "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
-    assert judged == ["trained"]
-    assert Path(document["report"]) == Path("mine/cpu-small/report.html") and Path("mine/report.html").is_file()
-    assert document["trained"] == json.loads(Path("mine/run.json").read_text())["trained"] | {
-        "cost": document["trained"]["cost"]
-    }
-    assert optimize("run", "cnn.py", "--output", "mine", "--quiet").code == 0, "the same run finds its folders again"
+    assert (judged, document["preset"]) == (["trained"], "cpu-small")
+    refused = Path(document["tried"][0]["page"]).parent
+    first = json.loads((refused / "run.json").read_text())["trained"]
+    assert document["trained"]["quality"] == first["quality"]
 
-
-@pytest.mark.usefixtures("int8_is_slower")
-def test_a_preset_that_was_named_is_not_replaced(optimize: Optimize) -> None:
-    Path("cnn.py").write_text(CNN)
-    done = optimize("run", "cnn.py", "--preset", "cpu-int8", "--output", "named", "--json")
-    assert done.code == 3 and "--preset cpu-small" in json.loads(done.out)["error"]["fix"]
-    document = json.loads(Path("named/run.json").read_text())
+    named = optimize("run", "cnn.py", "--preset", "cpu-int8", "--json")
+    assert named.code == 3 and "quantize.static: kept from the last run" in named.err, named.err
+    assert "--preset cpu-small" in json.loads(named.out)["error"]["fix"]
+    document = json.loads((refused / "run.json").read_text())
     assert (document["preset"], document["tried"]) == (None, [])
 
-
-@pytest.mark.usefixtures("int8_is_slower")
-def test_the_last_preset_is_refused_as_any_run_is() -> None:
-    Path("cnn.py").write_text(CNN)
-    plans = {name: recipe.load({"extends": "preset:cpu-int8", "seed": len(name)}) for name in ("one", "three")}
+    plans = {
+        name: recipe.load({"extends": "preset:cpu-int8", "load": {"rate": len(name)}}) for name in ("one", "three")
+    }
     workload = load_workload("cnn.py:workload")
-    with pytest.raises(GateRefused, match="promise: faster") as refused:
-        pipeline.run(plans, workload, output=Path("refused"))
-    assert refused.value.where == "refused/three"
-    assert [entry["preset"] for entry in refused.value.partial["tried"]] == ["one"]
-    assert pipeline.run(plans, workload, output=Path("forced"), terms=Terms(force=True))["tried"] == []
+    with pytest.raises(GateRefused, match="promise: faster") as ended:
+        pipeline.run(plans, workload)
+    assert [entry["preset"] for entry in ended.value.partial["tried"]] == ["one"]
+    assert pipeline.run(plans, workload, terms=Terms(force=True))["tried"] == []
 
 
 @pytest.mark.usefixtures("int8_is_slower")
-def test_what_int8_cannot_take_is_left_to_the_next_preset() -> None:
+def test_what_int8_cannot_take_is_left_to_the_next_preset_in_a_folder_inside() -> None:
     data = [(np.random.default_rng(seed).random((32, 5, 8), np.float32), np.arange(32) % 3) for seed in range(2)]
 
     class Remembering(nn.Module):
@@ -195,6 +185,9 @@ def test_what_int8_cannot_take_is_left_to_the_next_preset() -> None:
             return self.out(self.cells(x)[0][:, -1])
 
     torch.manual_seed(0)
-    made = run(Workload.of(Remembering(), data[:1], "accuracy", calibration=data[1:], name="cells"), quiet=True)
+    workload = Workload.of(Remembering(), data[:1], "accuracy", calibration=data[1:], name="cells")
+    made = run(workload, output="mine", quiet=True)
     [first] = made.document["tried"]
     assert made.passed and "cannot quantize most of this model" in first["why"] and first["page"] is None
+    assert made.report == Path("mine/cpu-small/report.html") and Path("mine/recipe.toml").is_file()
+    assert "The preset cpu-int8 was tried before" in made.view().text[0]
