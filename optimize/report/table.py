@@ -94,7 +94,7 @@ def run(document: dict[str, Any]) -> None:
     if not document["version"] and all(gate["passed"] for gate in document["gates"]):
         say(
             console,
-            "nothing was published: the same with --repository FOLDER proves it at an endpoint and publishes it",
+            "nothing was published: the same with --repository FOLDER proves and publishes it",
         )
     if document.get("report"):
         console.print(f"proof page: {document['report']}", soft_wrap=True)
