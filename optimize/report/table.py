@@ -91,7 +91,8 @@ def run(document: dict[str, Any]) -> None:
         elif not version.get("url"):
             console.print(f"serve it with: {program('serve')} up {where}", soft_wrap=True)
     console.print(f"bundle: {document['bundle']}", soft_wrap=True)
-    if not document["version"] and all(gate["passed"] for gate in document["gates"]):
+    sound = all(gate["passed"] for gate in document["gates"]) and not document["ratios"]["unmeasured"]
+    if sound and not document["version"]:
         say(
             console,
             "nothing was published: the same with --repository FOLDER proves and publishes it",

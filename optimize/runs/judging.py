@@ -27,7 +27,8 @@ def timed(this: Run, elements: list[dict[str, Any]], worth: bool) -> Timing:
 
     Only a promise whose answer is `worth` something, since nothing else refused the result, is measured with patience.
     """
-    this.progress("measuring speed", 0.0)
+    if not speed.lacking(this.recipe.target):
+        this.progress("measuring speed", 0.0)
     names, trained = folders(this.recipe), this.trained.bundle
     files = {TRAINED: graph_of(trained), **{name: this.folder / name / bundles.GRAPH for name in names}}
     labels = [TRAINED, *(element["name"] for element in elements)]
