@@ -29,7 +29,7 @@ class Options(TypedDict, total=False):
     strict: bool
     allow_overlap: bool
     allow_unmeasured: bool
-    patience: float
+    patience: float | None
     promote: bool
     price: float | None
 
@@ -54,8 +54,10 @@ def run(
             that was made in a program or a notebook has no file that another run could compare with: each run makes
             every step of it anew.
         recipe: a mapping with the keys of a recipe's file, such as `{"step": [{"use": "quantize.static"}]}`, a Recipe,
-            or the path of a TOML file, or `preset:NAME`; without it the preset for a CPU that the workload can take.
-        output: the run's folder; one of its own in `build/runs/NAME` unless given.
+            or the path of a TOML file, or `preset:NAME`; without it presets for a CPU, in turn: `cpu-int8` where there
+            is calibration data, and `cpu-small` where quality or speed is refused. `document` says which were `tried`.
+        output: the run's folder; one of its own in `build/runs/NAME` unless given. A preset that is tried after another
+            has one of its name in it.
         repository: publish into this model repository, after proof on a real server, as a candidate if a version of the
             model is live.
         quiet: say nothing while it goes on.
@@ -77,11 +79,11 @@ def run(
         opened = sources.workload(workload)
         if name:
             opened = _named(opened, name)
-        plan = recipes.chosen(recipe, opened, progress)
+        plans = recipes.chosen(recipe, opened, progress)
         try:
             with tracking.tracked(uri, opened.name, opened.source) as kept:
                 document = pipeline.run(
-                    plan,
+                    plans,
                     opened,
                     output=None if output is None else Path(output),
                     repository=None if repository is None else Path(repository),

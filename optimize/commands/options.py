@@ -12,6 +12,6 @@ recipe_option = click.option("--recipe", "recipe_path", type=PATH, help="The rec
 preset_option = click.option(
     "--preset",
     help="A recipe that comes with modelathe: cpu-int8, cpu-small, gpu-fp16 or gpu-int8; the gpu ones were never run "
-    "on a GPU.  [default: where there is no --recipe, cpu-int8, or cpu-small without calibration data]",
+    "on a GPU.  [default: where there is no --recipe, cpu-int8, then cpu-small]",
 )
 """Where no recipe is named."""

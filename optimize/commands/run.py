@@ -26,9 +26,8 @@ from optimize.commands.options import overlap_option, preset_option, recipe_opti
 @click.option(
     "--patience",
     type=Number(0),
-    default=100.0,
-    show_default=True,
-    help="Seconds to measure speed for longer than usual, until the promise is decided.",
+    help="Seconds to measure speed for longer than usual, until the promise is decided.  [default: 100, or 20 where "
+    "another preset is tried next]",
 )
 @click.option(
     "--allow-unmeasured",
@@ -54,7 +53,7 @@ def run(
     force: bool,
     strict: bool,
     allow_overlap: bool,
-    patience: float,
+    patience: float | None,
     allow_unmeasured: bool,
     track: str | None,
     price: float | None,
@@ -65,6 +64,9 @@ def run(
     What `optimize check` looks at on one batch comes first. A killed run resumes where it stopped: the same recipe,
     code and data find their folder again, and no run touches another's; `optimize runs` lists them. A gate that says
     no ends the run with exit code 3.
+
+    Without --recipe and --preset it tries cpu-int8, where the workload has calibration data, and goes on with cpu-small
+    where quality or speed is refused. Each is a run with a folder of its own; in --output, cpu-small's lies inside.
 
     Into a repository goes a candidate: it is compared with the version that is live, and `serve promote` makes it live.
     The first version of a model is live at once, also on a running `serve up`.

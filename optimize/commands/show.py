@@ -53,7 +53,7 @@ def runs(folders: tuple[Path, ...], clean: bool, yes: bool, as_json: bool) -> No
     if yes and not clean:
         raise UsageError("--yes answers a question of --clean", fix="say --clean --yes")
     places = sorted({place for folder in folders or (resume.RUNS,) for place in listing.find(folder)})
-    found = [listing.describe(place) for place in places]
+    found = [entry for entry in map(listing.describe, places) if entry]
     if not as_json:
         table.runs(found)
     going = [entry for entry in found if clean and entry["state"] != "running"]

@@ -200,13 +200,16 @@ def faster(batch: int, name: str, speeds: Speeds, stages: Sequence[Stage], devic
         stages: the trained model and every step's result, which say what it was that slowed it down.
         device: where it was timed.
     """
-    ratio, control = speeds.ratios(name, speeds.baseline)[batch], speeds.control()[batch]
-    verdict = ratio.verdict(SLOWER)
+    ratios, control = speeds.ratios(name, speeds.baseline), speeds.control()[batch]
+    ratio, verdict = ratios[batch], ratios[batch].verdict(SLOWER)
+    slower = [str(other) for other, found in ratios.items() if found.verdict(SLOWER) == "slower"]
     # The 3 % that are not worth a refusal are no gain either.
     no_faster = " (no faster, and no more than 3 % slower)" if ratio.low > SLOWER and ratio.high < 1 else ""
     if control.senseless:
         advice = f"{_busy(speeds, batch)}, so that the same file counts as slower or faster than itself; "
         advice += f"{_quiet(speeds)}; {QUIETER}"
+    elif verdict == "undecided" and slower:
+        advice = f"undecided, and not measured for longer, since it is slower at batch {', '.join(slower)}"
     elif verdict == "undecided":
         advice = f"undecided: {_busy(speeds, batch)}; {_longer(name, speeds, batch)}; {QUIETER}"
     else:
@@ -301,8 +304,13 @@ def _p99_advice(verdict: dict[str, Any], answered: bool) -> str:
     return "lower the load, prune more, or give the target more cores" if answered else "see load: answered"
 
 
-def stop(gates: Sequence[Gate], where: str) -> None:
+def stop(gates: Sequence[Gate], where: str, instead: str = "") -> None:
     """Raise when a gate did not pass.
+
+    Args:
+        gates: what was judged.
+        where: the folder of what was judged.
+        instead: what may pass in its place, an option of the command; empty where nothing is known to.
 
     Raises:
         GateRefused: with every gate that said no in one line each.
@@ -313,4 +321,5 @@ def stop(gates: Sequence[Gate], where: str) -> None:
     if refused and all(gate.machine for gate in refused):
         raise BusyMachine("; ".join(lines), where=where, fix=QUIETER)
     if refused:
-        raise GateRefused("; ".join(lines), where=where, fix="change the recipe as advised, or publish with --force")
+        others = "change the recipe as advised, or publish with --force"
+        raise GateRefused("; ".join(lines), where=where, fix=f"{instead}, or {others}" if instead else others)

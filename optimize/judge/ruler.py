@@ -126,8 +126,8 @@ class Speeds:
 class Until:
     """When rounds have said enough: at a look where each ratio is clear, its interval beside `limit` or narrow.
 
-    After `seconds` only those that decide something are waited for, and after `patience` more seconds nothing is; nine
-    rounds there are always, unless `rounds` says fewer.
+    After `seconds` only those that decide something are waited for, unless one of them is slower already, and after
+    `patience` more seconds nothing is; nine rounds there are always, unless `rounds` says fewer.
 
     Args:
         pairs: the ratios that are to be clear, as subject and the one that it is compared with; each against the
@@ -181,7 +181,7 @@ def alternate(
         if number in LOOKS:
             speeds = Speeds(taken, baseline)
             told = passed > until.seconds or _clear(speeds, wanted, until.limit, CLEAR)
-            if told and _clear(speeds, decisive, until.limit, DECIDED):
+            if told and (_clear(speeds, decisive, until.limit, DECIDED) or _slower(speeds, decisive, until.limit)):
                 break
     return Speeds(taken, baseline, clock() - begun)
 
@@ -202,6 +202,14 @@ def _clear(speeds: Speeds, pairs: Sequence[tuple[str, str]], limit: float, near:
         return False
     ratios = [ratio for name, against in pairs for ratio in speeds.ratios(name, against).values()]
     return all(ratio.verdict(limit) != "undecided" or ratio.high <= near * ratio.low for ratio in ratios)
+
+
+def _slower(speeds: Speeds, pairs: Sequence[tuple[str, str]], limit: float) -> bool:
+    """Return whether a ratio lies below `limit`, which none at another batch size mends, with a control of sense."""
+    if any(ratio.senseless for ratio in speeds.control().values()):
+        return False
+    ratios = [ratio for name, against in pairs for ratio in speeds.ratios(name, against).values()]
+    return any(ratio.verdict(limit) == "slower" for ratio in ratios)
 
 
 def _ratio(ratios: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Ratio:

@@ -16,6 +16,8 @@ from serve.config.target import Target
 
 PATIENCE = 100.0
 """Seconds more than usual that a promise of speed may take until it is decided."""
+HASTE = 20.0
+"""The same, where another recipe is tried if it is not."""
 TRAINED = "trained"
 
 

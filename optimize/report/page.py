@@ -56,6 +56,7 @@ def render(document: dict[str, Any], folder: Path, *, alone: bool = False) -> st
         .render(
             run=document,
             verdict=verdict(document),
+            earlier=earlier(document),
             refused=[gate for gate in document["gates"] if not gate["passed"]],
             loss=loss(document),
             models=models(document),
@@ -143,7 +144,13 @@ def head(document: dict[str, Any]) -> View:
     shown[f"{table.metric(document['trained']['quality'])}, {lost['place']}"] = quality
     shown["page"] = document["report"]
     title = f"{document['workload']}: {said['title']}"
-    return View(title, shown, [said["text"], *refused, *document["warnings"]])
+    return View(title, shown, [*earlier(document), said["text"], *refused, *document["warnings"]])
+
+
+def earlier(document: dict[str, Any]) -> list[str]:
+    """Return a sentence for each preset that was tried before the run's own."""
+    tried = document.get("tried", ())
+    return [f"The preset {entry['preset']} was tried before, and refused: {entry['why']}." for entry in tried]
 
 
 def loss(document: dict[str, Any]) -> dict[str, Any]:

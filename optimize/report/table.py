@@ -68,6 +68,10 @@ def run(document: dict[str, Any]) -> None:
     console.print(f"{metric(document['trained']['quality'])}, in {len(places)} places: {', '.join(places)}")
     _ratios(console, document["ratios"])
     _warnings(console, document["warnings"])
+    for entry in document.get("tried", ()):
+        say(console, f"the preset {entry['preset']} was tried before, and refused: {escape(entry['why'])}")
+        if entry["page"]:
+            console.print(f"  its page: {entry['page']}", soft_wrap=True)
     gates(console, document["gates"])
     if document["load"]:
         _load(console, document["load"])
@@ -87,6 +91,12 @@ def run(document: dict[str, Any]) -> None:
         elif not version.get("url"):
             console.print(f"serve it with: {program('serve')} up {where}", soft_wrap=True)
     console.print(f"bundle: {document['bundle']}", soft_wrap=True)
+    sound = all(gate["passed"] for gate in document["gates"]) and not document["ratios"]["unmeasured"]
+    if sound and not document["version"]:
+        say(
+            console,
+            "nothing was published: the same with --repository FOLDER proves and publishes it",
+        )
     if document.get("report"):
         console.print(f"proof page: {document['report']}", soft_wrap=True)
     if tracking := document.get("tracking"):

@@ -173,6 +173,9 @@ def described(document: Mapping[str, Any], folder: Path) -> dict[str, str]:
     for gate in document.get("gates", ()):
         word = "passed" if gate["passed"] else "refused"
         tags[f"gate: {gate['name']}"] = f"{word}: {gate['measured']}, wanted {gate['limit']}"
+    if preset := document.get("preset"):
+        tags["preset"] = preset
+    tags |= {f"preset: {entry['preset']}": f"refused: {entry['why']}" for entry in document.get("tried", ())}
     return tags | {f"digest: {name}": digest for name, digest in page.digests(dict(document), folder).items()}
 
 

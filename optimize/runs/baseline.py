@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelathe.tensors import Arrays
@@ -94,6 +94,19 @@ def establish(
     told = counting(progress, "evaluating the trained model", "samples", samples)
     quality = evaluate(TorchPredictor(made.module, workload.outputs), workload, told=told)
     return Trained(made, quality, cost(made))
+
+
+def again(trained: Trained, folder: Path, progress: Progress = silent) -> Trained:
+    """Return the trained model with a bundle in `folder` too; what this process found out about it still holds.
+
+    Args:
+        trained: as it was established for another run.
+        folder: as for `reusable`.
+        progress: as for `reusable`.
+    """
+    key = trained.bundle.key
+    made = reusable(folder, trained.bundle.workload, key, progress)
+    return replace(trained, bundle=made or bundles.save(trained.bundle, folder, key))
 
 
 def reusable(

@@ -6,7 +6,7 @@ whatever is there may be used again.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +17,18 @@ from modelathe.errors import MachineError, UsageError
 from modelathe.tensors import TensorSpec
 from optimize.checks import every as checks
 from optimize.checks.subject import Subject
-from optimize.judge import explain, gate, macs, measure, speed
-from optimize.judge.evaluate import Quality, compare
+from optimize.judge import speed
 from optimize.judge.gate import Gate
-from optimize.judge.measure import Cost
-from optimize.judge.speed import TRAINED, Timing
+from optimize.judge.speed import TRAINED
 from optimize.methods.export.onnx import Onnx
 from optimize.methods.table import METHODS, NAMES
-from optimize.model.errors import BadGraph, BadRecipe, BadWorkload, BusyMachine, GateRefused
-from optimize.runs import digest
-from optimize.runs.advance import advance, every_step, folder_name, folders, measured
-from optimize.runs.baseline import Progress, cost, establish, graph_of, silent
+from optimize.model.errors import BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
+from optimize.runs import digest, judging
+from optimize.runs.advance import advance, every_step, folder_name, measured
+from optimize.runs.baseline import Progress, Trained, again, cost, establish, graph_of, silent
 from optimize.runs.folder import resume
 from optimize.runs.recipe import Recipe, ordered
-from optimize.runs.run import Run, Terms
+from optimize.runs.run import Run, Terms, Turn
 from optimize.source import splits
 from optimize.source.code import commit
 from optimize.source.workload import Workload, fewest
@@ -39,7 +37,7 @@ from optimize.step.bundle import Bundle
 from optimize.step.key import Key
 from optimize.train import processes
 from serve.config import curve, model_config, settings
-from serve.config.target import TENSORRT, Target
+from serve.config.target import Target
 from serve.repository import scratch
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: Recipe,
+    recipe: Recipe | Mapping[str, Recipe],
     workload: Workload,
     *,
     output: Path | None = None,
@@ -58,12 +56,14 @@ def run(
     """Run `recipe` on `workload` and return the `optimize run` document.
 
     Args:
-        recipe: from `optimize.runs.recipe.load`, or built in Python.
+        recipe: from `optimize.runs.recipe.load`, or built in Python; or presets by their names, for the same target:
+            where quality or speed of one is refused, or its method cannot take the model, the next one is tried.
         workload: bundles name the file that it was loaded from; of one that was made in Python and has no file, nothing
             that lies in the folder is kept.
         output: the run's folder, which must hold no other run; without it `build/runs/NAME/DIGEST`, where the digest
             is of recipe, code, weights and data. A step whose bundle lies there, made from the same model, code, data
-            and config, is kept; without `output` it is also copied from other runs of the model.
+            and config, is kept; without `output` it is also copied from other runs of the model. A preset that is tried
+            after another has a folder of its own, in `output` one of its name.
         repository: where the result is published after it was proven on a real server, as a candidate if a version of
             the model is live; without it the run ends with the bundle, and `endpoint`, `load` and `version` are None.
         terms: what the user lets it do.
@@ -75,48 +75,101 @@ def run(
         UsageError: `output` is the folder of another run.
         BadRecipe, BadWorkload, BadModel, BadData, BadRepository: and the other errors of `optimize.model.errors`.
     """
-    recipe = replace(recipe, steps=ordered(recipe.steps), target=_declared(recipe.target, workload))
-    _check(recipe, workload)
-    folder = output or resume.RUNS / workload.name
+    named = {"": recipe} if isinstance(recipe, Recipe) else recipe
+    plans = {
+        name: replace(plan, steps=ordered(plan.steps), target=_declared(plan.target, workload))
+        for name, plan in named.items()
+    }
+    for plan in plans.values():
+        _check(plan, workload)
+    first, steps = next(iter(plans.values())), tuple(step for plan in plans.values() for step in plan.steps)
+    _check_places(first.target, workload, output, repository, terms)
+    checks.first(Subject(workload, steps, first.target, first.budget), progress)
+    sets = splits.read(workload, progress, allow_overlap=terms.allow_overlap)
+    workload = splits.stated(workload, sets)
+    made_of = digest.trained(workload, sets)
+    trained: Trained | None = None
+    tried: list[dict[str, Any]] = []
+    waiting = [*plans.items()]
+    while True:
+        preset, plan = waiting.pop(0)
+        key = digest.run(plan, made_of, sets)
+        runs = None if output else resume.RUNS / workload.name
+        folder = (output / preset if tried else output) if output else resume.own(workload.name, key)
+        resume.check(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with scratch.locked(folder):
+            resume.begin(folder, key, plan.toml())
+            model = folder / folder_name(0, TRAINED)
+            if trained:
+                trained = again(trained, model, progress)
+            else:
+                trained = establish(workload, model, made_of, progress, runs, sets.judging)
+            turn = Turn(preset, [name for name, _ in waiting], [*tried])
+            this = Run(plan, trained, sets, folder, terms, progress, runs, turn)
+            result, why = _attempt(this, key, repository)
+        if not why:
+            return result
+        tried.append({"preset": preset, "why": why, "page": result.get("report")})
+        progress(f"the preset {preset} is refused: {why}; going on with {turn.following[0]}", 0.0)
+
+
+def _check_places(
+    target: Target, workload: Workload, output: Path | None, repository: Path | None, terms: Terms
+) -> None:
+    """Say before anything starts that the run's folder or the repository cannot be used."""
     if repository is not None:
         from optimize.runs import endpoint
 
-        endpoint.check(repository, workload, recipe.target)
-        if (lacking := speed.lacking(recipe.target)) and not terms.allow_unmeasured:
+        endpoint.check(repository, workload, target)
+        if (lacking := speed.lacking(target)) and not terms.allow_unmeasured:
             fix = "run it on a machine that has one, leave --repository out, or say --allow-unmeasured"
             raise MachineError(f"nothing is published whose speed is {lacking}", where="--repository", fix=fix)
+        folder = output or resume.RUNS / workload.name
         if folder.resolve().is_relative_to(repository.resolve()):
             raise UsageError("the run's folder lies in the repository", where=str(folder), fix="name another --output")
     if output:
         resume.check(output)
-    checks.first(Subject(workload, recipe.steps, recipe.target, recipe.budget), progress)
-    sets = splits.read(workload, progress, allow_overlap=terms.allow_overlap)
-    workload = splits.stated(workload, sets)
-    made_of = digest.trained(workload, sets)
-    key = digest.run(recipe, made_of, sets)
-    folder, runs = (output, None) if output else (resume.own(workload.name, key), resume.RUNS / workload.name)
-    resume.check(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with scratch.locked(folder):
-        resume.begin(folder, key, recipe.toml())
-        trained = establish(workload, folder / folder_name(0, TRAINED), made_of, progress, runs, sets.judging)
-        return _run(Run(recipe, trained, sets, folder, terms, progress, runs), key, repository)
 
 
-def _run(this: Run, key: Key, repository: Path | None) -> dict[str, Any]:
-    """Make every step, time and judge the result, prove and publish it; return the document."""
+def _attempt(this: Run, key: Key, repository: Path | None) -> tuple[dict[str, Any], str]:
+    """Return the document of a run, and why the next preset is tried in its place; empty where this one stands.
+
+    Raises:
+        GateRefused, BusyMachine: a gate said no, and no other preset is tried.
+    """
+    following = this.turn.following and not this.terms.force
+    try:
+        judged, result = _run(this, key, repository)
+    except (NoEffect, BadGraph, BadModel) as failure:
+        if not following:
+            raise
+        return {}, failure.what
+    refused = [entry for entry in judged if not entry.passed]
+    if refused and following and all(entry.name.startswith(("quality", "promise")) for entry in refused):
+        return result, "; ".join(f"{entry.name}: {entry.measured}" for entry in refused)
+    if not this.terms.force:
+        judging.stop(judged, this.folder, result, judging.instead(this.recipe, refused))
+    return result, ""
+
+
+def _run(this: Run, key: Key, repository: Path | None) -> tuple[list[Gate], dict[str, Any]]:
+    """Make every step, time and judge the result, prove and publish it; return what was judged, and the document."""
     from optimize.report import page
 
     recipe, trained, workload = this.recipe, this.trained, this.trained.bundle.workload
     made = every_step(this)
     elements, last, quality = made.elements, made.bundle, made.quality
     resume.note(this.folder, key, made.keys)
-    timing = _timed(this, elements)
+    kept = judging.quality(this, last, quality)
+    timing = judging.timed(this, elements, kept.passed)
     final = timing.result
     result = document(
         workload=workload.name,
         inferred=[*workload.inferred],
         recipe=recipe.document(),
+        preset=this.turn.preset or None,
+        tried=[*this.turn.tried],
         resumed=made.kept > 0,
         overlap=dict(this.sets.overlap),
         trained=measured(trained.quality, timing.cost(trained.cost, TRAINED)),
@@ -124,7 +177,7 @@ def _run(this: Run, key: Key, repository: Path | None) -> dict[str, Any]:
         result=measured(quality, timing.cost(cost(last), final)),
         endpoint=None,
         ratios=timing.ratios(final),
-        warnings=_warnings(timing, timing.stages(), trained.cost),
+        warnings=judging.warnings(timing, timing.stages(), trained.cost),
         load=None,
         comparison=None,
         served=None,
@@ -132,8 +185,8 @@ def _run(this: Run, key: Key, repository: Path | None) -> dict[str, Any]:
         version=None,
         environment=page.environment(recipe.target.device),
     )
-    gates = _gates(this, last, quality, timing)
-    gates += compiled(recipe.target, graph_of(last), workload.inputs, this.folder / "compiler.log")
+    gates = [kept, *judging.promised(this, last, timing)]
+    gates += judging.compiled(recipe.target, graph_of(last), workload.inputs, this.folder / "compiler.log")
     if recipe.target.device == "cuda" and not timing.unmeasured:
         recipe = replace(recipe, serve=curve.fill(recipe.serve, timing.speeds.latency_ms(final)))
     if recipe.target.runtime == "tensorrt" and recipe.serve.precision == "FP32":
@@ -143,6 +196,8 @@ def _run(this: Run, key: Key, repository: Path | None) -> dict[str, Any]:
 
         told = {"made_of": {resume.RUN: key.digest, **key.parts}, "commit": commit(workload.source)}
         told |= {"trained": result["trained"]["quality"], "ratios": result["ratios"]}
+        if this.turn.preset:
+            told |= {"preset": this.turn.preset, "tried": result["tried"]}
         release = endpoint.Release(
             last,
             quality,
@@ -159,9 +214,7 @@ def _run(this: Run, key: Key, repository: Path | None) -> dict[str, Any]:
     files.write(this.folder / "run.json", json.dumps(result, indent=2, default=str))
     if this.runs:
         resume.point(this.folder)
-    if not this.terms.force:
-        _stop(gates, this.folder, result)
-    return result
+    return gates, result
 
 
 def apply_one(
@@ -201,10 +254,12 @@ def apply_one(
         timing = speed.time(files, labels, workload.inputs, target, patience=0.0)
         element |= measured(quality, timing.cost(cost(made), timing.result))
         element["ratios"] = timing.ratios(timing.result)
-        element["warnings"] = _warnings(timing, timing.stages()[-2:], trained.cost)
-        gates = compiled(target, graph_of(made), workload.inputs, output.with_name(f"{output.name}.compiler.log"))
+        element["warnings"] = judging.warnings(timing, timing.stages()[-2:], trained.cost)
+        gates = judging.compiled(
+            target, graph_of(made), workload.inputs, output.with_name(f"{output.name}.compiler.log")
+        )
         element["gates"] = [entry.document() for entry in gates]
-    _stop(gates, output, element)
+    judging.stop(gates, output, element)
     return element
 
 
@@ -214,35 +269,11 @@ def _declared(target: Target, workload: Workload) -> Target:
     return replace(target, batch=tuple(dict.fromkeys(max(batch, few) for batch in target.batch)))
 
 
-def _warnings(timing: Timing, stages: list[explain.Stage], counted: Cost) -> list[str]:
-    found = explain.warnings(stages, timing.speeds.control())
-    unmeasured = [f"speed is {timing.unmeasured}"] if timing.unmeasured else []
-    return [*found, *unmeasured, *([macs.UNKNOWN] if counted.macs is None else [])]
-
-
 def _precision(made: Bundle) -> dict[str, str]:
     """Return the setting without which TensorRT computes a narrower graph in FP32, and the accelerator it is for."""
     from optimize.tensorrt import rules
 
     return {"accelerator": "tensorrt", "precision": rules.allowed(graph_of(made))}
-
-
-def compiled(target: Target, graph: Path, inputs: Sequence[TensorSpec], log: Path) -> list[Gate]:
-    """Judge, for a runtime that compiles the graph, whether NVIDIA's compiler takes it."""
-    if target.runtime not in TENSORRT:
-        return []
-    from optimize.tensorrt import compiler, rules
-
-    limit = "TensorRT's compiler takes it"
-    with scratch.folder() as place:
-        try:
-            findings = rules.check(graph)
-            rules.refuse(findings, graph)
-            found = compiler.compile(graph, inputs, place / "model.engine", log)
-        except BadGraph as failure:
-            return [Gate("compiles", False, failure.what, limit, failure.fix)]
-    advice = "; ".join(filter(None, (found.wide(), *rules.told(findings))))
-    return [Gate("compiles", True, found.told(), limit, advice)]
 
 
 def _check(recipe: Recipe, workload: Workload) -> None:
@@ -263,46 +294,6 @@ def _check(recipe: Recipe, workload: Workload) -> None:
     outputs = [TensorSpec(name, "float32", ()) for name in workload.outputs]
     formed = model_config.max_batch_size(workload.inputs, recipe.target, recipe.serve)
     settings.check(recipe.serve, workload.inputs, outputs, recipe.target, formed)
-
-
-def _timed(this: Run, elements: list[dict[str, Any]]) -> Timing:
-    """Time every step's ONNX file with the trained one's, and add times and ratios to the elements."""
-    this.progress("measuring speed", 0.0)
-    names, trained = folders(this.recipe), this.trained.bundle
-    files = {TRAINED: graph_of(trained), **{name: this.folder / name / bundles.GRAPH for name in names}}
-    labels = [TRAINED, *(element["name"] for element in elements)]
-    promised = any("faster" in METHODS[type(step)].promises for step in this.recipe.steps)
-    patience = this.terms.patience if promised else 0.0
-    timing = speed.time(files, labels, trained.workload.inputs, this.recipe.target, patience)
-    for name, element in zip(names, elements, strict=True):
-        times = {"latency_ms": timing.speeds.latency_ms(name), "throughput": timing.speeds.throughput(name)}
-        by_batch = {key: {str(batch): value for batch, value in found.items()} for key, found in times.items()}
-        element["cost"] = {**element["cost"], **by_batch}
-        element["ratios"] = timing.ratios(name)
-    return timing
-
-
-def _gates(this: Run, last: Bundle, quality: Quality, timing: Timing) -> list[Gate]:
-    recipe, first, result = this.recipe, this.trained.quality.scores[0], quality.scores[0]
-    difference = compare(last.workload, result, first)
-    gates = [gate.quality(recipe.budget, first, result, difference, this.terms.strict, recipe.names)]
-    gates += gate.size(recipe.budget, measure.file_bytes(graph_of(last)))
-    stages = timing.stages()
-    promises = set().union(*(METHODS[type(step)].promises for step in recipe.steps))
-    if "smaller" in promises:
-        gates.append(gate.smaller(timing.ratios(timing.result)["size"], stages))
-    if "faster" in promises:
-        batches, device = () if timing.unmeasured else recipe.target.batch, recipe.target.device
-        gates += [gate.faster(batch, timing.result, timing.speeds, stages, device) for batch in batches]
-    return gates
-
-
-def _stop(gates: list[Gate], folder: Path, result: dict[str, Any]) -> None:
-    try:
-        gate.stop(gates, str(folder))
-    except (GateRefused, BusyMachine) as refusal:
-        refusal.partial = result
-        raise
 
 
 def _ended(result: dict[str, Any], gates: list[Gate], proof: "Proof | None" = None) -> dict[str, Any]:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 PRESETS = Path(__file__).parent / "presets"
 PRESET = "preset:"
 """What stands before the name of a preset where a recipe extends one."""
-DEFAULT, WITHOUT_DATA = "cpu-int8", "cpu-small"
-"""The preset of a run that names neither a recipe nor a preset, and that for a workload without calibration data."""
+DEFAULTS = ("cpu-int8", "cpu-small")
+"""The presets of a run that names neither a recipe nor a preset, in turn; the first needs calibration data."""
 STAGES = ("torch", "export", "graph")
 EXTENDS = "extends"
 """The key of a recipe that names another one, of which it holds what differs."""
@@ -135,14 +135,18 @@ def asked(path: Path | None, name: str | None) -> Path | None:
     return preset(name) if name else path
 
 
-def chosen(recipe: Any, workload: "Workload", tell: Callable[[str, float], None]) -> Recipe:
-    """Return what `load` makes of a recipe; of None the preset for a CPU that fits the workload, and tell which."""
+def chosen(recipe: Any, workload: "Workload", tell: Callable[[str, float], None]) -> dict[str, Recipe]:
+    """Return what `load` makes of a recipe, under an empty name.
+
+    Of None it is the presets for a CPU that fit the workload, under their names, to be tried in turn; which is told.
+    """
     if recipe is not None:
-        return load(recipe)
-    name = DEFAULT if workload.calibration is not None else WITHOUT_DATA
-    why = "" if name == DEFAULT else ", for the workload has no calibration data"
-    tell(f"no --recipe and no --preset: the preset {name}{why}", 0.0)
-    return load(preset(name))
+        return {"": load(recipe)}
+    names = DEFAULTS if workload.calibration is not None else DEFAULTS[1:]
+    first, *others = (f"the preset {name}" for name in names)
+    more = f"; where that is refused, {', '.join(others)}" if others else ", for the workload has no calibration data"
+    tell(f"no --recipe and no --preset: {first}{more}", 0.0)
+    return {name: load(preset(name)) for name in names}
 
 
 def _whole(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from serve.rollout.rollout import Promoted
 
 DEFAULT = Path("model_repository")
+CREATE = ("add",)
+"""Commands that make a repository where there is none."""
 
 
 def _meant(context: click.Context, _option: click.Parameter, named: Path | None) -> Path:
@@ -20,14 +22,24 @@ def _meant(context: click.Context, _option: click.Parameter, named: Path | None)
 
     Raises:
         UsageError: it could be several.
+        BadRepository: there is none of these.
     """
+    from serve.config.errors import BadRepository
     from serve.server import state
 
     if named is not None or context.resilient_parsing:
         return named or DEFAULT
     running = state.everything()
-    if not running or any(one.repository == DEFAULT.resolve() for one in running):
+    if any(one.repository == DEFAULT.resolve() for one in running):
         return DEFAULT
+    if not running:
+        if context.command.name in CREATE or DEFAULT.exists():
+            return DEFAULT
+        raise BadRepository(
+            f"no repository is named, no `serve up` of yours runs, and there is no {DEFAULT} here",
+            fix="say --repository with the folder that it was published to; to publish one: optimize run WORKLOAD "
+            f"--repository {DEFAULT}, or serve add FILE.onnx --name NAME",
+        )
     if len(running) > 1 or DEFAULT.is_dir():
         places = [f"{_near(one.repository)} (served at {one.name})" for one in running]
         places += [f"{DEFAULT} (not served)"] if DEFAULT.is_dir() else []

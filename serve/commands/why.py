@@ -76,6 +76,8 @@ def _lines(lineage: dict[str, Any], state: str) -> Iterator[str]:
     if steps := lineage.get("lineage"):
         done = [f"{step['name']} {step['quality']['value']:.4f}" for step in steps]
         yield f"  done, with {steps[0]['quality']['metric']} after each step: {', '.join(done)}"
+    for entry in lineage.get("tried", []):
+        yield f"  tried before: the preset {entry['preset']}, refused: {entry['why']}"
     yield from _gained(lineage)
     yield from _gates(lineage)
     if compared := lineage.get("comparison"):

@@ -5,6 +5,7 @@ A folder in use is locked. The kernel lets go of the lock when its holder dies, 
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from modelathe import files
 from modelathe.errors import MachineError
 
 PREFIX = "modelathe-scratch-"
+GLANCE = 1.0
+"""Seconds in which a command that only looks whether another works in a folder lets go of it."""
 
 
 @contextmanager
@@ -38,15 +41,20 @@ def locked(place: Path) -> Iterator[None]:
     """Be the only command that works in the folder `place`, which must exist.
 
     Raises:
-        MachineError: another one is at it.
+        MachineError: another one is at it, and not only to look whether one is.
     """
+    last = time.monotonic() + GLANCE
     with ExitStack() as stack:
-        try:
-            stack.enter_context(files.locked(place))
-        except BlockingIOError:
-            raise MachineError(
-                "another command works in this folder",
-                where=str(place),
-                fix="wait for its end, or work in another folder",
-            ) from None
+        while True:
+            try:
+                stack.enter_context(files.locked(place))
+                break
+            except BlockingIOError:
+                if time.monotonic() > last:
+                    raise MachineError(
+                        "another command works in this folder",
+                        where=str(place),
+                        fix="wait for its end, or work in another folder",
+                    ) from None
+                time.sleep(0.01)
         yield

@@ -7,6 +7,7 @@ full configuration, and the digests of its files; and beside it the page of its 
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,8 +38,9 @@ def models(repository: Path) -> list[str]:
     Raises:
         BadRepository: if it is not a folder, or holds no model.
     """
+    publishing = f"publish a model to it: optimize run WORKLOAD --repository {shlex.quote(str(repository))}"
     if not repository.exists():
-        raise BadRepository("does not exist", where=str(repository), fix="publish a model to it with: optimize run")
+        raise BadRepository("does not exist", where=str(repository), fix=f"check the path, or {publishing}")
     if not repository.is_dir():
         raise BadRepository("is a file, not a model repository", where=str(repository), fix="give the folder of models")
     try:
@@ -46,7 +48,7 @@ def models(repository: Path) -> list[str]:
     except OSError as error:
         raise BadRepository(f"cannot be read: {error.strerror}", where=str(repository)) from None
     if not names:
-        raise BadRepository("holds no model", where=str(repository), fix="publish one to it with: optimize run")
+        raise BadRepository("holds no model", where=str(repository), fix=publishing)
     for name in names:
         if not (repository / name / CONFIG).is_file() and not _bare(repository / name):
             raise BadRepository(

@@ -1,6 +1,11 @@
-"""Listing: which runs lie on disk, what came of each, and how they are removed."""
+"""Listing: which runs lie on disk, what came of each, and how they are removed.
 
+Runs begin, end and are removed while this looks: whatever has gone meanwhile is as if it had not been there.
+"""
+
+import fcntl
 import json
+import os
 import tomllib
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -8,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modelathe import files
+from modelathe.errors import MachineError
 from optimize.runs.folder import resume
 from serve.repository import scratch
 from serve.repository.source import BUNDLE
@@ -16,18 +22,26 @@ from serve.repository.tree import PAGE
 
 def find(place: Path) -> list[Path]:
     """Return the folders of runs: `place` itself, those in it, and those in its models' folders; no links."""
-    found = {record.parent for depth in ("", "*/", "*/*/") for record in place.glob(f"{depth}{resume.STATE}")}
+    near = _inside(place)
+    found = [place, *near, *(inner for folder in near for inner in _inside(folder))]
     return sorted(folder for folder in found if not folder.is_symlink() and _is_run(folder))
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """Return what came of a run.
+def describe(folder: Path) -> dict[str, Any] | None:
+    """Return what came of a run; None if it has gone meanwhile.
 
     Returns:
         `folder`, `name` of the model, `state` (running, unfinished, passed or refused), `when` (UTC), `steps`, the
         gates that `refused`, `quality`, `trained`, `ratios` and the published `version` where there are, `bytes` on
         disk, and the `page`.
     """
+    try:
+        return _described(folder)
+    except FileNotFoundError:
+        return None
+
+
+def _described(folder: Path) -> dict[str, Any]:
     told = _json(folder / "run.json")
     refused = [entry["name"] for entry in told.get("gates", []) if not entry["passed"]]
     ended = "refused" if refused else "passed" if told else "unfinished"
@@ -50,20 +64,21 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def size(folder: Path) -> int:
     """Return the bytes of a run's files."""
-    found = [file for path in _own(folder) for file in (path, *path.rglob("*"))]
-    return sum(file.lstat().st_size for file in found if not file.is_dir())
+    own = _own(folder)
+    inside = [Path(place, name) for path in own for place, _, names in os.walk(path) for name in names]
+    return sum(map(_bytes, (*own, *inside)))
 
 
 def remove(folder: Path) -> bool:
-    """Remove a run with all that lies in its folder; return whether it is gone: a running one is not touched.
+    """Remove a run with all that lies in its folder; return whether it was: not one that runs, or that has gone before.
 
     Runs in folders inside stay. What makes the folder a run's goes last, so that a removal can be killed and repeated.
     """
     try:
-        with files.locked(folder), scratch.folder(folder.parent, f".{folder.name}.removed-") as hidden:
+        with scratch.locked(folder), scratch.folder(folder.parent, f".{folder.name}.removed-") as hidden:
             for path in sorted(_own(folder), key=lambda path: path.name == resume.STATE):
                 files.move(path, hidden / path.name)
-    except BlockingIOError:
+    except (MachineError, FileNotFoundError):
         return False
     with suppress(OSError):
         folder.rmdir()
@@ -77,7 +92,25 @@ def remove(folder: Path) -> bool:
 
 def _is_run(folder: Path) -> bool:
     """Tell a run's folder from one in which a file of another program has the same name; an older one has no digest."""
-    return resume.RUN in resume.read(folder) or (folder / "recipe.toml").is_file()
+    there = (folder / resume.STATE).is_file()
+    return there and (resume.RUN in resume.read(folder) or (folder / "recipe.toml").is_file())
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Return the folders in a folder, but for links and for what is on its way in or out, whose names are hidden."""
+    try:
+        found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError:
+        return []
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
+
+
+def _bytes(file: Path) -> int:
+    """Return the size of a file; 0 of a folder, and of what has gone."""
+    try:
+        return 0 if file.is_dir() else file.lstat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _own(folder: Path) -> list[Path]:
@@ -86,11 +119,14 @@ def _own(folder: Path) -> list[Path]:
 
 
 def _in_use(folder: Path) -> bool:
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        with files.locked(folder):
-            return False
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # others may look at the same time
+        return False
     except BlockingIOError:
         return True
+    finally:
+        os.close(handle)
 
 
 def _recipe(folder: Path) -> dict[str, Any]:

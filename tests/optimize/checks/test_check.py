@@ -288,9 +288,11 @@ def test_target_without_its_machine_is_a_warning(small: Workload) -> None:
 
 def test_without_a_recipe_the_default_is_told(small: Workload) -> None:
     lines: list[str] = []
-    for workload, name in ((small, "cpu-int8"), (replace(small, calibration=None), "cpu-small")):
-        plan = recipe.chosen(None, workload, lambda text, _: lines.append(text))
-        assert plan == recipe.load(recipe.preset(name)) and f"the preset {name}" in lines[-1]
+    for workload, names in ((small, ["cpu-int8", "cpu-small"]), (replace(small, calibration=None), ["cpu-small"])):
+        plans = recipe.chosen(None, workload, lambda text, _: lines.append(text))
+        assert plans == {name: recipe.load(recipe.preset(name)) for name in names}
+        assert all(f"the preset {name}" in lines[-1] for name in names)
+    assert recipe.chosen({"extends": "preset:cpu-small"}, small, lambda *_: None) == {"": plans["cpu-small"]}
 
 
 def test_a_name_that_names_no_model_is_a_wrong_option(user_file: UserFile, optimize: Optimize) -> None:

@@ -126,6 +126,20 @@ def test_only_what_decides_something_is_worth_patience() -> None:
     assert counted(took, seconds=9000.0)[0].rounds == LOOKS[-1]
 
 
+@pytest.mark.parametrize(("noise", "rounds"), [(0.5, 42), (3.0, 131)], ids=["sound control", "senseless control"])
+def test_what_is_slower_at_one_batch_is_not_measured_with_patience_at_another(noise: float, rounds: int) -> None:
+    rng, now = np.random.default_rng(0), [0.0]
+
+    def visit(name: str) -> dict[int, float]:
+        now[0] += 1.0
+        return {1: {"base": 1.0, "new": 2.0}[name], 32: float(rng.lognormal(0, noise))}
+
+    until = Until(decide=["new"], seconds=90.0, patience=300.0)
+    found = ruler.alternate(visit, ["base", "new"], baseline="base", until=until, clock=lambda: now[0])
+    assert found.rounds == rounds
+    assert [ratio.verdict() for ratio in found.ratios("new", "base").values()] == ["slower", "undecided"]
+
+
 def test_fewer_rounds_than_an_interval_needs_know_nothing() -> None:
     ratio = counted(lambda name: 1.0, rounds=FEWEST - 1)[0].ratios("new", "base")[1]
     assert (ratio.value, ratio.low, ratio.high) == (1.0, 0.0, math.inf)

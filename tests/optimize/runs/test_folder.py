@@ -2,12 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from modelathe import files as files_of_ours
 from modelathe.errors import UsageError
 from optimize.runs.folder import listing, resume
 from optimize.step.key import Key
@@ -45,6 +50,60 @@ def test_another_run_touches_nothing(tmp_path: Path) -> None:
         resume.begin(folder, OTHER, "seed = 1\n")
     assert "--clean" in refused.value.fix
     assert files(folder) == before
+
+
+def test_a_run_that_is_gone_before_it_was_looked_at_is_not_listed(
+    tmp_path: Path, optimize: Optimize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, stays = ended(tmp_path / "m" / "gone"), ended(tmp_path / "m" / "stays")
+    found = listing.find
+
+    def removed_after(place: Path) -> list[Path]:
+        folders = found(place)
+        shutil.rmtree(gone, ignore_errors=True)
+        return folders
+
+    monkeypatch.setattr(listing, "find", removed_after)
+    told = optimize("runs", tmp_path, "--clean", "--yes", "--json")
+    assert told.code == 0, told.err
+    assert json.loads(told.out)["removed"] == [str(stays)]
+    assert not listing.remove(gone), "another command has removed it"
+
+
+def test_runs_are_listed_while_others_begin_end_and_go(tmp_path: Path) -> None:
+    """Folders come and go at any moment; what is there all the time is always listed, and whole."""
+    stays = ended(tmp_path / "m" / "stays")
+    size = listing.size(stays)
+    over = threading.Event()
+
+    def coming_and_going(name: str) -> None:
+        while not over.is_set():
+            one = ended(tmp_path / name / "run")
+            (one / "0-trained").mkdir()
+            bundle = (one / "0-trained").rename(one / ".0-trained.saving-00000000").rename(one / "0-trained")
+            (bundle / "weights").write_bytes(b"0" * 999)
+            assert listing.remove(one)
+
+    with ThreadPoolExecutor(3) as pool:
+        tasks = [pool.submit(coming_and_going, name) for name in ("a", "b", "m")]
+        try:
+            for _ in range(300):
+                told = {entry["folder"]: entry for entry in map(listing.describe, listing.find(tmp_path)) if entry}
+                assert told[str(stays)]["bytes"] == size
+                assert all(not Path(folder).name.startswith(".") for folder in told)
+        finally:
+            over.set()
+        for task in tasks:
+            task.result()
+
+
+def test_a_look_at_a_run_does_not_keep_it_from_beginning(tmp_path: Path) -> None:
+    folder = ended(tmp_path / "run")
+    with ExitStack() as looking:
+        looking.enter_context(files_of_ours.locked(folder))
+        threading.Timer(0.2, looking.close).start()
+        with scratch.locked(folder):
+            assert (folder / resume.STATE).is_file()
 
 
 def test_nobody_is_asked_where_nobody_sits_and_what_runs_stays(tmp_path: Path, optimize: Optimize) -> None:

@@ -33,7 +33,7 @@ def serve(*arguments: object) -> Result:
 
 
 def test_the_running_server_says_which_repository(here: Path) -> None:
-    assert "does not exist" in serve("list").stderr
+    assert "there is no model_repository here" in serve("list").stderr
     with state.claimed(here / "build" / "models") as ready:
         ready(NOBODY)
         found = serve("list")
@@ -41,6 +41,25 @@ def test_the_running_server_says_which_repository(here: Path) -> None:
         assert f"{TINY} 1  live" in found.stdout
         assert found.stderr == "repository: build/models, served at http://127.0.0.1:9\n"
         assert json.loads(serve("list", "--json").stdout)["models"][0]["name"] == TINY
+
+
+NOWHERE = {
+    **{"list": (), "promote": ("m",), "rollback": ("m",), "remove": ("m", "--all"), "show": ("m",), "why": ("m",)},
+    **{"clients": ("m",), "check": (), "canary": ("m", "1", "2"), "monitoring": ("folder",), "pipeline image": ("m",)},
+}
+
+
+@pytest.mark.parametrize("verb", NOWHERE)
+def test_where_nothing_was_published_no_repository_is_blamed(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.chdir(tmp_path)
+    found = serve(*verb.split(), *NOWHERE[verb])
+    assert found.exit_code == 4
+    assert "error: no repository is named, no `serve up` of yours runs" in " ".join(found.stderr.split())
+    assert "optimize run WORKLOAD --repository model_repository" in found.stderr
+    assert not [path for path in tmp_path.iterdir() if path.name != "runtime"]
 
 
 def test_of_several_one_must_be_named(here: Path) -> None:
