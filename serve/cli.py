@@ -12,6 +12,7 @@ from serve.commands.install import install
 from serve.commands.monitoring import monitoring
 from serve.commands.pipeline import pipeline
 from serve.commands.proxy import proxy
+from serve.commands.sizing.plan import plan
 from serve.commands.stub import stub
 from serve.commands.up import down, status, up
 from serve.commands.versions import list_, promote, remove, rollback, show
@@ -39,6 +40,7 @@ for command in (
     add,
     pipeline,
     check,
+    plan,
     list_,
     show,
     why,

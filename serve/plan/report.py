@@ -1,0 +1,61 @@
+"""Report: a plan for the terminal."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from loadtest.record.statistics import number
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def text(values: dict[str, Any]) -> "RenderableType":
+    """Return the plan as it is printed, at 80 columns and more."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from loadtest.record.table import table
+
+    shown = table("", "replicas", "rate/s", "p50 ms", "p99 ms", "busy", "holds", "needs", figures=slice(1, 6))
+    smallest, planned = values["smallest"], values["planned"]
+    shown.add_row("smallest", *_cells(smallest), "")
+    if planned["replicas"] != smallest["replicas"]:
+        shown.add_row("planned", *_cells(planned), "")
+    for case in values["cases"]:
+        shown.add_row(case["text"], *_cells(case), "-" if case["needed"] is None else f"{case['needed']:,}")
+    lines = [Text(line) for line in _lines(values)]
+    notes = [Text(f"note: {note}", "yellow") for note in values["notes"]]
+    return Group(Text(headline(values), "bold"), *lines, Text(), shown, *([Text(), *notes] if notes else []))
+
+
+def headline(values: dict[str, Any]) -> str:
+    """Return the plan in a line."""
+    smallest, replicas = values["smallest"]["replicas"], values["replicas"]
+    spare = f", {smallest:,} and {replicas - smallest:,} to spare" if replicas > smallest else ""
+    return f"{values['model']}: {replicas:,} replicas for {values['rate']:,.10g}/s{spare}"
+
+
+def _lines(values: dict[str, Any]) -> Iterator[str]:
+    planned, scaling = values["planned"], values["autoscaling"]
+    head = planned["headroom"]
+    yield f"holds: {values['objective']}, with {values['arrival']} arrivals behind a balancer: {values['balance']}"
+    yield f"headroom: {head['ratio']:.2f} times the rate, up to {number(head['rate'])}/s; {values['binding']} breaks first"
+    if (held := scaling["per_replica"]) is not None:
+        yield (
+            f"autoscaling: {number(held)}/s per replica; the knee is {number(scaling['knee'])}/s,"
+            f" a new replica helps after {scaling['reacts_seconds']:.0f} s"
+        )
+    for case in values["cases"]:
+        if case["case"] == "update" and case["seconds"]:
+            yield f"{case['text']}: {case['seconds']:,.0f} s"
+    if cost := values["cost"]:
+        yield (
+            f"cost: {number(cost['per_million'])} for a million requests, {number(cost['per_hour'])} an hour:"
+            f" {cost['machines']:,} × {cost['machine']} at {cost['price']:g}"
+        )
+
+
+def _cells(outcome: dict[str, Any]) -> tuple[str, ...]:
+    times = outcome["latency_ms"]
+    figures = (number(times["p50"]), number(times["p99"]), f"{outcome['utilization']:.0%}")
+    return (f"{outcome['replicas']:,}", f"{outcome['rate']:,.0f}", *figures, "yes" if outcome["holds"] else "NO")
