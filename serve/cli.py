@@ -8,11 +8,11 @@ from serve.commands.canary import canary
 from serve.commands.check import check
 from serve.commands.clients import clients
 from serve.commands.doctor import doctor
+from serve.commands.fleet.plan import plan
 from serve.commands.install import install
 from serve.commands.monitoring import monitoring
 from serve.commands.pipeline import pipeline
 from serve.commands.proxy import proxy
-from serve.commands.sizing.plan import plan
 from serve.commands.stub import stub
 from serve.commands.up import down, status, up
 from serve.commands.versions import list_, promote, remove, rollback, show

@@ -32,7 +32,7 @@ class Arrivals:
     rate: float | None = None
 
     def gaps(self, count: int, done: int, generator: np.random.Generator) -> Seconds:
-        """Return the next `count` gaps, one per unit of time on average, after `done` requests; a trace begins again."""
+        """Return the next `count` gaps, one per unit of time on average, after `done` of them. A trace begins anew."""
         if self.recorded is not None:
             return self.recorded[np.arange(done, done + count) % len(self.recorded)]
         if self.variation == 0:

@@ -38,7 +38,8 @@ class Calls:
         share = self._share[batch]
         if len(mixed := np.flatnonzero(share)):
             found[mixed] += share[mixed] * (self._draw(self._high, batch[mixed]) - found[mixed])
-        return found * self._scale[batch]
+        found *= self._scale[batch]
+        return found
 
     def draw(self, batch: Whole, running: Whole) -> Seconds:
         """Return the seconds that an instance is taken for each batch, float64 [n].
@@ -47,7 +48,10 @@ class Calls:
             batch: sizes, int64 [n].
             running: instances that run, each one's own included, int64 [n].
         """
-        return self.alone(batch) * self.together[np.minimum(running, len(self.together)) - 1] + self.inside
+        found = self.alone(batch)
+        found *= self.together[np.minimum(running, len(self.together)) - 1]
+        found += self.inside
+        return found
 
     def _draw(self, where: tuple[Whole, Whole], batch: Whole) -> Seconds:
         begin, count = where[0][batch], where[1][batch]

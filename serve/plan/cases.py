@@ -7,7 +7,7 @@ from typing import Any
 
 from modelathe.errors import Refused
 from serve.plan.arrivals import BURST, Arrivals
-from serve.plan.fleet import Fleet, Outcome
+from serve.plan.fleet import Outcome
 from serve.plan.search import Search
 
 SCALER = 75.0
@@ -29,6 +29,11 @@ class Asked:
     zones: int = 0
     unavailable: int = 0
     start: float | None = None
+
+    @property
+    def reacts(self) -> float | None:
+        """Return the seconds from more traffic to a new replica that helps, behind an autoscaler."""
+        return None if self.start is None else SCALER + self.start
 
 
 @dataclass(frozen=True)
@@ -107,20 +112,18 @@ def _or_none(find: Callable[[], int]) -> int | None:
         return None
 
 
-def target(fleet: Fleet, knee: float, replicas: int, asked: Asked, growth: float) -> dict[str, Any]:
+def target(knee: float, replicas: int, asked: Asked, growth: float) -> float | None:
     """Return what an autoscaler should hold each replica at, in requests per second.
 
-    From the knee, the highest rate of a replica that holds the objective: less what the others take over when as many as
-    asked are lost, and less what traffic grows by until a new replica helps.
+    That is the knee, the highest rate of a replica that holds the objective, less what the others take over when as
+    many as asked are lost, and less what traffic grows by until a new replica helps. None where it is not known when
+    one does.
 
     Args:
-        fleet: what is planned for.
         knee: requests per second of a replica.
         replicas: of the plan.
         asked: what may happen.
         growth: of the traffic, as a share in a minute.
     """
-    reacts = None if asked.start is None else SCALER + asked.start
     kept = (replicas - asked.fail) / replicas if replicas > asked.fail else 0.0
-    held = None if reacts is None else knee * kept / (1 + growth * reacts / 60)
-    return {"per_replica": held, "knee": knee, "reacts_seconds": reacts, "start_seconds": asked.start, "growth": growth}
+    return None if asked.reacts is None else knee * kept / (1 + growth * asked.reacts / 60)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from loadtest.record import statistics
 from serve.plan.arrivals import Arrivals
@@ -33,8 +32,6 @@ WARM = 0.1
 """Share of the requests that come first and do not count: a simulation begins with empty queues."""
 BLOCK = 2_000_000
 """Requests that are held at a time."""
-
-Latencies = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,7 @@ class Outcome:
         rate: requests per second, of all.
         requests: how many were simulated and count.
         latency_ms: as `loadtest.record.statistics.milliseconds`; infinite where the queues only grow.
+        load: the rate over what so many replicas answer at the most, in full batches.
         utilization: share of the time in which an instance is taken; 1 where the queues only grow.
         batch: mean size of a batch; NaN where the queues only grow.
         judged: what each condition says.
@@ -85,6 +83,7 @@ class Outcome:
     rate: float
     requests: int
     latency_ms: dict[str, float]
+    load: float
     utilization: float
     batch: float
     judged: tuple[Judged, ...]
@@ -105,7 +104,7 @@ class Outcome:
             {"text": one.text, "measured": one.measured, "limit": one.limit, "unit": one.unit, "passed": one.passed}
             for one in self.judged
         ]
-        values = {key: getattr(self, key) for key in ("replicas", "rate", "requests", "utilization", "batch")}
+        values = {key: getattr(self, key) for key in ("replicas", "rate", "requests", "load", "utilization", "batch")}
         each = self.rate / self.replicas if self.replicas else float("inf")
         return {
             **values,
@@ -138,14 +137,16 @@ class _Run:
 
 def simulate(fleet: Fleet, replicas: int, rate: float) -> Outcome:
     """Return what `replicas` do at a rate of all requests per second; none of them hold nothing."""
+    load = rate / (replicas * fleet.capacity) if replicas > 0 else float("inf")
     run = _prepared(fleet, replicas, rate) if replicas > 0 else None
     if run is None or max(share for _, share in run.picks) * run.rate >= fleet.capacity:
         latency_ms = dict.fromkeys(("mean", *statistics.PERCENTILES), float("inf"))
-        return Outcome(replicas, rate, 0, latency_ms, 1.0, float("nan"), tuple(fleet.objective.judge(latency_ms, 0)))
+        judged = fleet.objective.judge(latency_ms, 0)
+        return Outcome(replicas, rate, 0, latency_ms, load, 1.0, float("nan"), tuple(judged))
     latencies, busy, batch = _in_loop(run) if fleet.balancer.name == "least-loaded" else _in_lanes(run)
     latency_ms = statistics.milliseconds(latencies)
     judged = fleet.objective.judge(latency_ms, len(latencies))
-    return Outcome(replicas, rate, len(latencies), latency_ms, busy, batch, tuple(judged))
+    return Outcome(replicas, rate, len(latencies), latency_ms, load, busy, batch, tuple(judged))
 
 
 def _prepared(fleet: Fleet, replicas: int, rate: float) -> _Run:
@@ -160,7 +161,7 @@ def _prepared(fleet: Fleet, replicas: int, rate: float) -> _Run:
     return _Run(fleet, cell, rate * share, clusters, generator, picks)
 
 
-def _in_lanes(run: _Run) -> tuple[Latencies, float, float]:
+def _in_lanes(run: _Run) -> tuple[Seconds, float, float]:
     """Return the latencies in seconds, the share of time that instances were taken, and the mean batch."""
     fleet, largest, instances = run.fleet, largest_batch(run.fleet.configuration), run.fleet.configuration.instances
     lanes = Lanes(Calls(fleet.curve, largest, run.generator), run.clusters * run.replicas, largest, instances)
@@ -169,7 +170,7 @@ def _in_lanes(run: _Run) -> tuple[Latencies, float, float]:
 
     def keep(answered: tuple[Seconds, Seconds]) -> None:
         at, latency = answered
-        kept.append((latency[at >= warm] + fleet.curve.outside).astype(np.float32))
+        kept.append(latency[at >= warm] + fleet.curve.outside)
 
     for size in blocks(run.count, max(1, BLOCK // run.clusters)):
         at = [first + np.cumsum(fleet.arrivals.gaps(size, done, run.generator)) / run.rate for first in last]
@@ -181,11 +182,11 @@ def _in_lanes(run: _Run) -> tuple[Latencies, float, float]:
     return np.concatenate(kept), min(lanes.busy / room, 1.0), lanes.requests / lanes.batches
 
 
-def _in_loop(run: _Run) -> tuple[Latencies, float, float]:
+def _in_loop(run: _Run) -> tuple[Seconds, float, float]:
     fleet, largest = run.fleet, largest_batch(run.fleet.configuration)
     calls = Calls(fleet.curve, largest, run.generator)
     loop = Loop(calls, run.replicas, largest, fleet.configuration, run.generator)
     at = np.cumsum(fleet.arrivals.gaps(run.count, 0, run.generator)) / run.rate
     latency = loop.run(at)[int(WARM * len(at)) :] + fleet.curve.outside
     room = run.replicas * fleet.configuration.instances * float(at[-1])
-    return latency.astype(np.float32), min(loop.busy / room, 1.0), len(at) / loop.batches
+    return latency, min(loop.busy / room, 1.0), len(at) / loop.batches

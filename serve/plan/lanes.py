@@ -1,19 +1,35 @@
 """Lanes: many replicas at once, one batch of each in a step of numpy.
 
-A replica without a delay does what this says exactly: an instance that is free takes what waits, the oldest first, up to
-the largest batch. Requests that arrive at the same moment share a batch.
+A replica without a delay does exactly this: an instance that is free takes what waits, the oldest first, up to the
+largest batch. Requests that arrive at the same moment share a batch.
 
 Time goes on in blocks, so that memory does not grow with the number of requests: a batch is formed once every arrival
 before its start is known, and what cannot be formed yet waits for the next block.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from serve.plan.calls import Calls, Whole
 from serve.simulate.service import Seconds
+
+
+@dataclass
+class _Active:
+    """Lanes that form batches: which they are, the next request and the end of each, and when its instances are free."""
+
+    lane: Whole
+    now: Whole
+    end: Whole
+    free: Seconds
+    until: Seconds
+
+    def only(self, which: npt.NDArray[np.bool_]) -> "_Active":
+        """Return some of them."""
+        return _Active(self.lane[which], self.now[which], self.end[which], self.free[which], self.until[which])
 
 
 class Lanes:
@@ -59,34 +75,36 @@ class Lanes:
         return self.feed(np.empty(0), np.empty(0, np.int64), np.inf)
 
     def _run(self, at: Seconds, places: tuple[Whole, Whole], done: Seconds, until: Seconds) -> Whole:
-        """Form batches; each one's end is written to `done` where its first request stands. Return where each lane ended."""
+        """Form batches, and return where each lane stopped.
+
+        Args:
+            at: times of arrival, lane by lane.
+            places: where those of each lane begin and end.
+            done: gets the end of each batch where its first request stands.
+            until: as for `feed`.
+        """
         last = places[0].copy()
         lane = np.flatnonzero(places[0] < places[1])
-        now, end, free, until = last[lane], places[1][lane], self._free[lane], until[lane]
-        while len(lane):
-            chosen = free.argmin(1)
-            each = np.arange(len(lane))
-            start = np.maximum(free[each, chosen], at[now])
-            if not (goes := start < until).all():
-                self._leave((lane, now, free), ~goes, last)
-                lane, now, end, free, until = (values[goes] for values in (lane, now, end, free, until))
-                chosen, each, start = chosen[goes], each[: len(lane)], start[goes]
-            behind = self._behind(at, now, end, start)
-            running = (free > start[:, None]).sum(1) + 1
-            took = self._calls.draw(behind - now, running)
+        active = _Active(lane, last[lane], places[1][lane], self._free[lane], until[lane])
+        while len(active.lane):
+            start = np.maximum(active.free.min(1), at[active.now])
+            active, start = self._stopped(active, start < active.until, last), start[start < active.until]
+            behind = self._behind(at, active.now, active.end, start)
+            running = (active.free > start[:, None]).sum(1) + 1
+            took = self._calls.draw(behind - active.now, running)
             self.busy += float(took.sum())
-            done[now] = free[each, chosen] = start + took
-            now = behind
-            if not (goes := now < end).all():
-                self._leave((lane, now, free), ~goes, last)
-                lane, now, end, free, until = (values[goes] for values in (lane, now, end, free, until))
+            done[active.now] = active.free[np.arange(len(start)), active.free.argmin(1)] = start + took
+            active.now = behind
+            active = self._stopped(active, behind < active.end, last)
         return last
 
-    def _leave(self, state: tuple[Whole, Whole, Seconds], which: npt.NDArray[np.bool_], last: Whole) -> None:
-        """Keep what is known of lanes that form no more batches in this block."""
-        lane, now, free = state
-        self._free[lane[which]] = free[which]
-        last[lane[which]] = now[which]
+    def _stopped(self, active: "_Active", goes: npt.NDArray[np.bool_], last: Whole) -> "_Active":
+        """Return the lanes that go on; of the others, keep what is known."""
+        if goes.all():
+            return active
+        gone = active.only(~goes)
+        self._free[gone.lane], last[gone.lane] = gone.free, gone.now
+        return active.only(goes)
 
     def _behind(self, at: Seconds, now: Whole, end: Whole, start: Seconds) -> Whole:
         """Return for each lane where the batch that begins with the request `now` ends; bisected."""

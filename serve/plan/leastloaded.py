@@ -20,7 +20,7 @@ class _Drawn:
 
     def __init__(self, calls: Calls) -> None:
         self._calls, self._ahead = calls, dict[int, list[float]]()
-        self._together = calls.together.tolist()
+        self._together: list[float] = calls.together.tolist()
 
     def seconds(self, batch: int, running: int) -> float:
         ahead = self._ahead.setdefault(batch, [])

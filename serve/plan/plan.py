@@ -54,7 +54,7 @@ def make(fleet: Fleet, wanted: Wanted, report: Report) -> dict[str, Any]:
     stage = "looking for the highest rate"
     headroom = _headroom(search, smallest, tell)
     most = headroom if replicas == smallest else _headroom(search, replicas, tell)
-    scaling = target(fleet, most["rate"] / replicas, replicas, wanted.asked, wanted.growth)
+    knee = most["rate"] / replicas
     return {
         "objective": fleet.objective.text,
         "rate": wanted.rate,
@@ -66,7 +66,11 @@ def make(fleet: Fleet, wanted: Wanted, report: Report) -> dict[str, Any]:
         "planned": {**search.at(replicas).document(), "headroom": most},
         "binding": search.at(smallest).binding.text,
         "cases": [case.document() for case in found],
-        "autoscaling": scaling,
+        "knee": knee,
+        "per_pod_rate": target(knee, replicas, wanted.asked, wanted.growth),
+        "start_seconds": wanted.asked.start,
+        "reacts_seconds": wanted.asked.reacts,
+        "growth": wanted.growth,
         "tried": [search.tried[number].document() for number in sorted(search.tried)],
         "notes": [*left_out(fleet.configuration), *_notes(fleet, search, wanted)],
     }

@@ -16,7 +16,7 @@ def text(values: dict[str, Any]) -> "RenderableType":
 
     from loadtest.record.table import table
 
-    shown = table("", "replicas", "rate/s", "p50 ms", "p99 ms", "busy", "holds", "needs", figures=slice(1, 6))
+    shown = table("", "replicas", "rate/s", "p50 ms", "p99 ms", "load", "holds", "needs", figures=slice(1, 6))
     smallest, planned = values["smallest"], values["planned"]
     shown.add_row("smallest", *_cells(smallest), "")
     if planned["replicas"] != smallest["replicas"]:
@@ -36,15 +36,13 @@ def headline(values: dict[str, Any]) -> str:
 
 
 def _lines(values: dict[str, Any]) -> Iterator[str]:
-    planned, scaling = values["planned"], values["autoscaling"]
-    head = planned["headroom"]
-    yield f"holds: {values['objective']}, with {values['arrival']} arrivals behind a balancer: {values['balance']}"
-    yield f"headroom: {head['ratio']:.2f} times the rate, up to {number(head['rate'])}/s; {values['binding']} breaks first"
-    if (held := scaling["per_replica"]) is not None:
-        yield (
-            f"autoscaling: {number(held)}/s per replica; the knee is {number(scaling['knee'])}/s,"
-            f" a new replica helps after {scaling['reacts_seconds']:.0f} s"
-        )
+    head = values["planned"]["headroom"]
+    yield f"holds: {values['objective']}; {values['arrival']} arrivals, {values['balance']} balancing"
+    yield f"headroom: {head['ratio']:.2f} times the rate, up to {number(head['rate'])}/s"
+    yield f"breaks first: {values['binding']}"
+    if (held := values["per_pod_rate"]) is not None:
+        yield f"autoscaling: {number(held)}/s per replica; the knee is {number(values['knee'])}/s"
+        yield f"a new replica helps after {values['reacts_seconds']:.0f} s"
     for case in values["cases"]:
         if case["case"] == "update" and case["seconds"]:
             yield f"{case['text']}: {case['seconds']:,.0f} s"
@@ -57,5 +55,5 @@ def _lines(values: dict[str, Any]) -> Iterator[str]:
 
 def _cells(outcome: dict[str, Any]) -> tuple[str, ...]:
     times = outcome["latency_ms"]
-    figures = (number(times["p50"]), number(times["p99"]), f"{outcome['utilization']:.0%}")
+    figures = (number(times["p50"]), number(times["p99"]), f"{outcome['load']:.0%}")
     return (f"{outcome['replicas']:,}", f"{outcome['rate']:,.0f}", *figures, "yes" if outcome["holds"] else "NO")

@@ -98,7 +98,8 @@ class Search:
         told = "; ".join(f"{one.replicas:,} replicas: {_broken(one)}" for one in misses) or "none can answer so many"
         pinned = self.fleet.balancer.name == "pinned"
         failure = Refused(
-            f"no number of replicas up to {self.most:,} holds {self.fleet.objective.text} at {self.rate:,.10g}/s; {told}",
+            f"no number of replicas up to {self.most:,} holds {self.fleet.objective.text} at {self.rate:,.10g}/s:"
+            f" {told}",
             fix="a client's connection is never split: let clients open more, or balance by request"
             if pinned
             else "allow more time, or make a call faster; --most raises the number that is tried",

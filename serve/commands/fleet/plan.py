@@ -1,7 +1,7 @@
 """`serve plan`: how many machines hold an objective at a rate."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -36,7 +36,9 @@ def _where(context: click.Context, option: click.Parameter, named: Path | None) 
 @click.option("--fail", type=click.IntRange(0, 1000), default=1, show_default=True, help="Replicas that may be lost.")
 @click.option("--zones", type=click.IntRange(2, 100), help="Zones, one of which may be lost.")
 @click.option("--unavailable", type=click.IntRange(0, 1000), default=0, help="Replicas that an update takes away.")
-@click.option("--start-seconds", type=Number(0), help="Until a new replica answers.  [default: as measured]")
+@click.option(
+    "--start-seconds", type=Number(0, min_open=True), help="Until a new replica answers.  [default: measured]"
+)
 @click.option("--growth", type=Share(), default="10%", show_default=True, help="Of the traffic in a minute.")
 @click.option("--machines", type=PATH, help="A list of prices: [[machine]] with name, cores and price (for an hour).")
 @click.option("--machine", default="", help="Which of them was measured.  [default: as the measured file says]")
@@ -97,6 +99,7 @@ def plan(
     fleet = Fleet(times.curve(), configuration, wanted_slo, arrivals, Balancer(balance, clients), requests, seed)
     with reporting(as_json) as tell:
         found = make(fleet, Wanted(asked_rate, asked, growth, most), tell)
+    found["machine"] = priced.name if priced else machine or times.machine or None
     found["cost"] = prices.cost(priced, times, found["replicas"], asked_rate) if priced else None
     found["notes"] = [*notes, *found["notes"]]
     values = document(model=name, **found)
@@ -134,10 +137,10 @@ def _configuration(
     if times.model != model:
         raise BadInput(f"holds the times of {times.model!r}, not of {model!r}", where=str(where), fix="measure it")
     found = served.configuration(tree.config(repository, model))
-    notes: list[Any] = []
+    notes = []
     if times.configuration and times.configuration.threads != found.threads:
         notes.append(
-            f"measured with {times.configuration.threads} threads of an instance, served with {found.threads}: the times are"
-            " not those of this configuration"
+            f"measured with {times.configuration.threads} threads of an instance, served with {found.threads}:"
+            " the times are not those of this configuration"
         )
     return found, model, notes
