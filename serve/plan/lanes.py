@@ -19,7 +19,7 @@ from serve.simulate.service import Seconds
 
 @dataclass
 class _Active:
-    """Lanes that form batches: which they are, the next request and the end of each, and when its instances are free."""
+    """Lanes that form batches: which, the next request and the end of each, and when its instances are free."""
 
     lane: Whole
     now: Whole
