@@ -21,7 +21,7 @@ from serve.simulate.configuration import Configuration
 from serve.simulate.service import Curve, Seconds
 
 LANES = 256
-"""Replicas, copies of small fleets counted, that are simulated at the least."""
+"""Replicas, copies of small fleets counted, that are simulated at the least if the requests are enough."""
 CELL, LOADED_CELL = 1000, 200
 """Replicas that are simulated at the most, and behind a balancer that looks at the load."""
 EACH = 400
@@ -154,7 +154,7 @@ def _prepared(fleet: Fleet, replicas: int, rate: float) -> _Run:
     loaded = fleet.balancer.name == "least-loaded"
     most = LOADED_CELL if loaded else fleet.cell or replicas
     cell = min(replicas, most)
-    clusters = 1 if loaded else -(-LANES // cell)
+    clusters = 1 if loaded else max(1, min(-(-LANES // cell), fleet.requests // (EACH * cell)))
     generator = np.random.default_rng(fleet.seed)
     share = cell / replicas
     picks = [fleet.balancer.pick(cell, fleet.balancer.clients * share, generator) for _ in range(clusters)]

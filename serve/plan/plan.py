@@ -5,11 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from serve.plan.cases import Asked, cases, needed, target
-from serve.plan.fleet import CELL, LOADED, LOADED_CELL, Fleet, Outcome
-from serve.plan.search import MOST, Search, highest
+from serve.plan.fleet import CELL, LOADED, LOADED_CELL, Fleet, Outcome, simulate
+from serve.plan.search import MOST, Search, Tell, highest
 from serve.plan.served import left_out
 
 Report = Callable[[str, float], None]
+BELOW = (0.25, 0.5, 0.75)
+"""Shares of the rate at which the planned fleet is looked at too, for the curve of latency over rate."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ def make(fleet: Fleet, wanted: Wanted, report: Report) -> dict[str, Any]:
     stage = "what may happen"
     found = list(cases(search, smallest, replicas, wanted.asked))
     stage = "looking for the highest rate"
-    headroom = _headroom(search, smallest, tell)
-    most = headroom if replicas == smallest else _headroom(search, replicas, tell)
+    headroom, curve = _headroom(search, smallest, tell)
+    most, curve = (headroom, curve) if replicas == smallest else _headroom(search, replicas, tell)
     knee = most["rate"] / replicas
     return {
         "objective": fleet.objective.text,
@@ -71,15 +73,23 @@ def make(fleet: Fleet, wanted: Wanted, report: Report) -> dict[str, Any]:
         "start_seconds": wanted.asked.start,
         "reacts_seconds": wanted.asked.reacts,
         "growth": wanted.growth,
+        "curve": [outcome.document() for outcome in sorted(curve, key=lambda outcome: outcome.rate)],
         "tried": [search.tried[number].document() for number in sorted(search.tried)],
         "notes": [*left_out(fleet.configuration), *_notes(fleet, search, wanted)],
     }
 
 
-def _headroom(search: Search, replicas: int, tell: Callable[[Outcome], None]) -> dict[str, Any]:
-    """Return the rate up to which so many replicas hold, and how many times the asked one that is."""
-    rate = highest(search.fleet, replicas, search.rate, tell)
-    return {"rate": rate, "ratio": rate / search.rate}
+def _headroom(search: Search, replicas: int, tell: Tell) -> tuple[dict[str, float], list[Outcome]]:
+    """Return the rate up to which so many replicas hold, as a share of the asked one too, and what was simulated."""
+    looked = [simulate(search.fleet, replicas, share * search.rate) for share in BELOW]
+    looked.append(search.at(replicas))
+
+    def keep(outcome: Outcome) -> None:
+        looked.append(outcome)
+        tell(outcome)
+
+    rate = highest(search.fleet, replicas, search.rate, keep)
+    return {"rate": rate, "ratio": rate / search.rate}, looked
 
 
 def _notes(fleet: Fleet, search: Search, wanted: Wanted) -> list[str]:

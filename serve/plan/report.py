@@ -8,6 +8,9 @@ from loadtest.record.statistics import number
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+COLUMNS = ("", "replicas", "rate/s", "p50 ms", "p99 ms", "load", "holds", "needs")
+"""`load` is the rate over what the replicas answer at the most, `needs` the number that holds all the same."""
+
 
 def text(values: dict[str, Any]) -> "RenderableType":
     """Return the plan as it is printed, at 80 columns and more."""
@@ -16,16 +19,12 @@ def text(values: dict[str, Any]) -> "RenderableType":
 
     from loadtest.record.table import table
 
-    shown = table("", "replicas", "rate/s", "p50 ms", "p99 ms", "load", "holds", "needs", figures=slice(1, 6))
-    smallest, planned = values["smallest"], values["planned"]
-    shown.add_row("smallest", *_cells(smallest), "")
-    if planned["replicas"] != smallest["replicas"]:
-        shown.add_row("planned", *_cells(planned), "")
-    for case in values["cases"]:
-        shown.add_row(case["text"], *_cells(case), "-" if case["needed"] is None else f"{case['needed']:,}")
-    lines = [Text(line) for line in _lines(values)]
+    shown = table(*COLUMNS, figures=slice(1, 6))
+    for row in rows(values):
+        shown.add_row(*row)
+    told = [Text(line) for line in lines(values)]
     notes = [Text(f"note: {note}", "yellow") for note in values["notes"]]
-    return Group(Text(headline(values), "bold"), *lines, Text(), shown, *([Text(), *notes] if notes else []))
+    return Group(Text(headline(values), "bold"), *told, Text(), shown, *([Text(), *notes] if notes else []))
 
 
 def headline(values: dict[str, Any]) -> str:
@@ -35,7 +34,18 @@ def headline(values: dict[str, Any]) -> str:
     return f"{values['model']}: {replicas:,} replicas for {values['rate']:,.10g}/s{spare}"
 
 
-def _lines(values: dict[str, Any]) -> Iterator[str]:
+def rows(values: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield what the plan and each case do, in `COLUMNS`."""
+    smallest, planned = values["smallest"], values["planned"]
+    yield "smallest", *_cells(smallest), ""
+    if planned["replicas"] != smallest["replicas"]:
+        yield "planned", *_cells(planned), ""
+    for case in values["cases"]:
+        yield case["text"], *_cells(case), "-" if case["needed"] is None else f"{case['needed']:,}"
+
+
+def lines(values: dict[str, Any]) -> Iterator[str]:
+    """Yield what follows from the plan, a line for each thing."""
     head = values["planned"]["headroom"]
     yield f"holds: {values['objective']}; {values['arrival']} arrivals, {values['balance']} balancing"
     yield f"headroom: {head['ratio']:.2f} times the rate, up to {number(head['rate'])}/s"

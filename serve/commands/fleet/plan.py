@@ -45,6 +45,7 @@ def _where(context: click.Context, option: click.Parameter, named: Path | None) 
 @click.option("--repository", type=PATH, callback=_where, help="Where MODEL's configuration is read.")
 @click.option("--requests", type=click.IntRange(10_000, 10**8), default=400_000, show_default=True, help="To simulate.")
 @click.option("--most", type=click.IntRange(1, 10**6), default=100_000, show_default=True, help="Replicas to try.")
+@click.option("--page", type=PATH, help="An HTML file that shows the plan.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is drawn.")
 @quiet_option
 @json_option
@@ -67,6 +68,7 @@ def plan(
     repository: Path | None,
     requests: int,
     most: int,
+    page: Path | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -83,6 +85,7 @@ def plan(
     from rich.console import Console
 
     from serve.plan import objective, prices, report
+    from serve.plan import page as pages
     from serve.plan.balancers import Balancer
     from serve.plan.cases import Asked
     from serve.plan.fleet import Fleet
@@ -103,6 +106,8 @@ def plan(
     found["cost"] = prices.cost(priced, times, found["replicas"], asked_rate) if priced else None
     found["notes"] = [*notes, *found["notes"]]
     values = document(model=name, **found)
+    if page:
+        pages.write(values, page)
     if as_json:
         emit(values)
     else:
