@@ -8,6 +8,7 @@ import numpy as np
 
 from loadtest.plan.data import trace
 from modelathe.errors import BadInput, UsageError
+from serve.plan.calls import Whole
 from serve.simulate.service import Seconds
 
 _FIX = "write poisson, uniform or gamma:CV, as in gamma:2"
@@ -31,16 +32,34 @@ class Arrivals:
     recorded: Seconds | None = None
     rate: float | None = None
 
-    def gaps(self, count: int, done: int, generator: np.random.Generator) -> Seconds:
-        """Return the next `count` gaps, one per unit of time on average, after `done` of them. A trace begins anew."""
-        if self.recorded is not None:
-            return self.recorded[np.arange(done, done + count) % len(self.recorded)]
-        if self.variation == 0:
-            return np.ones(count)
-        if self.variation == 1:
+    def gaps(self, count: int, done: int, generator: np.random.Generator, share: float = 1.0) -> Seconds:
+        """Return the next `count` gaps between the requests that a part of the fleet gets; their mean is 1.
+
+        Args:
+            count: how many.
+            done: requests so far; a trace goes on behind them, and begins anew at its end.
+            generator: of all that is drawn.
+            share: of all requests that this part gets, each by chance; 1 is the whole.
+        """
+        if self.variation == 1 and self.recorded is None:
             return generator.standard_exponential(count)
+        # Between two requests that this part gets lie those that others get.
+        steps = generator.geometric(share, count) if share < 1 else np.ones(count, np.int64)
+        if self.recorded is not None:
+            times = self._times(done + np.append(0, np.cumsum(steps)))
+            return (times[1:] - times[:-1]) * share
+        if self.variation == 0:
+            return steps * share
         shape = self.variation**-2
-        return generator.standard_gamma(shape, count) / shape
+        return generator.standard_gamma(shape * steps) / shape * share
+
+    def _times(self, request: Whole) -> Seconds:
+        """Return when requests of the trace come, by their number from 0."""
+        assert self.recorded is not None
+        times = np.append(0.0, np.cumsum(self.recorded))
+        rounds, place = np.divmod(request, len(self.recorded))
+        found: Seconds = times[place] + rounds * times[-1]
+        return found
 
 
 POISSON = Arrivals("poisson")

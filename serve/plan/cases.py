@@ -7,6 +7,7 @@ from typing import Any
 
 from modelathe.errors import Refused
 from serve.plan.arrivals import BURST, Arrivals
+from serve.plan.balancers import Balancer
 from serve.plan.fleet import Outcome
 from serve.plan.search import Search
 
@@ -96,13 +97,16 @@ def cases(search: Search, smallest: int, replicas: int, asked: Asked) -> Iterato
 
 
 def _burst(search: Search, smallest: int, replicas: int) -> Case:
-    """Return what twice as uneven arrivals do."""
+    """Return what bursts do that reach each replica whole: a balancer that spreads them makes less of them."""
     fleet = search.fleet
     variation = max(BURST, 2 * fleet.arrivals.variation)
-    bursty = Search(replace(fleet, arrivals=Arrivals(f"gamma:{variation:g}", variation)), search.rate, search.most)
+    arrivals = Arrivals(f"gamma:{variation:g}", variation)
+    # Cells of one replica have arrivals of their own.
+    each = replace(fleet, arrivals=arrivals, balancer=Balancer("round-robin"), cell=1)
+    bursty = Search(each, search.rate, search.most)
     outcome = bursty.at(replicas)
     enough = _or_none(lambda: bursty.smallest(smallest - 1))
-    return Case("burst", f"bursts, gamma:{variation:.3g}", outcome, enough, {"variation": variation})
+    return Case("burst", f"bursts at each, gamma:{variation:.3g}", outcome, enough, {"variation": variation})
 
 
 def _or_none(find: Callable[[], int]) -> int | None:

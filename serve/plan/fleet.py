@@ -1,8 +1,9 @@
 """Fleet: replicas behind a balancer at one rate, simulated and judged.
 
 A small fleet is simulated several times side by side, each time with arrivals of its own. Of a large one a cell is
-simulated, with its share of the rate and of the clients: behind a balancer that looks at the load, a cell is never
-better than the whole; behind the others its replicas are as those of the whole.
+simulated, with its share of the requests and of the clients: behind a balancer that looks at the load, a cell is never
+better than the whole; behind the others its replicas are as those of the whole. A trace is never cut into cells, but
+where the balancer looks at the load.
 """
 
 from dataclasses import dataclass, field
@@ -122,9 +123,14 @@ class _Run:
     fleet: Fleet
     replicas: int
     rate: float
+    thinned: float
     clusters: int
     generator: np.random.Generator
     picks: list[tuple[Pick, float]]
+
+    def gaps(self, count: int, done: int) -> Seconds:
+        """Return the seconds between the next requests of a cluster."""
+        return self.fleet.arrivals.gaps(count, done, self.generator, self.thinned) / self.rate
 
     @property
     def count(self) -> int:
@@ -152,13 +158,16 @@ def simulate(fleet: Fleet, replicas: int, rate: float) -> Outcome:
 def _prepared(fleet: Fleet, replicas: int, rate: float) -> _Run:
     """Return the simulation of a fleet: of a cell of it, or of several like it."""
     loaded = fleet.balancer.name == "least-loaded"
-    most = LOADED_CELL if loaded else fleet.cell or replicas
+    whole = replicas if fleet.arrivals.recorded is not None else fleet.cell or replicas
+    most = LOADED_CELL if loaded else whole
     cell = min(replicas, most)
     clusters = 1 if loaded else max(1, min(-(-LANES // cell), fleet.requests // (EACH * cell)))
     generator = np.random.default_rng(fleet.seed)
     share = cell / replicas
     picks = [fleet.balancer.pick(cell, fleet.balancer.clients * share, generator) for _ in range(clusters)]
-    return _Run(fleet, cell, rate * share, clusters, generator, picks)
+    # Round robin leaves each replica a regular part of the requests, not one by chance.
+    thinned = 1.0 if fleet.balancer.name == "round-robin" else share
+    return _Run(fleet, cell, rate * share, thinned, clusters, generator, picks)
 
 
 def _in_lanes(run: _Run) -> tuple[Seconds, float, float]:
@@ -173,7 +182,7 @@ def _in_lanes(run: _Run) -> tuple[Seconds, float, float]:
         kept.append(latency[at >= warm] + fleet.curve.outside)
 
     for size in blocks(run.count, max(1, BLOCK // run.clusters)):
-        at = [first + np.cumsum(fleet.arrivals.gaps(size, done, run.generator)) / run.rate for first in last]
+        at = [first + np.cumsum(run.gaps(size, done)) for first in last]
         replica = [pick(size, done) + number * run.replicas for number, (pick, _) in enumerate(run.picks)]
         last, done = np.array([times[-1] for times in at]), done + size
         keep(lanes.feed(np.concatenate(at), np.concatenate(replica), np.repeat(last, run.replicas)))
@@ -186,7 +195,7 @@ def _in_loop(run: _Run) -> tuple[Seconds, float, float]:
     fleet, largest = run.fleet, largest_batch(run.fleet.configuration)
     calls = Calls(fleet.curve, largest, run.generator)
     loop = Loop(calls, run.replicas, largest, fleet.configuration, run.generator)
-    at = np.cumsum(fleet.arrivals.gaps(run.count, 0, run.generator)) / run.rate
+    at = np.cumsum(run.gaps(run.count, 0))
     latency = loop.run(at)[int(WARM * len(at)) :] + fleet.curve.outside
     room = run.replicas * fleet.configuration.instances * float(at[-1])
     return latency, min(loop.busy / room, 1.0), len(at) / loop.batches

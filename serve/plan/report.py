@@ -30,7 +30,7 @@ def text(values: dict[str, Any]) -> "RenderableType":
 def headline(values: dict[str, Any]) -> str:
     """Return the plan in a line."""
     smallest, replicas = values["smallest"]["replicas"], values["replicas"]
-    spare = f", {smallest:,} and {replicas - smallest:,} to spare" if replicas > smallest else ""
+    spare = f": {smallest:,} hold it, {replicas - smallest:,} to spare" if replicas > smallest else ""
     return f"{values['model']}: {replicas:,} replicas for {values['rate']:,.10g}/s{spare}"
 
 

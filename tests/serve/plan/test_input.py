@@ -56,6 +56,14 @@ def test_gaps_vary_as_asked(text: str, variation: float) -> None:
     assert gaps.std() == pytest.approx(variation, rel=0.03)
 
 
+@pytest.mark.parametrize(("text", "variation"), [("poisson", 1.0), ("uniform", 0.5**0.5), ("gamma:2", 2.5**0.5)])
+def test_half_of_the_requests_by_chance(text: str, variation: float) -> None:
+    """A geometric number of gaps, half of them 1: the squared variation is half of what it was, and half of 1."""
+    gaps = arrivals.parse(text).gaps(200_000, 0, np.random.default_rng(0), share=0.5)
+    assert gaps.mean() == pytest.approx(1, rel=0.02)
+    assert gaps.std() == pytest.approx(variation, rel=0.03)
+
+
 @pytest.mark.parametrize("text", ["", "gamma", "gamma:0", "gamma:-1", "gamma:nan", "gamma:99", "constant", "poisson:2"])
 def test_arrivals_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="--arrival"):
@@ -69,6 +77,9 @@ def test_a_trace_is_replayed_from_its_beginning(tmp_path: Path) -> None:
     assert found.rate == pytest.approx(4 / (4 + 4 / 3))
     gaps = found.gaps(6, 3, np.random.default_rng(0)) / found.rate
     assert gaps == pytest.approx([4 / 3, 1, 2, 1, 4 / 3, 1])
+    thinned = found.gaps(40_000, 0, np.random.default_rng(0), share=0.1)
+    assert thinned.mean() == pytest.approx(1, rel=0.02)
+    assert thinned.std() == pytest.approx((0.1 * found.variation**2 + 0.9) ** 0.5, rel=0.02)
 
 
 @pytest.mark.parametrize(

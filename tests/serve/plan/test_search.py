@@ -103,7 +103,7 @@ def test_what_may_happen_to_a_fleet() -> None:
 
 
 def test_bursts_need_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    even = Search(replace(FLEET, arrivals=Arrivals("uniform", 0.0), balancer=Balancer("round-robin")), 3 * 1500.0)
+    even = Search(replace(FLEET, arrivals=Arrivals("uniform", 0.0), balancer=Balancer("round-robin")), 20_000.0)
     smallest = even.smallest()
     burst = next(case for case in cases(even, smallest, smallest, Asked(fail=0)) if case.name == "burst")
     assert burst.more["variation"] == 2
