@@ -9,8 +9,8 @@ import time
 import click
 import numpy as np
 
-from serve.plan import arrivals, objective
-from serve.plan.balancers import BALANCERS, Balancer
+from serve.plan import BALANCERS, arrivals, objective
+from serve.plan.balancers import Balancer
 from serve.plan.fleet import Fleet, simulate
 from serve.simulate.configuration import Configuration
 from serve.simulate.service import Curve

@@ -47,9 +47,10 @@ class Arrivals:
         steps = generator.geometric(share, count) if share < 1 else np.ones(count, np.int64)
         if self.recorded is not None:
             times = self._times(done + np.append(0, np.cumsum(steps)))
-            return (times[1:] - times[:-1]) * share
+            found: Seconds = (times[1:] - times[:-1]) * share
+            return found
         if self.variation == 0:
-            return steps * share
+            return np.multiply(steps, share, dtype=np.float64)
         shape = self.variation**-2
         return generator.standard_gamma(shape * steps) / shape * share
 

@@ -85,7 +85,8 @@ def cases(search: Search, smallest: int, replicas: int, asked: Asked) -> Iterato
     if asked.zones > 1:
         out = ceil(replicas / asked.zones)
         yield away("zone", f"1 of {asked.zones} zones lost", out, needed(smallest, Asked(0, asked.zones)))
-    yield _burst(search, smallest, replicas)
+    if search.fleet.balancer.name != "pinned":
+        yield _burst(search, smallest, replicas)
     each = asked.start
     lasts = {"seconds": None if each is None else replicas * each}
     yield Case("update", "rolling update, 1 more", whole, smallest, {"surge": 1, "unavailable": 0, **lasts})

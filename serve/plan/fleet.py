@@ -27,6 +27,10 @@ CELL, LOADED_CELL = 1000, 200
 """Replicas that are simulated at the most, and behind a balancer that looks at the load."""
 EACH = 400
 """Requests for each simulated replica, at the least."""
+SPAN, LONGER = 100, 4
+"""How many times the longest limit each simulation lasts, so that queues near it have time to grow; but no more than so
+many times the requests that were asked for.
+"""
 LOADED = 200_000
 """Requests that are simulated at the most where each is looked at by itself."""
 WARM = 0.1
@@ -55,7 +59,7 @@ class Fleet:
     objective: Objective
     arrivals: Arrivals
     balancer: Balancer = field(default_factory=Balancer)
-    requests: int = 400_000
+    requests: int = 1_000_000
     seed: int = 0
     cell: int = CELL
 
@@ -74,6 +78,7 @@ class Outcome:
         rate: requests per second, of all.
         requests: how many were simulated and count.
         latency_ms: as `loadtest.record.statistics.milliseconds`; infinite where the queues only grow.
+        busiest: requests per second of the busiest replica.
         load: the rate over what so many replicas answer at the most, in full batches.
         utilization: share of the time in which an instance is taken; 1 where the queues only grow.
         batch: mean size of a batch; NaN where the queues only grow.
@@ -84,6 +89,7 @@ class Outcome:
     rate: float
     requests: int
     latency_ms: dict[str, float]
+    busiest: float
     load: float
     utilization: float
     batch: float
@@ -105,7 +111,10 @@ class Outcome:
             {"text": one.text, "measured": one.measured, "limit": one.limit, "unit": one.unit, "passed": one.passed}
             for one in self.judged
         ]
-        values = {key: getattr(self, key) for key in ("replicas", "rate", "requests", "load", "utilization", "batch")}
+        values = {
+            key: getattr(self, key)
+            for key in ("replicas", "rate", "requests", "busiest", "load", "utilization", "batch")
+        }
         each = self.rate / self.replicas if self.replicas else float("inf")
         return {
             **values,
@@ -135,7 +144,8 @@ class _Run:
     @property
     def count(self) -> int:
         """Return the requests of each cluster."""
-        wanted = max(self.fleet.requests, EACH * self.clusters * self.replicas)
+        lasting = min(_span(self.fleet, self.rate), LONGER * self.fleet.requests) * self.clusters
+        wanted = max(self.fleet.requests, EACH * self.clusters * self.replicas, int(lasting))
         if self.fleet.balancer.name == "least-loaded":
             wanted = min(wanted, LOADED)
         return max(-(-wanted // self.clusters), self.fleet.objective.requests)
@@ -143,16 +153,25 @@ class _Run:
 
 def simulate(fleet: Fleet, replicas: int, rate: float) -> Outcome:
     """Return what `replicas` do at a rate of all requests per second; none of them hold nothing."""
-    load = rate / (replicas * fleet.capacity) if replicas > 0 else float("inf")
-    run = _prepared(fleet, replicas, rate) if replicas > 0 else None
-    if run is None or max(share for _, share in run.picks) * run.rate >= fleet.capacity:
-        latency_ms = dict.fromkeys(("mean", *statistics.PERCENTILES), float("inf"))
-        judged = fleet.objective.judge(latency_ms, 0)
-        return Outcome(replicas, rate, 0, latency_ms, load, 1.0, float("nan"), tuple(judged))
+    if replicas <= 0:
+        return _growing(fleet, replicas, rate, float("inf"))
+    run = _prepared(fleet, replicas, rate)
+    busiest = max(share for _, share in run.picks) * run.rate
+    if busiest >= fleet.capacity:
+        return _growing(fleet, replicas, rate, busiest)
     latencies, busy, batch = _in_loop(run) if fleet.balancer.name == "least-loaded" else _in_lanes(run)
     latency_ms = statistics.milliseconds(latencies)
     judged = fleet.objective.judge(latency_ms, len(latencies))
-    return Outcome(replicas, rate, len(latencies), latency_ms, load, busy, batch, tuple(judged))
+    load = rate / (replicas * fleet.capacity)
+    return Outcome(replicas, rate, len(latencies), latency_ms, busiest, load, busy, batch, tuple(judged))
+
+
+def _growing(fleet: Fleet, replicas: int, rate: float, busiest: float) -> Outcome:
+    """Return what a replica does that gets more than it can answer: its queue only grows, however long one waits."""
+    latency_ms = dict.fromkeys(("mean", *statistics.PERCENTILES), float("inf"))
+    load = rate / (replicas * fleet.capacity) if replicas > 0 else float("inf")
+    judged = fleet.objective.judge(latency_ms, 0)
+    return Outcome(replicas, rate, 0, latency_ms, busiest, load, 1.0, float("nan"), tuple(judged))
 
 
 def _prepared(fleet: Fleet, replicas: int, rate: float) -> _Run:
@@ -161,13 +180,19 @@ def _prepared(fleet: Fleet, replicas: int, rate: float) -> _Run:
     whole = replicas if fleet.arrivals.recorded is not None else fleet.cell or replicas
     most = LOADED_CELL if loaded else whole
     cell = min(replicas, most)
-    clusters = 1 if loaded else max(1, min(-(-LANES // cell), fleet.requests // (EACH * cell)))
-    generator = np.random.default_rng(fleet.seed)
     share = cell / replicas
-    picks = [fleet.balancer.pick(cell, fleet.balancer.clients * share, generator) for _ in range(clusters)]
+    least = max(EACH * cell, _span(fleet, rate * share))
+    clusters = 1 if loaded else max(1, min(-(-LANES // cell), int(fleet.requests / least)))
+    generator = np.random.default_rng(fleet.seed)
+    picks = [fleet.balancer.pick(cell, replicas, generator) for _ in range(clusters)]
     # Round robin leaves each replica a regular part of the requests, not one by chance.
     thinned = 1.0 if fleet.balancer.name == "round-robin" else share
     return _Run(fleet, cell, rate * share, thinned, clusters, generator, picks)
+
+
+def _span(fleet: Fleet, rate: float) -> float:
+    """Return how many requests come in the time that a simulation should last."""
+    return SPAN * fleet.objective.longest * rate
 
 
 def _in_lanes(run: _Run) -> tuple[Seconds, float, float]:

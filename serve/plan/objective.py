@@ -54,6 +54,11 @@ class Objective:
         """How many requests it takes to say that its percentiles hold."""
         return max((needed(one.percentile) for one in self.conditions if one.percentile is not None), default=1)
 
+    @property
+    def longest(self) -> float:
+        """How many seconds a request may take at the most; 0 where nothing is said of that."""
+        return max((one.seconds() for one in self.conditions if one.metric.kind == "time"), default=0.0)
+
     def judge(self, latency_ms: Mapping[str, float], requests: int, failed: float = 0.0) -> list[Judged]:
         """Return what each condition says.
 

@@ -66,7 +66,7 @@ def make(fleet: Fleet, wanted: Wanted, report: Report) -> dict[str, Any]:
         "smallest": {**search.at(smallest).document(), "headroom": headroom},
         "replicas": replicas,
         "planned": {**search.at(replicas).document(), "headroom": most},
-        "binding": search.at(smallest).binding.text,
+        "binding": _binding(curve, most["rate"]),
         "cases": [case.document() for case in found],
         "knee": knee,
         "per_pod_rate": target(knee, replicas, wanted.asked, wanted.growth),
@@ -92,12 +92,19 @@ def _headroom(search: Search, replicas: int, tell: Tell) -> tuple[dict[str, floa
     return {"rate": rate, "ratio": rate / search.rate}, looked
 
 
+def _binding(curve: list[Outcome], rate: float) -> str:
+    """Return what is broken first above a rate."""
+    broken = [outcome for outcome in curve if outcome.rate > rate and not outcome.holds]
+    first = min(broken, key=lambda outcome: outcome.rate, default=None)
+    return first.binding.text if first and first.requests else "queues only grow"
+
+
 def _notes(fleet: Fleet, search: Search, wanted: Wanted) -> list[str]:
     """Return what a reader of the plan must know of how it was made."""
     notes, largest = [], max(search.tried)
     loaded = fleet.balancer.name == "least-loaded"
     most = LOADED_CELL if loaded else CELL
-    if largest > most:
+    if largest > most and fleet.arrivals.recorded is None:
         notes.append(f"of more than {most:,} replicas, {most:,} are simulated with their share of the rate")
     if loaded and fleet.requests > LOADED:
         notes.append(f"a balancer that looks at the load is simulated request by request, {LOADED:,} of them")

@@ -9,13 +9,13 @@ from loadtest.plan.options import Number, Share
 from modelathe.commandline import PATH, document, emit, json_option, quiet_option, reporting
 from modelathe.errors import BadInput, UsageError
 from serve.commands.versions import meant
+from serve.plan import BALANCERS
 
 if TYPE_CHECKING:
     from serve.plan.arrivals import Arrivals
     from serve.simulate.configuration import Configuration
     from serve.simulate.curve_file import Measured
 
-BALANCERS = ("random", "round-robin", "least-loaded", "pinned")
 FASTEST = 1e9
 
 
@@ -43,7 +43,9 @@ def _where(context: click.Context, option: click.Parameter, named: Path | None) 
 @click.option("--machines", type=PATH, help="A list of prices: [[machine]] with name, cores and price (for an hour).")
 @click.option("--machine", default="", help="Which of them was measured.  [default: as the measured file says]")
 @click.option("--repository", type=PATH, callback=_where, help="Where MODEL's configuration is read.")
-@click.option("--requests", type=click.IntRange(10_000, 10**8), default=400_000, show_default=True, help="To simulate.")
+@click.option(
+    "--requests", type=click.IntRange(10_000, 10**8), default=1_000_000, show_default=True, help="To simulate."
+)
 @click.option("--most", type=click.IntRange(1, 10**6), default=100_000, show_default=True, help="Replicas to try.")
 @click.option("--page", type=PATH, help="An HTML file that shows the plan.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is drawn.")

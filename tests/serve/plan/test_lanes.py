@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from serve.plan import BALANCERS, objective
 from serve.plan import fleet as fleets
-from serve.plan import objective
 from serve.plan.arrivals import POISSON
-from serve.plan.balancers import BALANCERS, Balancer
+from serve.plan.balancers import Balancer
 from serve.plan.calls import Calls, capacity
 from serve.plan.fleet import Fleet, simulate
 from serve.plan.lanes import Lanes
@@ -180,3 +180,16 @@ def test_a_cell_is_as_the_whole() -> None:
     cell = simulate(replace(fleet, cell=250), 1000, 1_500_000.0)
     for key in ("p50", "p99"):
         assert cell.latency_ms[key] == pytest.approx(whole.latency_ms[key], rel=0.02)
+
+
+def test_pinned_clients_make_replicas_unequal() -> None:
+    """Exponential rates of many clients: a replica with k of them gets a sum of k, the busiest the most."""
+    for cell in (0, 500):
+        fleet = Fleet(drawn(), CONFIGURATION, SLO, POISSON, Balancer("pinned", 20_000), requests=200_000, cell=cell)
+        found = simulate(fleet, 2000, 2000 * 500.0)
+        # Of 10 clients each: ten rates summed, the number itself by chance: CV² = 2 / 10, and the largest of 2,000.
+        assert 2 < found.busiest / 500.0 < 4
+        assert simulate(replace(fleet, balancer=Balancer("random")), 2000, 1e6).busiest == pytest.approx(500)
+        limit = fleet.capacity / (found.busiest / 500.0)
+        assert simulate(fleet, 2000, 0.99 * limit * 2000).requests
+        assert not simulate(fleet, 2000, 1.01 * limit * 2000).requests

@@ -26,7 +26,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, *holding: int) -> None:
     def stands_in(fleet: Fleet, replicas: int, rate: float) -> Outcome:
         took = 5.0 if replicas in holding or replicas >= 60 else 12.0 + 1 / replicas
         judged = fleet.objective.judge({"p99": took}, 10_000)
-        return Outcome(replicas, rate, 10_000, {"p99": took}, 0.5, 0.5, 1.0, tuple(judged))
+        return Outcome(replicas, rate, 10_000, {"p99": took}, 1.0, 0.5, 0.5, 1.0, tuple(judged))
 
     monkeypatch.setattr(searches, "simulate", stands_in)
 
