@@ -42,18 +42,18 @@ def make(fleet: Fleet, wanted: Wanted, report: Report) -> dict[str, Any]:
     Raises:
         Refused: no number of replicas holds the objective.
     """
-    stage = "looking for the smallest number"
+    stage = "looking for the smallest number of replicas"
 
     def tell(outcome: Outcome) -> None:
         says = "holds" if outcome.holds else "does not hold"
-        report(f"{stage}: {outcome.replicas:,} replicas at {outcome.rate:,.0f}/s, {says}", 0.0)
+        report(f"{stage}: {outcome.replicas:,} at {outcome.rate:,.0f}/s, {says}", 0.0)
 
     search = Search(fleet, wanted.rate, wanted.most, tell)
     smallest = search.smallest()
     replicas = needed(smallest, wanted.asked)
     stage = "what may happen"
     found = list(cases(search, smallest, replicas, wanted.asked))
-    stage = "looking for the highest rate"
+    stage = "looking for the highest rate of replicas"
     headroom, curve = _headroom(search, smallest, tell)
     most, curve = (headroom, curve) if replicas == smallest else _headroom(search, replicas, tell)
     knee = most["rate"] / replicas
@@ -110,6 +110,8 @@ def _notes(fleet: Fleet, search: Search, wanted: Wanted) -> list[str]:
         notes.append(f"a balancer that looks at the load is simulated request by request, {LOADED:,} of them")
     if fleet.balancer.name == "pinned":
         notes.append("connections are pinned: a new replica gets nothing until clients connect anew")
+    if fleet.configuration.instances > len(fleet.curve.together):
+        notes.append("what several instances cost each other was not measured: see `together` in the file of times")
     if wanted.asked.start is None:
         notes.append(
             "no target for an autoscaler: say --start-seconds, from the start of a replica to its first answer"

@@ -30,7 +30,8 @@ def text(values: dict[str, Any]) -> "RenderableType":
 def headline(values: dict[str, Any]) -> str:
     """Return the plan in a line."""
     smallest, replicas = values["smallest"]["replicas"], values["replicas"]
-    spare = f": {smallest:,} hold it, {replicas - smallest:,} to spare" if replicas > smallest else ""
+    holds = "holds" if smallest == 1 else "hold"
+    spare = f": {smallest:,} {holds} it, {replicas - smallest:,} to spare" if replicas > smallest else ""
     return f"{values['model']}: {replicas:,} replicas for {values['rate']:,.10g}/s{spare}"
 
 

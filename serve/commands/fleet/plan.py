@@ -145,9 +145,10 @@ def _configuration(
         raise BadInput(f"holds the times of {times.model!r}, not of {model!r}", where=str(where), fix="measure it")
     found = served.configuration(tree.config(repository, model))
     notes = []
-    if times.configuration and times.configuration.threads != found.threads:
-        notes.append(
-            f"measured with {times.configuration.threads} threads of an instance, served with {found.threads}:"
-            " the times are not those of this configuration"
-        )
+    for what in ("threads", "instances") if times.configuration else ():
+        was, now = getattr(times.configuration, what), getattr(found, what)
+        if was != now:
+            notes.append(
+                f"measured with {what} = {was}, served with {now}: the times are not those of this configuration"
+            )
     return found, model, notes

@@ -118,7 +118,19 @@ def test_the_configuration_comes_from_the_repository(times: Path, tmp_path: Path
     asked = ("--rate", "5000", "--slo", "p99 < 12ms", "--json")
     small = json.loads(plan(times, "digits_cnn", "--repository", str(tmp_path / "repository"), *asked).stdout)
     assert small["configuration"]["max_batch"] == 2
+    assert not any("measured with" in note for note in small["notes"])
     assert small["replicas"] > json.loads(plan(times, *asked).stdout)["replicas"]
+
+
+def test_times_of_another_configuration_are_told(tmp_path: Path) -> None:
+    times = written(tmp_path / "one.json", configuration={"max_batch": 32, "threads": 1, "instances": 3})
+    asked = ("--repository", str(ROOT / "model_repository"), "--rate", "900", "--slo", "p99 < 12ms", "--json")
+    notes = json.loads(plan(times, "digits_cnn", *asked).stdout)["notes"]
+    assert [note.partition(":")[0] for note in notes] == [
+        "measured with threads = 1, served with 2",
+        "measured with instances = 3, served with 1",
+    ]
+    assert any("cost each other" in note for note in json.loads(plan(times, *asked).stdout)["notes"])
 
 
 def test_without_a_configuration_a_model_is_asked_for(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_with_equal_calls_every_request_takes_what_it_takes_one_by_one(rate: flo
 @pytest.mark.parametrize(("rate", "instances"), [(400.0, 1), (1500.0, 1), (2500.0, 1), (1500.0, 2)])
 def test_twenty_replicas_agree_within_two_per_cent(rate: float, instances: int) -> None:
     curve = drawn(together=(1.0, 1.4), inside=0.0003)
-    at, replica = arrived(20, 3000, rate, seed=5)
+    at, replica = arrived(20, 10_000, rate, seed=5)
     lanes = Lanes(Calls(curve, 32, np.random.default_rng(1)), 20, 32, instances)
     ours = by_arrival([lanes.feed(at, replica, np.inf)])
     sample = curve.sampler(np.random.default_rng(2))
