@@ -158,7 +158,7 @@ def test_least_loaded_sends_to_those_with_the_fewest() -> None:
 def test_at_capacity_queues_only_grow(instances: int) -> None:
     curve, configuration = drawn(together=(1.0, 1.4)), Configuration(32, instances=instances)
     most = capacity(curve, configuration)
-    fleet = Fleet(curve, configuration, objective.parse("p99 < 10s"), POISSON)
+    fleet = Fleet(curve, configuration, objective.parse("p99 < 10s"), POISSON, requests=50_000)
     assert not simulate(fleet, 3, 3.001 * most).holds
     assert simulate(fleet, 3, 3 * 0.95 * most).holds
 
