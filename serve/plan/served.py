@@ -31,7 +31,7 @@ def configuration(config: ModelConfig) -> Configuration:
         dynamic=config.HasField("dynamic_batching") and config.max_batch_size > 0,
         delay=batching.max_queue_delay_microseconds * microseconds,
         preferred=tuple(batching.preferred_batch_size),
-        instances=max(1, sum(max(1, group.count) for group in config.instance_group)),
+        instances=max(1, sum(max(1, group.count) * max(1, len(group.gpus)) for group in config.instance_group)),
         fixed_shapes=all(dim > 0 for tensor in config.input for dim in tensor.dims),
         levels=_levels(config),
         threads=int(threads) if threads.isdigit() and int(threads) else 1,

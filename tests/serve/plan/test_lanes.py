@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serve.plan import BALANCERS, objective
 from serve.plan import fleet as fleets
@@ -84,6 +86,29 @@ def test_with_equal_calls_every_request_takes_what_it_takes_one_by_one(rate: flo
         expected[mine] = one_replica(at[mine], curve.sampler(np.random.default_rng(0)), 32, instances)
     np.testing.assert_allclose(by_arrival(answers), expected, rtol=1e-9)
     assert lanes.requests == len(at)
+
+
+@given(
+    gaps=st.lists(st.floats(1e-5, 0.01), min_size=1, max_size=60),
+    replicas=st.integers(1, 3),
+    largest=st.integers(1, 4),
+    instances=st.integers(1, 3),
+    block=st.integers(1, 70),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_comes_is_answered_as_one_by_one(
+    gaps: list[float], replicas: int, largest: int, instances: int, block: int
+) -> None:
+    curve, at = drawn(spread=0, together=(1.0, 1.5)), np.cumsum(gaps)
+    replica = np.arange(len(at)) % replicas
+    lanes = Lanes(Calls(curve, largest, np.random.default_rng(0)), replicas, largest, instances)
+    pieces = [slice(begin, begin + block) for begin in range(0, len(at), block)]
+    answers = [lanes.feed(at[piece], replica[piece], at[piece][-1]) for piece in pieces]
+    answered = by_arrival([*answers, lanes.finish()])
+    sample = curve.sampler(np.random.default_rng(0))
+    for number in range(replicas):
+        mine = replica == number
+        np.testing.assert_allclose(answered[mine], one_replica(at[mine], sample, largest, instances), rtol=1e-9)
 
 
 @pytest.mark.parametrize(("rate", "instances"), [(400.0, 1), (1500.0, 1), (2500.0, 1), (1500.0, 2)])
