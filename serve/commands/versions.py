@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DEFAULT = Path("model_repository")
 
 
-def _meant(context: click.Context, _option: click.Parameter, named: Path | None) -> Path:
+def meant(context: click.Context, _option: click.Parameter, named: Path | None) -> Path:
     """Return the repository that is named, else the one of the one server that runs, else `model_repository`.
 
     Raises:
@@ -47,7 +47,7 @@ def _near(place: Path) -> Path:
 repository_option = click.option(
     "--repository",
     type=PATH,
-    callback=_meant,
+    callback=meant,
     help="The model repository.  [default: that of the `serve up` that runs, else model_repository]",
 )
 load_timeout_option = click.option(

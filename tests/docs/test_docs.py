@@ -133,6 +133,11 @@ def test_every_toml_block_is_taken(block: Block, tmp_path: Path, monkeypatch: py
 
         (tmp_path / "mine.toml").write_text(block.text)
         assert scenario.load(tmp_path / "mine.toml").phase
+    elif "machine" in told:
+        from serve.plan import prices
+
+        (tmp_path / "mine.toml").write_text(block.text)
+        assert prices.read(tmp_path / "mine.toml")
     elif "tool" in told:
         (tmp_path / "pyproject.toml").write_text(block.text)
         monkeypatch.chdir(tmp_path)
