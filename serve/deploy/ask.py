@@ -1,6 +1,6 @@
 """Ask: the probe inside the container, in the standard library of the python3 that NVIDIA's image has.
 
-`ask.py started` wants an answer from every model. `ask.py ready` bears a model that is silent, as with a full queue: one
+`ask.py started` wants an answer from every model. `ask.py ready` bears a model that is silent, as with a full queue: a
 busy server that is taken away makes all the others busier. What is gone or dead it does not bear (`serve.watch.probe`).
 """
 

@@ -85,7 +85,7 @@ class Contents:
         Raises:
             BadRepository: a configuration does not say what its model takes.
         """
-        return [_question(self.place, model) for model in self.configs]
+        return [question(self.place, model) for model in self.configs]
 
 
 def read(place: Path) -> Contents:
@@ -158,7 +158,8 @@ def _cores(place: Path, model: str, config: ModelConfig, numbers: tuple[int, ...
     return max(stated, default=instances * int(threads or 1))
 
 
-def _question(place: Path, model: str) -> dict[str, Any]:
+def question(place: Path, model: str) -> dict[str, Any]:
+    """Return the smallest request to a model, as `serve.deploy.ask` sends it; errors as for `Contents.questions`."""
     found = interface.read(place, model)
     parameters: dict[str, Any] = {}
     if found.config.HasField("sequence_batching"):

@@ -38,7 +38,7 @@ class Plan:
 
     @property
     def start_limit(self) -> int:
-        """Seconds after which a pod that does not answer is given up: thrice what was measured, five minutes at least."""
+        """Seconds after which a pod without an answer is given up: thrice what was measured, five minutes at least."""
         return max(300, round(3 * (self.start_seconds or 0)))
 
 

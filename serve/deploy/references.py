@@ -1,4 +1,4 @@
-"""References: the image and the repository that a cluster fetches, each by what is in it and not by a name that moves."""
+"""References: the image and the repository that a cluster fetches, by what is in them and not by a name that moves."""
 
 import re
 from dataclasses import dataclass

@@ -27,7 +27,7 @@ from serve.watch.metrics import QUEUE, SUCCESS
 
 Kind = Literal["kubernetes", "kserve", "compose"]
 DRAIN, EXIT, SPARE = 15, 30, 15
-"""Seconds that balancers get to forget a pod, that the server gets for what it still answers, and that are left over."""
+"""Seconds: balancers forget a pod, the server answers what it still has, and some are left over."""
 PROBE_TIMEOUT = 10
 GUARD_US = 10_000
 """Microseconds of queue per request that call for more servers; more where the batcher itself waits longer. A rule of
@@ -174,7 +174,7 @@ def _values(now: Contents, folder: Path, said: Options) -> dict[str, Any]:
         "shared": reading.SHARED_GIB,
         "monitoring": said.monitoring,
         "prometheus": said.prometheus,
-        "questions": json.dumps(now.questions(), indent=1) + "\n",
+        "questions": "[\n" + ",\n".join(map(json.dumps, now.questions())) + "\n]\n",
         "ask": package("serve.deploy").joinpath("ask.py").read_text(),
         "success": SUCCESS,
         "queue": QUEUE,
@@ -279,7 +279,7 @@ def _checksums(contents: Contents) -> str:
 
 
 def block(text: str) -> str:
-    """Return a text as a YAML value: as it reads, where YAML then keeps each of its letters, else as one JSON string."""
+    """Return a text as a YAML value: as it reads where YAML keeps each of its letters, else as one JSON string."""
     whole = text.endswith("\n") and not text.endswith("\n\n") and not text.startswith((" ", "\n"))
     plain = all(line.isprintable() for line in text.split("\n"))
     return "|\n" + text.removesuffix("\n") if whole and plain else _json(text)

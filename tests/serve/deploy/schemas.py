@@ -17,11 +17,14 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
+import kubernetes_validate.utils
 import pytest
 
 SCHEMAS = Path(sys.prefix) / "schemas"
 FETCHED = "`make` fetches it"
 Schema = dict[str, Any]
+# It reads all of Kubernetes' definitions again for each object.
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 
 
 def faults(manifest: dict[str, Any]) -> list[str]:
