@@ -48,6 +48,7 @@ ASKED = {
     "serve check": "serve check --repository asked_repository --no-load",
     "serve clients": "serve clients digits_cnn --repository asked_repository",
     "serve monitoring": "serve monitoring build/asked-monitoring --repository asked_repository",
+    "serve deploy compose": "serve deploy compose build/asked-compose --repository asked_repository",
     "serve watch": "serve watch --interval 1s",
     "loadtest report": "loadtest run digits_cnn --url grpc://127.0.0.1:8001 --duration 1s --allow-invalid",
     "serve add": "serve add build/asked --name digits_cnn --repository asked_repository --no-check",

@@ -73,4 +73,4 @@ def main(mode: str, questions: str, host: str = "127.0.0.1:8000") -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]) or 0)

@@ -77,7 +77,7 @@ class Contents:
     @property
     def delay_us(self) -> int:
         """The longest that a batcher waits for more requests, in microseconds."""
-        return max(config.dynamic_batching.max_queue_delay_microseconds for config in self.configs.values())
+        return max(int(config.dynamic_batching.max_queue_delay_microseconds) for config in self.configs.values())
 
     def questions(self) -> list[dict[str, Any]]:
         """Return the smallest request to each model, as `serve.deploy.ask` sends it.
@@ -155,7 +155,7 @@ def _cores(place: Path, model: str, config: ModelConfig, numbers: tuple[int, ...
     stated = [lineage["target"]["cores"] for lineage in lineages if "target" in lineage]
     threads = config.parameters[THREADS].string_value if THREADS in config.parameters else ""
     instances = max(1, sum(group.count for group in config.instance_group))
-    return max(stated, default=instances * int(threads or 1))
+    return int(max(stated, default=instances * int(threads or 1)))
 
 
 def question(place: Path, model: str) -> dict[str, Any]:
