@@ -110,7 +110,7 @@ def candidate(now: Contents, model: str) -> tuple[Contents, str]:
     """Return the contents with the newest staged version of `model` in its place, and that version's configuration.
 
     Raises:
-        BadRepository: there is no such model, or it has no version that was never live.
+        BadRepository: there is no such model, it has no version that was never live, or that is a part of a pipeline.
     """
     if model not in now.configs:
         known = ", ".join(now.configs)
@@ -124,6 +124,12 @@ def candidate(now: Contents, model: str) -> tuple[Contents, str]:
             "has no candidate: its newest version is live, or did not load",
             where=str(now.place / model),
             fix="publish one with: optimize run, or serve add",
+        )
+    if len(parts := rollout.together(now.place, model, number)) > 1:
+        raise BadRepository(
+            f"its candidate changes together with {', '.join(sorted(set(parts) - {model}))}: no share of it can",
+            where=str(now.place / model),
+            fix="deploy without --canary, behind `serve promote`",
         )
     lineage = repository.read_lineage(now.place, model, number)
     repository.verify_version(now.place, model, number, lineage)

@@ -144,7 +144,7 @@ def _head(now: Contents, said: Options) -> str:
     if not said.plan.planned:
         planned = "2 servers, which nobody planned: `serve plan --json` says how many, and when there must be more"
     lines = [
-        f"Written by `serve deploy {said.kind}`: checked against schemas, not run on a cluster by us.",
+        f"Written by `serve deploy {said.kind}`: checked against schemas, not run {'by docker' if said.kind == 'compose' else 'on a cluster'} by us.",
         f"Serves {versions(now)}; {planned}." if said.kind != "compose" else f"Serves {versions(now)}.",
         *(
             [f"The image has no digest yet: put it in the place of {references.UNKNOWN[:15]}..., or say --image."]

@@ -142,7 +142,7 @@ def _write(kind: "Kind", folder: Path, repository: Path, said: dict[str, Any], a
     options = manifests.Options(kind, **read)
     written = manifests.write(folder, repository, options)
     if as_json:
-        emit(document(files=[str(path) for path in written], image=options.image, replicas=options.plan.replicas))
+        emit(document(files=[str(path) for path in written], image=options.image))
         return
     click.echo(f"written: {', '.join(map(str, written))}")
     for line in manifests.next_steps(folder, options):

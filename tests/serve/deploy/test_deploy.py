@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,7 @@ def test_compose_serves_this_repository_to_this_machine_alone(mine: Path, tmp_pa
     assert sources["/models"].resolve() == mine.resolve()
     assert {path.name for path in sources["/probe"].iterdir()} == {"ask.py", "questions.json"}
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert "not run by docker by us" in written[0].read_text()
     assert service["read_only"] and service["cap_drop"] == ["ALL"]
 
 
@@ -343,6 +345,14 @@ def test_a_canary_without_a_candidate_is_refused(mine: Path) -> None:
         contents.candidate(now, "digits")
     tree.note(mine / MODEL / "2", failed="the server said no")
     with pytest.raises(BadRepository, match="has no candidate"):
+        contents.candidate(now, MODEL)
+
+
+def test_a_canary_of_a_part_of_a_pipeline_is_refused(mine: Path) -> None:
+    now = contents.read(mine)
+    shutil.copytree(mine / MODEL, mine / "second")
+    tree.note(mine / MODEL / "2", parts={MODEL: 2, "second": 2})
+    with pytest.raises(BadRepository, match="together with second"):
         contents.candidate(now, MODEL)
 
 
