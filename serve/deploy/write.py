@@ -140,19 +140,24 @@ def render(folder: Path, repository: Path, said: Options) -> dict[str, str]:
 
 def _head(now: Contents, said: Options) -> str:
     """Return the comment with which each file begins."""
-    planned = f"planned: {said.plan.replicas} servers" + (f" of {said.plan.machine}" if said.plan.machine else "")
-    if not said.plan.planned:
-        planned = "2 servers, which nobody planned: `serve plan --json` says how many, and when there must be more"
-    lines = [
-        f"Written by `serve deploy {said.kind}`: checked against schemas, not run {'by docker' if said.kind == 'compose' else 'on a cluster'} by us.",
-        f"Serves {versions(now)}; {planned}." if said.kind != "compose" else f"Serves {versions(now)}.",
-        *(
-            [f"The image has no digest yet: put it in the place of {references.UNKNOWN[:15]}..., or say --image."]
-            if references.UNKNOWN in said.image
-            else []
-        ),
-    ]
+    reader = "by docker" if said.kind == "compose" else "on a cluster"
+    lines = [f"Written by `serve deploy {said.kind}`: checked against schemas, not run {reader} by us."]
+    lines.append(f"Serves {versions(now)}.")
+    if said.kind != "compose":
+        lines.append(_planned(said.plan))
+    if references.UNKNOWN in said.image:
+        lines.append(
+            f"The image has no digest yet: put it in the place of {references.UNKNOWN[:15]}..., or say --image."
+        )
     return "".join(f"# {line}\n" for line in lines)
+
+
+def _planned(plan: Plan) -> str:
+    if not plan.planned:
+        return "Two servers, which nobody planned: `serve plan --json` says how many, and when there must be more."
+    machine = f" of {plan.machine}" if plan.machine else ""
+    scaling = "" if plan.per_pod_rate else "; the plan has no per_pod_rate, so nothing scales"
+    return f"Planned: {plan.replicas} servers{machine}{scaling}."
 
 
 def _values(now: Contents, folder: Path, said: Options) -> dict[str, Any]:
