@@ -27,8 +27,14 @@ Schema = dict[str, Any]
 kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 
 
-def faults(manifest: dict[str, Any]) -> list[str]:
-    """Return what is wrong with an object; empty where its API takes it."""
+def of_kubernetes(manifest: dict[str, Any]) -> bool:
+    """Whether Kubernetes itself knows the kind, and no add-on."""
+    group = manifest["apiVersion"].rpartition("/")[0]
+    return "." not in group or (group.endswith(".k8s.io") and not group.startswith(("gateway", "kustomize")))
+
+
+def faults(manifest: dict[str, Any], release: str = kubernetes_validate.latest_version()) -> list[str]:
+    """Return what is wrong with an object; empty where its API, of this release of Kubernetes, takes it."""
     group, kind = manifest["apiVersion"].rpartition("/")[0], manifest["kind"]
     if group == "kustomize.config.k8s.io":
         return [] if set(manifest) == {"apiVersion", "kind", "resources"} else [f"unknown keys: {set(manifest)}"]
@@ -39,7 +45,7 @@ def faults(manifest: dict[str, Any]) -> list[str]:
     if group == "gateway.networking.k8s.io":
         return wrong(http_route(), manifest)
     try:
-        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+        kubernetes_validate.validate(manifest, release, strict=True)
     except kubernetes_validate.ValidationError as error:
         return [f"{'/'.join(map(str, error.path))}: {error.message}"]
     except kubernetes_validate.SchemaNotFoundError as error:
