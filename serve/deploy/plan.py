@@ -22,6 +22,7 @@ class Plan:
         max_replicas: the most that there may be; twice the planned number unless stated.
         start_seconds: from a new pod to its first answer; None: not measured.
         machine: the machine that was planned with.
+        model: whose requests were counted; None: those of all models that clients ask.
     """
 
     replicas: Annotated[int, Field(ge=1, le=100_000)] = 2
@@ -29,6 +30,7 @@ class Plan:
     max_replicas: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     start_seconds: Positive | None = None
     machine: str | None = None
+    model: str | None = None
     planned: bool = True
 
     @property

@@ -95,7 +95,7 @@ def write(folder: Path, repository: Path, said: Options) -> list[Path]:
         The files, in the order in which one reads them.
 
     Raises:
-        BadInput: the folder holds something.
+        BadInput: the folder holds something, or the plan is for a model that the repository lacks.
         BadRepository: the repository has a fault, or no candidate for the canary.
     """
     folder = folder.absolute()
@@ -119,6 +119,12 @@ def write(folder: Path, repository: Path, said: Options) -> list[Path]:
 def render(folder: Path, repository: Path, said: Options) -> dict[str, str]:
     """Return the text of each file by its name; arguments and errors as for `write`."""
     now = reading.read(repository)
+    if said.plan.model and said.plan.model not in now.configs:
+        raise BadInput(
+            f"is not a model of the repository, and the plan is for it: {said.plan.model}",
+            where=str(repository),
+            fix=f"plan for one of {', '.join(now.configs)}",
+        )
     values = _values(now, folder, said)
     names = [f"{said.kind}/{name}.yaml" for name in FILES[said.kind]]
     if said.kind == "kubernetes":
@@ -165,7 +171,8 @@ def _values(now: Contents, folder: Path, said: Options) -> dict[str, Any]:
     from importlib.resources import files as package
 
     name = said.name or label(now.place.resolve().name)
-    models = "model=~" + json.dumps("|".join(map(re.escape, now.asked)))
+    counted = [said.plan.model] if said.plan.model else now.asked
+    models = "model=~" + json.dumps("|".join(map(re.escape, counted)))
     return {
         "kind": said.kind,
         "name": name,
