@@ -9,6 +9,7 @@ from serve.commands.check import check
 from serve.commands.clients import clients
 from serve.commands.doctor import doctor
 from serve.commands.fleet.plan import plan
+from serve.commands.fleet.deploy import deploy
 from serve.commands.install import install
 from serve.commands.monitoring import monitoring
 from serve.commands.pipeline import pipeline
@@ -35,6 +36,7 @@ for command in (
     watch,
     monitoring,
     proxy,
+    deploy,
     clients,
     stub,
     add,

@@ -41,7 +41,7 @@ NOT_RUN = collections.Counter(
         "needs a GPU, and no network": 1,
         "needs the extra tensorrt": 1,
         "needs docker and NVIDIA's image": 1,
-        "needs a cluster": 1,
+        "needs a cluster": 3,
         "needs the extra ray on every machine": 1,
         "needs certificates of yours": 1,
         "needs nginx and certificates of yours": 1,

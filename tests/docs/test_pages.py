@@ -52,6 +52,7 @@ ASKED = {
     "serve plan": f"echo '{TIMES}' > asked.json; serve plan --measured asked.json --rate 900 --slo 'p99 < 9ms' --quiet",
     "serve clients": "serve clients digits_cnn --repository asked_repository",
     "serve monitoring": "serve monitoring build/asked-monitoring --repository asked_repository",
+    "serve deploy compose": "serve deploy compose build/asked-compose --repository asked_repository",
     "serve watch": "serve watch --interval 1s",
     "loadtest report": "loadtest run digits_cnn --url grpc://127.0.0.1:8001 --duration 1s --allow-invalid",
     "serve add": "serve add build/asked --name digits_cnn --repository asked_repository --no-check",
