@@ -1,0 +1,242 @@
+"""Batcher: one thread that forms payloads of waiting requests, as `dynamic_batch_scheduler.cc` of Triton does.
+
+What it does depends on when it is awake. It sleeps until it is notified or a time has come: half a second where nothing
+waits or no payload may be formed, the rest of the delay where a batch waits for more. An end of a call notifies it; a
+request does so only where a payload may be formed and, with fixed shapes, enough of them wait.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from serve.simulate.configuration import Configuration
+from serve.simulate.instances import EXECUTING, NEW, SCHEDULED, Instances, Payload
+from serve.simulate.waiting import Waiting
+
+NAP = 0.5
+"""Seconds after which the sleeping batcher looks again whatever happens."""
+Scan = tuple[float, int, int]
+"""Until when to wait for more, in seconds, or how many requests and samples go into the payload."""
+
+
+class Batcher:
+    """The dynamic batcher of one model.
+
+    Args:
+        configuration: of the model.
+        waiting: the queues of its levels.
+        instances: those of the model.
+        at: when each request comes, in seconds; it may grow.
+        items: the samples of each.
+        shape: what each shares with others in its free dims.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        waiting: Waiting,
+        instances: Instances,
+        at: Sequence[float],
+        items: Sequence[int],
+        shape: Sequence[float],
+    ) -> None:
+        self.waiting, self.instances = waiting, instances
+        self.at, self.items, self.shape = at, items, shape
+        self.max_batch, self.delay, self.fixed = (
+            configuration.max_batch,
+            configuration.delay,
+            configuration.fixed_shapes,
+        )
+        self.sizes, self.prefetches = configuration.sizes, configuration.prefetches
+        self.current, self.full = Payload(), False
+        self.queued = self.wanted = 0
+        """The samples that wait, as Triton counts them, and how many of them wake the batcher."""
+        self.until, self.for_slot = NAP, False
+        """When it wakes by itself, and whether it sleeps because no payload may be formed."""
+        self.alike = self.prefetches and set(items) <= {1} and (self.fixed or len(set(shape)) < 2)
+        self.patient = self.prefetches and not self.delay and self.sizes == (self.max_batch,)
+
+    def slot(self) -> bool:
+        """Say whether a payload may be formed: ahead of time two for each instance, else one for each that waits."""
+        instances = self.instances
+        if self.prefetches:
+            return len(instances.scheduled) < 2 * instances.count
+        return len(instances.idle) > len(instances.scheduled)
+
+    def deaf(self) -> bool:
+        """Say whether requests that come before the next end of a call wake nobody, or change nothing by it.
+
+        Without a delay, and with no size preferred but the largest, payloads that grow until an instance takes them
+        are the batches that it would take from the queue.
+        """
+        return not self.instances.idle if self.patient else not self.slot()
+
+    def arrive(self, request: int, now: float) -> bool:
+        """Let a request wait; False refuses it."""
+        self.queued += self.items[request]  # those refused too: so Triton counts
+        if not self.waiting.add(request, now):
+            return False
+        if self.slot() and (
+            not self.fixed or self.full or self.current.state == EXECUTING or self.queued >= self.wanted
+        ):
+            self.run(now)
+        return True
+
+    def arrive_unheard(self, first: int, last: int) -> list[int]:
+        """Let the requests from `first` to before `last` wait while the batcher is deaf; return those refused."""
+        if self.prefetches:
+            self.waiting.queues[0].waiting.extend(range(first, last))
+            self.queued += last - first if self.alike else sum(self.items[first:last])
+            return []
+        self.queued += sum(self.items[first:last])
+        return [request for request in range(first, last) if not self.waiting.add(request, self.at[request])]
+
+    def notify(self, now: float) -> None:
+        """Wake the batcher, unless it waits for a slot and there is none."""
+        if not self.for_slot or self.slot():
+            self.run(now)
+
+    def wake(self, now: float) -> None:
+        """Wake the batcher because its time has come."""
+        if self.for_slot and not self.slot():
+            self.waiting.refuse_expired(now)
+            self.until = now + NAP
+        else:
+            self.run(now)
+
+    def run(self, now: float) -> None:
+        """Form payloads until there is nothing to do."""
+        self.for_slot = False
+        self.until = now + NAP
+        while True:
+            if self.full or self.current.state == EXECUTING:
+                self.current, self.full, self.wanted = Payload(), False, 0
+            if not self.waiting:
+                return
+            if not self.slot():
+                self.for_slot = True
+                return
+            expired = len(self.waiting.expired)
+            wait, count, items = self._scan(now)
+            if count:
+                self._move(count, items)
+                self.instances.start(now)
+            elif wait:
+                self.until = wait
+                return
+            elif not self.full and len(self.waiting.expired) == expired:
+                # A request of another shape is next: Triton's batcher spins until the payload is taken.
+                return
+
+    def _move(self, count: int, items: int) -> None:
+        payload = self.current
+        taken = self.waiting.take(count)
+        if payload.state == NEW:
+            payload.state = SCHEDULED
+            payload.shape = self.shape[taken[0]]
+            self.instances.scheduled.append(payload)
+        payload.oldest = min(payload.oldest, min([self.at[request] for request in taken]))
+        payload.requests += taken
+        payload.items += items
+        self.queued -= items
+
+    def _scan(self, now: float) -> Scan:
+        """Look through the waiting requests for what fits the current payload."""
+        size = self.current.items
+        pending, count, best, mark, send, oldest, closest = self._alike() if self.alike else self._each(now)
+        over = bool(self.delay) and (not count or now >= oldest + self.delay)
+        if best and not over:
+            if not self.delay:
+                self.full = True
+            return 0.0, mark, best
+        if not count:
+            return 0.0, 0, 0
+        if send or size + pending >= self.sizes[-1]:
+            self.full = True
+            return 0.0, count, pending
+        if over or not self.delay:
+            return 0.0, count, pending
+        self.wanted = self.sizes[bisect_right(self.sizes, size + pending)] - size
+        if not self.full and size and size not in self.sizes:
+            return 0.0, count, pending  # what is scheduled grows, preferred or not
+        return min(oldest + self.delay, closest), 0, 0
+
+    def _each(self, now: float) -> tuple[int, int, int, int, bool, float, float]:
+        """Return pending samples and requests, both up to the best preferred size, whether to send at once, when the
+        oldest request came and when the first expires."""
+        payload, largest = self.current, self.sizes[-1]
+        size, shape = payload.items, payload.shape
+        pending = count = best = mark = 0
+        oldest = closest = math.inf
+        seen = len(self.waiting.expired)
+        send = False
+        for request in self.waiting.heads(now):
+            items = self.items[request]
+            if size + count:
+                if size + pending + items > largest and not best:
+                    best, mark, self.full = pending, count, True
+                if size + pending + items > self.max_batch:
+                    send = True
+                    break
+                if not self.fixed and self.shape[request] != shape:
+                    payload.closed = send = True
+                    break
+            else:
+                shape = self.shape[request]
+            pending += items
+            count += 1
+            oldest = min(oldest, self.at[request])
+            closest = min(closest, self.waiting.expires[request])
+            if size + pending in self.sizes:
+                best, mark = pending, count
+        self.queued -= sum(self.items[request] for request in self.waiting.expired[seen:])
+        return pending, count, best, mark, send, oldest, closest
+
+    def _alike(self) -> tuple[int, int, int, int, bool, float, float]:
+        """Return the same where all requests are alike: one sample, one shape, one level without a limit."""
+        size, queue = self.current.items, self.waiting.queues[0].waiting
+        room = self.max_batch - size
+        count = min(len(queue), room)
+        reached = bisect_right(self.sizes, size + count)
+        best = max(0, self.sizes[reached - 1] - size) if reached else 0
+        if size >= self.sizes[-1]:
+            self.full = True
+        return count, count, best, best, len(queue) > room, self.at[queue[0]], math.inf
+
+
+class Direct:
+    """The default scheduler: each request is a call of its own, and all that wait stand in one line.
+
+    Args:
+        instances: those of the model.
+        items: the samples of each request.
+    """
+
+    until = math.inf
+    patient = False
+
+    def __init__(self, instances: Instances, items: Sequence[int]) -> None:
+        self.instances, self.items = instances, items
+
+    def deaf(self) -> bool:
+        """Say whether requests that come before the next end of a call start nothing."""
+        return not self.instances.idle
+
+    def arrive(self, request: int, now: float) -> bool:
+        """Put a request in line; none is refused."""
+        self.arrive_unheard(request, request + 1)
+        self.instances.start(now)
+        return True
+
+    def arrive_unheard(self, first: int, last: int) -> list[int]:
+        """Put requests in line while no instance is idle."""
+        for request in range(first, last):
+            payload = Payload()
+            payload.requests, payload.items = [request], self.items[request]
+            self.instances.scheduled.append(payload)
+        return []
+
+    def notify(self, now: float) -> None:
+        """Do nothing: there is no thread to wake."""
+
+    wake = run = notify
