@@ -27,7 +27,7 @@ FOUNDATION = {
 ROOMS = {
     "loadtest": "record plan/data plan send load judge report probing scenario mlperf"
     " selftest/nullserver selftest calls commands",
-    "serve": "backends config repository tensorrt server rollout watch clients clients/standin pipelines"
+    "serve": "backends config simulate repository tensorrt server rollout watch clients clients/standin pipelines"
     " calls commands",
     "optimize": "model graph source machine predict step train judge"
     " methods/export methods/distill methods/prune/groups methods/prune methods/quantize methods checks"

@@ -1,1 +1,1 @@
-"""Triton's scheduler as its source code does it, run on measured times of a call."""
+"""Simulate: Triton's scheduler as its source code does it, run on measured times of a call."""

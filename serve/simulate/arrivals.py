@@ -94,9 +94,7 @@ class Clients:
         return self.requests
 
 
-def scheduled(
-    rate: float, duration: float, seed: int = 0, arrival: str = "poisson", profile: str = "flat"
-) -> Arrivals:
+def scheduled(rate: float, duration: float, seed: int = 0, arrival: str = "poisson", profile: str = "flat") -> Arrivals:
     """Return the arrivals that the load generator makes of the same words.
 
     Args:

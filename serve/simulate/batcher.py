@@ -8,6 +8,7 @@ request does so only where a payload may be formed and, with fixed shapes, enoug
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from serve.simulate.configuration import Configuration
 from serve.simulate.instances import EXECUTING, NEW, SCHEDULED, Instances, Payload
@@ -17,6 +18,28 @@ NAP = 0.5
 """Seconds after which the sleeping batcher looks again whatever happens."""
 Scan = tuple[float, int, int]
 """Until when to wait for more, in seconds, or how many requests and samples go into the payload."""
+
+
+class Found(NamedTuple):
+    """What a look through the waiting requests finds.
+
+    Args:
+        count: how many fit the current payload.
+        items: their samples.
+        mark: how many of them make the best preferred size, or all that stay below the largest one.
+        best: their samples; 0 is none.
+        send: the next request does not fit.
+        oldest: when the first of them came, in seconds.
+        closest: when the first of them expires.
+    """
+
+    count: int
+    items: int
+    mark: int
+    best: int
+    send: bool
+    oldest: float
+    closest: float
 
 
 class Batcher:
@@ -142,35 +165,33 @@ class Batcher:
 
     def _scan(self, now: float) -> Scan:
         """Look through the waiting requests for what fits the current payload."""
-        size = self.current.items
-        pending, count, best, mark, send, oldest, closest = self._alike() if self.alike else self._each(now)
-        over = bool(self.delay) and (not count or now >= oldest + self.delay)
+        size, found = self.current.items, self._count() if self.alike else self._each(now)
+        count, items, best = found.count, found.items, found.best
+        over = bool(self.delay) and (not count or now >= found.oldest + self.delay)
         if best and not over:
             if not self.delay:
                 self.full = True
-            return 0.0, mark, best
+            return 0.0, found.mark, best
         if not count:
             return 0.0, 0, 0
-        if send or size + pending >= self.sizes[-1]:
+        if found.send or size + items >= self.sizes[-1]:
             self.full = True
-            return 0.0, count, pending
+            return 0.0, count, items
         if over or not self.delay:
-            return 0.0, count, pending
-        self.wanted = self.sizes[bisect_right(self.sizes, size + pending)] - size
+            return 0.0, count, items
+        self.wanted = self.sizes[bisect_right(self.sizes, size + items)] - size
         if not self.full and size and size not in self.sizes:
-            return 0.0, count, pending  # what is scheduled grows, preferred or not
-        return min(oldest + self.delay, closest), 0, 0
+            return 0.0, count, items  # what is scheduled grows, preferred or not
+        return min(found.oldest + self.delay, found.closest), 0, 0
 
-    def _each(self, now: float) -> tuple[int, int, int, int, bool, float, float]:
-        """Return pending samples and requests, both up to the best preferred size, whether to send at once, when the
-        oldest request came and when the first expires."""
-        payload, largest = self.current, self.sizes[-1]
+    def _each(self, now: float) -> Found:
+        """Look at each request until one does not fit."""
+        payload, largest, waiting = self.current, self.sizes[-1], self.waiting
         size, shape = payload.items, payload.shape
         pending = count = best = mark = 0
         oldest = closest = math.inf
-        seen = len(self.waiting.expired)
-        send = False
-        for request in self.waiting.heads(now):
+        seen, send = len(waiting.expired), False
+        for request in waiting.heads(now):
             items = self.items[request]
             if size + count:
                 if size + pending + items > largest and not best:
@@ -186,14 +207,14 @@ class Batcher:
             pending += items
             count += 1
             oldest = min(oldest, self.at[request])
-            closest = min(closest, self.waiting.expires[request])
+            closest = min(closest, waiting.expires[request])
             if size + pending in self.sizes:
                 best, mark = pending, count
-        self.queued -= sum(self.items[request] for request in self.waiting.expired[seen:])
-        return pending, count, best, mark, send, oldest, closest
+        self.queued -= sum(self.items[request] for request in waiting.expired[seen:])
+        return Found(count, pending, mark, best, send, oldest, closest)
 
-    def _alike(self) -> tuple[int, int, int, int, bool, float, float]:
-        """Return the same where all requests are alike: one sample, one shape, one level without a limit."""
+    def _count(self) -> Found:
+        """Find the same where all requests are alike: one sample, one shape, one level without a limit."""
         size, queue = self.current.items, self.waiting.queues[0].waiting
         room = self.max_batch - size
         count = min(len(queue), room)
@@ -201,7 +222,7 @@ class Batcher:
         best = max(0, self.sizes[reached - 1] - size) if reached else 0
         if size >= self.sizes[-1]:
             self.full = True
-        return count, count, best, best, len(queue) > room, self.at[queue[0]], math.inf
+        return Found(count, count, best, best, len(queue) > room, self.at[queue[0]], math.inf)
 
 
 class Direct:

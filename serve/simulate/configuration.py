@@ -84,8 +84,7 @@ def stated(config: ModelConfig) -> Configuration:
         preferred=tuple(batching.preferred_batch_size),
         instances=sum(max(1, group.count) * _devices(group) for group in groups) or 1,
         fixed_shapes=all(dim >= 0 or tensor.allow_ragged_batch for tensor in config.input for dim in tensor.dims),
-        levels=tuple(_level(policies[number] if number in policies else default) for number in numbers)
-        or (_level(default),),
+        levels=tuple(_level(policies.get(number, default)) for number in numbers) or (_level(default),),
         threads=int(threads) if threads.isdecimal() and int(threads) else 1,
     )
 

@@ -42,7 +42,8 @@ class Simulated:
     @property
     def answered(self) -> NDArray[np.void]:
         """The rows of the requests that got an answer."""
-        return self.requests[self.requests["outcome"] == ANSWERED]
+        answered: NDArray[np.void] = self.requests[self.requests["outcome"] == ANSWERED]
+        return answered
 
     @property
     def latencies(self) -> NDArray[np.float64]:

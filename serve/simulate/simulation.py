@@ -19,9 +19,7 @@ from serve.simulate.service import Curve
 from serve.simulate.waiting import Waiting
 
 
-def simulate(
-    arrivals: Arrivals | Clients, curve: Curve, configuration: Configuration, *, seed: int = 0
-) -> Simulated:
+def simulate(arrivals: Arrivals | Clients, curve: Curve, configuration: Configuration, *, seed: int = 0) -> Simulated:
     """Return what becomes of each request.
 
     Args:

@@ -71,6 +71,7 @@ class Waiting:
                 del queue.waiting[position]
                 if queue.level.delayed:
                     queue.delayed.append(request)
+                    self.expires[request] = math.inf
                 else:
                     self.expired.append(request)
             yield from list(queue.delayed)
