@@ -99,16 +99,15 @@ class Batcher:
         self.queued += self.items[request]  # those refused too: so Triton counts
         if not self.waiting.add(request, now):
             return False
-        if self.slot() and (
-            not self.fixed or self.full or self.current.state == EXECUTING or self.queued >= self.wanted
-        ):
+        heard = not self.fixed or self.queued >= self.wanted or self.full or self.current.state == EXECUTING
+        if heard and self.slot():
             self.run(now)
         return True
 
     def arrive_unheard(self, first: int, last: int) -> list[int]:
         """Let the requests from `first` to before `last` wait while the batcher is deaf; return those refused."""
         if self.prefetches:
-            self.waiting.queues[0].waiting.extend(range(first, last))
+            self.waiting.add_all(first, last)
             self.queued += last - first if self.alike else sum(self.items[first:last])
             return []
         self.queued += sum(self.items[first:last])
@@ -134,7 +133,7 @@ class Batcher:
         while True:
             if self.full or self.current.state == EXECUTING:
                 self.current, self.full, self.wanted = Payload(), False, 0
-            if not self.waiting:
+            if not self.waiting.count:
                 return
             if not self.slot():
                 self.for_slot = True
@@ -158,7 +157,8 @@ class Batcher:
             payload.state = SCHEDULED
             payload.shape = self.shape[taken[0]]
             self.instances.scheduled.append(payload)
-        payload.oldest = min(payload.oldest, min([self.at[request] for request in taken]))
+        if self.delay:
+            payload.oldest = min(payload.oldest, min([self.at[request] for request in taken]))
         payload.requests += taken
         payload.items += items
         self.queued -= items

@@ -22,7 +22,7 @@ class Payload:
         self.requests: list[int] = []
         self.items = 0
         self.oldest = float("inf")
-        """When the first of its requests came, in seconds."""
+        """When the first of its requests came, in seconds; kept where there is a delay."""
         self.shape = shape
         self.closed = False
         """Whether a request of another shape ended it; it is not merged with others then."""

@@ -20,10 +20,6 @@ class Queue:
     def __len__(self) -> int:
         return len(self.waiting) + len(self.delayed)
 
-    def pop(self) -> int:
-        """Take the next request out."""
-        return (self.waiting or self.delayed).popleft()
-
 
 class Waiting:
     """The queues of all levels.
@@ -38,11 +34,10 @@ class Waiting:
         self.queues = [Queue(level) for level in levels]
         self.number, self.timeout = number, timeout
         self.expires = [math.inf] * len(number)
+        self.count = 0
+        """How many wait in all."""
         self.expired: list[int] = []
         """Requests that were taken out because they waited too long, since the list was last cleared."""
-
-    def __len__(self) -> int:
-        return sum(map(len, self.queues))
 
     def add(self, request: int, now: float) -> bool:
         """Let a request wait, unless its level has no room."""
@@ -51,9 +46,15 @@ class Waiting:
         if level.size and len(queue) >= level.size:
             return False
         queue.waiting.append(request)
+        self.count += 1
         if level.timeout:
             self.expires[request] = now + level.until(self.timeout[request])
         return True
+
+    def add_all(self, first: int, last: int) -> None:
+        """Let the requests from `first` to before `last` wait, where there is one level without a policy."""
+        self.queues[0].waiting.extend(range(first, last))
+        self.count += last - first
 
     def heads(self, now: float) -> Iterator[int]:
         """Yield the requests in the order in which they leave, and deal with each expired one that is met.
@@ -73,15 +74,18 @@ class Waiting:
                     queue.delayed.append(request)
                     self.expires[request] = math.inf
                 else:
+                    self.count -= 1
                     self.expired.append(request)
             yield from list(queue.delayed)
 
     def take(self, count: int) -> list[int]:
         """Take the first `count` requests out."""
+        self.count -= count
         taken: list[int] = []
         for queue in self.queues:
-            while len(taken) < count and queue:
-                taken.append(queue.pop())
+            for line in (queue.waiting, queue.delayed):
+                here = min(len(line), count - len(taken))
+                taken += [line.popleft() for _ in range(here)]
         return taken
 
     def refuse_expired(self, now: float) -> None:
@@ -91,4 +95,5 @@ class Waiting:
                 late = [request for request in queue.waiting if self.expires[request] <= now]
                 if late:
                     self.expired += late
+                    self.count -= len(late)
                     queue.waiting = deque(request for request in queue.waiting if self.expires[request] > now)
