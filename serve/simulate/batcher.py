@@ -6,7 +6,7 @@ request does so only where a payload may be formed and, with fixed shapes, enoug
 """
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -76,6 +76,8 @@ class Batcher:
         """The samples that wait, as Triton counts them, and how many of them wake the batcher."""
         self.until, self.for_slot = NAP, False
         """When it wakes by itself, and whether it sleeps because no payload may be formed."""
+        self.refused: list[int] = []
+        """Requests for which there was no room, since the list was last cleared."""
         self.alike = self.prefetches and set(items) <= {1} and (self.fixed or len(set(shape)) < 2)
         self.patient = self.prefetches and not self.delay and self.sizes == (self.max_batch,)
 
@@ -86,32 +88,50 @@ class Batcher:
             return len(instances.scheduled) < 2 * instances.count
         return len(instances.idle) > len(instances.scheduled)
 
-    def deaf(self) -> bool:
-        """Say whether requests that come before the next end of a call wake nobody, or change nothing by it.
+    def arrive(self, first: int, before: float) -> int:
+        """Let the next request come, and those behind it that come before a time and wake nobody.
 
-        Without a delay, and with no size preferred but the largest, payloads that grow until an instance takes them
-        are the batches that it would take from the queue.
+        Args:
+            first: the next request.
+            before: until when nothing else happens, in seconds.
+
+        Returns:
+            The first request that is still to come.
         """
-        return not self.instances.idle if self.patient else not self.slot()
-
-    def arrive(self, request: int, now: float) -> bool:
-        """Let a request wait; False refuses it."""
-        self.queued += self.items[request]  # those refused too: so Triton counts
-        if not self.waiting.add(request, now):
-            return False
+        last = self._unheard(first, before)
+        if last > first:
+            self._add(first, last)
+            return last
+        last = first + 1
+        self._add(first, last)
         heard = not self.fixed or self.queued >= self.wanted or self.full or self.current.state == EXECUTING
-        if heard and self.slot():
-            self.run(now)
-        return True
+        if heard and not self.refused:
+            self.run(self.at[first])
+        return last
 
-    def arrive_unheard(self, first: int, last: int) -> list[int]:
-        """Let the requests from `first` to before `last` wait while the batcher is deaf; return those refused."""
+    def _unheard(self, first: int, before: float) -> int:
+        """Return the first request that wakes the batcher, or comes after something else has happened.
+
+        Without a delay, and with no size preferred but the largest, payloads that grow until an instance takes them are
+        the batches that it would take from the queue: then the batcher may sleep until an instance is idle.
+        """
+        if not self.instances.idle if self.patient else not self.slot():
+            return max(first + 1, bisect_left(self.at, before, first))
+        state = self.current.state
+        if self.alike and not self.full and (state == NEW or (self.fixed and state != EXECUTING)):
+            most = first + self.wanted - self.queued - 1
+            return min(most, max(first + 1, bisect_left(self.at, before, first)))
+        return first
+
+    def _add(self, first: int, last: int) -> None:
+        """Let requests wait, or refuse them; Triton counts the samples of both."""
+        self.queued += last - first if self.alike else sum(self.items[first:last])
         if self.prefetches:
             self.waiting.add_all(first, last)
-            self.queued += last - first if self.alike else sum(self.items[first:last])
-            return []
-        self.queued += sum(self.items[first:last])
-        return [request for request in range(first, last) if not self.waiting.add(request, self.at[request])]
+        else:
+            self.refused += [
+                request for request in range(first, last) if not self.waiting.add(request, self.at[request])
+            ]
 
     def notify(self, now: float) -> None:
         """Wake the batcher, unless it waits for a slot and there is none."""
@@ -230,32 +250,26 @@ class Direct:
 
     Args:
         instances: those of the model.
-        items: the samples of each request.
+        at: when each request comes, in seconds; it may grow.
+        items: the samples of each.
     """
 
     until = math.inf
     patient = False
 
-    def __init__(self, instances: Instances, items: Sequence[int]) -> None:
-        self.instances, self.items = instances, items
+    def __init__(self, instances: Instances, at: Sequence[float], items: Sequence[int]) -> None:
+        self.instances, self.at, self.items = instances, at, items
+        self.refused: list[int] = []
 
-    def deaf(self) -> bool:
-        """Say whether requests that come before the next end of a call start nothing."""
-        return not self.instances.idle
-
-    def arrive(self, request: int, now: float) -> bool:
-        """Put a request in line; none is refused."""
-        self.arrive_unheard(request, request + 1)
-        self.instances.start(now)
-        return True
-
-    def arrive_unheard(self, first: int, last: int) -> list[int]:
-        """Put requests in line while no instance is idle."""
+    def arrive(self, first: int, before: float) -> int:
+        """Put a request in line, and while no instance is idle those behind it; return the first still to come."""
+        last = first + 1 if self.instances.idle else max(first + 1, bisect_left(self.at, before, first))
         for request in range(first, last):
             payload = Payload()
             payload.requests, payload.items = [request], self.items[request]
             self.instances.scheduled.append(payload)
-        return []
+        self.instances.start(self.at[first])
+        return last
 
     def notify(self, now: float) -> None:
         """Do nothing: there is no thread to wake."""

@@ -5,7 +5,6 @@ Triton before 26.08 loses count of when a queue policy meets a delay (`serve che
 """
 
 import random
-from bisect import bisect_left
 from math import inf
 
 import numpy as np
@@ -58,52 +57,49 @@ class _Simulation:
                 *(self.at, self.items, kinds.column("shape", self.total, 0.0)),
             )
             if configuration.dynamic
-            else Direct(self.instances, self.items)
+            else Direct(self.instances, self.at, self.items)
         )
         self.limit = configuration.max_batch
         self.oversized = max(self.items, default=0) > self.limit
         self.chance = random.Random(seed).random
-        self.come = 0
-        """How many requests have come."""
         self.failed: list[tuple[int, float, int]] = []
         """Requests that got no answer, when, and how that ended."""
 
     def run(self) -> Simulated:
         at, instances, scheduler, total = self.at, self.instances, self.scheduler, self.total
-        expired = self.waiting.expired
-        while len(instances.order) + len(self.failed) < total:
-            end = instances.running[0][0] if instances.running else inf
-            come = at[self.come] if self.come < len(at) else inf
-            now = min(end, come, scheduler.until)
-            if end == now:
+        running, order, failed, expired = instances.running, instances.order, self.failed, self.waiting.expired
+        come = 0  # how many requests have come
+        while len(order) + len(failed) < total:
+            now = end = running[0][0] if running else inf
+            if scheduler.until < now:
+                now = scheduler.until
+            if come < len(at) and at[come] <= now and at[come] < end:
+                come = self._arrive(come, now)
+            elif now == end:
                 self._end(now)
-            elif come == now:
-                self._arrive(min(end, scheduler.until))
             else:
                 scheduler.wake(now)
             if expired:
                 self._fail(expired, now, EXPIRED)
-                expired.clear()
-        return assembled(at, self.level, instances, self.failed, self.curve.outside)
+        return assembled(at, self.level, instances, failed, self.curve.outside)
 
-    def _arrive(self, before: float) -> None:
-        """Let the next request come, and with it those before a time if nobody hears them."""
-        first, scheduler = self.come, self.scheduler
-        self.come = first + 1
+    def _arrive(self, first: int, before: float) -> int:
+        """Let the next request come, and with it those before a time if nobody hears them; return who is next."""
         if self.items[first] > self.limit:
-            refused = [first]
-        elif scheduler.deaf():
-            if not self.oversized:
-                self.come = max(self.come, bisect_left(self.at, before, first))
-            refused = scheduler.arrive_unheard(first, self.come)
-        else:
-            refused = [] if scheduler.arrive(first, self.at[first]) else [first]
-        for request in refused:
+            self._fail([first], self.at[first], REFUSED)
+            return first + 1
+        scheduler = self.scheduler
+        last = scheduler.arrive(first, self.at[first] if self.oversized else before)
+        for request in scheduler.refused:
             self._fail([request], self.at[request], REFUSED)
+        scheduler.refused.clear()
+        return last
 
     def _fail(self, requests: list[int], now: float, outcome: int) -> None:
+        """Note that requests get no answer, and clear their list."""
         self.failed += [(request, now, outcome) for request in requests]
         self._answered(len(requests), now)
+        requests.clear()
 
     def _answered(self, count: int, now: float) -> None:
         """Let the clients that have an answer send their next requests."""
