@@ -24,7 +24,7 @@ class Found(NamedTuple):
     """What a look through the waiting requests finds.
 
     Args:
-        count: how many fit the current payload.
+        requests: how many fit the current payload.
         items: their samples.
         mark: how many of them make the best preferred size, or all that stay below the largest one.
         best: their samples; 0 is none.
@@ -33,7 +33,7 @@ class Found(NamedTuple):
         closest: when the first of them expires.
     """
 
-    count: int
+    requests: int
     items: int
     mark: int
     best: int
@@ -186,7 +186,7 @@ class Batcher:
     def _scan(self, now: float) -> Scan:
         """Look through the waiting requests for what fits the current payload."""
         size, found = self.current.items, self._count() if self.alike else self._each(now)
-        count, items, best = found.count, found.items, found.best
+        count, items, best = found.requests, found.items, found.best
         over = bool(self.delay) and (not count or now >= found.oldest + self.delay)
         if best and not over:
             if not self.delay:

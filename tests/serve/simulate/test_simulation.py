@@ -173,23 +173,19 @@ def test_who_finds_an_idle_instance_waits_a_delay_and_a_call_at_most(case: Case)
     for number, row in enumerate(rows):
         before = done.batches[done.batches["start"] < row["arrival"]]
         ahead = items[: number + 1][rows["start"][: number + 1] >= row["arrival"]].sum()
-        if ahead <= case.configuration.max_batch and (before["end"] <= row["arrival"]).all():
+        if ahead <= min(case.configuration.sizes) and (before["end"] <= row["arrival"]).all():
             assert row["start"] - row["arrival"] <= case.configuration.delay + longest + EXACT
 
 
 @given(cases(simple=True))
 @settings(max_examples=100, deadline=None)
 def test_a_look_at_each_request_finds_what_counting_finds(case: Case) -> None:
-    """Alike requests are counted, others looked at; a level with an endless timeout of its own shape is looked at."""
-    kinds = Kinds(shape=np.zeros(len(case.load)))
-    alike = replace(case, load=replace(case.load, kinds=kinds))
-    # A last request of two samples, long after the others, makes them all be looked at.
-    at = [*np.asarray(alike.load.at), 1e3]
-    if case.configuration.max_batch > 1:
-        kinds = Kinds(items=[*itertools.repeat(1, len(at) - 1), 2])
-        looked = replace(case, load=Arrivals(np.array(at), kinds))
-        one, other = alike.run(), looked.run()
-        assert (one.requests == other.requests[:-1]).all()
+    """Requests that are all alike are counted; one of two samples, long after them, makes all be looked at."""
+    case = replace(case, configuration=replace(case.configuration, max_batch=case.configuration.max_batch + 1))
+    at = np.asarray(case.load.times())
+    alike = replace(case, load=Arrivals(at))
+    looked = replace(case, load=Arrivals(np.append(at, 1e3), Kinds(items=[1] * len(at) + [2])))
+    assert (alike.run().requests == looked.run().requests[:-1]).all()
 
 
 def mean(load: Arrivals, curve: Curve, configuration: Configuration) -> float:
