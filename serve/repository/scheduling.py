@@ -44,7 +44,8 @@ def _stalls(subject: Subject, batching: Configuration) -> Iterator[Finding]:
     """Without batches formed ahead the batcher may look for an idle instance too early, and then sleeps."""
     if not batching.prefetches:
         yield subject.warning(
-            "with a queue policy no batch is formed ahead, and one request in some hundreds waits up to half a second",
+            "with a queue policy no batch is formed ahead: who comes during a call may wait for the next request, half "
+            "a second at most",
             "leave the queue's timeout, size and priorities out",
         )
 

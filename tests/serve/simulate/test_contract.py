@@ -86,7 +86,8 @@ CASES = {
 MORE = {
     "two instances, delay": Case(QUEUE % 2000, 500, instances=2),
     "three instances": Case("", 700, instances=3),
-    "low rate": Case("", 60),
+    "low rate": Case("", 40),
+    "low rate, queue size": Case("default_queue_policy { max_queue_size: 500 }", 40),
     "two instances, default scheduler": Case(None, 120, instances=2),
     "closed loop, two instances": Case("", clients=16, instances=2),
     "preferred without delay": Case("preferred_batch_size: [2, 4]", 280),
@@ -181,3 +182,20 @@ def test_batches_and_median_are_those_of_the_real_server(name: str, sleeping: En
 @pytest.mark.parametrize("name", [name for name in EVERY if name != FITTED])
 def test_so_they_are_in_longer_runs(name: str, sleeping: Endpoint, tmp_path: Path) -> None:
     check(sleeping, name, 12.0, tmp_path / "run.jsonl")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timed
+def test_with_a_queue_policy_some_wait_for_the_next_request(sleeping: Endpoint, tmp_path: Path) -> None:
+    def late(name: str) -> tuple[float, float]:
+        """Return which share waits longer than two calls and a half, live and simulated."""
+        longest, case, seconds = 2.5 * START + 0.01, EVERY[name], 10.0
+        measured = measure(sleeping, name, seconds, tmp_path / "run.jsonl")
+        made = simulate(case.load(seconds, 0), CURVE, stated(model_config.parse(case.text(name))))
+        shares = float((measured.latencies > longest).mean()), float((made.latencies > longest).mean())
+        print(f"\n{name:34} waiting long: live {shares[0]:.3f}, simulated {shares[1]:.3f}")
+        return shares
+
+    (live, made), (live_queued, made_queued) = late("low rate"), late("low rate, queue size")
+    assert live_queued > live + 0.01
+    assert made_queued > made + 0.01
