@@ -241,7 +241,8 @@ class Batcher:
         reached = bisect_right(self.sizes, size + count)
         best = max(0, self.sizes[reached - 1] - size) if reached else 0
         if size >= self.sizes[-1]:
-            self.full = True
+            # Beyond the largest preferred size Triton takes one more, and all that wait only when the delay is over.
+            self.full, best = True, int(min(len(queue) - 1, room) > 0)
         return Found(count, count, best, best, len(queue) > room, self.at[queue[0]], math.inf)
 
 

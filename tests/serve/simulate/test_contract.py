@@ -90,7 +90,7 @@ MORE = {
     "low rate, queue size": Case("default_queue_policy { max_queue_size: 500 }", 40),
     "two instances, default scheduler": Case(None, 120, instances=2),
     "closed loop, two instances": Case("", clients=16, instances=2),
-    "preferred without delay": Case("preferred_batch_size: [2, 4]", 280),
+    "preferred without delay": Case("preferred_batch_size: [2, 4]", 200),
     "priorities": Case("priority_levels: 2 default_priority_level: 2", 300),
     "timeout": Case("default_queue_policy { default_timeout_microseconds: 200000 }", 300),
 }

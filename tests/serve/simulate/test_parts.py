@@ -188,6 +188,13 @@ def test_a_payload_that_fits_and_has_waited_is_merged() -> None:
     assert sizes(simulate(load, FLAT, Configuration(4, delay=0.01, fixed_shapes=False))) == [1, 2, 4]
 
 
+def test_a_batch_of_the_largest_preferred_size_takes_one_more() -> None:
+    load = Arrivals([0.0, 0.0, 0.0, 0.001, 0.001, 0.002, 0.003])
+    for shape in (None, [0, 0, 0, 0, 0, 0, 0]):
+        configuration = Configuration(8, delay=5.0, preferred=(2,), fixed_shapes=shape is None)
+        assert sizes(simulate(Arrivals(load.at, Kinds(shape=shape)), FLAT, configuration))[:2] == [2, 3]
+
+
 def test_clients_without_a_pause_leave_one_ahead_of_the_others() -> None:
     done = simulate(Clients(32, 320), FLAT, Configuration(64))
     assert sizes(done)[:6] == [1, 31, 1, 31, 1, 31]

@@ -178,7 +178,7 @@ def test_who_finds_an_idle_instance_waits_a_delay_and_a_call_at_most(case: Case)
 
 
 @given(cases(simple=True))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_a_look_at_each_request_finds_what_counting_finds(case: Case) -> None:
     """Requests that are all alike are counted; one of two samples, long after them, makes all be looked at."""
     case = replace(case, configuration=replace(case.configuration, max_batch=case.configuration.max_batch + 1))
