@@ -8,8 +8,8 @@ from serve.commands.canary import canary
 from serve.commands.check import check
 from serve.commands.clients import clients
 from serve.commands.doctor import doctor
-from serve.commands.fleet.plan import plan
 from serve.commands.fleet.deploy import deploy
+from serve.commands.fleet.plan import plan
 from serve.commands.install import install
 from serve.commands.monitoring import monitoring
 from serve.commands.pipeline import pipeline
