@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.blocks import ROOT
 
 from serve.cli import main
-from tests.blocks import ROOT
 from tests.browser import assert_fits, needs_browser
 from tests.serve.plan.curves import written
 from tests.terminal import on_a_terminal
