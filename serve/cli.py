@@ -10,6 +10,7 @@ from serve.commands.clients import clients
 from serve.commands.doctor import doctor
 from serve.commands.fleet.deploy import deploy
 from serve.commands.fleet.plan import plan
+from serve.commands.fleet.tune import tune
 from serve.commands.install import install
 from serve.commands.monitoring import monitoring
 from serve.commands.pipeline import pipeline
@@ -42,6 +43,7 @@ for command in (
     add,
     pipeline,
     check,
+    tune,
     plan,
     list_,
     show,

@@ -1,0 +1,54 @@
+"""Report: what was tuned, for the terminal."""
+
+from typing import TYPE_CHECKING, Any
+
+from loadtest.record.statistics import number
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+COLUMNS = ("", "threads", "inst.", "batch", "delay µs", "rate/s", "p50 ms", "p99 ms", "off", "holds")
+"""Figures are predicted | measured."""
+
+
+def text(values: dict[str, Any]) -> "RenderableType":
+    """Return the document as it is printed."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from loadtest.record.table import table
+
+    shown = table(*COLUMNS, figures=slice(1, 9))
+    for row in values["confirmed"]:
+        shown.add_row(*_cells(row))
+    at = f"at {number(values['rate'])}/s" if values["rate"] else "at the highest rate"
+    head = f"{values['model']}: {values['configurations']} configurations simulated, best {values['goal']} {at}"
+    lines = [Text(head, "bold"), Text(f"holds: {values['objective']}; predicted | measured"), Text(), shown, Text()]
+    return Group(*lines, *(Text(line) for line in _end(values)))
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    said, seen = row["predicted"], row["measured"]
+    figures = [
+        f"{number(one)} | {number(other)}"
+        for one, other in (
+            (said["rate"], seen["rate"]),
+            *((said["latency_ms"][key], seen["latency_ms"][key]) for key in ("p50", "p99")),
+        )
+    ]
+    knobs = (said["threads"], said["instances"], said["max_batch"], said["delay_us"])
+    holds = " | ".join("yes" if one["holds"] else "NO" for one in (said, seen))
+    return (row["name"], *map(str, knobs), *figures, f"{row['off']:.0%}", holds)
+
+
+def _end(values: dict[str, Any]) -> list[str]:
+    found = []
+    for row in values["confirmed"]:
+        if row["off"] > 0.2:
+            found.append(f"{row['name']}: the prediction is off by {row['off']:.0%}, so it is not applied")
+    chosen = values["chosen"]
+    if chosen is None:
+        return [*found, "no configuration was confirmed: nothing to change"]
+    if not values["diff"]:
+        return [*found, "today's configuration is the best that was confirmed: nothing to change"]
+    return [*found, f"best: {chosen['name']}", "", *values["diff"].splitlines()]
