@@ -105,7 +105,7 @@ class Model:
         counts = (results.end or {}).get("server")
         if counts is None:
             raise MachineError(
-                "the live run was cut short", where=str(path), fix="see the server's log, and tune again"
+                "the live run was cut short", where=str(path), fix="tune again; the server's log is there too"
             )
         answered = results.of(OK)
         took = np.where(answered, results.done - results.planned, np.inf)

@@ -1,7 +1,7 @@
 """Measure: the time of a call by batch size and threads, through the backend's own process."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,14 +11,16 @@ from loadtest.plan.data import payload
 from loadtest.record.counts import Statistics, counted
 from modelathe.client import Client, connect
 from modelathe.errors import MachineError, ServerNonsense
-from modelathe.tensors import TensorSpec
+from modelathe.tensors import Arrays, TensorSpec
 from serve.server.endpoint import Endpoint
 from serve.simulate.service import Curve, Seconds
 
-SECONDS, LEAST, PAYLOADS, WARM = 0.3, 10, 8, 5
-"""How long each size is asked for, how often at the least, of how many different requests, and how many unmeasured."""
+ROUNDS, SECONDS, LEAST, PAYLOADS = 2, 0.15, 10, 8
+"""Rounds through all sizes; how long each size is asked for, how often at the least, of how many different requests."""
+WARM = 0.05
+"""Seconds of the same calls before, unmeasured."""
 AGAIN = 1.3
-"""How many times longer the same calls may take at the end of the measurement than at its begin, or the reverse."""
+"""How many times longer the same calls may take in one round than in the other."""
 Tell = Callable[[str, float], None]
 
 
@@ -54,33 +56,41 @@ def curve(asked: Asked, tell: Tell) -> Curve:
     the two is taken for equal in all requests of a size.
 
     Raises:
-        MachineError: the same calls took other times at the end than at the begin.
+        MachineError: the same calls took other times in one round than in the other.
     """
-    calls: dict[int, Seconds] = {}
     wanted = sizes(asked.largest)
+    rounds: list[dict[int, Seconds]] = []
     with connect(asked.endpoint.plain) as client:
-        for place, size in enumerate(wanted):
-            tell(f"measuring calls: {asked.name}, {size} samples", place / len(wanted))
-            calls[size] = _calls(client, asked, size)
-        _check_calm(calls[1], _calls(client, asked, 1))
-    return Curve(calls, _together(asked))
+        for number in range(ROUNDS):
+            rounds.append({})
+            for place, size in enumerate(wanted):
+                share = (number + place / len(wanted)) / ROUNDS
+                tell(f"measuring calls: {asked.name}, {size} samples", share)
+                rounds[-1][size] = _calls(client, asked, size)
+    _check_calm(*rounds)
+    return Curve({size: np.concatenate([one[size] for one in rounds]) for size in wanted}, _together(asked))
 
 
 def _calls(client: Client, asked: Asked, size: int) -> Seconds:
     """Return the seconds of each call, float64 [n], with one request in flight."""
     requests = payload.generate(asked.inputs, PAYLOADS, size, size)
-    for number in range(WARM):
-        client.infer(asked.name, requests[number % PAYLOADS])
+    _asking(client, asked.name, requests, WARM)
     before = _counted(client, asked.name)
-    seen: list[float] = []
-    end = time.perf_counter() + SECONDS
-    while len(seen) < LEAST or time.perf_counter() < end:
-        begin = time.perf_counter()
-        client.infer(asked.name, requests[len(seen) % PAYLOADS])
-        seen.append(time.perf_counter() - begin)
-    took, mean = np.array(seen), _mean(_counted(client, asked.name) - before)
+    took = _asking(client, asked.name, requests, SECONDS)
+    mean = _mean(_counted(client, asked.name) - before)
     # What is no part of the call may have varied too: no call is shorter than half of the mean.
     return np.maximum(took - (took.mean() - mean), mean / 2)
+
+
+def _asking(client: Client, model: str, requests: Sequence[Arrays], seconds: float) -> Seconds:
+    """Send one request after the other for so long, and return the seconds of each, float64 [n]."""
+    seen: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(seen) < LEAST or time.perf_counter() < end:
+        begin = time.perf_counter()
+        client.infer(model, requests[len(seen) % PAYLOADS])
+        seen.append(time.perf_counter() - begin)
+    return np.array(seen)
 
 
 def _together(asked: Asked) -> tuple[float, ...]:
@@ -104,10 +114,7 @@ def _ask(asked: Asked, size: int, seed: int) -> None:
     """Send one request after the other."""
     requests = payload.generate(asked.inputs, PAYLOADS, seed, size)
     with connect(asked.endpoint.plain) as client:
-        sent, end = 0, time.perf_counter() + SECONDS
-        while sent < LEAST or time.perf_counter() < end:
-            client.infer(asked.name, requests[sent % PAYLOADS])
-            sent += 1
+        _asking(client, asked.name, requests, ROUNDS * SECONDS)
 
 
 def _counted(client: Client, model: str) -> Statistics:
@@ -130,11 +137,15 @@ def _mean(counts: Statistics) -> float:
     return spent / max(1, counts.success) / 1e9
 
 
-def _check_calm(first: Seconds, last: Seconds) -> None:
-    begin, end = float(np.median(first)), float(np.median(last))
-    if not 1 / AGAIN < end / begin < AGAIN:
+def _check_calm(first: Mapping[int, Seconds], last: Mapping[int, Seconds]) -> None:
+    """Compare the rounds, which should differ in nothing: the median of the sizes' ratios of medians.
+
+    Raises:
+        MachineError: they do.
+    """
+    ratio = float(np.median([np.median(last[size]) / np.median(first[size]) for size in first]))
+    if not 1 / AGAIN < ratio < AGAIN:
         raise MachineError(
-            f"this machine is too busy to measure: calls of one sample took {begin * 1e3:.2f} ms at first and "
-            f"{end * 1e3:.2f} ms later",
+            f"this machine is too busy to measure: the same calls took {ratio:.2f} times as long a moment later",
             fix="end what else runs here, and tune again",
         )

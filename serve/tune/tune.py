@@ -24,6 +24,8 @@ from serve.tune.trial import Subject
 
 LARGEST, MOST_INSTANCES = 32, 16
 """The largest batch that is tried of a model that takes more than its configuration has, and the most instances."""
+FIT = "overheads"
+"""The name of the copy that the overheads are fitted with."""
 FIT_SECONDS, FASTEST = 5.0, 2000.0
 """Of the live run for the overheads, and its highest rate: beyond it the load generator takes the server's cores."""
 SHARES = (0.3, 0.7)
@@ -58,10 +60,7 @@ def tune(subject: Subject, wanted: Wanted, tell: Tell) -> dict[str, Any]:
     today = checked(subject)
     wanted.measured.parent.mkdir(parents=True, exist_ok=True)
     cores = len(os.sched_getaffinity(0))
-    curves = kept.read(wanted.measured, subject, cores)
-    if not curves:
-        curves = _measured(subject, today, wanted, cores, tell)
-        kept.write(wanted.measured, subject, cores, curves, today)
+    curves = _measured(subject, today, wanted, cores, tell)
     space = Space(curves, today, _largest(subject), wanted.traffic, wanted.objective)
     outcomes = grid.ranked(space, wanted.goal, tell)
     best = confirm.few(outcomes, today)
@@ -102,28 +101,31 @@ def _largest(subject: Subject) -> int:
 
 
 def _measured(subject: Subject, today: Configuration, wanted: Wanted, cores: int, tell: Tell) -> dict[int, Curve]:
-    """Return the times of a call by number of threads, with the overheads."""
-    largest = _largest(subject)
+    """Return the times of a call by number of threads, with the overheads; each is kept as soon as it is known."""
+    largest, folder = _largest(subject), wanted.measured.parent
+    curves = kept.read(wanted.measured, subject, cores)
     numbers = sorted({today.threads, cores, *(2**power for power in range(cores.bit_length()))})
-    counts = {number: min(MOST_INSTANCES, max(2, cores // number)) for number in numbers}
+    counts = {number: min(MOST_INSTANCES, max(2, cores // number)) for number in numbers if number not in curves}
+    if not counts and any(one.outside for one in curves.values()):
+        return curves
     whole = replace(today, max_batch=max(1, largest), delay=0.0, preferred=(), dynamic=False)
     busy = replace(whole, dynamic=largest > 0, instances=1)
     configs = {
         f"threads-{number}": trial.edited(subject.config, replace(whole, threads=number, instances=count))
         for number, count in counts.items()
     }
-    configs["overheads"] = trial.edited(subject.config, busy)
-    folder = wanted.measured.parent
+    configs[FIT] = trial.edited(subject.config, busy)
     tell("starting a server", 0.0)
     with trial.served(subject, configs, folder / "measuring.log") as endpoint:
-        specs = inputs(subject, endpoint.plain, "overheads")
-        curves = {
-            number: measure.curve(Asked(endpoint, f"threads-{number}", specs, count, largest), tell)
-            for number, count in counts.items()
-        }
-        tell(f"live: overheads, {FIT_SECONDS:g} s", 0.0)
-        fit = _overheads(Model(endpoint, "overheads", specs, folder), curves[busy.threads], busy, wanted.traffic)
-    return {number: replace(one, inside=fit.inside, outside=fit.outside) for number, one in curves.items()}
+        specs = inputs(subject, endpoint.plain, FIT)
+        for number, count in counts.items():
+            curves[number] = measure.curve(Asked(endpoint, f"threads-{number}", specs, count, largest), tell)
+            kept.write(wanted.measured, subject, cores, curves, today)
+        tell(f"live: {FIT}, {FIT_SECONDS:g} s", 0.0)
+        fit = _overheads(Model(endpoint, FIT, specs, folder), curves[busy.threads], busy, wanted.traffic)
+    found = {number: replace(one, inside=fit.inside, outside=fit.outside) for number, one in curves.items()}
+    kept.write(wanted.measured, subject, cores, found, today)
+    return found
 
 
 def _overheads(model: Model, curve: Curve, configuration: Configuration, traffic: Traffic) -> Curve:
@@ -157,7 +159,7 @@ def _nothing(space: Space, outcomes: list[Outcome]) -> Refused:
         for one in outcomes[:3]
     )
     return Refused(
-        f"no configuration holds {text} at {outcomes[0].rate:,.10g}/s, it is {worst.text} that binds; nearest: {misses}",
+        f"no configuration holds {text} at {outcomes[0].rate:,.10g}/s: {worst.text} binds; nearest: {misses}",
         fix=f"ask for a lower rate, or for no less than {lowest:.3g} ms, or plan several machines: serve plan",
     )
 

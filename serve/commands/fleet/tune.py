@@ -51,8 +51,8 @@ def tune(
 ) -> None:
     """Find the threads, instances, largest batch and delay that serve MODEL best on this machine.
 
-    Its calls are timed on private copies of it, every configuration is simulated, and the best few are tried live beside
-    today's. What was measured is kept, and the next call goes on from it. Ends with 3 where no configuration holds.
+    Its calls are timed on private copies of it, every configuration is simulated, and the best few are tried live
+    beside today's. What was measured is kept, and the next call goes on from it. Ends with 3 where none holds.
 
     \b
     Example:
@@ -110,4 +110,4 @@ def _traffic(
             raise UsageError("--trace says when requests come", fix="leave --rate and --arrival away")
         return Traffic(arrivals.read(trace, asked.requests).rate or 0.0, trace=trace, seed=seed)
     schedule.chosen("arrival", arrival or "poisson")
-    return Traffic(rate or 1.0, arrival or "poisson", seed=seed)
+    return Traffic(rate or FASTEST, arrival or "poisson", seed=seed)
