@@ -19,6 +19,8 @@ from serve.tune.measure import sizes
 Goal = Literal["throughput", "latency", "cores"]
 GOALS: tuple[Goal, ...] = ("throughput", "latency", "cores")
 DELAYS = (0.0, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005)
+EVERY = 20
+"""Configurations between two words of progress."""
 REQUESTS, HALVINGS, SLACK = 4000, 5, 1.02
 """Requests of a simulation at the least, halvings of a rate, and how much higher a rate must be to be looked for."""
 
@@ -149,7 +151,8 @@ def ranked(space: Space, goal: Goal, tell: Callable[[str, float], None]) -> list
     found: list[Outcome] = []
     best, name = 0.0, percentile(space.objective)
     for place, configuration in enumerate(asked):
-        tell(f"simulating: {len(asked)} configurations{_best(found, goal, name)}", place / len(asked))
+        if place % EVERY == 0:
+            tell(f"simulating: {len(asked)} configurations{_best(found, goal, name)}", place / len(asked))
         if goal != "throughput":
             found.append(space.outcome(configuration, space.traffic.rate))
         elif outcome := space.highest(configuration, best):

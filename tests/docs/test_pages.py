@@ -49,6 +49,7 @@ ASKED = {
     "serve show": "serve show digits_cnn --repository asked_repository",
     "serve why": "serve why digits_cnn --repository asked_repository",
     "serve check": "serve check --repository asked_repository --no-load",
+    "serve tune": "serve tune digits_cnn --repository asked_repository --slo 'p99 < 2s' --rate 50 --quiet",
     "serve plan": f"echo '{TIMES}' > asked.json; serve plan --measured asked.json --rate 900 --slo 'p99 < 9ms' --quiet",
     "serve clients": "serve clients digits_cnn --repository asked_repository",
     "serve monitoring": "serve monitoring build/asked-monitoring --repository asked_repository",

@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.serve.plan.curves import drawn
 
 from serve.plan import objective
 from serve.simulate.configuration import Configuration
@@ -12,6 +11,7 @@ from serve.simulate.service import Curve
 from serve.tune import grid
 from serve.tune.grid import Goal, Outcome, Space
 from serve.tune.live import Traffic
+from tests.serve.plan.curves import drawn
 
 TODAY = Configuration(max_batch=8)
 SLOWER = 3.0
