@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest.judge.thresholds import Threshold
 from loadtest.record import statistics
+from modelathe.client import connect
+from modelathe.tensors import TensorSpec
 from serve.plan.objective import Objective
 from serve.simulate.configuration import Configuration
 from serve.tune import trial
@@ -60,7 +61,8 @@ class Confirmed:
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""
         name = percentile(self.objective)
-        percent = next(_percents(self.objective.conditions), 99.0)
+        stated = (one.percentile for one in self.objective.conditions if one.metric.kind == "time")
+        percent = next((one for one in stated if one is not None), 99.0)
         measured = self.measured
         return {
             "name": self.name,
@@ -76,10 +78,6 @@ class Confirmed:
             "off": self.off,
             "sound": self.sound,
         }
-
-
-def _percents(conditions: Sequence[Threshold]) -> "Any":
-    return (one.percentile for one in conditions if one.metric.kind == "time" and one.percentile is not None)
 
 
 def confirm(
@@ -102,10 +100,8 @@ def confirm(
     return found
 
 
-def inputs(subject: Subject, url: str, name: str) -> "list[Any]":
+def inputs(subject: Subject, url: str, name: str) -> list[TensorSpec]:
     """Return the inputs as requests carry them: as the lineage has them, else as the server does."""
-    from modelathe.client import connect
-
     stated = subject.inputs()
     if stated is not None:
         return stated
@@ -114,8 +110,12 @@ def inputs(subject: Subject, url: str, name: str) -> "list[Any]":
 
 
 def few(outcomes: Sequence[Outcome], today: Configuration) -> list[Outcome]:
-    """Return the best that hold, today's apart."""
-    return [one for one in outcomes if one.holds and one.configuration != today][:BEST]
+    """Return the best that hold, today's apart, one for each threads × instances: the others differ by little."""
+    found: dict[tuple[int, int], Outcome] = {}
+    for one in outcomes:
+        if one.holds and one.configuration != today:
+            found.setdefault((one.configuration.threads, one.configuration.instances), one)
+    return list(found.values())[:BEST]
 
 
 def chosen(confirmed: Sequence[Confirmed], order: Callable[[Outcome, Goal], Any], goal: Goal) -> Confirmed | None:

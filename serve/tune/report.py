@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 from loadtest.record.statistics import number
+from serve.tune.confirm import OFF
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-COLUMNS = ("", "threads", "inst.", "batch", "delay µs", "rate/s", "p50 ms", "p99 ms", "off", "holds")
-"""Figures are predicted | measured."""
+COLUMNS = ("", "threads", "inst.", "batch", "delay", "rate/s", "p50 ms", "p99 ms", "off", "holds")
+"""The delay is in µs; latencies are predicted | measured, rate and whether it holds as measured."""
 
 
 def text(values: dict[str, Any]) -> "RenderableType":
@@ -29,22 +30,16 @@ def text(values: dict[str, Any]) -> "RenderableType":
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     said, seen = row["predicted"], row["measured"]
-    figures = [
-        f"{number(one)} | {number(other)}"
-        for one, other in (
-            (said["rate"], seen["rate"]),
-            *((said["latency_ms"][key], seen["latency_ms"][key]) for key in ("p50", "p99")),
-        )
-    ]
+    late = (f"{number(said['latency_ms'][key])} | {number(seen['latency_ms'][key])}" for key in ("p50", "p99"))
     knobs = (said["threads"], said["instances"], said["max_batch"], said["delay_us"])
-    holds = " | ".join("yes" if one["holds"] else "NO" for one in (said, seen))
-    return (row["name"], *map(str, knobs), *figures, f"{row['off']:.0%}", holds)
+    holds = "yes" if seen["holds"] else "NO"
+    return (row["name"], *map(str, knobs), number(seen["rate"]), *late, f"{row['off']:.0%}", holds)
 
 
 def _end(values: dict[str, Any]) -> list[str]:
     found = []
     for row in values["confirmed"]:
-        if row["off"] > 0.2:
+        if row["off"] > OFF:
             found.append(f"{row['name']}: the prediction is off by {row['off']:.0%}, so it is not applied")
     chosen = values["chosen"]
     if chosen is None:

@@ -49,7 +49,6 @@ ASKED = {
     "serve show": "serve show digits_cnn --repository asked_repository",
     "serve why": "serve why digits_cnn --repository asked_repository",
     "serve check": "serve check --repository asked_repository --no-load",
-    "serve tune": "serve tune digits_cnn --repository asked_repository --slo 'p99 < 2s' --rate 50 --quiet",
     "serve plan": f"echo '{TIMES}' > asked.json; serve plan --measured asked.json --rate 900 --slo 'p99 < 9ms' --quiet",
     "serve clients": "serve clients digits_cnn --repository asked_repository",
     "serve monitoring": "serve monitoring build/asked-monitoring --repository asked_repository",
@@ -206,7 +205,8 @@ def test_every_other_page(page: str, reader: Reader) -> None:
 
 @pytest.mark.slow
 def test_the_keys_of_json_documents(reader: Reader) -> None:
-    assert stated().keys() == {*ASKED, "optimize run"}
+    # The keys of `serve tune`, which wants a quiet machine, are held in its own tests.
+    assert stated().keys() == {*ASKED, "optimize run", "serve tune"}
     shutil.copytree(ROOT / "model_repository", reader.place / "asked_repository")
     reader.begin()
     for command, line in ASKED.items():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from tests.blocks import ROOT
 
 from serve.cli import main
 from serve.plan.served import configuration
@@ -14,6 +13,8 @@ from serve.repository import tree
 from serve.simulate import curve_file
 from serve.tune import trial
 from serve.tune.tune import diff
+from tests.docs.blocks import ROOT
+from tests.docs.test_pages import stated
 
 MODEL = "digits_cnn"
 
@@ -78,9 +79,12 @@ def test_a_real_server_is_measured_and_the_best_confirmed(
     before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
     done = tune(repository, "--slo", "p99 < 500ms", "--rate", "100", "--measured", str(measured), "--json")
     told = json.loads(done.stdout)
+    assert not stated()["serve tune"] - told.keys()
     # What was predicted may be off where other programs run beside: that is said, with 3.
     assert done.exit_code == (0 if told["chosen"] else 3), done.stderr
-    assert [one["name"] for one in told["confirmed"]] == ["today", "best-1", "best-2", "best-3"]
+    names = [one["name"] for one in told["confirmed"]]
+    assert names == ["today", "best-1", "best-2", "best-3"][: len(names)]
+    assert len(names) > 1
     assert all(one["measured"]["requests"] > 500 for one in told["confirmed"])
     assert all(one["sound"] == (one["off"] <= 0.2 and one["measured"]["holds"]) for one in told["confirmed"])
     times = curve_file.read(measured)

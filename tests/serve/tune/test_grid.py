@@ -17,6 +17,11 @@ TODAY = Configuration(max_batch=8)
 SLOWER = 3.0
 
 
+@pytest.fixture(autouse=True)
+def _few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "REQUESTS", 400)
+
+
 def slower(curve: Curve, times: float) -> Curve:
     return replace(curve, calls={size: seconds * times for size, seconds in curve.calls.items()})
 
