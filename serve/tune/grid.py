@@ -101,8 +101,8 @@ class Space:
             instances = range(1, len(curve.together) + 1)
             for count, limit, delay in product(instances, limits, delays):
                 if limit > 1 or not delay:
-                    turned = {"threads": threads, "instances": count, "max_batch": limit, "delay": delay}
-                    yield replace(self.today, dynamic=self.largest > 0, **turned)
+                    threaded = replace(self.today, dynamic=self.largest > 0, threads=threads)
+                    yield replace(threaded, instances=count, max_batch=limit, delay=delay)
 
     def outcome(self, configuration: Configuration, rate: float) -> Outcome:
         """Simulate one configuration at a rate."""

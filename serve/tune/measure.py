@@ -79,7 +79,8 @@ def _calls(client: Client, asked: Asked, size: int) -> Seconds:
     took = _asking(client, asked.name, requests, SECONDS)
     mean = _mean(_counted(client, asked.name) - before)
     # What is no part of the call may have varied too: no call is shorter than half of the mean.
-    return np.maximum(took - (took.mean() - mean), mean / 2)
+    found: Seconds = np.maximum(took - (took.mean() - mean), mean / 2)
+    return found
 
 
 def _asking(client: Client, model: str, requests: Sequence[Arrays], seconds: float) -> Seconds:

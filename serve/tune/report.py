@@ -24,8 +24,8 @@ def text(values: dict[str, Any]) -> "RenderableType":
         shown.add_row(*_cells(row))
     at = f"at {number(values['rate'])}/s" if values["rate"] else "at the highest rate"
     head = f"{values['model']}: {values['configurations']} configurations simulated, best {values['goal']} {at}"
-    lines = [Text(head, "bold"), Text(f"holds: {values['objective']}; predicted | measured"), Text(), shown, Text()]
-    return Group(*lines, *(Text(line) for line in _end(values)))
+    said = Text(f"holds: {values['objective']}; predicted | measured")
+    return Group(Text(head, "bold"), said, Text(), shown, Text(), *(Text(line) for line in _end(values)))
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

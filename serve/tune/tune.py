@@ -95,7 +95,7 @@ def checked(subject: Subject) -> Configuration:
 
 def _largest(subject: Subject) -> int:
     """Return the largest batch to try."""
-    now = subject.config.max_batch_size
+    now = int(subject.config.max_batch_size)
     axes = [spec.largest_batch for spec in subject.inputs() or () if spec.batched]
     return min(min(axes), max(now, LARGEST)) if now and axes else now
 
@@ -192,6 +192,6 @@ def overheads(curves: Mapping[int, Curve]) -> dict[str, float]:
 
 def diff(subject: Subject, configuration: Configuration) -> str:
     """Return what of `config.pbtxt` changes; empty where nothing does."""
-    before, after = subject.config, trial.edited(subject.config, configuration)
-    lines = (model_config.text(one).splitlines() for one in (before, after))
-    return "\n".join(difflib.unified_diff(*lines, f"a/{CONFIG}", f"b/{CONFIG}", lineterm="", n=2))
+    both = (subject.config, trial.edited(subject.config, configuration))
+    before, after = (model_config.text(one).splitlines() for one in both)
+    return "\n".join(difflib.unified_diff(before, after, f"a/{CONFIG}", f"b/{CONFIG}", lineterm="", n=2))
