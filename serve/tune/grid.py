@@ -19,6 +19,8 @@ from serve.tune.measure import sizes
 Goal = Literal["throughput", "latency", "cores"]
 GOALS: tuple[Goal, ...] = ("throughput", "latency", "cores")
 DELAYS = (0.0, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005)
+LONG, LONGEST = 20, 8.0
+"""A simulation lasts so many times the objective's time, so that a rate a little too high shows; and its most seconds."""
 EVERY = 20
 """Configurations between two words of progress."""
 REQUESTS, HALVINGS, SLACK = 4000, 5, 1.02
@@ -107,7 +109,7 @@ class Space:
     def outcome(self, configuration: Configuration, rate: float) -> Outcome:
         """Simulate one configuration at a rate."""
         traffic = self.traffic.at(rate)
-        seconds = max(REQUESTS, self.objective.requests) / rate
+        seconds = max(REQUESTS / rate, self.objective.requests / rate, min(LONGEST, LONG * self.objective.longest))
         made = simulate(traffic.simulated(seconds), self._curve(configuration), configuration)
         lost = len(made.requests) - len(made.latencies)
         figures = statistics.milliseconds(np.append(made.latencies, np.full(lost, np.inf)))
