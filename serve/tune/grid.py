@@ -20,7 +20,7 @@ Goal = Literal["throughput", "latency", "cores"]
 GOALS: tuple[Goal, ...] = ("throughput", "latency", "cores")
 DELAYS = (0.0, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005)
 LONG, LONGEST = 20, 8.0
-"""A simulation lasts so many times the objective's time, so that a rate a little too high shows; and its most seconds."""
+"""A simulation lasts so many times the objective's time, so that a rate a little too high shows; its most seconds."""
 EVERY = 20
 """Configurations between two words of progress."""
 REQUESTS, HALVINGS, SLACK = 4000, 5, 1.02

@@ -33,14 +33,18 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     late = (f"{number(said['latency_ms'][key])} | {number(seen['latency_ms'][key])}" for key in ("p50", "p99"))
     knobs = (said["threads"], said["instances"], said["max_batch"], said["delay_us"])
     holds = "yes" if seen["holds"] else "NO"
-    return (row["name"], *map(str, knobs), number(seen["rate"]), *late, f"{row['off']:.0%}", holds)
+    return (row["name"], *map(str, knobs), number(seen["rate"]), *late, _percent(row["off"]), holds)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share < 10 else "far"
 
 
 def _end(values: dict[str, Any]) -> list[str]:
     found = []
     for row in values["confirmed"]:
         if row["off"] > OFF:
-            found.append(f"{row['name']}: the prediction is off by {row['off']:.0%}, so it is not applied")
+            found.append(f"{row['name']}: the prediction is off ({_percent(row['off'])}), so it is not applied")
     chosen = values["chosen"]
     if chosen is None:
         return [*found, "no configuration was confirmed: nothing to change"]
