@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.blocks import ROOT
+from tests.docs.blocks import ROOT
 
 from serve.repository import tree
 

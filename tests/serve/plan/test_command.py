@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from tests.blocks import ROOT
+from tests.docs.blocks import ROOT
 
 from serve.cli import main
 from tests.browser import assert_fits, needs_browser

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.blocks import ROOT
+from tests.docs.blocks import ROOT
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelathe.errors import BadInput, UsageError
