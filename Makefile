@@ -47,7 +47,7 @@ demo: server  ## the main job on the digits workload, proven on a real server, i
 docs: $(READY)  ## the documentation into build/docs, links and anchors checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/docs
 
-test: server  ## every test, the real server included
+test: server  ## the tests, the real server included
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy

@@ -58,7 +58,8 @@ def test_the_example_runs_from_a_workload_to_a_load_report(tmp_path: Path, serve
     (progress,) = shown(run, "text/plain")[:-1]
     stages = [re.sub(r"(: \d of 5 s)?, [\d.]+ s$", "", line) for line in progress.splitlines()]
     load_test = "load test, 5 s"
-    assert stages[-4:] == [load_test, "serving the trained model", load_test, "publishing"]
+    behind = ["comparing under the server's batching", load_test, "serving the trained model", load_test, "publishing"]
+    assert stages[-5:] == behind
     said = [output["text"] for cell in cells for output in cell.outputs if output.output_type == "stream"]
     assert len(said) == 1 and said[0].startswith("ranges and tolerance from"), "what was assumed, and nothing else"
     assert "quantize.weight_only" in shown(steps, "text/html")[0]

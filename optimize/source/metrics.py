@@ -186,6 +186,12 @@ def word_errors(outputs: Array, targets: Array) -> Array:
     """
     if outputs.ndim not in (2, 3) or targets.ndim != 2 or len(outputs) != len(targets):
         raise _unlike("word_error_rate", outputs, targets, "scores [n, steps, labels] and labels [n, words]")
+    for labels in (targets, outputs) if outputs.ndim == 2 else (targets,):
+        if labels.dtype.kind not in "iu":
+            raise BadWorkload(
+                f"word_error_rate: labels are integers, not {labels.dtype}",
+                fix="give scores [n, steps, labels] or labels as integers, and the right labels as integers",
+            )
     said = (
         [row[row != IGNORED] for row in outputs] if outputs.ndim == 2 else [_greedy(row) for row in outputs.argmax(2)]
     )
@@ -194,7 +200,7 @@ def word_errors(outputs: Array, targets: Array) -> Array:
     words = np.array([len(row) for row in right])
     figure, others = edits.sum() / max(words.sum(), 1), words.sum() - words
     if not others.all():
-        raise BadWorkload("word_error_rate: all right words stand in one sample", fix="evaluate on more samples")
+        raise BadWorkload("word_error_rate: fewer than two samples hold right words", fix="evaluate on more samples")
     return samples_of(figure, (edits.sum() - edits) / others)
 
 

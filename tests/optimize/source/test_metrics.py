@@ -248,6 +248,30 @@ def test_word_error_rate_is_torchmetrics() -> None:
     assert figure("word_error_rate", np.eye(4)[steps], right) == pytest.approx(wanted)
 
 
-def test_a_word_error_rate_of_one_sample_is_no_figure() -> None:
-    with pytest.raises(BadWorkload, match="all right words stand in one sample"):
-        figure("word_error_rate", np.ones((2, 3), int), np.array([[1, 2, 3], [metrics.IGNORED] * 3]))
+@pytest.mark.parametrize("words", [3, 0])
+def test_a_word_error_rate_of_one_sample_is_no_figure(words: int) -> None:
+    right = np.full((2, 3), metrics.IGNORED)
+    right[0, :words] = 1
+    with pytest.raises(BadWorkload, match="fewer than two samples hold right words"):
+        figure("word_error_rate", np.ones((2, 3), int), right)
+
+
+@pytest.mark.parametrize("said", [float, int])
+def test_words_are_labels_not_scores(said: type) -> None:
+    right = np.array([[1, 2], [3, 4]]) if said is float else np.array([[1, 2], [3, np.nan]])
+    with pytest.raises(BadWorkload, match="labels are integers, not float64"):
+        figure("word_error_rate", np.ones((2, 2), said), right)
+
+
+@pytest.mark.usefixtures("fewer_resamples")
+@pytest.mark.parametrize(("size", "flips"), [(24, 0.0), (24, 0.05), (100, 0.2)])
+def test_the_interval_of_a_word_error_rate_holds_the_truth(size: int, flips: float) -> None:
+    rng, held = np.random.default_rng(1), []
+    for _ in range(DRAWS):
+        right = rng.integers(1, 9, (size, 5))
+        right[np.arange(5) >= rng.integers(1, 6, (size, 1))] = metrics.IGNORED
+        said = (np.where((rng.random(right.shape) < flips) & (right > 0), 9, right) for _ in range(2))
+        first, second = (metrics.word_errors(labels, right) for labels in said)
+        low, high = intervals.of_difference(first, second, np.mean, False)(size)
+        held.append(low <= 0 <= high and low < high)
+    assert np.mean(held) >= 0.93

@@ -180,4 +180,5 @@ def test_two_processes_share_one_shuffled_epoch(tiny: Path, tmp_path: Path) -> N
     assert ended.returncode == 0, ended.stderr
     shares = [[int(word) for word in (tmp_path / f"seen-{rank}").read_text().split()] for rank in range(2)]
     tried = len(shares[0]) + len(shares[1]) - 54  # by the first one, before anything is trained
+    assert 0 <= tried <= 8 and len(set(shares[0][:tried])) == tried, "a few, each once"
     assert sorted(shares[0][tried:] + shares[1]) == list(range(54))
