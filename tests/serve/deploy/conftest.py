@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.docs.blocks import ROOT
 
 from serve.repository import tree
+from tests.docs.blocks import ROOT
 
 MODEL = "digits_cnn"
 

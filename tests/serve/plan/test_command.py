@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from tests.docs.blocks import ROOT
 
 from serve.cli import main
 from tests.browser import assert_fits, needs_browser
+from tests.docs.blocks import ROOT
 from tests.serve.plan.curves import written
 from tests.terminal import on_a_terminal
 

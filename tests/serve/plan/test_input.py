@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.docs.blocks import ROOT
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelathe.errors import BadInput, UsageError
@@ -15,6 +14,7 @@ from serve.plan import arrivals, objective, prices, served
 from serve.repository import tree
 from serve.simulate import curve_file
 from serve.simulate.configuration import Configuration, Level
+from tests.docs.blocks import ROOT
 from tests.serve.plan.curves import drawn, written
 
 
