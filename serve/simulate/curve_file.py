@@ -1,7 +1,7 @@
 """The file of measured times: what `serve tune` writes of a model on one machine, and `serve plan` reads."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from serve.simulate.service import Curve
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -30,6 +31,9 @@ class Measured:
         together: as in `Curve`.
         inside: as in `Curve`.
         outside: as in `Curve`.
+        spread: as in `Curve`.
+        race: as in `Curve`.
+        handover: as in `Curve`.
         machine: the machine's name in a list of prices; empty where nobody said.
         start: seconds from the start of a server to its first answer; None where that was not measured.
         configuration: what the model was served with; None where that was not kept.
@@ -42,6 +46,9 @@ class Measured:
     together: Annotated[tuple[Above, ...], Field(min_length=1)] = (1.0,)
     inside: Seconds = 0.0
     outside: Seconds = 0.0
+    spread: Annotated[list[Finite], Field(min_length=1)] = field(default_factory=lambda: [0.0])
+    race: Annotated[float, Field(ge=0, le=1)] = 0.3
+    handover: Seconds = 0.0
     machine: str = ""
     start: Seconds | None = None
     configuration: Configuration | None = None
@@ -49,7 +56,8 @@ class Measured:
     def curve(self) -> Curve:
         """Return the times of a call."""
         calls = {size: np.array(times) for size, times in self.calls.items()}
-        return Curve(calls, self.together, self.inside, self.outside)
+        more = {"race": self.race, "handover": self.handover, "spread": np.array(self.spread)}
+        return Curve(calls, self.together, self.inside, self.outside, **more)
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""

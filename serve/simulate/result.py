@@ -12,8 +12,8 @@ ANSWERED, REFUSED, EXPIRED = range(3)
 """How a request ended: with an answer, because its queue was full or it was too large, because it waited too long."""
 REQUEST = np.dtype(
     [
-        *(("arrival", np.float64), ("start", np.float64), ("end", np.float64), ("level", np.int32)),
-        *(("batch", np.int32), ("instance", np.int32), ("outcome", np.int8)),
+        *(("arrival", np.float64), ("start", np.float64), ("end", np.float64), ("outside", np.float64)),
+        *(("level", np.int32), ("batch", np.int32), ("instance", np.int32), ("outcome", np.int8)),
     ]
 )
 BATCH = np.dtype(
@@ -27,17 +27,16 @@ class Simulated:
 
     Args:
         requests: a row of type `REQUEST` for each, in the order in which they came: seconds at which it reached the
-            server, at which its call began and ended, its level, its row in `batches` and its instance, −1 where it got
-            no answer, and the outcome; a request without an answer starts and ends when it is refused.
+            server, at which its call began and ended, how many it spends outside the server, its level, its row in
+            `batches` and its instance, −1 where it got no answer, and the outcome; a request without an answer starts
+            and ends when it is refused.
         batches: a row of type `BATCH` for each call, in the order in which they began.
         instances: how many there were.
-        outside: seconds that each request spends outside the server.
     """
 
     requests: NDArray[np.void]
     batches: NDArray[np.void]
     instances: int
-    outside: float
 
     @property
     def answered(self) -> NDArray[np.void]:
@@ -49,7 +48,7 @@ class Simulated:
     def latencies(self) -> NDArray[np.float64]:
         """Seconds from request to answer as a client sees them, of each that got one, in the order they came."""
         answered = self.answered
-        return np.asarray(answered["end"] - answered["arrival"] + self.outside)
+        return np.asarray(answered["end"] - answered["arrival"] + answered["outside"])
 
     def quantile(self, share: float) -> float:
         """Return the seconds within which this share of the answers came; NaN without an answer."""
@@ -101,7 +100,7 @@ def assembled(
     level: Sequence[int],
     instances: Instances,
     failed: Sequence[tuple[int, float, int]],
-    outside: float,
+    outside: NDArray[np.float64],
 ) -> Simulated:
     """Return the rows of a simulation that has ended.
 
@@ -110,14 +109,14 @@ def assembled(
         level: of each.
         instances: what they ran.
         failed: requests that got no answer, when they were told, and the outcome.
-        outside: seconds that each request spends outside the server.
+        outside: seconds that each request spends outside the server, float64 [n].
     """
     calls = np.array(instances.calls, np.float64).reshape(-1, 5)
     batches = np.zeros(len(calls), BATCH)
     for column, name in enumerate(BATCH.names or ()):
         batches[name] = calls[:, column]
     requests = np.zeros(len(at), REQUEST)
-    requests["arrival"], requests["level"] = at, level
+    requests["arrival"], requests["level"], requests["outside"] = at, level, outside
     order, batch = np.array(instances.order, np.int64), np.repeat(np.arange(len(batches)), batches["requests"])
     requests["batch"] = requests["instance"] = -1
     requests["batch"][order] = batch
@@ -126,4 +125,4 @@ def assembled(
     for request, now, outcome in failed:
         for name, value in (("start", now), ("end", now), ("outcome", outcome)):
             requests[name][request] = value
-    return Simulated(requests, batches, instances.count, outside)
+    return Simulated(requests, batches, instances.count)

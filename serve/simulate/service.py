@@ -4,7 +4,7 @@ A mean gives a p99 that is too low; that is why each simulated call takes a time
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,8 @@ class Curve:
         calls: seconds of each measured call, float64 [n], by batch size; n ≥ 1, sizes ≥ 1.
         together: how many times longer a call takes while 1, 2, … instances run; the last counts for more of them.
         inside: seconds that the server adds to each call, during which the instance is taken.
-        outside: seconds that client and server add to each request, during which no instance is taken.
+        outside: seconds that client and server add to each request, during which no instance is taken: the median.
+        spread: seconds by which what they add differs from that, float64 [n]; each request draws one.
         race: the chance that the batcher is awake before the instance whose end of a call has woken it.
         handover: seconds that an instance stands idle before each call where no batch may be formed ahead.
     """
@@ -32,6 +33,12 @@ class Curve:
     outside: float = 0.0
     race: float = 0.3
     handover: float = 0.0
+    spread: Seconds = field(default_factory=lambda: np.zeros(1))
+
+    def beside(self, count: int, generator: np.random.Generator) -> Seconds:
+        """Return the seconds that client and server add to so many requests, float64 [n], none below 0."""
+        drawn = self.spread[generator.integers(len(self.spread), size=count)]
+        return np.maximum(0.0, self.outside + drawn)
 
     def sampler(self, generator: np.random.Generator) -> Callable[[int, int], float]:
         """Return a function from (batch size, instances running, this one included) to the seconds of one call.

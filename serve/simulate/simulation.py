@@ -17,6 +17,9 @@ from serve.simulate.result import EXPIRED, REFUSED, Simulated, assembled
 from serve.simulate.service import Curve
 from serve.simulate.waiting import Waiting
 
+OUTSIDE = 1
+"""Beside the seed, of what client and server add."""
+
 
 def simulate(arrivals: Arrivals | Clients, curve: Curve, configuration: Configuration, *, seed: int = 0) -> Simulated:
     """Return what becomes of each request.
@@ -44,7 +47,7 @@ class _Simulation:
         if self.total and min(self.items) < 1:
             raise ValueError("a request has at least one sample")
         self.pause = arrivals.think + curve.outside if isinstance(arrivals, Clients) else None
-        self.curve, self.configuration = curve, configuration
+        self.curve, self.configuration, self.seed = curve, configuration, seed
         extra = 0.0 if configuration.prefetches or not configuration.dynamic else curve.handover
         seconds = curve.sampler(np.random.default_rng(seed))
         self.instances = Instances(
@@ -81,7 +84,9 @@ class _Simulation:
                 scheduler.wake(now)
             if expired:
                 self._fail(expired, now, EXPIRED)
-        return assembled(at, self.level, instances, failed, self.curve.outside)
+        # Not the generator of the calls: however many requests there are, the calls have the same luck.
+        outside = self.curve.beside(len(at), np.random.default_rng((self.seed, OUTSIDE)))
+        return assembled(at, self.level, instances, failed, outside)
 
     def _arrive(self, first: int, before: float) -> int:
         """Let the next request come, and with it those before a time if nobody hears them; return who is next."""

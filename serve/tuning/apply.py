@@ -7,6 +7,7 @@ from modelathe.errors import BadInput
 from serve.config import settings
 from serve.config.target import Target
 from serve.repository import source, staging, tree
+from serve.rollout import promotion
 from serve.server import dryload
 from serve.tuning.trial import Subject
 
@@ -22,8 +23,26 @@ def publish(subject: Subject, chosen: Mapping[str, Any], told: Mapping[str, Any]
         told: what its lineage says of the tuning.
 
     Raises:
-        BadInput: the version was not published by us, so that nothing says what it is served with.
+        BadInput: another version was promoted meanwhile.
+        MachineError: another command, as `serve promote`, works on the model.
         ModelRefused: the server does not load it.
+    """
+    with promotion.alone(subject.repository, [subject.model]):
+        if tree.live(subject.repository, subject.model)[-1:] != [subject.number]:
+            raise BadInput(
+                f"version {subject.number} was tuned, and another was promoted meanwhile",
+                where=f"{subject.repository}/{subject.model}",
+                fix="tune again",
+            )
+        return _published(subject, chosen, told)
+
+
+def check(subject: Subject) -> None:
+    """Say at once what would keep the version from being published.
+
+    Raises:
+        BadInput: it was not published by us, so that nothing says what it is served with.
+        MachineError: another command, as `serve promote`, works on the model.
     """
     if not tree.published(subject.folder):
         raise BadInput(
@@ -31,6 +50,11 @@ def publish(subject: Subject, chosen: Mapping[str, Any], told: Mapping[str, Any]
             where=str(subject.folder),
             fix="change its config.pbtxt as the diff says, or add it with: serve add",
         )
+    with promotion.alone(subject.repository, [subject.model]):
+        return
+
+
+def _published(subject: Subject, chosen: Mapping[str, Any], told: Mapping[str, Any]) -> int:
     found = source.load(subject.folder, {})
     asked = {
         "threads": chosen["threads"],

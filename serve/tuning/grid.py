@@ -1,6 +1,6 @@
 """Grid: every configuration, simulated with the same arrivals and the same luck, and put in order."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
@@ -10,9 +10,12 @@ import numpy as np
 from loadtest.record import statistics
 from serve.planning.calls import capacity
 from serve.planning.objective import Judged, Objective
+from serve.simulate.arrivals import Arrivals
 from serve.simulate.configuration import Configuration
-from serve.simulate.service import Curve
+from serve.simulate.result import ANSWERED, Simulated
+from serve.simulate.service import Seconds
 from serve.simulate.simulation import simulate
+from serve.tuning.known import HALF, Known, Tried, pressing, queued
 from serve.tuning.live import Traffic
 from serve.tuning.measure import sizes
 
@@ -23,6 +26,8 @@ LONG, LONGEST = 20, 8.0
 """A simulation lasts so many times the objective's time, so that a rate a little too high shows; its most seconds."""
 EVERY = 20
 """Configurations between two words of progress."""
+FAR = 4.0
+"""Requests that never meet another are so many times the longest call apart."""
 REQUESTS, HALVINGS, SLACK = 4000, 5, 1.02
 """Requests of a simulation at the least, halvings of a rate, and how much higher a rate must be to be looked for."""
 
@@ -82,14 +87,14 @@ class Space:
     """What is looked for and where.
 
     Args:
-        curves: the times of a call by number of threads.
+        known: what was measured.
         today: the present configuration; what is not turned stays as in it.
         largest: the largest batch of the model; 0 where the server forms none.
         traffic: when requests come.
         objective: what must hold.
     """
 
-    curves: Mapping[int, Curve]
+    known: Known
     today: Configuration
     largest: int
     traffic: Traffic
@@ -99,31 +104,63 @@ class Space:
         """Yield threads × instances × largest batches × delays."""
         limits = [size for size in sizes(self.largest) if size >= max(self.today.preferred, default=1)]
         delays = DELAYS if self.largest else (0.0,)
-        for threads, curve in sorted(self.curves.items()):
+        for threads, curve in sorted(self.known.curves.items()):
             instances = range(1, len(curve.together) + 1)
             for count, limit, delay in product(instances, limits, delays):
                 if limit > 1 or not delay:
                     threaded = replace(self.today, dynamic=self.largest > 0, threads=threads)
                     yield replace(threaded, instances=count, max_batch=limit, delay=delay)
 
-    def outcome(self, configuration: Configuration, rate: float) -> Outcome:
-        """Simulate one configuration at a rate."""
-        traffic = self.traffic.at(rate)
-        seconds = max(REQUESTS / rate, self.objective.requests / rate, min(LONGEST, LONG * self.objective.longest))
-        made = simulate(traffic.simulated(seconds), self._curve(configuration), configuration)
-        lost = len(made.requests) - len(made.latencies)
-        figures = statistics.milliseconds(np.append(made.latencies, np.full(lost, np.inf)))
-        judged = self.objective.judge(figures, len(made.requests), lost)
+    def outcome(self, configuration: Configuration, rate: float, seconds: float | None = None) -> Outcome:
+        """Simulate one configuration at a rate, for as long as it takes to tell unless the seconds are given."""
+        if seconds is None:
+            seconds = max(REQUESTS / rate, self.objective.requests / rate, min(LONGEST, LONG * self.objective.longest))
+        return self._judged(configuration, rate, self._simulated(configuration, rate, seconds))
+
+    def spent(self, configuration: Configuration, rate: float, seconds: float) -> dict[str, float]:
+        """Return the milliseconds of a request, on average, by where it spends them; at an open loop's rate."""
+        waited, made = self._simulated(configuration, rate, seconds)
+        done, inside = made.answered, self.known.curve(configuration.threads).inside
+        queue = (done["start"] - done["arrival"]).mean()
+        call = (done["end"] - done["start"]).mean() - inside
+        outside = done["outside"].mean() + waited[made.requests["outcome"] == ANSWERED].mean()
+        return {"queue": queue * 1e3, "call": call * 1e3, "inside": inside * 1e3, "outside": outside * 1e3}
+
+    def _simulated(self, configuration: Configuration, rate: float, seconds: float) -> tuple[Seconds, Simulated]:
+        """Return how long each request waits for a core to be received, float64 [n], and what becomes of it then."""
+        at = np.asarray(self.traffic.at(rate).simulated(seconds).at, np.float64)
+        received = queued(at, 1 / self.known.ceiling(configuration))
+        made = simulate(Arrivals(received), self.known.curve(configuration.threads), configuration)
+        return received - at, made
+
+    def _judged(self, configuration: Configuration, rate: float, simulated: tuple[Seconds, Simulated]) -> Outcome:
+        waited, made = simulated
+        answered = made.requests["outcome"] == ANSWERED
+        latencies = np.full(len(made.requests), np.inf)
+        latencies[answered] = made.latencies + waited[answered]
+        figures = statistics.milliseconds(latencies)
+        judged = self.objective.judge(figures, len(latencies), int((~answered).sum()))
         cores = made.busy * configuration.instances * configuration.threads
         return Outcome(configuration, rate, figures, tuple(judged), cores)
 
-    def _curve(self, configuration: Configuration) -> Curve:
-        """Return the times of its number of threads, or of the nearest that was measured."""
-        return self.curves[min(self.curves, key=lambda threads: abs(threads - configuration.threads))]
+    def most(self, configuration: Configuration) -> float:
+        """Return the requests per second that neither its instances nor the cores let pass."""
+        return min(capacity(self.known.curve(configuration.threads), configuration), self.known.ceiling(configuration))
+
+    def alone(self) -> Outcome:
+        """Return the least latency of requests that never meet another."""
+        found = []
+        for threads, curve in self.known.curves.items():
+            configuration = replace(self.today, threads=threads, delay=0.0)
+            apart = FAR * float(max(times.max() for times in curve.calls.values()))
+            at = np.arange(max(REQUESTS, self.objective.requests)) * apart
+            made = simulate(Arrivals(at), curve, configuration)
+            found.append(self._judged(configuration, 1 / apart, (np.zeros(len(at)), made)))
+        return min(found, key=lambda one: one.latency_ms[percentile(self.objective)])
 
     def highest(self, configuration: Configuration, above: float = 0.0) -> Outcome | None:
         """Return the outcome at the highest rate that a configuration holds; None where it is not above a rate."""
-        high = capacity(self._curve(configuration), configuration)
+        high = self.most(configuration)
         low = above * SLACK if above else high / 2**HALVINGS
         if low >= high:
             return None
@@ -137,6 +174,27 @@ class Space:
             else:
                 high = tried.rate
         return best
+
+    def refitted(self, tried: Sequence[Tried]) -> "Space":
+        """Return the same with what live runs say: of server and client, and near the highest rate, of the cores."""
+        known = replace(self.known, live=tuple(tried)).fitted()
+        space = replace(self, known=known)
+        pressed = [one for one in tried if one.seen.rate >= HALF * known.ceiling(one.configuration)]
+        if not pressed:
+            return space
+        takes = float(np.mean([space.taken(one) for one in pressed]))
+        return replace(self, known=replace(known, request=takes))
+
+    def taken(self, one: Tried) -> float:
+        """Return the seconds of a core that a request takes with which a live run is as late as it was seen."""
+        name = percentile(self.objective)
+        wanted = statistics.milliseconds(one.seen.latencies)[name]
+
+        def late(request: float) -> float:
+            space = replace(self, known=replace(self.known, request=request))
+            return space.outcome(one.configuration, one.traffic.rate, one.seconds).latency_ms[name]
+
+        return pressing(0.0, 2 * self.known.cores / one.seen.rate, late, wanted)
 
 
 def percentile(objective: Objective) -> str:
@@ -160,6 +218,8 @@ def ranked(space: Space, goal: Goal, tell: Callable[[str, float], None]) -> list
         elif outcome := space.highest(configuration, best):
             best = outcome.rate
             found.append(outcome)
+    if not found:
+        found = [space.outcome(one, space.most(one) / 2**HALVINGS) for one in asked]
     return sorted(found, key=lambda one: order(one, goal, name))
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +12,42 @@ from modelathe.commandline import finite
 from serve.simulate.configuration import Configuration
 from serve.simulate.curve_file import Measured
 from serve.simulate.service import Curve
+from serve.tuning.known import Known, Tried
 from serve.tuning.trial import Subject
 
 
-def read(path: Path, subject: Subject, cores: int) -> dict[int, Curve]:
-    """Return the times of a call by number of threads that were measured of these very files on as many cores."""
+def read(path: Path, subject: Subject, cores: int) -> Known:
+    """Return what was measured of these very files on as many cores; nothing where that is not so."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if (values["digest"], values["cores"], values["model"]) != (subject.digest, cores, subject.model):
-            return {}
-        return {int(threads): _curve(held) for threads, held in values["threads"].items()}
+            return Known(cores)
+        curves = {int(threads): _curve(held) for threads, held in values["threads"].items()}
+        first = values["first"] and Tried.of(values["first"])
+        return Known(cores, curves, values["request"], first, tuple(map(Tried.of, values["live"])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        return Known(cores)
 
 
-def write(path: Path, subject: Subject, cores: int, curves: Mapping[int, Curve], chosen: Configuration) -> None:
-    """Write the times of all numbers of threads; `serve plan` reads those of the chosen configuration."""
-    curve = curves.get(chosen.threads) or curves[min(curves)]
-    measured = Measured(1, subject.model, cores, **_held(curve), configuration=chosen)
-    more = {"digest": subject.digest, "threads": {threads: _held(one) for threads, one in curves.items()}}
+def write(path: Path, subject: Subject, known: Known, chosen: Configuration) -> None:
+    """Write all that is known; `serve plan` reads the times of the chosen configuration."""
+    measured = Measured(1, subject.model, known.cores, **_held(known.curve(chosen.threads)), configuration=chosen)
+    more = {
+        "digest": subject.digest,
+        "threads": {threads: _held(one) for threads, one in known.curves.items()},
+        "request": known.request,
+        "first": known.first and known.first.document(),
+        "live": [one.document() for one in known.live],
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, json.dumps(finite({**measured.document(), **more})) + "\n")
 
 
 def _held(curve: Curve) -> dict[str, Any]:
     calls = {size: times.tolist() for size, times in curve.calls.items()}
-    return {"calls": calls, "together": curve.together, "inside": curve.inside, "outside": curve.outside}
+    return {**vars(curve), "calls": calls, "spread": curve.spread.tolist()}
 
 
-def _curve(held: dict[str, Any]) -> Curve:
+def _curve(held: Mapping[str, Any]) -> Curve:
     calls = {int(size): np.array(times, np.float64) for size, times in held["calls"].items()}
-    return replace(Curve(calls, tuple(held["together"])), inside=held["inside"], outside=held["outside"])
+    return Curve(**{**held, "calls": calls, "together": tuple(held["together"]), "spread": np.array(held["spread"])})

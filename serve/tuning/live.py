@@ -1,8 +1,10 @@
-"""Live: a short open-loop run of the load generator against one copy of a model."""
+"""Live: short runs of the load generator against one copy of a model."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,13 +12,15 @@ from loadtest.load import drive
 from loadtest.plan.data import payload
 from loadtest.plan.plan import Plan
 from loadtest.plan.traffic import Part
-from loadtest.record.results import OK, read
+from loadtest.record.results import OK, Results, read
 from modelathe.errors import MachineError
 from modelathe.tensors import TensorSpec
 from serve.server.endpoint import Endpoint
 from serve.simulate import arrivals
 from serve.simulate.arrivals import Arrivals
 from serve.simulate.service import Seconds
+from serve.tuning import cores
+from serve.tuning.cores import Used, Watch
 
 PAYLOADS = 16
 
@@ -54,6 +58,10 @@ class Traffic:
             return Plan(url, seconds, trace=str(self.trace), seed=self.seed)
         return Plan(url, seconds, rate=self.rate, arrival=self.arrival, seed=self.seed)
 
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {**asdict(self), "trace": self.trace and str(self.trace)}
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -63,16 +71,27 @@ class Seen:
         latencies: seconds of each request, float64 [n], infinite where it got no answer.
         calls: how many the server counted.
         rate: answers per second.
+        queue: mean seconds that a request waited in the server.
+        call: mean seconds of its call.
+        used: the cores meanwhile.
     """
 
     latencies: Seconds
     calls: int
     rate: float
+    queue: float
+    call: float
+    used: Used
 
     @property
     def failed(self) -> int:
         """How many requests got no answer."""
         return int(np.isinf(self.latencies).sum())
+
+    @property
+    def answered(self) -> Seconds:
+        """Seconds of each request that got an answer, float64 [n]."""
+        return self.latencies[np.isfinite(self.latencies)]
 
     def interval(self, percent: float) -> tuple[float, float]:
         """Return between which milliseconds the percentile lies, with 95 % confidence: by ranks."""
@@ -81,6 +100,20 @@ class Seen:
         low, high = (min(count - 1, max(0, round(count * share + sign * spread))) for sign in (-1, 1))
         ordered = np.sort(self.latencies) * 1e3
         return float(ordered[low]), float(ordered[high])
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form; a request without an answer is null."""
+        latencies = [None if lost else round(one, 6) for one, lost in zip(*self._told(), strict=True)]
+        return {**asdict(self), "latencies": latencies}
+
+    def _told(self) -> tuple[list[float], list[bool]]:
+        return self.latencies.tolist(), np.isinf(self.latencies).tolist()
+
+    @staticmethod
+    def of(document: Mapping[str, Any]) -> "Seen":
+        """Return what a JSON form states."""
+        latencies = np.array([np.inf if one is None else one for one in document["latencies"]], np.float64)
+        return Seen(**{**document, "latencies": latencies, "used": Used(**document["used"])})
 
 
 @dataclass(frozen=True)
@@ -93,21 +126,42 @@ class Model:
     folder: Path
 
     def run(self, traffic: Traffic, seconds: float) -> Seen:
-        """Send the load and return what came of it.
+        """Send the load in an open loop and return what came of it.
 
         Raises:
-            MachineError: the run was cut short.
+            MachineError: the run was cut short, or other programs used the cores.
         """
+        return self._run(traffic.plan(self.endpoint.plain, seconds), traffic.seed)
+
+    def pressed(self, clients: int, seconds: float) -> Seen:
+        """Send as much as so many clients get answered that wait for nothing else, and return what came of it.
+
+        Raises:
+            MachineError: as `run`.
+        """
+        return self._run(Plan(self.endpoint.plain, seconds, concurrency=clients, warmup=0.0), 0)
+
+    def _run(self, plan: Plan, seed: int) -> Seen:
         path = self.folder / f"{self.name}.jsonl"
-        parts = [Part(self.name, payload.generate(self.inputs, PAYLOADS, traffic.seed))]
-        drive.run(traffic.plan(self.endpoint.plain, seconds), parts, path)
+        parts = [Part(self.name, payload.generate(self.inputs, PAYLOADS, seed))]
+        watch = Watch(self.endpoint.pid)
+        drive.run(plan, parts, path)
+        used = watch.used()
         results = read(path)
         counts = (results.end or {}).get("server")
         if counts is None:
             raise MachineError(
                 "the live run was cut short", where=str(path), fix="tune again; the server's log is there too"
             )
-        answered = results.of(OK)
-        took = np.where(answered, results.done - results.planned, np.inf)
-        length = max(seconds, float(results.done[answered].max(initial=0.0)))
-        return Seen(took, counts["execution_count"], float(answered.sum()) / length)
+        cores.check(used, "during a live run")
+        return _seen(results, counts, plan, used)
+
+
+def _seen(results: Results, counts: Mapping[str, Any], plan: Plan, used: Used) -> Seen:
+    answered = results.of(OK)
+    since = results.planned if plan.open else results.sent
+    took = np.where(answered, results.done - since, np.inf)
+    length = max(plan.duration, float(results.done[answered].max(initial=0.0)))
+    each = max(1, counts["success"]) * 1e9
+    call = sum(counts[f"compute_{part}_ns"] for part in ("input", "infer", "output")) / each
+    return Seen(took, counts["execution_count"], float(answered.sum()) / length, counts["queue_ns"] / each, call, used)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from loadtest.plan.data import payload
+from modelathe.client import connect
 from modelathe.errors import BadInput
 from modelathe.tensors import TensorSpec
 from serve.config import model_config
@@ -119,3 +120,12 @@ def served(subject: Subject, configs: Mapping[str, ModelConfig], log: Path) -> I
             (home / tree.CONFIG).write_text(model_config.text(made))
         with running(at, listen=Listen(log=log), cache=False) as endpoint:
             yield endpoint
+
+
+def inputs(subject: Subject, url: str, name: str) -> list[TensorSpec]:
+    """Return the inputs as requests carry them: as the lineage has them, else as the server does."""
+    stated = subject.inputs()
+    if stated is not None:
+        return stated
+    with connect(url) as client:
+        return client.metadata(name)[0]

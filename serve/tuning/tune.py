@@ -1,9 +1,9 @@
-"""Tune: measure, fit, simulate every configuration, confirm the best live, and say what to change."""
+"""Tune: measure, fit, simulate every configuration, try the best live, fit anew, and say what to change."""
 
 import difflib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,18 @@ from serve.planning import served
 from serve.planning.objective import Objective
 from serve.repository.tree import CONFIG
 from serve.simulate.configuration import Configuration
-from serve.simulate.fitting import fitted
-from serve.simulate.service import Curve
-from serve.tuning import confirm, grid, kept, measure, trial
-from serve.tuning.confirm import Confirmed, inputs
+from serve.tuning import confirm, grid, measuring, picture, trial
+from serve.tuning.confirm import Choice, Live
 from serve.tuning.grid import Goal, Outcome, Space
-from serve.tuning.live import Model, Traffic
-from serve.tuning.measure import Asked, Tell
+from serve.tuning.live import Traffic
+from serve.tuning.measure import Tell
+from serve.tuning.measuring import Place, part
 from serve.tuning.trial import Subject
 
-LARGEST, MOST_INSTANCES = 32, 16
-"""The largest batch that is tried of a model that takes more than its configuration has, and the most instances."""
-FIT = "overheads"
-"""The name of the copy that the overheads are fitted with."""
-FIT_SECONDS, FASTEST = 5.0, 2000.0
-"""Of the live run for the overheads, and its highest rate: beyond it the load generator takes the server's cores."""
-SHARES = (0.3, 0.7)
-"""How many requests should come during a call of one sample in that run, at the least and at the most."""
+MEASURED, SIMULATED, TRIED, AGAIN = 0.25, 0.45, 0.75, 0.85
+"""The share of the time until the end of each stage: measuring, simulating, the first live runs, simulating again."""
+AFTER = 1
+"""Live runs that are left for what is best once the first have corrected the simulation."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +52,37 @@ def tune(subject: Subject, wanted: Wanted, tell: Tell) -> dict[str, Any]:
         Refused: no configuration holds; it names the nearest misses.
         MachineError: the machine is too busy to measure, or the server died.
     """
-    today = checked(subject)
+    today, goal = checked(subject), wanted.goal
     wanted.measured.parent.mkdir(parents=True, exist_ok=True)
-    cores = len(os.sched_getaffinity(0))
-    curves = _measured(subject, today, wanted, cores, tell)
-    space = Space(curves, today, _largest(subject), wanted.traffic, wanted.objective)
-    outcomes = grid.ranked(space, wanted.goal, tell)
-    best = confirm.few(outcomes, today)
-    if not any(one.holds for one in outcomes):
-        raise _nothing(space, outcomes)
-    now = _today(space, wanted.goal, best)
-    confirmed = confirm.confirm(subject, space, best, now, wanted.measured.parent, tell)
-    name = grid.percentile(wanted.objective)
-    found = confirm.chosen(confirmed, lambda one, goal: grid.order(one, goal, name), wanted.goal)
-    if found:
-        kept.write(wanted.measured, subject, cores, curves, found.predicted.configuration)
-    return _document(subject, space, wanted, confirmed, found)
+    place = Place(subject, today, len(os.sched_getaffinity(0)), wanted.measured)
+    fresh = not measuring.complete(place)
+    known = measuring.measured(place, wanted.traffic, part(tell, 0.0, MEASURED))
+    space = Space(known, today, measuring.largest(subject), wanted.traffic, wanted.objective)
+    _check_reachable(space)
+    outcomes = _ranked(space, goal, part(tell, MEASURED, SIMULATED))
+    live = Live(place, known, goal, confirm.RUNS - fresh)
+    first = confirm.few(outcomes, today, live.left - 1 - AFTER)
+    names = {f"best-{number}": one for number, one in enumerate(first, 1)}
+    live.run(space, {"today": _today(space, goal, outcomes), **names}, part(tell, SIMULATED, TRIED))
+    space, outcomes = _again(space, live, outcomes, tell)
+    found = confirm.choice(live.confirmed, goal)
+    chosen = found.chosen.predicted.configuration if found.chosen else today
+    place.keep(space.known.settled(), chosen)
+    return _document(subject, space, wanted, live, found)
+
+
+def _again(space: Space, live: Live, outcomes: list[Outcome], tell: Tell) -> tuple[Space, list[Outcome]]:
+    """Correct the simulation by the live runs, rank the grid again, and try what is best now, while runs are left."""
+    shares = part(tell, TRIED, AGAIN), part(tell, AGAIN, 1.0)
+    while True:
+        space = space.refitted([one.tried for one in live.confirmed])
+        if not live.left:
+            return space, outcomes
+        outcomes = grid.ranked(space, live.goal, shares[0])
+        following = live.next(outcomes)
+        if following is None:
+            return space, outcomes
+        live.run(space, {f"best-{len(live.confirmed)}": following}, shares[1])
 
 
 def checked(subject: Subject) -> Configuration:
@@ -93,101 +103,81 @@ def checked(subject: Subject) -> Configuration:
     return found
 
 
-def _largest(subject: Subject) -> int:
-    """Return the largest batch to try."""
-    now = int(subject.config.max_batch_size)
-    axes = [spec.largest_batch for spec in subject.inputs() or () if spec.batched]
-    return min(min(axes), max(now, LARGEST)) if now and axes else now
+def _check_reachable(space: Space) -> None:
+    """Refuse an objective that not even a request alone keeps.
+
+    Raises:
+        Refused: it says the lowest that is reachable.
+    """
+    alone = space.alone()
+    broken = [one for one in alone.judged if not one.passed]
+    if broken:
+        worst = max(broken, key=lambda one: one.excess)
+        name = grid.percentile(space.objective)
+        lowest = f"{alone.latency_ms[name]:.3g} ms"
+        raise Refused(
+            f"{worst.text} is below the time of one call: the lowest reachable {name} is {lowest}",
+            fix=f"ask for no less than {lowest}, or make the model smaller: optimize run",
+        )
 
 
-def _measured(subject: Subject, today: Configuration, wanted: Wanted, cores: int, tell: Tell) -> dict[int, Curve]:
-    """Return the times of a call by number of threads, with the overheads; each is kept as soon as it is known."""
-    largest, folder = _largest(subject), wanted.measured.parent
-    curves = kept.read(wanted.measured, subject, cores)
-    numbers = sorted({today.threads, cores, *(2**power for power in range(cores.bit_length()))})
-    counts = {number: min(MOST_INSTANCES, max(2, cores // number)) for number in numbers if number not in curves}
-    if not counts and any(one.outside for one in curves.values()):
-        return curves
-    whole = replace(today, max_batch=max(1, largest), delay=0.0, preferred=(), dynamic=False)
-    busy = replace(whole, dynamic=largest > 0, instances=1)
-    configs = {
-        f"threads-{number}": trial.edited(subject.config, replace(whole, threads=number, instances=count))
-        for number, count in counts.items()
-    }
-    configs[FIT] = trial.edited(subject.config, busy)
-    tell("starting a server", 0.0)
-    with trial.served(subject, configs, folder / "measuring.log") as endpoint:
-        specs = inputs(subject, endpoint.plain, FIT)
-        for number, count in counts.items():
-            curves[number] = measure.curve(Asked(endpoint, f"threads-{number}", specs, count, largest), tell)
-            kept.write(wanted.measured, subject, cores, curves, today)
-        tell(f"live: {FIT}, {FIT_SECONDS:g} s", 0.0)
-        fit = _overheads(Model(endpoint, FIT, specs, folder), curves[busy.threads], busy, wanted.traffic)
-    found = {number: replace(one, inside=fit.inside, outside=fit.outside) for number, one in curves.items()}
-    kept.write(wanted.measured, subject, cores, found, today)
-    return found
+def _ranked(space: Space, goal: Goal, tell: Tell) -> list[Outcome]:
+    """Return outcomes, the best first.
+
+    Raises:
+        Refused: none holds; it names the nearest misses and which condition binds.
+    """
+    outcomes = grid.ranked(space, goal, tell)
+    if any(one.holds for one in outcomes):
+        return outcomes
+    worst = max(outcomes[0].judged, key=lambda one: one.excess)
+    name = grid.percentile(space.objective)
+    misses = "; ".join(f"{_knobs(one.configuration)}: {name} {one.latency_ms[name]:.3g} ms" for one in outcomes[:3])
+    raise Refused(
+        f"no configuration holds {space.objective.text} at {outcomes[0].rate:,.10g}/s: {worst.text} binds;"
+        f" nearest: {misses}",
+        fix="ask for a lower rate or allow more time, or plan several machines: serve plan",
+    )
 
 
-def _overheads(model: Model, curve: Curve, configuration: Configuration, traffic: Traffic) -> Curve:
-    """Return the curve with what server and client add, from a live run at which batches form."""
-    call = float(curve.calls[1].mean())
-    rate = min(max(traffic.rate, SHARES[0] / call), SHARES[1] / call, FASTEST)
-    load = Traffic(rate, seed=traffic.seed)
-    seen = model.run(load, FIT_SECONDS)
-    p50 = float(sorted(seen.latencies)[len(seen.latencies) // 2])
-    return fitted(curve, load.simulated(FIT_SECONDS), configuration, seen.calls, p50)
+def _knobs(configuration: Configuration) -> str:
+    return " ".join(f"{key} {value}" for key, value in grid.knobs(configuration).items())
 
 
-def _today(space: Space, goal: Goal, best: list[Outcome]) -> Outcome:
+def _today(space: Space, goal: Goal, outcomes: Sequence[Outcome]) -> Outcome:
     """Return what is predicted of the present configuration: at the highest rate that it holds, or at the one asked."""
     if goal != "throughput":
         return space.outcome(space.today, space.traffic.rate)
-    return space.highest(space.today) or space.outcome(space.today, best[0].rate)
+    return space.highest(space.today) or space.outcome(space.today, outcomes[0].rate)
 
 
-def _nothing(space: Space, outcomes: list[Outcome]) -> Refused:
-    """Return what is said where no configuration holds."""
-    text = space.objective.text
-    if not outcomes:
-        return Refused(f"no configuration holds {text} at any rate that was tried", fix="allow more time")
-    name = grid.percentile(space.objective)
-    lowest = min(one.latency_ms[name] for one in outcomes)
-    worst = max(outcomes[0].judged, key=lambda one: one.excess)
-    misses = "; ".join(
-        f"{' '.join(f'{key} {value}' for key, value in grid.knobs(one.configuration).items())}: "
-        f"{name} {one.latency_ms[name]:.3g} ms"
-        for one in outcomes[:3]
-    )
-    return Refused(
-        f"no configuration holds {text} at {outcomes[0].rate:,.10g}/s: {worst.text} binds; nearest: {misses}",
-        fix=f"ask for a lower rate, or for no less than {lowest:.3g} ms, or plan several machines: serve plan",
-    )
-
-
-def _document(
-    subject: Subject, space: Space, wanted: Wanted, confirmed: list[Confirmed], found: Confirmed | None
-) -> dict[str, Any]:
-    configuration = found.predicted.configuration if found else space.today
+def _document(subject: Subject, space: Space, wanted: Wanted, live: Live, found: Choice) -> dict[str, Any]:
+    chosen = found.chosen.predicted.configuration if found.chosen else space.today
+    known = space.known
+    curve = known.curve(chosen.threads)
+    shown = found.chosen or found.best or live.confirmed[0]
     return {
         "model": subject.model,
         "version": subject.number,
         "goal": wanted.goal,
         "objective": wanted.objective.text,
+        "limit_ms": wanted.objective.longest * 1e3 or None,
         "rate": None if wanted.goal == "throughput" else wanted.traffic.rate,
         "arrival": str(wanted.traffic.trace or wanted.traffic.arrival),
+        "cores": known.cores,
         "configurations": sum(1 for _ in space.configurations()),
-        "confirmed": [one.document() for one in confirmed],
-        "chosen": {"name": found.name, **grid.knobs(configuration)} if found else None,
-        "overheads": overheads(space.curves),
+        "confirmed": [one.document() for one in live.confirmed],
+        "best": found.best and found.best.name,
+        "chosen": {"name": found.chosen.name, **grid.knobs(chosen)} if found.chosen else None,
+        "overheads": {
+            "inside_ms": curve.inside * 1e3,
+            "outside_ms": curve.outside * 1e3,
+            "request_cpu_ms": known.request * 1e3,
+        },
+        **picture.pictures(space, live.confirmed[0], shown),
         "measured": str(wanted.measured),
-        "diff": diff(subject, configuration),
+        "diff": diff(subject, chosen),
     }
-
-
-def overheads(curves: Mapping[int, Curve]) -> dict[str, float]:
-    """Return what server and client add, in milliseconds."""
-    curve = curves[min(curves)]
-    return {"inside_ms": curve.inside * 1e3, "outside_ms": curve.outside * 1e3}
 
 
 def diff(subject: Subject, configuration: Configuration) -> str:

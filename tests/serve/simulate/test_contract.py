@@ -23,7 +23,7 @@ from serve.server.endpoint import Endpoint
 from serve.server.tritonserver import running
 from serve.simulate.arrivals import Arrivals, Clients, scheduled
 from serve.simulate.configuration import stated
-from serve.simulate.fitting import fitted
+from serve.simulate.fitting import Run, fitted
 from serve.simulate.result import Simulated
 from serve.simulate.service import Curve
 from serve.simulate.simulation import simulate
@@ -157,7 +157,8 @@ def overheads(endpoint: Endpoint, seconds: float, path: Path) -> Curve:
     case = CASES[FITTED]
     load = case.load(seconds, len(measured.latencies))
     configuration = stated(model_config.parse(case.text(FITTED)))
-    curve = fitted(CURVE, load, configuration, sum(measured.histogram.values()), measured.p50)
+    run = Run(load, configuration, sum(measured.histogram.values()), measured.latencies)
+    curve = fitted(CURVE, [run])
     print(f"\ninside {curve.inside * 1e3:.2f} ms, outside {curve.outside * 1e3:.2f} ms; simulated, then measured")
     return curve
 

@@ -1,5 +1,6 @@
 """The parts of the simulation, each alone, and single cases that can be counted by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from modelathe.errors import BadInput
 from serve.config import model_config
 from serve.simulate.arrivals import Arrivals, Clients, Kinds, recorded, scheduled
 from serve.simulate.configuration import Configuration, Level, stated
-from serve.simulate.fitting import fitted
+from serve.simulate.fitting import Run, fitted
 from serve.simulate.result import ANSWERED, EXPIRED, REFUSED, Simulated
 from serve.simulate.service import Curve
 from serve.simulate.simulation import simulate
@@ -209,6 +210,25 @@ def test_overheads_are_found_again() -> None:
     load, configuration = scheduled(250, 20.0), Configuration(32)
     true = Curve(curve.calls, inside=0.0015, outside=0.0030)
     seen = simulate(load, true, configuration, seed=9)
-    found = fitted(curve, load, configuration, seen.batches.size, seen.quantile(0.5))
+    found = fitted(curve, [Run(load, configuration, seen.batches.size, seen.latencies)])
     assert found.inside == pytest.approx(true.inside, abs=0.0004)
     assert found.outside == pytest.approx(true.outside, abs=0.0008)
+
+
+def test_what_takes_long_outside_is_found_again_and_holds_at_other_rates() -> None:
+    generator = np.random.default_rng(3)
+    times = generator.gamma(9.0, 0.001, 200)
+    curve, configuration = Curve({1: times, 32: times * 2}), Configuration(32)
+    rare = np.where(generator.random(1000) < 0.03, generator.exponential(0.02, 1000), 0.0)
+    true = replace(curve, inside=0.001, outside=0.002, spread=rare)
+    runs = []
+    for number, load in enumerate((scheduled(250, 20.0), scheduled(100, 20.0, seed=4))):
+        seen = simulate(load, true, configuration, seed=20 + number)
+        runs.append(Run(load, configuration, seen.batches.size, seen.latencies))
+    found = fitted(curve, runs)
+    for rate in (50, 200, 400):
+        load = scheduled(rate, 30.0, seed=7)
+        seen, made = (simulate(load, one, configuration, seed=30).latencies for one in (true, found))
+        for share in (0.5, 0.9, 0.99):
+            assert np.quantile(made, share) == pytest.approx(np.quantile(seen, share), rel=0.15), (rate, share)
+    assert (found.beside(500, generator) >= 0).all()

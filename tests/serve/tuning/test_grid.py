@@ -10,6 +10,7 @@ from serve.simulate.configuration import Configuration
 from serve.simulate.service import Curve
 from serve.tuning import grid
 from serve.tuning.grid import Goal, Outcome, Space
+from serve.tuning.known import Known
 from serve.tuning.live import Traffic
 from tests.serve.planning.curves import drawn
 
@@ -30,7 +31,7 @@ def space(slo: str = "p99 < 20ms", rate: float = 300.0, **more: Any) -> Space:
     together = drawn(together=(1.0, 1.0))
     curves = {1: slower(together, SLOWER), 2: together}
     return Space(
-        **{"curves": curves, "today": TODAY, "largest": 8, **more},
+        **{"known": Known(8, curves), "today": TODAY, "largest": 8, **more},
         traffic=Traffic(rate),
         objective=objective.parse(slo),
     )
