@@ -15,9 +15,9 @@ STEPS = 12
 """Halvings; what is left of the longest call that was measured is less than a thousandth."""
 SEEDS = range(3)
 """Of the simulations that what was seen is compared with."""
-LEVELS, TIMES, DRAWN, FEWEST = 60, 40, 1000, 3
-"""Shares of requests at which both are compared, times that may be added, and how many are kept to be drawn. No share is
-smaller than that of so many requests: chance decides on it."""
+LEVELS, TIMES, DRAWN, FEWEST, SURE = 60, 40, 1000, 3, 10
+"""Shares of requests at which both are compared, the smallest that of `FEWEST` requests; times that may be added, half
+as many; how many are kept to be drawn; and the weight of all shares being 1 beside all others."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def added(pairs: Sequence[tuple[Seconds, Seconds]]) -> Seconds:
     """Return seconds, float64 [DRAWN], which added by chance to times within the server give those seen.
 
     The two are not subtracted request by request: a call's own luck would be counted twice. Wanted are shares of some
-    times, none below 0, with which the share of requests that take longer than t is as seen, for many t; the smallest
-    error relative to that share, so that the tail counts as much as the middle.
+    times, none below 0, with which the share of requests that take longer than t is as seen, for many t, each weighed
+    by how well so many requests tell it.
 
     Args:
         pairs: seconds seen, and seconds within the server, ascending; at least one of each.
@@ -85,12 +85,13 @@ def added(pairs: Sequence[tuple[Seconds, Seconds]]) -> Seconds:
         limits = np.quantile(seen, 1 - shares)
         above = (seen[None, :] > limits[:, None]).mean(axis=1)
         later = 1 - np.searchsorted(within, limits[:, None] - times[None, :], side="right") / len(within)
-        known = above > 0
-        rows.append(later[known] / above[known, None])
-        wanted.append(np.ones(int(known.sum())))
-    total = LEVELS * len(pairs)
-    rows.append(np.full((1, len(times)), total))
-    wanted.append(np.full(1, total))
+        sure = 1 / np.sqrt(np.maximum(above * (1 - above), FEWEST / len(seen)) / len(seen))
+        rows.append(later * sure[:, None])
+        wanted.append(above * sure)
+    # The shares of all times are 1 in all.
+    whole = SURE * float(np.concatenate(wanted).sum())
+    rows.append(np.full((1, len(times)), whole))
+    wanted.append(np.full(1, whole))
     weights, _ = nnls(np.concatenate(rows), np.concatenate(wanted))
     upto = np.cumsum(weights / weights.sum())
     middles = (np.arange(DRAWN) + 0.5) / DRAWN

@@ -11,12 +11,12 @@ from serve.tuning import grid
 from serve.tuning.confirm import Confirmed
 from serve.tuning.grid import Space
 
-RATES, GROWING = 12, 20.0
-"""Rates of a curve of latency, and how many times the objective's time ends it."""
+RATES, GROWING, BEYOND = 16, 20.0, 4.0
+"""Rates of a curve of latency; how many times the objective's time, and the rate that is asked for, end it."""
 
 
 def pictures(space: Space, today: Confirmed, shown: Confirmed) -> dict[str, Any]:
-    """Return latency over rate of both, what each knob would have done, and where the time goes."""
+    """Return latency over rate of both, what each knob would have done to the second, and where the time goes."""
     both = [today] if shown is today else [today, shown]
     return {
         "rates": {one.name: list(_rates(space, one.predicted.configuration)) for one in both},
@@ -28,8 +28,9 @@ def pictures(space: Space, today: Confirmed, shown: Confirmed) -> dict[str, Any]
 def _rates(space: Space, configuration: Configuration) -> Iterator[dict[str, Any]]:
     """Yield what is predicted from a low rate to the highest, up to where queues only grow."""
     name, limit = grid.percentile(space.objective), GROWING * space.objective.longest * 1e3
+    most = min(space.most(configuration), BEYOND * space.traffic.rate)
     for share in np.linspace(1 / RATES, 1.0, RATES):
-        found = space.outcome(configuration, float(share) * space.most(configuration))
+        found = space.outcome(configuration, float(share) * most)
         if limit and found.latency_ms[name] > limit:
             return
         yield {"rate": found.rate, "latency_ms": found.latency_ms, "holds": found.holds}

@@ -155,7 +155,8 @@ def _document(subject: Subject, space: Space, wanted: Wanted, live: Live, found:
     chosen = found.chosen.predicted.configuration if found.chosen else space.today
     known = space.known
     curve = known.curve(chosen.threads)
-    shown = found.chosen or found.best or live.confirmed[0]
+    others = [one for one in live.confirmed[1:] if one is found.chosen] or live.confirmed[1:]
+    shown = confirm.best(others or live.confirmed, wanted.goal)
     return {
         "model": subject.model,
         "version": subject.number,
