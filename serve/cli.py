@@ -8,6 +8,9 @@ from serve.commands.canary import canary
 from serve.commands.check import check
 from serve.commands.clients import clients
 from serve.commands.doctor import doctor
+from serve.commands.fleet.deploy import deploy
+from serve.commands.fleet.plan import plan
+from serve.commands.fleet.tune import tune
 from serve.commands.install import install
 from serve.commands.monitoring import monitoring
 from serve.commands.pipeline import pipeline
@@ -34,11 +37,14 @@ for command in (
     watch,
     monitoring,
     proxy,
+    deploy,
     clients,
     stub,
     add,
     pipeline,
     check,
+    tune,
+    plan,
     list_,
     show,
     why,

@@ -17,7 +17,7 @@ CREATE = ("add",)
 """Commands that make a repository where there is none."""
 
 
-def _meant(context: click.Context, _option: click.Parameter, named: Path | None) -> Path:
+def meant(context: click.Context, _option: click.Parameter, named: Path | None) -> Path:
     """Return the repository that is named, else the one of the one server that runs, else `model_repository`.
 
     Raises:
@@ -59,7 +59,7 @@ def _near(place: Path) -> Path:
 repository_option = click.option(
     "--repository",
     type=PATH,
-    callback=_meant,
+    callback=meant,
     help="The model repository.  [default: that of the `serve up` that runs, else model_repository]",
 )
 load_timeout_option = click.option(

@@ -1,7 +1,8 @@
 """Lint: what is wrong with a model repository, found without starting anything.
 
-An *error* is what a server refuses or answers wrongly; a *warning* is what makes it slow, or could not be judged here.
-What needs no more than the configurations is in `serve.repository.contradictions`.
+An *error* is what a server refuses, answers wrongly or in the end no more; a *warning* is what makes it slow, or could
+not be judged here. What needs no more than the configurations is in `serve.repository.contradictions` and
+`serve.repository.scheduling`.
 """
 
 import os
@@ -17,7 +18,7 @@ from modelathe.errors import ModelatheError, closest
 from serve.backends import graph
 from serve.config import cache, gpu, releases
 from serve.config.errors import BadRepository
-from serve.repository import contradictions, onnx_file
+from serve.repository import contradictions, onnx_file, scheduling
 from serve.repository import tree as repository
 from serve.repository.finding import Finding, Subject
 
@@ -300,12 +301,6 @@ def _batching(subject: Subject) -> Iterator[Finding]:
             "let clients pad to few sizes: serve add --set 'buckets={NAME = [16, 32, 64]}', or send them through a "
             "pipeline that pads",
         )
-    policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
-    if any(policy.max_queue_size for policy in policies):
-        yield subject.warning(
-            "with max_queue_size, the batcher of Triton 24.10 lets one request in some hundreds wait half a second",
-            "leave it out, or serve it with a newer image",
-        )
     too_large = [size for size in batching.preferred_batch_size if size > subject.config.max_batch_size]
     if too_large:
         yield subject.error(f"preferred_batch_size {too_large[0]} is above max_batch_size", "lower it")
@@ -319,4 +314,5 @@ def _cache(subject: Subject) -> Iterator[Finding]:
 RULES: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     *(_names, _versions, _files, _graph, _calls, _hardware, _engine, _elsewhere, _batching, _cache),
     *contradictions.RULES,
+    scheduling.findings,
 )

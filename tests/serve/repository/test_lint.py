@@ -91,7 +91,7 @@ def test_a_wrong_configuration(place: Path, fault: str) -> None:
             *("error", "the parameter intra_op_thread_count is 'all', no number"),
         ),
         ("dynamic_batching { preferred_batch_size: 64 }", "error", "preferred_batch_size 64 is above max_batch_size"),
-        ("dynamic_batching { default_queue_policy { max_queue_size: 9 } }", "warning", "wait half a second"),
+        ("dynamic_batching { default_queue_policy { max_queue_size: 9 } }", "warning", "half a second at most"),
     ],
 )
 def test_what_a_configuration_asks_for(place: Path, text: str, level: str, says: str) -> None:

@@ -1,0 +1,1 @@
+"""Commands: those of serve for more machines than this one."""

@@ -1,0 +1,226 @@
+"""Fleet: replicas behind a balancer at one rate, simulated and judged.
+
+A small fleet is simulated several times side by side, each time with arrivals of its own. Of a large one a cell is
+simulated, with its share of the requests and of the clients: behind a balancer that looks at the load, a cell is never
+better than the whole; behind the others its replicas are as those of the whole. A trace is never cut into cells, but
+where the balancer looks at the load.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from loadtest.record import statistics
+from serve.planning.arrivals import Arrivals
+from serve.planning.balancers import Balancer, Pick
+from serve.planning.calls import Calls, capacity, largest_batch
+from serve.planning.lanes import Lanes, blocks
+from serve.planning.leastloaded import Loop
+from serve.planning.objective import Judged, Objective
+from serve.simulate.configuration import Configuration
+from serve.simulate.service import Curve, Seconds
+
+LANES = 256
+"""Replicas, copies of small fleets counted, that are simulated at the least if the requests are enough."""
+CELL, LOADED_CELL = 1000, 200
+"""Replicas that are simulated at the most, and behind a balancer that looks at the load."""
+EACH = 400
+"""Requests for each simulated replica, at the least."""
+SPAN, LONGER = 100, 4
+"""How many times the longest limit each simulation lasts, so that queues near it have time to grow; but no more than so
+many times the requests that were asked for.
+"""
+LOADED = 200_000
+"""Requests that are simulated at the most where each is looked at by itself."""
+WARM = 0.1
+"""Share of the requests that come first and do not count: a simulation begins with empty queues."""
+BLOCK = 2_000_000
+"""Requests that are held at a time."""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What is planned for.
+
+    Args:
+        curve: the times of a call.
+        configuration: of the model; its delay, preferred sizes and queue limits are not simulated.
+        objective: what must hold.
+        arrivals: how requests follow each other.
+        balancer: what stands before the replicas.
+        requests: to simulate, at the least.
+        seed: equal seeds give equal figures.
+        cell: replicas that are simulated at the most; 0 is all of them.
+    """
+
+    curve: Curve
+    configuration: Configuration
+    objective: Objective
+    arrivals: Arrivals
+    balancer: Balancer = field(default_factory=Balancer)
+    requests: int = 1_000_000
+    seed: int = 0
+    cell: int = CELL
+
+    @property
+    def capacity(self) -> float:
+        """Return the requests per second that one replica answers at the most."""
+        return capacity(self.curve, self.configuration)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a fleet of so many replicas does at a rate.
+
+    Args:
+        replicas: how many.
+        rate: requests per second, of all.
+        requests: how many were simulated and count.
+        latency_ms: as `loadtest.record.statistics.milliseconds`; infinite where the queues only grow.
+        busiest: requests per second of the busiest replica.
+        load: the rate over what so many replicas answer at the most, in full batches.
+        utilization: share of the time in which an instance is taken; 1 where the queues only grow.
+        batch: mean size of a batch; NaN where the queues only grow.
+        judged: what each condition says.
+    """
+
+    replicas: int
+    rate: float
+    requests: int
+    latency_ms: dict[str, float]
+    busiest: float
+    load: float
+    utilization: float
+    batch: float
+    judged: tuple[Judged, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Return whether every condition does."""
+        return all(one.passed for one in self.judged)
+
+    @property
+    def binding(self) -> Judged:
+        """Return the condition that is nearest to its limit, or furthest beyond it."""
+        return max(self.judged, key=lambda one: one.excess)
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        conditions = [
+            {"text": one.text, "measured": one.measured, "limit": one.limit, "unit": one.unit, "passed": one.passed}
+            for one in self.judged
+        ]
+        values = {
+            key: getattr(self, key)
+            for key in ("replicas", "rate", "requests", "busiest", "load", "utilization", "batch")
+        }
+        each = self.rate / self.replicas if self.replicas else float("inf")
+        return {
+            **values,
+            "per_replica": each,
+            "latency_ms": self.latency_ms,
+            "holds": self.holds,
+            "conditions": conditions,
+        }
+
+
+@dataclass
+class _Run:
+    """One simulation: its clusters side by side, and what each of them is sent."""
+
+    fleet: Fleet
+    replicas: int
+    rate: float
+    thinned: float
+    clusters: int
+    generator: np.random.Generator
+    picks: list[tuple[Pick, float]]
+
+    def gaps(self, count: int, done: int) -> Seconds:
+        """Return the seconds between the next requests of a cluster."""
+        return self.fleet.arrivals.gaps(count, done, self.generator, self.thinned) / self.rate
+
+    @property
+    def count(self) -> int:
+        """Return the requests of each cluster."""
+        lasting = min(_span(self.fleet, self.rate), LONGER * self.fleet.requests) * self.clusters
+        wanted = max(self.fleet.requests, EACH * self.clusters * self.replicas, int(lasting))
+        if self.fleet.balancer.name == "least-loaded":
+            wanted = min(wanted, LOADED)
+        return max(-(-wanted // self.clusters), self.fleet.objective.requests)
+
+
+def simulate(fleet: Fleet, replicas: int, rate: float) -> Outcome:
+    """Return what `replicas` do at a rate of all requests per second; none of them hold nothing."""
+    if replicas <= 0:
+        return _growing(fleet, replicas, rate, float("inf"))
+    run = _prepared(fleet, replicas, rate)
+    busiest = max(share for _, share in run.picks) * run.rate
+    if busiest >= fleet.capacity:
+        return _growing(fleet, replicas, rate, busiest)
+    latencies, busy, batch = _in_loop(run) if fleet.balancer.name == "least-loaded" else _in_lanes(run)
+    latency_ms = statistics.milliseconds(latencies)
+    judged = fleet.objective.judge(latency_ms, len(latencies))
+    load = rate / (replicas * fleet.capacity)
+    return Outcome(replicas, rate, len(latencies), latency_ms, busiest, load, busy, batch, tuple(judged))
+
+
+def _growing(fleet: Fleet, replicas: int, rate: float, busiest: float) -> Outcome:
+    """Return what a replica does that gets more than it can answer: its queue only grows, however long one waits."""
+    latency_ms = dict.fromkeys(("mean", *statistics.PERCENTILES), float("inf"))
+    load = rate / (replicas * fleet.capacity) if replicas > 0 else float("inf")
+    judged = fleet.objective.judge(latency_ms, 0)
+    return Outcome(replicas, rate, 0, latency_ms, busiest, load, 1.0, float("nan"), tuple(judged))
+
+
+def _prepared(fleet: Fleet, replicas: int, rate: float) -> _Run:
+    """Return the simulation of a fleet: of a cell of it, or of several like it."""
+    loaded = fleet.balancer.name == "least-loaded"
+    whole = replicas if fleet.arrivals.recorded is not None else fleet.cell or replicas
+    most = LOADED_CELL if loaded else whole
+    cell = min(replicas, most)
+    share = cell / replicas
+    least = max(EACH * cell, _span(fleet, rate * share))
+    clusters = 1 if loaded else max(1, min(-(-LANES // cell), int(fleet.requests / least)))
+    generator = np.random.default_rng(fleet.seed)
+    picks = [fleet.balancer.pick(cell, replicas, generator) for _ in range(clusters)]
+    # Round robin leaves each replica a regular part of the requests, not one by chance.
+    thinned = 1.0 if fleet.balancer.name == "round-robin" else share
+    return _Run(fleet, cell, rate * share, thinned, clusters, generator, picks)
+
+
+def _span(fleet: Fleet, rate: float) -> float:
+    """Return how many requests come in the time that a simulation should last."""
+    return SPAN * fleet.objective.longest * rate
+
+
+def _in_lanes(run: _Run) -> tuple[Seconds, float, float]:
+    """Return the latencies in seconds, the share of time that instances were taken, and the mean batch."""
+    fleet, largest, instances = run.fleet, largest_batch(run.fleet.configuration), run.fleet.configuration.instances
+    lanes = Lanes(Calls(fleet.curve, largest, run.generator), run.clusters * run.replicas, largest, instances)
+    warm, done, last = WARM * run.count / run.rate, 0, np.zeros(run.clusters)
+    kept = []
+
+    def keep(answered: tuple[Seconds, Seconds]) -> None:
+        at, latency = answered
+        kept.append(latency[at >= warm] + fleet.curve.outside)
+
+    for size in blocks(run.count, max(1, BLOCK // run.clusters)):
+        at = [first + np.cumsum(run.gaps(size, done)) for first in last]
+        replica = [pick(size, done) + number * run.replicas for number, (pick, _) in enumerate(run.picks)]
+        last, done = np.array([times[-1] for times in at]), done + size
+        keep(lanes.feed(np.concatenate(at), np.concatenate(replica), np.repeat(last, run.replicas)))
+    keep(lanes.finish())
+    room = run.clusters * run.replicas * instances * float(last.mean())
+    return np.concatenate(kept), min(lanes.busy / room, 1.0), lanes.requests / lanes.batches
+
+
+def _in_loop(run: _Run) -> tuple[Seconds, float, float]:
+    fleet, largest = run.fleet, largest_batch(run.fleet.configuration)
+    calls = Calls(fleet.curve, largest, run.generator)
+    loop = Loop(calls, run.replicas, largest, fleet.configuration, run.generator)
+    at = np.cumsum(run.gaps(run.count, 0))
+    latency = loop.run(at)[int(WARM * len(at)) :] + fleet.curve.outside
+    room = run.replicas * fleet.configuration.instances * float(at[-1])
+    return latency, min(loop.busy / room, 1.0), len(at) / loop.batches

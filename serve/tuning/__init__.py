@@ -1,0 +1,1 @@
+"""Tune: a model's configuration, looked for in a simulation of measured times and confirmed live."""
