@@ -134,8 +134,8 @@ def _run(this: Run, key: Key, repository: Path | None) -> dict[str, Any]:
     )
     gates = _gates(this, last, quality, timing)
     gates += compiled(recipe.target, graph_of(last), workload.inputs, this.folder / "compiler.log")
-    if recipe.target.device == "cuda" and not timing.unmeasured:
-        recipe = replace(recipe, serve=curve.fill(recipe.serve, timing.speeds.latency_ms(final)))
+    usual = _served(recipe, timing, TRAINED)
+    recipe = replace(recipe, serve=_served(recipe, timing, final))
     if recipe.target.runtime == "tensorrt" and recipe.serve.precision == "FP32":
         recipe = replace(recipe, serve=settings.read(recipe.serve.document() | _precision(last), "[serve]"))
     if repository is not None and (this.terms.force or all(entry.passed for entry in gates)):
@@ -149,6 +149,7 @@ def _run(this: Run, key: Key, repository: Path | None) -> dict[str, Any]:
             repository,
             told,
             lambda proof: page.render(_ended(result, proof.gates, proof), this.folder, alone=True),
+            usual,
         )
         prove = endpoint.unproven if timing.unmeasured else endpoint.prove
         proof = prove(replace(this, recipe=recipe), release, gates)
@@ -218,6 +219,13 @@ def _warnings(timing: Timing, stages: list[explain.Stage], counted: Cost) -> lis
     found = explain.warnings(stages, timing.speeds.control())
     unmeasured = [f"speed is {timing.unmeasured}"] if timing.unmeasured else []
     return [*found, *unmeasured, *([macs.UNKNOWN] if counted.macs is None else [])]
+
+
+def _served(recipe: Recipe, timing: Timing, name: str) -> settings.Settings:
+    """Return the recipe's settings, with what the measured times of a file say where the user does not."""
+    if timing.unmeasured:
+        return recipe.serve
+    return curve.fill(recipe.serve, timing.speeds.latency_ms(name), recipe.target.device)
 
 
 def _precision(made: Bundle) -> dict[str, str]:
