@@ -9,9 +9,9 @@ import time
 import click
 import numpy as np
 
-from serve.plan import BALANCERS, arrivals, objective
-from serve.plan.balancers import Balancer
-from serve.plan.fleet import Fleet, simulate
+from serve.planning import BALANCERS, arrivals, objective
+from serve.planning.balancers import Balancer
+from serve.planning.fleet import Fleet, simulate
 from serve.simulate.configuration import Configuration
 from serve.simulate.service import Curve
 

@@ -8,7 +8,7 @@ from typing import Any
 from loadtest.record import statistics
 from modelathe.client import connect
 from modelathe.tensors import TensorSpec
-from serve.plan.objective import Objective
+from serve.planning.objective import Objective
 from serve.simulate.configuration import Configuration
 from serve.tune import trial
 from serve.tune.grid import Goal, Outcome, Space, percentile

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from loadtest.record import statistics
-from serve.plan.calls import capacity
-from serve.plan.objective import Judged, Objective
+from serve.planning.calls import capacity
+from serve.planning.objective import Judged, Objective
 from serve.simulate.configuration import Configuration
 from serve.simulate.service import Curve
 from serve.simulate.simulation import simulate

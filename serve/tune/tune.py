@@ -9,8 +9,8 @@ from typing import Any
 
 from modelathe.errors import BadInput, Refused
 from serve.config import model_config
-from serve.plan import served
-from serve.plan.objective import Objective
+from serve.planning import served
+from serve.planning.objective import Objective
 from serve.repository.tree import CONFIG
 from serve.simulate.configuration import Configuration
 from serve.simulate.fitting import fitted

@@ -134,7 +134,7 @@ def test_every_toml_block_is_taken(block: Block, tmp_path: Path, monkeypatch: py
         (tmp_path / "mine.toml").write_text(block.text)
         assert scenario.load(tmp_path / "mine.toml").phase
     elif "machine" in told:
-        from serve.plan import prices
+        from serve.planning import prices
 
         (tmp_path / "mine.toml").write_text(block.text)
         assert prices.read(tmp_path / "mine.toml")

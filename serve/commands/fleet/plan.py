@@ -9,10 +9,10 @@ from loadtest.plan.options import Number, Share
 from modelathe.commandline import PATH, document, emit, json_option, quiet_option, reporting
 from modelathe.errors import BadInput, UsageError
 from serve.commands.versions import meant
-from serve.plan import BALANCERS
+from serve.planning import BALANCERS
 
 if TYPE_CHECKING:
-    from serve.plan.arrivals import Arrivals
+    from serve.planning.arrivals import Arrivals
     from serve.simulate.configuration import Configuration
     from serve.simulate.curve_file import Measured
 
@@ -86,12 +86,12 @@ def plan(
     """
     from rich.console import Console
 
-    from serve.plan import objective, prices, report
-    from serve.plan import page as pages
-    from serve.plan.balancers import Balancer
-    from serve.plan.cases import Asked
-    from serve.plan.fleet import Fleet
-    from serve.plan.plan import Wanted, make
+    from serve.planning import objective, prices, report
+    from serve.planning import page as pages
+    from serve.planning.balancers import Balancer
+    from serve.planning.cases import Asked
+    from serve.planning.fleet import Fleet
+    from serve.planning.plan import Wanted, make
     from serve.simulate import curve_file
 
     wanted_slo = objective.parse(slo)
@@ -118,7 +118,7 @@ def plan(
 
 def _traffic(arrival: str | None, trace: Path | None, rate: float | None, least: int) -> "tuple[Arrivals, float]":
     """Return how requests arrive, and how many in a second."""
-    from serve.plan import arrivals
+    from serve.planning import arrivals
 
     if trace is None:
         if rate is None:
@@ -134,7 +134,7 @@ def _configuration(
     model: str | None, repository: Path | None, times: "Measured", where: Path
 ) -> "tuple[Configuration, str, list[str]]":
     """Return the configuration to plan with, the model's name, and what does not fit the measured times."""
-    from serve.plan import served
+    from serve.planning import served
     from serve.repository import tree
 
     if model is None or repository is None:

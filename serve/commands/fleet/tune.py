@@ -11,7 +11,7 @@ from modelathe.errors import Refused, UsageError
 from serve.commands.versions import repository_option
 
 if TYPE_CHECKING:
-    from serve.plan.objective import Objective
+    from serve.planning.objective import Objective
     from serve.tune.live import Traffic
 
 FASTEST = 1e6
@@ -62,7 +62,7 @@ def tune(
 
     from rich.console import Console
 
-    from serve.plan import objective
+    from serve.planning import objective
     from serve.tune import report, trial
     from serve.tune.apply import publish
     from serve.tune.grid import Goal
@@ -97,7 +97,7 @@ def _traffic(
 ) -> "Traffic":
     """Return when requests come."""
     from loadtest.plan import schedule
-    from serve.plan import arrivals
+    from serve.planning import arrivals
     from serve.tune.live import Traffic
 
     if goal == "throughput":

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from serve.cli import main
-from serve.plan.served import configuration
+from serve.planning.served import configuration
 from serve.repository import tree
 from serve.simulate import curve_file
 from serve.tune import trial

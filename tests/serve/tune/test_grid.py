@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from serve.plan import objective
+from serve.planning import objective
 from serve.simulate.configuration import Configuration
 from serve.simulate.service import Curve
 from serve.tune import grid
 from serve.tune.grid import Goal, Outcome, Space
 from serve.tune.live import Traffic
-from tests.serve.plan.curves import drawn
+from tests.serve.planning.curves import drawn
 
 TODAY = Configuration(max_batch=8)
 SLOWER = 3.0

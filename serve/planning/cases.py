@@ -6,10 +6,10 @@ from math import ceil
 from typing import Any
 
 from modelathe.errors import Refused
-from serve.plan.arrivals import BURST, Arrivals
-from serve.plan.balancers import Balancer
-from serve.plan.fleet import Outcome
-from serve.plan.search import Search
+from serve.planning.arrivals import BURST, Arrivals
+from serve.planning.balancers import Balancer
+from serve.planning.fleet import Outcome
+from serve.planning.search import Search
 
 SCALER = 75.0
 """Seconds until an autoscaler has seen more traffic: a rate over a minute, looked at every 15 seconds."""

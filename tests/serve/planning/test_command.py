@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from serve.cli import main
 from tests.browser import assert_fits, needs_browser
 from tests.docs.blocks import ROOT
-from tests.serve.plan.curves import written
+from tests.serve.planning.curves import written
 from tests.terminal import on_a_terminal
 
 QUICK = ("--requests", "10000", "--quiet")

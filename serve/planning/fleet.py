@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from loadtest.record import statistics
-from serve.plan.arrivals import Arrivals
-from serve.plan.balancers import Balancer, Pick
-from serve.plan.calls import Calls, capacity, largest_batch
-from serve.plan.lanes import Lanes, blocks
-from serve.plan.leastloaded import Loop
-from serve.plan.objective import Judged, Objective
+from serve.planning.arrivals import Arrivals
+from serve.planning.balancers import Balancer, Pick
+from serve.planning.calls import Calls, capacity, largest_batch
+from serve.planning.lanes import Lanes, blocks
+from serve.planning.leastloaded import Loop
+from serve.planning.objective import Judged, Objective
 from serve.simulate.configuration import Configuration
 from serve.simulate.service import Curve, Seconds
 

@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.plan import BALANCERS, objective
-from serve.plan import fleet as fleets
-from serve.plan.arrivals import POISSON
-from serve.plan.balancers import Balancer
-from serve.plan.calls import Calls, capacity
-from serve.plan.fleet import Fleet, simulate
-from serve.plan.lanes import Lanes
-from serve.plan.leastloaded import Loop
+from serve.planning import BALANCERS, objective
+from serve.planning import fleet as fleets
+from serve.planning.arrivals import POISSON
+from serve.planning.balancers import Balancer
+from serve.planning.calls import Calls, capacity
+from serve.planning.fleet import Fleet, simulate
+from serve.planning.lanes import Lanes
+from serve.planning.leastloaded import Loop
 from serve.simulate.configuration import Configuration
 from serve.simulate.service import Curve, Seconds
-from tests.serve.plan.curves import drawn
+from tests.serve.planning.curves import drawn
 
 CONFIGURATION = Configuration(32)
 SLO = objective.parse("p99 < 20ms")

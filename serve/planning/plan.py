@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from serve.plan.cases import Asked, cases, needed, target
-from serve.plan.fleet import CELL, LOADED, LOADED_CELL, Fleet, Outcome, simulate
-from serve.plan.search import MOST, Search, Tell, highest
-from serve.plan.served import left_out
+from serve.planning.cases import Asked, cases, needed, target
+from serve.planning.fleet import CELL, LOADED, LOADED_CELL, Fleet, Outcome, simulate
+from serve.planning.search import MOST, Search, Tell, highest
+from serve.planning.served import left_out
 
 Report = Callable[[str, float], None]
 BELOW = (0.25, 0.5, 0.75)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve.plan import report
+from serve.planning import report
 
 if TYPE_CHECKING:
     from loadtest.report.charts import Chart
@@ -22,7 +22,9 @@ def write(values: dict[str, Any], destination: Path) -> None:
     from loadtest.report.page import environment, plotly
 
     ours = environment()
-    ours.loader = jinja2.ChoiceLoader([jinja2.PackageLoader("serve.plan", "templates"), *filter(None, [ours.loader])])
+    ours.loader = jinja2.ChoiceLoader(
+        [jinja2.PackageLoader("serve.planning", "templates"), *filter(None, [ours.loader])]
+    )
     shown = {
         "title": f"Plan for {values['model']}",
         "headline": report.headline(values),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serve.plan.calls import Whole
+from serve.planning.calls import Whole
 
 Pick = Callable[[int, int], Whole]
 """From (requests, requests so far) to the replica of each, int64 [requests]."""
@@ -17,7 +17,7 @@ class Balancer:
     """What stands before the replicas.
 
     Args:
-        name: of `serve.plan.BALANCERS`.
+        name: of `serve.planning.BALANCERS`.
         clients: of a `pinned` one: how many clients keep one connection each, to a replica drawn at random. Their rates
             differ as exponential numbers do.
     """

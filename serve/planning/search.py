@@ -7,9 +7,9 @@ import numpy as np
 
 from loadtest.record import statistics
 from modelathe.errors import Refused
-from serve.plan.calls import Calls
-from serve.plan.fleet import Fleet, Outcome, simulate
-from serve.plan.objective import Judged
+from serve.planning.calls import Calls
+from serve.planning.fleet import Fleet, Outcome, simulate
+from serve.planning.objective import Judged
 
 MOST = 100_000
 """Replicas that are tried at the most, unless told otherwise."""

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 
 from modelathe.errors import Refused
-from serve.plan import objective
-from serve.plan import search as searches
-from serve.plan.arrivals import POISSON, Arrivals
-from serve.plan.balancers import Balancer
-from serve.plan.cases import SCALER, Asked, cases, needed, target
-from serve.plan.fleet import Fleet, Outcome, simulate
-from serve.plan.plan import Wanted, make
-from serve.plan.search import Search, highest
+from serve.planning import objective
+from serve.planning import search as searches
+from serve.planning.arrivals import POISSON, Arrivals
+from serve.planning.balancers import Balancer
+from serve.planning.cases import SCALER, Asked, cases, needed, target
+from serve.planning.fleet import Fleet, Outcome, simulate
+from serve.planning.plan import Wanted, make
+from serve.planning.search import Search, highest
 from serve.simulate.configuration import Configuration
-from tests.serve.plan.curves import drawn
+from tests.serve.planning.curves import drawn
 
 FLEET = Fleet(drawn(), Configuration(32), objective.parse("p99 < 12ms, errors < 0.1%"), POISSON, requests=50_000)
 RATE = 20_000.0

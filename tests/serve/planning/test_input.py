@@ -10,12 +10,12 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from modelathe.errors import BadInput, UsageError
 from serve.config import model_config
-from serve.plan import arrivals, objective, prices, served
+from serve.planning import arrivals, objective, prices, served
 from serve.repository import tree
 from serve.simulate import curve_file
 from serve.simulate.configuration import Configuration, Level
 from tests.docs.blocks import ROOT
-from tests.serve.plan.curves import drawn, written
+from tests.serve.planning.curves import drawn, written
 
 
 def test_an_objective_is_judged_condition_by_condition() -> None:
