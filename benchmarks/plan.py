@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from serve.planning import BALANCERS, arrivals, objective
-from serve.planning.balancers import Balancer
+from serve.planning.engines.balancers import Balancer
 from serve.planning.fleet import Fleet, simulate
 from serve.simulate.configuration import Configuration
 from serve.simulate.service import Curve

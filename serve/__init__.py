@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from serve.calls.add import add
+    from serve.calls.plan import plan
     from serve.calls.up import up
 
-__all__ = ["add", "up"]
+__all__ = ["add", "plan", "up"]
 
 
 def __getattr__(name: str) -> Any:

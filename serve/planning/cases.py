@@ -7,7 +7,7 @@ from typing import Any
 
 from modelathe.errors import Refused
 from serve.planning.arrivals import BURST, Arrivals
-from serve.planning.balancers import Balancer
+from serve.planning.engines.balancers import Balancer
 from serve.planning.fleet import Outcome
 from serve.planning.search import Search
 

@@ -17,12 +17,12 @@ import numpy as np
 from loadtest.record import statistics
 from serve.planning import intervals
 from serve.planning.arrivals import Arrivals
-from serve.planning.balancers import Balancer, Pick
-from serve.planning.calls import Calls, Whole, capacity, largest_batch
-from serve.planning.exact import Replicas
+from serve.planning.engines.balancers import Balancer, Pick
+from serve.planning.engines.calls import Calls, Whole, capacity, largest_batch
+from serve.planning.engines.exact import Replicas
+from serve.planning.engines.lanes import Lanes, blocks
+from serve.planning.engines.leastloaded import Loop
 from serve.planning.intervals import Interval, Slices
-from serve.planning.lanes import Lanes, blocks
-from serve.planning.leastloaded import Loop
 from serve.planning.objective import Judged, Objective
 from serve.planning.served import plain
 from serve.simulate.configuration import Configuration

@@ -330,6 +330,18 @@ def test_a_canary_without_a_candidate_is_refused(mine: Path) -> None:
         contents.candidate(now, MODEL)
 
 
+def test_a_failed_version_is_never_deployed(mine: Path, tmp_path: Path) -> None:
+    tree.note(mine / MODEL / "2", failed="the server said no")
+    place = ("deploy", "kubernetes", tmp_path / "out", "--repository", mine, "--model-source", "pvc://m", "--json")
+    refused = serve(*place, "--canary", f"{MODEL}=10", "--gateway", "g")
+    error = json.loads(refused.stdout)["error"]
+    assert refused.returncode == error["exit"] == 4
+    assert error["what"].startswith("has no candidate") and "\n" not in error["what"]
+    assert not (tmp_path / "out").exists()
+    assert serve(*place).returncode == 0
+    assert f"{MODEL}/2/" not in (tmp_path / "out" / "deployment.yaml").read_text()
+
+
 def test_a_canary_of_a_part_of_a_pipeline_is_refused(mine: Path) -> None:
     now = contents.read(mine)
     shutil.copytree(mine / MODEL, mine / "second")

@@ -6,9 +6,9 @@ import numpy as np
 
 from serve.planning import objective
 from serve.planning.arrivals import POISSON, Arrivals
-from serve.planning.balancers import Balancer
 from serve.planning.cases import Asked
-from serve.planning.exact import Replicas
+from serve.planning.engines.balancers import Balancer
+from serve.planning.engines.exact import Replicas
 from serve.planning.fleet import Fleet, simulate
 from serve.planning.intervals import SLICES, around, failures
 from serve.planning.plan import Wanted, make

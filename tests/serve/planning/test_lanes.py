@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from serve.planning import BALANCERS, objective
 from serve.planning import fleet as fleets
 from serve.planning.arrivals import POISSON
-from serve.planning.balancers import Balancer
-from serve.planning.calls import Calls, capacity
+from serve.planning.engines.balancers import Balancer
+from serve.planning.engines.calls import Calls, capacity
+from serve.planning.engines.lanes import Lanes
+from serve.planning.engines.leastloaded import Loop
 from serve.planning.fleet import Fleet, simulate
-from serve.planning.lanes import Lanes
-from serve.planning.leastloaded import Loop
 from serve.simulate import simulation as exact
 from serve.simulate.arrivals import Arrivals
 from serve.simulate.configuration import Configuration

@@ -8,8 +8,8 @@ from modelathe.errors import Refused
 from serve.planning import objective
 from serve.planning import search as searches
 from serve.planning.arrivals import POISSON, Arrivals
-from serve.planning.balancers import Balancer
 from serve.planning.cases import SCALER, Asked, cases, needed, target
+from serve.planning.engines.balancers import Balancer
 from serve.planning.fleet import Fleet, Outcome, simulate
 from serve.planning.plan import Wanted, make
 from serve.planning.search import Search, highest

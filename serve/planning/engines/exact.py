@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serve.planning.calls import Whole
+from serve.planning.engines.calls import Whole
 from serve.simulate.arrivals import Arrivals
 from serve.simulate.configuration import Configuration
 from serve.simulate.result import ANSWERED
