@@ -12,7 +12,7 @@ from serve.commands.versions import repository_option
 
 if TYPE_CHECKING:
     from serve.planning.objective import Objective
-    from serve.tune.live import Traffic
+    from serve.tuning.live import Traffic
 
 FASTEST = 1e6
 
@@ -63,11 +63,11 @@ def tune(
     from rich.console import Console
 
     from serve.planning import objective
-    from serve.tune import report, trial
-    from serve.tune.apply import publish
-    from serve.tune.grid import Goal
-    from serve.tune.tune import Wanted
-    from serve.tune.tune import tune as found_by
+    from serve.tuning import report, trial
+    from serve.tuning.apply import publish
+    from serve.tuning.grid import Goal
+    from serve.tuning.tune import Wanted
+    from serve.tuning.tune import tune as found_by
 
     asked = objective.parse(slo)
     meant = cast(Goal, goal or ("latency" if rate or trace else "throughput"))
@@ -98,7 +98,7 @@ def _traffic(
     """Return when requests come."""
     from loadtest.plan import schedule
     from serve.planning import arrivals
-    from serve.tune.live import Traffic
+    from serve.tuning.live import Traffic
 
     if goal == "throughput":
         if rate is not None or trace is not None:

@@ -11,8 +11,8 @@ from serve.cli import main
 from serve.planning.served import configuration
 from serve.repository import tree
 from serve.simulate import curve_file
-from serve.tune import trial
-from serve.tune.tune import diff
+from serve.tuning import trial
+from serve.tuning.tune import diff
 from tests.docs.blocks import ROOT
 from tests.docs.test_pages import stated
 

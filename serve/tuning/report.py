@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from loadtest.record.statistics import number
-from serve.tune.confirm import OFF
+from serve.tuning.confirm import OFF
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -13,7 +13,7 @@ from modelathe.commandline import finite
 from serve.simulate.configuration import Configuration
 from serve.simulate.curve_file import Measured
 from serve.simulate.service import Curve
-from serve.tune.trial import Subject
+from serve.tuning.trial import Subject
 
 
 def read(path: Path, subject: Subject, cores: int) -> dict[int, Curve]:

@@ -13,8 +13,8 @@ from serve.planning.objective import Judged, Objective
 from serve.simulate.configuration import Configuration
 from serve.simulate.service import Curve
 from serve.simulate.simulation import simulate
-from serve.tune.live import Traffic
-from serve.tune.measure import sizes
+from serve.tuning.live import Traffic
+from serve.tuning.measure import sizes
 
 Goal = Literal["throughput", "latency", "cores"]
 GOALS: tuple[Goal, ...] = ("throughput", "latency", "cores")

@@ -8,7 +8,7 @@ from serve.config import settings
 from serve.config.target import Target
 from serve.repository import source, staging, tree
 from serve.server import dryload
-from serve.tune.trial import Subject
+from serve.tuning.trial import Subject
 
 
 def publish(subject: Subject, chosen: Mapping[str, Any], told: Mapping[str, Any]) -> int:

@@ -15,12 +15,12 @@ from serve.repository.tree import CONFIG
 from serve.simulate.configuration import Configuration
 from serve.simulate.fitting import fitted
 from serve.simulate.service import Curve
-from serve.tune import confirm, grid, kept, measure, trial
-from serve.tune.confirm import Confirmed, inputs
-from serve.tune.grid import Goal, Outcome, Space
-from serve.tune.live import Model, Traffic
-from serve.tune.measure import Asked, Tell
-from serve.tune.trial import Subject
+from serve.tuning import confirm, grid, kept, measure, trial
+from serve.tuning.confirm import Confirmed, inputs
+from serve.tuning.grid import Goal, Outcome, Space
+from serve.tuning.live import Model, Traffic
+from serve.tuning.measure import Asked, Tell
+from serve.tuning.trial import Subject
 
 LARGEST, MOST_INSTANCES = 32, 16
 """The largest batch that is tried of a model that takes more than its configuration has, and the most instances."""

@@ -8,9 +8,9 @@ import pytest
 from serve.planning import objective
 from serve.simulate.configuration import Configuration
 from serve.simulate.service import Curve
-from serve.tune import grid
-from serve.tune.grid import Goal, Outcome, Space
-from serve.tune.live import Traffic
+from serve.tuning import grid
+from serve.tuning.grid import Goal, Outcome, Space
+from serve.tuning.live import Traffic
 from tests.serve.planning.curves import drawn
 
 TODAY = Configuration(max_batch=8)

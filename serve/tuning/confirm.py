@@ -10,11 +10,11 @@ from modelathe.client import connect
 from modelathe.tensors import TensorSpec
 from serve.planning.objective import Objective
 from serve.simulate.configuration import Configuration
-from serve.tune import trial
-from serve.tune.grid import Goal, Outcome, Space, percentile
-from serve.tune.live import Model, Seen
-from serve.tune.measure import Tell
-from serve.tune.trial import Subject
+from serve.tuning import trial
+from serve.tuning.grid import Goal, Outcome, Space, percentile
+from serve.tuning.live import Model, Seen
+from serve.tuning.measure import Tell
+from serve.tuning.trial import Subject
 
 BEST, SECONDS = 3, 8.0
 """How many are confirmed beside today's, and the seconds of each run, its warm-up of one apart."""
