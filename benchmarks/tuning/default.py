@@ -54,8 +54,13 @@ def highest(model: str, side: str, tuned: Configuration) -> dict[str, Any]:
     """Return the highest rate that one side holds, with its interval."""
     made = subjects.subject(model)
     config = tritons(made.config) if side == "triton" else made.config
-    configs = {model: trial.edited(made.config, tuned) if side == "tuned" else config}
-    with trial.served(made, configs, OUTPUT / model / f"{side}.log") as endpoint:
+    return rate_of(model, trial.edited(made.config, tuned) if side == "tuned" else config)
+
+
+def rate_of(model: str, config: ModelConfig) -> dict[str, Any]:
+    """Return the highest rate that a configuration holds, with its interval, and the instances that the server has."""
+    made = subjects.subject(model)
+    with trial.served(made, {model: config}, OUTPUT / model / "rate.log") as endpoint:
         found = loadtest.capacity(
             model, endpoint.grpc, subjects.SLO, budget=BUDGET, repository=subjects.REPOSITORY, quiet=True
         )
