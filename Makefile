@@ -9,7 +9,7 @@ SOURCES := modelathe optimize serve loadtest tests examples benchmarks docs
 REPOSITORY := build/model_repository
 
 .DEFAULT_GOAL := help
-.PHONY: help machine server demo docs test exhaustive kills modules coverage check bench bench-compress bench-serve bench-loadtest bench-gpu bench-tensorrt bench-ruler zoo refresh-model-repository clean
+.PHONY: help machine server demo docs test exhaustive kills modules coverage check bench bench-compress bench-serve bench-loadtest bench-tune bench-gpu bench-tensorrt bench-ruler zoo refresh-model-repository clean
 
 help: machine  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 34
@@ -96,6 +96,15 @@ $(PERF)/.ready: $(READY)
 
 bench-loadtest: server $(PERF)/.ready  ## our load generator beside perf_analyzer; NAMES="stall" for some parts
 	PYTHONPATH=. $(BIN)/python benchmarks/load.py $(NAMES)
+
+# The tuner that ours stands beside, in an environment of its own.
+.venv-tuners/.ready: | machine
+	$(PYTHON) -m venv .venv-tuners
+	.venv-tuners/bin/pip install 'triton-model-analyzer==1.58.0'
+	@touch $@
+
+bench-tune: server $(PERF)/.ready .venv-tuners/.ready  ## serve tune, plan and their simulation beside the live server; PARTS="--part lanes"
+	PYTHONPATH=. $(BIN)/python benchmarks/tune.py $(PARTS)
 
 bench-gpu: $(READY)  ## MiniLM and ResNet-50 batched on a GPU, served and in process; without a GPU it says so
 	$(BIN)/python benchmarks/gpu.py

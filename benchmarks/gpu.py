@@ -1,6 +1,6 @@
 """Batched serving on a GPU: `make bench-gpu`. Without one it says so and ends; it needs no network.
 
-MiniLM and a ResNet-50-shaped network, FP32 and FP16, are exported, get their batch and queue delay from the measured
+MiniLM and a ResNet-50-shaped network, FP32 and FP16, are exported, get their largest batch from the measured
 time of a call at several batch sizes, are published for a CUDA target, served, and driven to saturation, in turns with
 the same file in this process. Writes benchmarks/results/gpu-DATE-DEVICE.json and the same figures as a table, .md.
 """
@@ -91,15 +91,15 @@ def graphs(made: Workload, target: Target, folder: Path) -> dict[str, Path]:
 
 
 def served_as(speeds: Speeds, samples: int = 1) -> dict[str, Settings]:
-    """Return the settings of every model: batch and delay from the curve of its file; one takes requests singly.
+    """Return the settings of every model: the largest batch from the curve of its file; one takes requests singly.
 
     Args:
         speeds: the curves.
         samples: in a request; no batch may be smaller.
     """
-    found = {name: curve.fill(Settings(), speeds.latency_ms(name)) for name in (FP32, FP16)}
+    found = {name: curve.fill(Settings(), speeds.latency_ms(name), "cuda") for name in (FP32, FP16)}
     made = {name: replace(asked, max_batch=max(samples, asked.max_batch or 1)) for name, asked in found.items()}
-    return made | {SINGLE: Settings(max_batch=samples, queue_delay_us=0)}
+    return made | {SINGLE: Settings(max_batch=samples)}
 
 
 def publish(
@@ -252,8 +252,7 @@ def table(document: Mapping[str, Any]) -> str:
             verdict = "" if least is None else "reached" if value >= least else "MISSED"
             lines.append(f"| {name} | {value:.4g} | {wanted} | {verdict} |")
         chosen = found["settings"][FP16]
-        batches = f"FP16 batches up to {chosen['max_batch']}, queue delay {chosen['queue_delay_us']} µs."
-        lines += ["", f"From `{found['source']}`. {batches}"]
+        lines += ["", f"From `{found['source']}`. FP16 batches up to {chosen['max_batch']}."]
         if doubts := sorted({entry["why"] for turn in found["turns"] for entry in turn.values() if entry.get("why")}):
             lines.append(f"The load test says of some runs: {'; '.join(doubts)}.")
     return "\n".join(lines) + "\n"

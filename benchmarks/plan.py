@@ -3,6 +3,7 @@
 python benchmarks/plan.py --replicas 10000 --requests 10000000
 """
 
+import json
 import resource
 import time
 
@@ -10,7 +11,7 @@ import click
 import numpy as np
 
 from serve.planning import BALANCERS, arrivals, objective
-from serve.planning.balancers import Balancer
+from serve.planning.engines.balancers import Balancer
 from serve.planning.fleet import Fleet, simulate
 from serve.simulate.configuration import Configuration
 from serve.simulate.service import Curve
@@ -29,7 +30,8 @@ def staged() -> Curve:
 @click.option("--each", default=1000.0, show_default=True, help="Requests per second of each replica.")
 @click.option("--instances", default=1, show_default=True, help="Instances of each replica.")
 @click.option("--balance", type=click.Choice([name for name in BALANCERS if name != "least-loaded"]), default="random")
-def main(replicas: int, requests: int, each: float, instances: int, balance: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def main(replicas: int, requests: int, each: float, instances: int, balance: str, as_json: bool) -> None:
     """Simulate a large fleet and print seconds and memory."""
     fleet = Fleet(
         staged(),
@@ -44,6 +46,10 @@ def main(replicas: int, requests: int, each: float, instances: int, balance: str
     found = simulate(fleet, replicas, replicas * each)
     seconds, busy = time.monotonic() - begun, time.process_time() - before
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if as_json:
+        times = {key: found.latency_ms[key] for key in ("p50", "p99")}
+        print(json.dumps({"replicas": replicas, "rate": each, "seconds": seconds, "GiB": peak, **times}))
+        return
     print(f"{replicas:,} replicas, {requests:,} requests, {balance}, {each:g}/s each")
     print(f"counted behind the warm-up: {found.requests:,} requests")
     print(f"{seconds:.1f} s, of which {busy:.1f} s on a processor; at most {peak:.2f} GiB")

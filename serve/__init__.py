@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from serve.calls.add import add
+    from serve.calls.plan import plan
     from serve.calls.tune import tune
     from serve.calls.up import up
 
-__all__ = ["add", "tune", "up"]
+__all__ = ["add", "plan", "tune", "up"]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,7 +28,7 @@ ROOMS = {
     "loadtest": "record plan/data plan send load judge report probing scenario mlperf"
     " selftest/nullserver selftest calls commands",
     "serve": "backends config simulate repository tensorrt server rollout watch clients clients/standin pipelines"
-    " planning tuning deploy calls commands commands/fleet",
+    " planning/engines planning tuning deploy calls commands commands/fleet",
     "optimize": "model graph source machine predict step train judge"
     " methods/export methods/distill methods/prune/groups methods/prune methods/quantize methods checks"
     " tensorrt report runs/folder runs calls commands",

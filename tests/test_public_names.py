@@ -24,13 +24,14 @@ from optimize.calls.run import Options
 from optimize.cli import main as optimize_main
 from optimize.runs.run import Terms
 from serve.calls.add import AddOptions
+from serve.calls.plan import PlanOptions
 from serve.calls.tune import TuneOptions
 from serve.calls.up import UpOptions
 from serve.cli import main as serve_main
 
 PUBLIC = {
     optimize: ["BATCH", "Batch", "Dim", "TensorSpec", "Workload", "compare", "evaluate", "run"],
-    serve: ["add", "tune", "up"],
+    serve: ["add", "plan", "tune", "up"],
     loadtest: ["capacity", "run"],
 }
 CALLS = [(room, name) for room, names in PUBLIC.items() for name in names if name.islower()]
@@ -105,6 +106,7 @@ def test_a_call_takes_what_its_command_takes() -> None:
     probes_decide = {"concurrency", "rate", "profile", "trace", "speed", "requests", "think", "in_flight"}
     assert keywords_of(loadtest_main, "capacity") == {*CapacityOptions.__annotations__, "url", "slo"} - probes_decide
     assert keywords_of(serve_main, "add") == {*AddOptions.__annotations__, "name", "repository"}
+    assert keywords_of(serve_main, "plan") == {*PlanOptions.__annotations__, "measured", "slo", "repository"}
     # `for` is a word of Python's own.
     assert keywords_of(serve_main, "tune") == {*TuneOptions.__annotations__, "for", "slo", "repository"} - {"goal"}
     # A program needs no other process for what it does, and docker's image is not its child.

@@ -39,6 +39,7 @@ from optimize.source import sample
 from optimize.source.workload import Workload, fewest
 from optimize.step.bundle import Bundle
 from serve.config import model_config
+from serve.config.settings import Settings
 from serve.config.target import Target
 from serve.repository import staging, tree
 from serve.repository.source import Source
@@ -78,6 +79,7 @@ class Release:
         repository: where it is published.
         told: what its lineage says of the run, beside what is found here.
         page: returns the page of the proof that goes with the version, as HTML.
+        usual: how the trained model is served, which is loaded for comparison.
     """
 
     made: Bundle
@@ -85,6 +87,7 @@ class Release:
     repository: Path
     told: Mapping[str, Any]
     page: Callable[[Proof], str]
+    usual: Settings = model_config.DEFAULT
 
 
 def check(repository: Path, workload: Workload, target: Target) -> None:
@@ -125,7 +128,7 @@ def prove(this: Run, release: Release, gates: list[Gate]) -> Proof:
         ) as endpoint:
             served, compared, found = _compare(this, endpoint, release.made, staged)
             loaded = _load(this, endpoint, staged, compared["tolerance"], "load")
-        beside = _beside(this, _trained(this, release.repository, compared["tolerance"]), loaded)
+        beside = _beside(this, _trained(this, release, compared["tolerance"]), loaded)
         gates = [*gates, *found, *gate.load(this.recipe.budget, loaded)]
         proof = Proof({**served.document(), "parity": compared}, loaded, gates, served=beside)
         if not (this.terms.force or all(entry.passed for entry in gates)):
@@ -221,8 +224,8 @@ def _ask(endpoint: Endpoint, staged: staging.Staged, samples: list[Arrays]) -> l
             client.close()
 
 
-def _trained(this: Run, repository: Path, tolerance: answers_of.Tolerance) -> dict[str, Any]:
-    """Serve the trained model's FP32 ONNX as the result was, and return its load test, or `error`: why there is none.
+def _trained(this: Run, release: Release, tolerance: answers_of.Tolerance) -> dict[str, Any]:
+    """Serve the trained model's FP32 ONNX, and return its load test, or `error`: why there is none.
 
     The result is judged by itself: that the trained model cannot be served is no reason against it.
     """
@@ -235,7 +238,7 @@ def _trained(this: Run, repository: Path, tolerance: answers_of.Tolerance) -> di
         this.progress("serving the trained model", 0.0)
         log = Listen(log=this.folder / "trained-server.log")
         with (
-            staging.stage(repository, model, source, recipe.target, recipe.serve) as staged,
+            staging.stage(release.repository, model, source, recipe.target, release.usual) as staged,
             server.running(staged.path, listen=log, grace=0, cache=False) as endpoint,
         ):
             return _load(this, endpoint, staged, tolerance, "trained-load")

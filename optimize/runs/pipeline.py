@@ -187,8 +187,8 @@ def _run(this: Run, key: Key, repository: Path | None) -> tuple[list[Gate], dict
     )
     gates = [kept, *judging.promised(this, last, timing)]
     gates += judging.compiled(recipe.target, graph_of(last), workload.inputs, this.folder / "compiler.log")
-    if recipe.target.device == "cuda" and not timing.unmeasured:
-        recipe = replace(recipe, serve=curve.fill(recipe.serve, timing.speeds.latency_ms(final)))
+    usual = _served(recipe, timing, TRAINED)
+    recipe = replace(recipe, serve=_served(recipe, timing, final))
     if recipe.target.runtime == "tensorrt" and recipe.serve.precision == "FP32":
         recipe = replace(recipe, serve=settings.read(recipe.serve.document() | _precision(last), "[serve]"))
     if repository is not None and (this.terms.force or all(entry.passed for entry in gates)):
@@ -204,6 +204,7 @@ def _run(this: Run, key: Key, repository: Path | None) -> tuple[list[Gate], dict
             repository,
             told,
             lambda proof: page.render(_ended(result, proof.gates, proof), this.folder, alone=True),
+            usual,
         )
         prove = endpoint.unproven if timing.unmeasured else endpoint.prove
         proof = prove(replace(this, recipe=recipe), release, gates)
@@ -267,6 +268,13 @@ def _declared(target: Target, workload: Workload) -> Target:
     """Return the target with its batch sizes at least as large as the smallest that the workload declares."""
     few = fewest(workload.inputs)
     return replace(target, batch=tuple(dict.fromkeys(max(batch, few) for batch in target.batch)))
+
+
+def _served(recipe: Recipe, timing: Timing, name: str) -> settings.Settings:
+    """Return the recipe's settings, with what the measured times of a file say where the user does not."""
+    if timing.unmeasured:
+        return recipe.serve
+    return curve.fill(recipe.serve, timing.speeds.latency_ms(name), recipe.target.device)
 
 
 def _precision(made: Bundle) -> dict[str, str]:

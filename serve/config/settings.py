@@ -67,11 +67,12 @@ class Settings:
     """How a model is served; each field's description is what `serve add --help` says of it."""
 
     max_batch: int | None = _field("largest batch that the server forms; 0: none", None, ge=0, le=LARGEST_BATCH)
-    # None, so that a 0 that was asked for stays on a GPU, where a measured curve fills in what was not (`curve`).
     queue_delay_us: int | None = _field("how long a request waits for others to share its batch", None, ge=0, le=10**8)
     preferred: Sizes = _field("batch sizes that do not wait for more; for engines built so", ())
     instances: int = _field("copies of the model, per GPU where there are some", 1, ge=1, le=256)
-    threads: int | None = _field("CPU threads of an instance; default: its share of the cores", None, ge=1)
+    threads: int | None = _field(
+        "CPU threads of an instance; default: its share of the cores, in a run 1 for a small model", None, ge=1
+    )
     gpus: tuple[Annotated[int, Field(ge=0)], ...] = _field("which GPUs; default: all", ())
     accelerator: Literal["tensorrt", "tensorrt-rtx"] | None = _field(
         "what ONNX Runtime hands the graph to on a GPU", None

@@ -260,12 +260,17 @@ def memory(text: str) -> str:
     return text
 
 
-def next_steps(folder: Path, said: Options) -> list[str]:
+def next_steps(folder: Path, repository: Path, said: Options) -> list[str]:
     """Return the command lines that come next."""
     if said.kind == "compose":
         place = shlex.quote(str(folder / "compose.yaml"))
         return [f'TRITON_ADMIN_KEY="$(openssl rand -hex 32)" docker compose --file {place} up']
-    return [f"kubectl apply -k {shlex.quote(str(folder))}"]
+    name = said.name or label(repository.resolve().name)
+    return [
+        f'kubectl create secret generic {name}-admin --from-literal=key="$(openssl rand -hex 32)"',
+        "kubectl label namespace NAMESPACE triton-client=allowed",
+        f"kubectl apply -k {shlex.quote(str(folder))}",
+    ]
 
 
 def versions(contents: Contents) -> str:

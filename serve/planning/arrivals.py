@@ -8,7 +8,7 @@ import numpy as np
 
 from loadtest.plan.data import trace
 from modelathe.errors import BadInput, UsageError
-from serve.planning.calls import Whole
+from serve.planning.engines.calls import Whole
 from serve.simulate.service import Seconds
 
 _FIX = "write poisson, uniform or gamma:CV, as in gamma:2"

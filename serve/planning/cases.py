@@ -7,7 +7,7 @@ from typing import Any
 
 from modelathe.errors import Refused
 from serve.planning.arrivals import BURST, Arrivals
-from serve.planning.balancers import Balancer
+from serve.planning.engines.balancers import Balancer
 from serve.planning.fleet import Outcome
 from serve.planning.search import Search
 
@@ -74,9 +74,8 @@ def cases(search: Search, smallest: int, replicas: int, asked: Asked) -> Iterato
     whole = search.at(replicas)
 
     def away(name: str, text: str, count: int, enough: int, **more: Any) -> Case:
-        # What is inside a replica dies with it, by Little's law.
-        inside = count * search.rate / replicas * whole.latency_ms["mean"] / 1000
-        told = {"lost_requests": inside} if name != "update" else {}
+        # What is inside a replica dies with it.
+        told = {"lost_requests": count * whole.inside} if name != "update" else {}
         return Case(name, text, search.at(replicas - count), enough, {**told, **more})
 
     if asked.fail:

@@ -3,28 +3,35 @@
 A small fleet is simulated several times side by side, each time with arrivals of its own. Of a large one a cell is
 simulated, with its share of the requests and of the clients: behind a balancer that looks at the load, a cell is never
 better than the whole; behind the others its replicas are as those of the whole. A trace is never cut into cells, but
-where the balancer looks at the load.
+where each request is looked at by itself.
+
+Without a delay and without limits of the queue, thousands of replicas are simulated at once (`lanes`); with them one
+after the other, as Triton's scheduler does it (`exact`). A balancer that looks at the load has a loop of its own.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from loadtest.record import statistics
+from serve.planning import intervals
 from serve.planning.arrivals import Arrivals
-from serve.planning.balancers import Balancer, Pick
-from serve.planning.calls import Calls, capacity, largest_batch
-from serve.planning.lanes import Lanes, blocks
-from serve.planning.leastloaded import Loop
+from serve.planning.engines.balancers import Balancer, Pick
+from serve.planning.engines.calls import Calls, Whole, capacity, largest_batch
+from serve.planning.engines.exact import Replicas
+from serve.planning.engines.lanes import Lanes, blocks
+from serve.planning.engines.leastloaded import Loop
+from serve.planning.intervals import Interval, Slices
 from serve.planning.objective import Judged, Objective
+from serve.planning.served import plain
 from serve.simulate.configuration import Configuration
 from serve.simulate.service import Curve, Seconds
 
 LANES = 256
 """Replicas, copies of small fleets counted, that are simulated at the least if the requests are enough."""
 CELL, LOADED_CELL = 1000, 200
-"""Replicas that are simulated at the most, and behind a balancer that looks at the load."""
+"""Replicas that are simulated at the most, and where each request is looked at by itself."""
 EACH = 400
 """Requests for each simulated replica, at the least."""
 SPAN, LONGER = 100, 4
@@ -45,7 +52,8 @@ class Fleet:
 
     Args:
         curve: the times of a call.
-        configuration: of the model; its delay, preferred sizes and queue limits are not simulated.
+        configuration: of the model; a balancer that looks at the load is simulated without its delay, preferred sizes
+            and queue limits.
         objective: what must hold.
         arrivals: how requests follow each other.
         balancer: what stands before the replicas.
@@ -68,6 +76,11 @@ class Fleet:
         """Return the requests per second that one replica answers at the most."""
         return capacity(self.curve, self.configuration)
 
+    @property
+    def one_by_one(self) -> bool:
+        """Return whether each request is looked at by itself, which is slow."""
+        return self.balancer.name == "least-loaded" or not plain(self.configuration)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -83,6 +96,8 @@ class Outcome:
         utilization: share of the time in which an instance is taken; 1 where the queues only grow.
         batch: mean size of a batch; NaN where the queues only grow.
         judged: what each condition says.
+        interval_ms: the 95 % interval of each figure in `latency_ms` that there are requests enough for.
+        inside: requests inside a replica on average, by Little's law; NaN where the queues only grow.
     """
 
     replicas: int
@@ -94,6 +109,8 @@ class Outcome:
     utilization: float
     batch: float
     judged: tuple[Judged, ...]
+    interval_ms: dict[str, Interval] = field(default_factory=dict)
+    inside: float = float("nan")
 
     @property
     def holds(self) -> bool:
@@ -107,10 +124,6 @@ class Outcome:
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""
-        conditions = [
-            {"text": one.text, "measured": one.measured, "limit": one.limit, "unit": one.unit, "passed": one.passed}
-            for one in self.judged
-        ]
         values = {
             key: getattr(self, key)
             for key in ("replicas", "rate", "requests", "busiest", "load", "utilization", "batch")
@@ -120,8 +133,9 @@ class Outcome:
             **values,
             "per_replica": each,
             "latency_ms": self.latency_ms,
+            "interval_ms": {key: list(interval) for key, interval in self.interval_ms.items()},
             "holds": self.holds,
-            "conditions": conditions,
+            "conditions": [one.document() for one in self.judged],
         }
 
 
@@ -146,7 +160,7 @@ class _Run:
         """Return the requests of each cluster."""
         lasting = min(_span(self.fleet, self.rate), LONGER * self.fleet.requests) * self.clusters
         wanted = max(self.fleet.requests, EACH * self.clusters * self.replicas, int(lasting))
-        if self.fleet.balancer.name == "least-loaded":
+        if self.fleet.one_by_one:
             wanted = min(wanted, LOADED)
         return max(-(-wanted // self.clusters), self.fleet.objective.requests)
 
@@ -159,30 +173,42 @@ def simulate(fleet: Fleet, replicas: int, rate: float) -> Outcome:
     busiest = max(share for _, share in run.picks) * run.rate
     if busiest >= fleet.capacity:
         return _growing(fleet, replicas, rate, busiest)
-    latencies, busy, batch = _in_loop(run) if fleet.balancer.name == "least-loaded" else _in_lanes(run)
-    latency_ms = statistics.milliseconds(latencies)
-    judged = fleet.objective.judge(latency_ms, len(latencies))
+    done = _one_by_one(run) if fleet.one_by_one else _in_lanes(run)
+    latency_ms = statistics.milliseconds(done.latencies)
+    between = intervals.of(done.latencies, done.slices, latency_ms)
+    failed = ~np.isfinite(done.latencies)
+    judged = fleet.objective.judge(latency_ms, len(failed), float(failed.sum()))
+    bounds = [
+        fleet.objective.judge({key: interval[end] for key, interval in between.items()}, len(failed), count)
+        for end, count in enumerate(intervals.failures(failed, done.slices))
+    ]
+    judged = [
+        replace(one, low=low.measured, high=high.measured) for one, low, high in zip(judged, *bounds, strict=True)
+    ]
+    answered = done.latencies[~failed]
+    inside = rate / replicas * float((answered.sum() - len(answered) * fleet.curve.outside) / len(failed))
     load = rate / (replicas * fleet.capacity)
-    return Outcome(replicas, rate, len(latencies), latency_ms, busiest, load, busy, batch, tuple(judged))
+    figures = (latency_ms, busiest, load, done.busy, done.batch)
+    return Outcome(replicas, rate, len(failed), *figures, tuple(judged), between, inside)
 
 
 def _growing(fleet: Fleet, replicas: int, rate: float, busiest: float) -> Outcome:
     """Return what a replica does that gets more than it can answer: its queue only grows, however long one waits."""
     latency_ms = dict.fromkeys(("mean", *statistics.PERCENTILES), float("inf"))
     load = rate / (replicas * fleet.capacity) if replicas > 0 else float("inf")
-    judged = fleet.objective.judge(latency_ms, 0)
+    judged = fleet.objective.judge(latency_ms, 1, failed=1)
     return Outcome(replicas, rate, 0, latency_ms, busiest, load, 1.0, float("nan"), tuple(judged))
 
 
 def _prepared(fleet: Fleet, replicas: int, rate: float) -> _Run:
     """Return the simulation of a fleet: of a cell of it, or of several like it."""
-    loaded = fleet.balancer.name == "least-loaded"
+    slow = fleet.one_by_one
     whole = replicas if fleet.arrivals.recorded is not None else fleet.cell or replicas
-    most = LOADED_CELL if loaded else whole
+    most = LOADED_CELL if slow else whole
     cell = min(replicas, most)
     share = cell / replicas
     least = max(EACH * cell, _span(fleet, rate * share))
-    clusters = 1 if loaded else max(1, min(-(-LANES // cell), int(fleet.requests / least)))
+    clusters = 1 if slow else max(1, min(-(-LANES // cell), int(fleet.requests / least)))
     generator = np.random.default_rng(fleet.seed)
     picks = [fleet.balancer.pick(cell, replicas, generator) for _ in range(clusters)]
     # Round robin leaves each replica a regular part of the requests, not one by chance.
@@ -195,16 +221,34 @@ def _span(fleet: Fleet, rate: float) -> float:
     return SPAN * fleet.objective.longest * rate
 
 
-def _in_lanes(run: _Run) -> tuple[Seconds, float, float]:
-    """Return the latencies in seconds, the share of time that instances were taken, and the mean batch."""
+@dataclass(frozen=True)
+class _Done:
+    """What a simulation did, without its beginning.
+
+    Args:
+        latencies: seconds, float64 [n]; infinite of a request that failed.
+        slices: the slice of time in which each came.
+        busy: the share of time that instances were taken.
+        batch: the mean batch.
+    """
+
+    latencies: Seconds
+    slices: Slices
+    busy: float
+    batch: float
+
+
+def _in_lanes(run: _Run) -> _Done:
     fleet, largest, instances = run.fleet, largest_batch(run.fleet.configuration), run.fleet.configuration.instances
     lanes = Lanes(Calls(fleet.curve, largest, run.generator), run.clusters * run.replicas, largest, instances)
-    warm, done, last = WARM * run.count / run.rate, 0, np.zeros(run.clusters)
-    kept = []
+    whole = run.count / run.rate
+    warm, done, last = WARM * whole, 0, np.zeros(run.clusters)
+    kept, when = [], []
 
     def keep(answered: tuple[Seconds, Seconds]) -> None:
         at, latency = answered
         kept.append(latency[at >= warm] + fleet.curve.outside)
+        when.append(intervals.slices(at[at >= warm], warm, whole))
 
     for size in blocks(run.count, max(1, BLOCK // run.clusters)):
         at = [first + np.cumsum(run.gaps(size, done)) for first in last]
@@ -213,14 +257,35 @@ def _in_lanes(run: _Run) -> tuple[Seconds, float, float]:
         keep(lanes.feed(np.concatenate(at), np.concatenate(replica), np.repeat(last, run.replicas)))
     keep(lanes.finish())
     room = run.clusters * run.replicas * instances * float(last.mean())
-    return np.concatenate(kept), min(lanes.busy / room, 1.0), lanes.requests / lanes.batches
+    return _Done(
+        np.concatenate(kept), np.concatenate(when), min(lanes.busy / room, 1.0), lanes.requests / lanes.batches
+    )
 
 
-def _in_loop(run: _Run) -> tuple[Seconds, float, float]:
+def _one_by_one(run: _Run) -> _Done:
+    fleet, at = run.fleet, np.cumsum(run.gaps(run.count, 0))
+    if fleet.balancer.name == "least-loaded":
+        latency, busy, batch = _in_loop(run, at)
+    else:
+        replicas = Replicas(fleet.curve, fleet.configuration, fleet.seed)
+        latency = replicas.run(at, _replica(run))
+        busy, batch = replicas.busy, replicas.requests / max(replicas.batches, 1)
+    warm = int(WARM * len(at))
+    which = intervals.slices(at[warm:], float(at[warm]), float(at[-1]))
+    room = run.replicas * fleet.configuration.instances * float(at[-1])
+    return _Done(latency[warm:], which, min(busy / room, 1.0), batch)
+
+
+def _replica(run: _Run) -> Whole:
+    """Return where each request of the only cluster goes."""
+    ((pick, _),) = run.picks
+    return pick(run.count, 0)
+
+
+def _in_loop(run: _Run, at: Seconds) -> tuple[Seconds, float, float]:
+    """Return the latencies, the seconds that instances were taken, and the mean batch."""
     fleet, largest = run.fleet, largest_batch(run.fleet.configuration)
     calls = Calls(fleet.curve, largest, run.generator)
     loop = Loop(calls, run.replicas, largest, fleet.configuration, run.generator)
-    at = np.cumsum(run.gaps(run.count, 0))
-    latency = loop.run(at)[int(WARM * len(at)) :] + fleet.curve.outside
-    room = run.replicas * fleet.configuration.instances * float(at[-1])
-    return latency, min(loop.busy / room, 1.0), len(at) / loop.batches
+    latency = loop.run(at) + fleet.curve.outside
+    return latency, loop.busy, len(at) / loop.batches

@@ -1,7 +1,7 @@
 """Objective: what a simulated endpoint must hold, as `p99 < 20ms, errors < 0.1%`, in the grammar of the load tests."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from loadtest.judge import thresholds
@@ -23,6 +23,7 @@ class Judged:
         limit: what it may be, in the same unit.
         unit: as written.
         passed: whether it holds.
+        low, high: the 95 % interval of the figure; NaN where chance has no part in it, or requests are too few to tell.
     """
 
     text: str
@@ -30,6 +31,17 @@ class Judged:
     limit: float
     unit: str
     passed: bool
+    low: float = float("nan")
+    high: float = float("nan")
+
+    @property
+    def hardly(self) -> bool:
+        """Whether the interval holds the limit, so that more requests may say otherwise."""
+        return self.low <= self.limit <= self.high
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
 
     @property
     def excess(self) -> float:

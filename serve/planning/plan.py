@@ -75,7 +75,7 @@ def make(fleet: Fleet, wanted: Wanted, report: Report) -> dict[str, Any]:
         "growth": wanted.growth,
         "curve": [outcome.document() for outcome in sorted(curve, key=lambda outcome: outcome.rate)],
         "tried": [search.tried[number].document() for number in sorted(search.tried)],
-        "notes": [*left_out(fleet.configuration), *_notes(fleet, search, wanted)],
+        "notes": _notes(fleet, search, wanted, search.at(smallest)),
     }
 
 
@@ -99,15 +99,18 @@ def _binding(curve: list[Outcome], rate: float) -> str:
     return first.binding.text if first and first.requests else "queues only grow"
 
 
-def _notes(fleet: Fleet, search: Search, wanted: Wanted) -> list[str]:
+def _notes(fleet: Fleet, search: Search, wanted: Wanted, smallest: Outcome) -> list[str]:
     """Return what a reader of the plan must know of how it was made."""
-    notes, largest = [], max(search.tried)
-    loaded = fleet.balancer.name == "least-loaded"
-    most = LOADED_CELL if loaded else CELL
+    loaded, largest = fleet.balancer.name == "least-loaded", max(search.tried)
+    notes = list(left_out(fleet.configuration)) if loaded else []
+    most = LOADED_CELL if fleet.one_by_one else CELL
     if largest > most and fleet.arrivals.recorded is None:
         notes.append(f"of more than {most:,} replicas, {most:,} are simulated with their share of the rate")
-    if loaded and fleet.requests > LOADED:
-        notes.append(f"a balancer that looks at the load is simulated request by request, {LOADED:,} of them")
+    if fleet.one_by_one and fleet.requests > LOADED:
+        what = "a balancer that looks at the load" if loaded else "a delay, preferred sizes or a limit of the queue"
+        notes.append(f"{what} is simulated request by request, {LOADED:,} of them")
+    if any(one.hardly for one in smallest.judged):
+        notes.append(f"whether {smallest.replicas:,} hold it is not certain: more --requests tell")
     if fleet.balancer.name == "pinned":
         notes.append("connections are pinned: a new replica gets nothing until clients connect anew")
     if fleet.configuration.instances > len(fleet.curve.together):
@@ -118,6 +121,7 @@ def _notes(fleet: Fleet, search: Search, wanted: Wanted) -> list[str]:
         )
     if any(one.metric.key == "failed" for one in fleet.objective.conditions):
         notes.append(
-            "errors: what is inside a lost replica is lost with it, see lost_requests; nothing else fails here"
+            "errors: those of a full queue or of a wait too long, as the configuration limits them; what is inside a"
+            " lost replica is lost with it too, see lost_requests"
         )
     return notes

@@ -50,6 +50,11 @@ def lines(values: dict[str, Any]) -> Iterator[str]:
     head = values["planned"]["headroom"]
     yield f"holds: {values['objective']}; {values['arrival']} arrivals, {values['balance']} balancing"
     yield f"headroom: {head['ratio']:.2f} times the rate, up to {number(head['rate'])}/s"
+    for one in values["planned"]["conditions"]:
+        unit = "%" if one["unit"] == "%" else f" {one['unit']}"
+        if one["low"] == one["low"]:
+            between = f"95 % from {number(one['low'])} to {number(one['high'])}"
+            yield f"{one['text']}: {number(one['measured'])}{unit}, {between}"
     yield f"breaks first: {values['binding']}"
     if (held := values["per_pod_rate"]) is not None:
         yield f"autoscaling: {number(held)}/s per replica; the knee is {number(values['knee'])}/s"

@@ -7,7 +7,7 @@ import numpy as np
 
 from loadtest.record import statistics
 from modelathe.errors import Refused
-from serve.planning.calls import Calls
+from serve.planning.engines.calls import Calls
 from serve.planning.fleet import Fleet, Outcome, simulate
 from serve.planning.objective import Judged
 

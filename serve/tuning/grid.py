@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from loadtest.record import statistics
-from serve.planning.calls import capacity
+from serve.planning.engines.calls import capacity
 from serve.planning.objective import Judged, Objective
 from serve.simulate.arrivals import Arrivals
 from serve.simulate.configuration import Configuration

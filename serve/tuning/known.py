@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from serve.planning.calls import largest_batch
+from serve.planning.engines.calls import largest_batch
 from serve.simulate.configuration import Configuration
 from serve.simulate.fitting import Run, fitted
 from serve.simulate.service import Curve, Seconds

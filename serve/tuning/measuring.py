@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from serve.planning.calls import largest_batch
+from serve.planning.engines.calls import largest_batch
 from serve.simulate.configuration import Configuration
 from serve.tuning import kept, measure, trial
 from serve.tuning.known import Known, Tried

@@ -145,7 +145,7 @@ def _write(kind: "Kind", folder: Path, repository: Path, said: dict[str, Any], a
         emit(document(files=[str(path) for path in written], image=options.image))
         return
     click.echo(f"written: {', '.join(map(str, written))}")
-    for line in manifests.next_steps(folder, options):
+    for line in manifests.next_steps(folder, repository, options):
         click.echo(f"  {line}")
 
 

@@ -23,8 +23,9 @@ from optimize.source.splits import Sets
 from optimize.source.workload import Workload
 from optimize.step.bundle import Bundle
 from serve.config import model_config
+from serve.config.settings import Settings
 from serve.config.target import Target
-from serve.repository import tree
+from serve.repository import staging, tree
 
 TOKENS = Dim("tokens", 1, 8, 32)
 
@@ -130,7 +131,7 @@ def same(outputs: Arrays, targets: Any, reference: Arrays) -> dict[str, Any]:
 @pytest.mark.usefixtures("each_step_faster")
 @pytest.mark.parametrize("settings", [{}, {"max_batch": 0}])
 def test_a_number_for_each_sample_is_served_proven_and_published(
-    settings: dict[str, int], tmp_path: Path, server_prefix: Path
+    settings: dict[str, int], tmp_path: Path, server_prefix: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = (TensorSpec("row", "float32", (BATCH, 8)), TensorSpec("count", "int64", (BATCH,), (1, 4)))
     load = Workload(
@@ -148,8 +149,13 @@ def test_a_number_for_each_sample_is_served_proven_and_published(
     trained = Trained(made, quality, cost(made))
     this = Run(recipe.parse(asked), trained, Sets({}, {}), tmp_path, Terms(force=True))
     place = tmp_path / "repository"
-    release = endpoint.Release(made, quality, place, {"told": "so"}, lambda proof: f"<p>{proof.version}</p>")
+    usual = Settings(threads=1)
+    release = endpoint.Release(made, quality, place, {"told": "so"}, lambda proof: f"<p>{proof.version}</p>", usual)
+    stage, served_as = staging.stage, []
+    monkeypatch.setattr(staging, "stage", lambda *all: served_as.append(all[-1]) or stage(*all))
     proof = endpoint.prove(this, release, [])
+    # The trained model is served as its own times say, not as the result is.
+    assert served_as == [this.recipe.serve, usual]
     # How fast the client was is not the matter here.
     judged = [entry.document() for entry in proof.gates if not entry.name.startswith("load")]
     assert len(judged) == 3

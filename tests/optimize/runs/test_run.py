@@ -25,6 +25,7 @@ RECIPE = """
 [budget]
 max_drop = 0.05
 [target]
+cores = 2
 batch = [1, 8]
 [[step]]
 use = "prune.channels"
@@ -109,6 +110,10 @@ def test_what_was_published_serves_and_says_whence(finished: dict[str, object], 
     lineage = json.loads((place / "repository" / "small" / "1" / "lineage.json").read_text())
     assert lineage["forced"] is False
     assert [entry["name"] for entry in lineage["lineage"]][-1] == "quantize.static"
+    # Its call takes less than a millisecond, in which two threads wait for each other more than they help.
+    config = repository.config(place / "repository", "small")
+    assert config.parameters["intra_op_thread_count"].string_value == "1"
+    assert config.dynamic_batching.max_queue_delay_microseconds == 0
     with server.running(place / "repository", grace=0) as endpoint:
         for url in (endpoint.grpc, endpoint.http):
             with connect(url) as client:

@@ -213,6 +213,15 @@ def test_compose_serves_this_repository_to_this_machine_alone(mine: Path, tmp_pa
     assert service["read_only"] and service["cap_drop"] == ["ALL"]
 
 
+def test_what_comes_next_names_what_the_files_name(mine: Path, tmp_path: Path) -> None:
+    said = Options("kubernetes", source=PVC)
+    secret, label, apply = write.next_steps(tmp_path / "out", mine, said)
+    text = json.dumps(list(objects(render(OUT, mine, said)).values()))
+    assert f'"secretKeyRef": {{"name": "{secret.split()[4]}", "key": "key"}}' in text
+    assert '"triton-client": "allowed"' in text and label.endswith("triton-client=allowed")
+    assert apply == f"kubectl apply -k {tmp_path / 'out'}"
+
+
 def test_an_image_of_a_pinned_digest_needs_no_word(staged: Path) -> None:
     image = f"registry.example:5000/triton:26.07@sha256:{'b' * 64}"
     texts = render(OUT, staged, Options("kubernetes", source=PVC, image=references.image(image)))
@@ -328,6 +337,18 @@ def test_a_canary_without_a_candidate_is_refused(mine: Path) -> None:
     tree.note(mine / MODEL / "2", failed="the server said no")
     with pytest.raises(BadRepository, match="has no candidate"):
         contents.candidate(now, MODEL)
+
+
+def test_a_failed_version_is_never_deployed(mine: Path, tmp_path: Path) -> None:
+    tree.note(mine / MODEL / "2", failed="the server said no")
+    place = ("deploy", "kubernetes", tmp_path / "out", "--repository", mine, "--model-source", "pvc://m", "--json")
+    refused = serve(*place, "--canary", f"{MODEL}=10", "--gateway", "g")
+    error = json.loads(refused.stdout)["error"]
+    assert refused.returncode == error["exit"] == 4
+    assert error["what"].startswith("has no candidate") and "\n" not in error["what"]
+    assert not (tmp_path / "out").exists()
+    assert serve(*place).returncode == 0
+    assert f"{MODEL}/2/" not in (tmp_path / "out" / "deployment.yaml").read_text()
 
 
 def test_a_canary_of_a_part_of_a_pipeline_is_refused(mine: Path) -> None:

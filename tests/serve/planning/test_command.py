@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+import serve
+from modelathe.commandline import finite
+from modelathe.errors import UsageError
 from serve.cli import main
 from tests.browser import assert_fits, needs_browser
 from tests.docs.blocks import ROOT
@@ -94,11 +97,41 @@ def test_what_cannot_be_planned_is_told_in_a_line(
     assert said in f"{error['what']} {error['fix']}"
 
 
+def test_a_list_without_the_machine_is_refused(times: Path, prices: Path) -> None:
+    done = plan(times, "--slo", "p99 < 12ms", "--rate", "5", "--machines", str(prices), "--machine", "c9", "--json")
+    error = json.loads(done.stdout)["error"]
+    assert done.exit_code == error["exit"] == 4
+    assert error["what"] == "has no price for the machine 'c9'"
+    assert error["fix"].endswith("it lists c2")
+
+
+def test_python_gets_what_the_command_prints(times: Path, prices: Path) -> None:
+    asked = {"rate": 5000, "machines": prices, "requests": 10_000, "quiet": True, "growth": 0.2, "fail": None}
+    found = serve.plan("digits_cnn", measured=times, slo="p99 < 12ms", repository=ROOT / "model_repository", **asked)
+    options = ("--rate", "5000", "--slo", "p99 < 12ms", "--machines", str(prices), "--growth", "20%")
+    told = plan(times, "digits_cnn", "--repository", str(ROOT / "model_repository"), *options, "--json")
+    assert json.loads(json.dumps(finite(found.document))) == json.loads(told.stdout)
+    assert (found.replicas, found.smallest) == (found.document["replicas"], found.document["smallest"]["replicas"])
+    assert found.headroom >= 1 and found.per_pod_rate and found.per_million
+    shown = found.view()
+    assert shown.title.startswith("digits_cnn: ") and "cost" in shown.figures
+
+
+def test_python_is_told_of_a_wrong_option(times: Path) -> None:
+    for options, said in (
+        ({"zone": 3}, "zones"),
+        ({"zones": 1}, "zones = 1"),
+        ({"balance": "fair"}, "balance = 'fair'"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            serve.plan(measured=times, slo="p99 < 12ms", rate=5, **options)
+
+
 def test_a_trace_with_one_request_is_refused(times: Path, tmp_path: Path) -> None:
     (tmp_path / "trace.txt").write_text("1\n")
     done = plan(times, "--slo", "p99 < 12ms", "--trace", str(tmp_path / "trace.txt"))
     assert done.exit_code == 4
-    assert "holds 1 request" in done.stderr
+    assert "holds 1 request, and 299 are needed" in done.stderr
 
 
 def test_a_trace_has_a_rate_of_its_own(times: Path, tmp_path: Path) -> None:

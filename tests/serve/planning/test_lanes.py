@@ -1,9 +1,6 @@
 """The lanes do what one replica after the other would do, request by request."""
 
-import heapq
 import tracemalloc
-from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -14,11 +11,13 @@ from hypothesis import strategies as st
 from serve.planning import BALANCERS, objective
 from serve.planning import fleet as fleets
 from serve.planning.arrivals import POISSON
-from serve.planning.balancers import Balancer
-from serve.planning.calls import Calls, capacity
+from serve.planning.engines.balancers import Balancer
+from serve.planning.engines.calls import Calls, capacity
+from serve.planning.engines.lanes import Lanes
+from serve.planning.engines.leastloaded import Loop
 from serve.planning.fleet import Fleet, simulate
-from serve.planning.lanes import Lanes
-from serve.planning.leastloaded import Loop
+from serve.simulate import simulation as exact
+from serve.simulate.arrivals import Arrivals
 from serve.simulate.configuration import Configuration
 from serve.simulate.service import Curve, Seconds
 from tests.serve.planning.curves import drawn
@@ -27,32 +26,9 @@ CONFIGURATION = Configuration(32)
 SLO = objective.parse("p99 < 20ms")
 
 
-def one_replica(at: Seconds, seconds: Callable[[int, int], float], largest: int, instances: int = 1) -> Seconds:
-    """The oracle of these tests: events of one replica without a delay, one by one."""
-    queue, idle, ends, done = deque[int](), instances, list[float](), np.empty(len(at))
-
-    def begin(now: float) -> None:
-        nonlocal idle
-        batch = [queue.popleft() for _ in range(min(len(queue), largest))]
-        idle -= 1
-        done[batch] = now + seconds(len(batch), instances - idle)
-        heapq.heappush(ends, done[batch[0]])
-
-    for request, now in enumerate(at.tolist()):
-        while ends and ends[0] <= now:
-            end = heapq.heappop(ends)
-            idle += 1
-            if queue:
-                begin(end)
-        queue.append(request)
-        if idle:
-            begin(now)
-    while ends:
-        end = heapq.heappop(ends)
-        idle += 1
-        if queue:
-            begin(end)
-    return done - at
+def one_replica(at: Seconds, curve: Curve, largest: int, instances: int = 1, seed: int = 0) -> Seconds:
+    """The oracle of these tests: one replica without a delay, as Triton's scheduler has it."""
+    return exact.simulate(Arrivals(at), curve, Configuration(largest, instances=instances), seed=seed).latencies
 
 
 def arrived(replicas: int, each: int, rate: float, seed: int) -> tuple[Seconds, np.ndarray]:
@@ -83,7 +59,7 @@ def test_with_equal_calls_every_request_takes_what_it_takes_one_by_one(rate: flo
     expected = np.empty(len(at))
     for number in range(5):
         mine = replica == number
-        expected[mine] = one_replica(at[mine], curve.sampler(np.random.default_rng(0)), 32, instances)
+        expected[mine] = one_replica(at[mine], curve, 32, instances)
     np.testing.assert_allclose(by_arrival(answers), expected, rtol=1e-9)
     assert lanes.requests == len(at)
 
@@ -105,10 +81,9 @@ def test_whatever_comes_is_answered_as_one_by_one(
     pieces = [slice(begin, begin + block) for begin in range(0, len(at), block)]
     answers = [lanes.feed(at[piece], replica[piece], at[piece][-1]) for piece in pieces]
     answered = by_arrival([*answers, lanes.finish()])
-    sample = curve.sampler(np.random.default_rng(0))
     for number in range(replicas):
         mine = replica == number
-        np.testing.assert_allclose(answered[mine], one_replica(at[mine], sample, largest, instances), rtol=1e-9)
+        np.testing.assert_allclose(answered[mine], one_replica(at[mine], curve, largest, instances), rtol=1e-9)
 
 
 @pytest.mark.parametrize(("rate", "instances"), [(400.0, 1), (1500.0, 1), (2500.0, 1), (1500.0, 2)])
@@ -117,10 +92,9 @@ def test_twenty_replicas_agree_within_two_per_cent(rate: float, instances: int) 
     at, replica = arrived(20, 10_000, rate, seed=5)
     lanes = Lanes(Calls(curve, 32, np.random.default_rng(1)), 20, 32, instances)
     ours = by_arrival([lanes.feed(at, replica, np.inf)])
-    sample = curve.sampler(np.random.default_rng(2))
-    exact = np.concatenate([one_replica(at[replica == n], sample, 32, instances) for n in range(20)])
+    theirs = np.concatenate([one_replica(at[replica == n], curve, 32, instances, seed=n) for n in range(20)])
     for percent in (50, 99):
-        assert np.percentile(ours, percent) == pytest.approx(np.percentile(exact, percent), rel=0.02)
+        assert np.percentile(ours, percent) == pytest.approx(np.percentile(theirs, percent), rel=0.02)
 
 
 def test_calls_are_drawn_as_the_curve_draws_them() -> None:
@@ -164,7 +138,7 @@ def test_a_loop_over_one_replica_is_the_oracle() -> None:
     at, _ = arrived(1, 3000, 1500.0, seed=9)
     generator = np.random.default_rng(0)
     loop = Loop(Calls(curve, 32, generator), 1, 32, replace(CONFIGURATION, instances=2), generator)
-    expected = one_replica(at, curve.sampler(generator), 32, 2)
+    expected = one_replica(at, curve, 32, 2)
     np.testing.assert_allclose(loop.run(at), expected, rtol=1e-9)
 
 

@@ -8,8 +8,8 @@ from modelathe.errors import Refused
 from serve.planning import objective
 from serve.planning import search as searches
 from serve.planning.arrivals import POISSON, Arrivals
-from serve.planning.balancers import Balancer
 from serve.planning.cases import SCALER, Asked, cases, needed, target
+from serve.planning.engines.balancers import Balancer
 from serve.planning.fleet import Fleet, Outcome, simulate
 from serve.planning.plan import Wanted, make
 from serve.planning.search import Search, highest
@@ -119,18 +119,19 @@ def test_the_target_leaves_room_for_what_is_lost_and_for_what_comes() -> None:
 
 
 def test_a_plan_says_what_it_left_out() -> None:
-    configuration = Configuration(32, delay=0.002, preferred=(4,))
+    fleet = replace(FLEET, configuration=Configuration(32, delay=0.002, preferred=(4,)), requests=10_000)
+    fleet = replace(fleet, balancer=Balancer("least-loaded"))
     told: list[str] = []
     asked = Wanted(RATE, Asked())
-    plan = make(replace(FLEET, configuration=configuration), asked, lambda text, _fraction: told.append(text))
+    plan = make(fleet, asked, lambda text, _fraction: told.append(text))
     assert plan["replicas"] == plan["smallest"]["replicas"] + 1
     assert plan["planned"]["headroom"]["ratio"] > plan["smallest"]["headroom"]["ratio"] >= 1
     assert plan["per_pod_rate"] is None
-    assert {"a delay of 2,000 µs", "preferred batch", "no target for", "errors: what is"} <= {
+    assert {"a delay of 2,000 µs", "preferred batch", "no target for", "errors: those"} <= {
         start
         for note in plan["notes"]
-        for start in ("a delay of 2,000 µs", "preferred batch", "no target for", "errors: what is")
+        for start in ("a delay of 2,000 µs", "preferred batch", "no target for", "errors: those")
         if note.startswith(start)
     }
     assert any("does not hold" in text for text in told)
-    assert plan == make(replace(FLEET, configuration=configuration), asked, lambda _text, _fraction: None)
+    assert plan == make(fleet, asked, lambda _text, _fraction: None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serve.planning.calls import Whole
+from serve.planning.engines.calls import Whole
 
 Pick = Callable[[int, int], Whole]
 """From (requests, requests so far) to the replica of each, int64 [requests]."""

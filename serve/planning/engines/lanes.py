@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serve.planning.calls import Calls, Whole
+from serve.planning.engines.calls import Calls, Whole
 from serve.simulate.service import Seconds
 
 

@@ -22,7 +22,7 @@ class Calls:
         self.inside, self.together, self._generator = curve.inside, np.array(curve.together), generator
         sizes = np.array(sorted(curve.calls))
         counts = np.array([len(curve.calls[size]) for size in sizes])
-        self._times = np.concatenate([curve.calls[size] for size in sizes])
+        self._times = np.concatenate([np.sort(curve.calls[size]) for size in sizes])
         batches = np.arange(largest + 1)
         above = np.minimum(np.searchsorted(sizes, batches), len(sizes) - 1)
         below = np.maximum(np.searchsorted(sizes, batches, side="right") - 1, 0)
@@ -31,13 +31,17 @@ class Calls:
         self._scale = np.maximum(batches / sizes[-1], 1.0)
         begins = np.cumsum(counts) - counts
         self._low, self._high = (begins[below], counts[below]), (begins[above], counts[above])
+        self._finest = np.maximum(counts[below], counts[above])
 
     def alone(self, batch: Whole) -> Seconds:
         """Return the seconds of a call for each batch size, float64 [n], while no other instance runs."""
-        found = self._draw(self._low, batch)
+        finest = self._finest[batch]
+        # Of two measured sizes, the times that equally many are below.
+        luck = (np.floor(self._generator.random(len(batch)) * finest) + 0.5) / finest
+        found = self._at(self._low, batch, luck)
         share = self._share[batch]
         if len(mixed := np.flatnonzero(share)):
-            found[mixed] += share[mixed] * (self._draw(self._high, batch[mixed]) - found[mixed])
+            found[mixed] += share[mixed] * (self._at(self._high, batch[mixed], luck[mixed]) - found[mixed])
         found *= self._scale[batch]
         return found
 
@@ -53,9 +57,9 @@ class Calls:
         found += self.inside
         return found
 
-    def _draw(self, where: tuple[Whole, Whole], batch: Whole) -> Seconds:
+    def _at(self, where: tuple[Whole, Whole], batch: Whole, luck: Seconds) -> Seconds:
         begin, count = where[0][batch], where[1][batch]
-        found: Seconds = self._times[begin + (self._generator.random(len(batch)) * count).astype(np.int64)]
+        found: Seconds = self._times[begin + (luck * count).astype(np.int64)]
         return found
 
 

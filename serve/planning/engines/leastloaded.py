@@ -8,7 +8,7 @@ from collections import deque
 
 import numpy as np
 
-from serve.planning.calls import Calls
+from serve.planning.engines.calls import Calls
 from serve.simulate.configuration import Configuration
 from serve.simulate.service import Seconds
 

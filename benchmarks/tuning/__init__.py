@@ -1,0 +1,1 @@
+"""The parts of `make bench-tune`, one module each, and what they share."""
