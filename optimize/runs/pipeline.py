@@ -19,7 +19,7 @@ from optimize.checks import every as checks
 from optimize.checks.subject import Subject
 from optimize.judge import speed
 from optimize.judge.gate import Gate
-from optimize.judge.speed import TRAINED
+from optimize.judge.speed import TRAINED, Timing
 from optimize.methods.export.onnx import Onnx
 from optimize.methods.table import METHODS, NAMES
 from optimize.model.errors import BadGraph, BadModel, BadRecipe, BadWorkload, NoEffect
