@@ -118,7 +118,9 @@ class Batcher:
         if not self.instances.idle if self.patient else not self.slot():
             return max(first + 1, bisect_left(self.at, before, first))
         state = self.current.state
-        if self.alike and not self.full and (state == NEW or (self.fixed and state != EXECUTING)):
+        # What comes as the batcher's time has come finds it awake.
+        asleep = self.at[first] < before and not self.full
+        if self.alike and asleep and (state == NEW or (self.fixed and state != EXECUTING)):
             most = first + self.wanted - self.queued - 1
             return min(most, max(first + 1, bisect_left(self.at, before, first)))
         return first

@@ -77,7 +77,7 @@ class _Simulation:
             if scheduler.until < now:
                 now = scheduler.until
             if come < len(at) and at[come] <= now and at[come] < end:
-                come = self._arrive(come, now)
+                now, come = at[come], self._arrive(come, now)
             elif now == end:
                 self._end(now)
             else:

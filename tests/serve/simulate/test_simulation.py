@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serve.simulate.arrivals import Arrivals, Clients, Kinds
@@ -107,8 +107,18 @@ def test_each_request_is_answered_once_or_refused_once(case: Case) -> None:
         assert outcome != REFUSED or own > case.configuration.max_batch or level.size
 
 
+EXPIRES = Case(
+    Clients(3, 14, 0.0, Kinds(items=[3, 2, 2, 1, 1, 1, 1, 1, 1, 3, 2, 3, 2, 2])),
+    Curve({1: np.array([0.002]), 8: np.array([0.005])}, outside=0.004, race=0.0),
+    Configuration(2, delay=0.001, instances=2, fixed_shapes=True, levels=(Level(timeout=0.001),)),
+    0,
+)
+"""A request that comes finds that another has expired, whose client then goes on."""
+
+
 @given(cases())
 @settings(max_examples=100, deadline=None)
+@example(EXPIRES)
 def test_an_instance_runs_one_call_at_a_time(case: Case) -> None:
     done = case.run()
     for instance in range(case.configuration.instances):
@@ -169,16 +179,25 @@ def test_who_finds_an_idle_instance_waits_a_delay_and_a_call_at_most(case: Case)
     case = replace(case, configuration=replace(case.configuration, instances=1))
     done = case.run()
     longest = float((done.batches["end"] - done.batches["start"]).max())
-    rows, items = done.requests, case.column("items", 1)
+    rows, items, shapes = done.requests, case.column("items", 1), case.column("shape", 0)
     for number, row in enumerate(rows):
         before = done.batches[done.batches["start"] < row["arrival"]]
-        ahead = items[: number + 1][rows["start"][: number + 1] >= row["arrival"]].sum()
-        if ahead <= min(case.configuration.sizes) and (before["end"] <= row["arrival"]).all():
+        waiting = np.flatnonzero(rows["start"][: number + 1] >= row["arrival"])
+        alike = case.configuration.fixed_shapes or len(set(shapes[waiting])) == 1
+        one_call = alike and items[waiting].sum() <= min(case.configuration.sizes)
+        if one_call and (before["end"] <= row["arrival"]).all():
             assert row["start"] - row["arrival"] <= case.configuration.delay + longest + EXACT
+
+
+AT_ONCE = Case(
+    Arrivals(np.array([0.0, 0.01, 0.02, 0.02, 0.03])), Curve({1: np.array([0.002])}), Configuration(3, delay=0.02), 0
+)
+"""The delay of the first ends as others come."""
 
 
 @given(cases(simple=True))
 @settings(max_examples=300, deadline=None)
+@example(AT_ONCE)
 def test_a_look_at_each_request_finds_what_counting_finds(case: Case) -> None:
     """Requests that are all alike are counted; one of two samples, long after them, makes all be looked at."""
     case = replace(case, configuration=replace(case.configuration, max_batch=case.configuration.max_batch + 1))
