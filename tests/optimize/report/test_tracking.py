@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -57,9 +58,19 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow's without a run: its tables take a while to make."""
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    with tracking._quiet():
+        tracking._client(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """MLflow's own server with a database and a folder for artifacts, on this machine alone."""
     place, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    shutil.copy(empty, place / "runs.db")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", f"sqlite:///{place}/runs.db", "--artifacts-destination", str(place / "artifacts")]
     log = (place / "log").open("w")
@@ -164,9 +175,9 @@ def history(server: str, run: str, metric: str) -> dict[int, float]:
     return {int(one.get("step", 0)): one["value"] for one in found}
 
 
-def test_a_refused_run_stands_there_too(tmp_path: Path, optimize: Optimize) -> None:
+def test_a_refused_run_stands_there_too(empty: Path, tmp_path: Path, optimize: Optimize) -> None:
     """Into a local database, without a server."""
-    store = f"sqlite:///{tmp_path}/runs.db"
+    store = f"sqlite:///{shutil.copy(empty, tmp_path / 'runs.db')}"
     ended = optimize(
         "run", SOURCE, "--recipe", recipe(tmp_path, "bytes = 1"), "--output", tmp_path / "run", "--track",
         f"mlflow:{store}",
@@ -244,8 +255,9 @@ def test_without_the_extra_one_line_installs_it(
     assert not (tmp_path / "run").exists()
 
 
-def test_nobody_else_is_told(tmp_path: Path) -> None:
+def test_nobody_else_is_told(empty: Path, tmp_path: Path) -> None:
     """MLflow asks whether it may tell its makers of its use when it is imported; then it is off already."""
+    shutil.copy(empty, tmp_path / "a.db")
     code = (
         "from optimize.report import tracking\n"
         f"client = tracking._client('sqlite:///{tmp_path}/a.db')\n"

@@ -36,7 +36,7 @@ epochs = 3
 [[step]]
 use = "quantize.static"
 [load]
-duration = 1.0
+duration = 0.3
 concurrency = 2
 """
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("each_step_faster")]

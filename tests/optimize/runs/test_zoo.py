@@ -28,7 +28,7 @@ batch = [1, 32]
 [[step]]
 use = "quantize.dynamic"
 [load]
-duration = 1.0
+duration = 0.3
 """
 
 

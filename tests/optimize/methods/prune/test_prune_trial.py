@@ -154,7 +154,7 @@ class Rotary(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.attentions = nn.ModuleList(nn.ModuleList(nn.Linear(32, 32) for _ in range(4)) for _ in range(2))
+        self.attentions = nn.ModuleList(nn.ModuleList(nn.Linear(32, 32) for _ in range(4)) for _ in range(1))
         self.into, self.norm, self.out = nn.Linear(12, 32), nn.LayerNorm(32), nn.Linear(32, 5)
         self.wide, self.narrow = nn.Linear(32, 48), nn.Linear(48, 32)
 
