@@ -20,7 +20,7 @@ MEASURE = """<script>addEventListener("load", () => setTimeout(() => {
   const box = (one) => one.getBoundingClientRect(), collided = [], clipped = [], broken = [];
   for (const cell of document.querySelectorAll("th, td")) {
     for (const text of [...cell.childNodes].filter((one) => one.nodeType === 3)) {
-      for (const word of text.data.matchAll(/(?<!\\S)\\S{2,12}(?!\\S)/g)) {
+      for (const word of text.data.matchAll(/(?<!\\S)\\S{2,15}(?!\\S)/g)) {
         const range = document.createRange();
         range.setStart(text, word.index);
         range.setEnd(text, word.index + word[0].length);

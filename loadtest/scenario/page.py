@@ -32,6 +32,7 @@ def write(values: dict[str, Any], destination: Path) -> None:
         headline=headline(values),
         tone=_TONES[values["verdict"]["passed"]] if values["valid"] else "bad",
         findings=findings,
+        invalid=[phase["name"] for phase in values["phases"] if not phase["valid"]],
         load=load,
         charts=timeline(runs),
     )

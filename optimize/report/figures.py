@@ -179,7 +179,7 @@ def _points(
     low, high = min([neutral, *every]), max([neutral, *every])
     margin = (high - low) * 0.04 or 0.01
     scale = Scale(low - margin, high + margin)
-    texts = [f"{value:+.4f}".replace("-", "−") if kind == "loss" else f"{value:.2f}×" for value, *_ in values]
+    texts = [change(value) if kind == "loss" else f"{value:.2f}×" for value, *_ in values]
     rows = tuple(
         scale.point(layer["name"], three, tone, text)
         for layer, three, tone, text in zip(layers, values, tones, texts, strict=True)
@@ -188,6 +188,12 @@ def _points(
         "95 % intervals; the dotted line is no loss." if kind == "loss" else "95 % intervals; the dotted line is 1×."
     )
     return Figure(title, caption, rows, scale.at(neutral))
+
+
+def change(value: float) -> str:
+    """Return a signed difference with a true minus sign; one that rounds to 0 has none."""
+    text = f"{value:+.4f}".replace("-", "−")
+    return "0.0000" if text in ("+0.0000", "−0.0000") else text
 
 
 def _models(document: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:

@@ -83,7 +83,9 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(number=number, score="{:.4f}".format, change=_change, whole=table.number, metric=table.metric)
+    found.filters.update(
+        number=number, score="{:.4f}".format, change=figures.change, whole=table.number, metric=table.metric
+    )
     found.filters.update(moved=table.moved)
     found.filters.update(interval=ratios.interval, control=ratios.control, times=ratios.times)
     found.filters.update(gate_tone=figures.gate_tone)
@@ -140,7 +142,7 @@ def head(document: dict[str, Any]) -> View:
         shown[f"the throughput at batch {batch}"] = f"{ratios.times(told['throughput'][batch])}, {ends}"
     if told["unmeasured"]:
         shown["no speed"] = told["unmeasured"]
-    quality = f"{_change(lost['value'])}: {lost['gate']['measured']}; wanted {lost['gate']['limit']}"
+    quality = f"{figures.change(lost['value'])}: {lost['gate']['measured']}; wanted {lost['gate']['limit']}"
     shown[f"{table.metric(document['trained']['quality'])}, {lost['place']}"] = quality
     shown["page"] = document["report"]
     title = f"{document['workload']}: {said['title']}"
@@ -239,8 +241,3 @@ def digests(document: dict[str, Any], folder: Path) -> dict[str, str]:
     if document["version"]:
         found["published version"] = document["version"]["digest"]
     return found
-
-
-def _change(value: float) -> str:
-    """Return a signed difference with a true minus sign."""
-    return f"{value:+.4f}".replace("-", "−")

@@ -28,7 +28,7 @@ def write(document: dict[str, Any], output: Path) -> Path:
         .render(
             found=document,
             methods=[
-                (method, figures.sensitivity(layers, batches), recipe(steps[method], layers))
+                (method, figures.sensitivity(layers, batches), layers, recipe(steps[method], layers))
                 for method, layers in found.items()
             ],
             layers=[layer for layers in found.values() for layer in layers],

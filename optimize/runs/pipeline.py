@@ -83,7 +83,9 @@ def run(
     for plan in plans.values():
         _check(plan, workload)
     first, steps = next(iter(plans.values())), tuple(step for plan in plans.values() for step in plan.steps)
-    _check_places(first.target, workload, output, repository, terms)
+    _check_repository(first.target, workload, output, repository, terms)
+    for place in [output, *(output / name for name in [*plans][1:])] if output else []:
+        resume.check(place)
     checks.first(Subject(workload, steps, first.target, first.budget), progress)
     sets = splits.read(workload, progress, allow_overlap=terms.allow_overlap)
     workload = splits.stated(workload, sets)
@@ -114,10 +116,10 @@ def run(
         progress(f"the preset {preset} is refused: {why}; going on with {turn.following[0]}", 0.0)
 
 
-def _check_places(
+def _check_repository(
     target: Target, workload: Workload, output: Path | None, repository: Path | None, terms: Terms
 ) -> None:
-    """Say before anything starts that the run's folder or the repository cannot be used."""
+    """Say before anything starts that nothing could be published."""
     if repository is not None:
         from optimize.runs import endpoint
 
@@ -128,8 +130,6 @@ def _check_places(
         folder = output or resume.RUNS / workload.name
         if folder.resolve().is_relative_to(repository.resolve()):
             raise UsageError("the run's folder lies in the repository", where=str(folder), fix="name another --output")
-    if output:
-        resume.check(output)
 
 
 def _attempt(this: Run, key: Key, repository: Path | None) -> tuple[dict[str, Any], str]:

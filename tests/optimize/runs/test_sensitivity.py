@@ -219,9 +219,14 @@ def test_layers_are_ranked_and_what_is_shown_to_lose_is_left_out_by_the_recipe()
 @needs_browser
 @pytest.mark.slow
 def test_the_page_fits_a_phone(tmp_path: Path) -> None:
-    layers = [effect("encoder.layer.11.attention.self.query/MatMul", 0.05, 0.03, 1.4), effect("0", 0.0, -0.01, 0.8)]
+    layers = [effect("encoder.layer.11.attention.self.query/MatMul", 0.05, 0.03, 1.4), effect("0", -0.0, -0.01, 0.8)]
+    layers.append(effect("dense2/Gemm", 0.0, -0.01, 0.8))
     document = {"format": 1, "modelathe": "0", "workload": "w", "samples": 9, "judged_on": "training", "overlap": {}}
-    document |= {"batch": [4], "layers": layers, "skipped": [], "steps": [{"use": "quantize.static"}]}
+    document |= {"batch": [4], "layers": layers, "steps": [{"use": "quantize.static"}]}
+    document["skipped"] = [{"method": "quantize.static", "name": "conv1/Conv", "why": "no weight is left to quantize"}]
     page = report.write(document, tmp_path / "page.html")
     assert page.stat().st_size < 100_000
+    assert "−0.0000" not in page.read_text() and "Recipe lines" in page.read_text()
     assert_fits(page, tmp_path)
+    every = report.write({**document, "layers": layers[:1]}, tmp_path / "every.html").read_text()
+    assert "Every layer is shown to lose" in every and "Recipe lines" not in every
