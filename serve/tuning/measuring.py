@@ -61,7 +61,8 @@ def measured(place: Place, traffic: Traffic, tell: Tell) -> Known:
     if not missing and known.first:
         return known
     whole = replace(today, max_batch=max(1, most), delay=0.0, preferred=(), dynamic=False)
-    busy = replace(whole, dynamic=most > 0, instances=1)
+    # With one thread a call takes the most even times, and a core while it lasts.
+    busy = replace(whole, dynamic=most > 0, instances=1, threads=1)
     counts = {number: min(MOST_INSTANCES, max(2, place.cores // number)) for number in missing}
     configs = {
         f"threads-{number}": trial.edited(subject.config, replace(whole, threads=number, instances=count))
