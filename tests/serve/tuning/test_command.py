@@ -210,7 +210,7 @@ def test_python_calls_it_alike(slow: Path, tmp_path: Path, monkeypatch: pytest.M
     found = serve.tune(MODEL, "p99 < 30ms", slow, rate=200, measured=tmp_path / "out" / "measured.json", quiet=True)
     assert found.check().chosen == found.document["chosen"]
     assert "today" in found.view().figures
-    assert list(found.to_pandas()["name"])[0] == "today"
+    assert next(iter(found.to_pandas()["name"])) == "today"
     with pytest.raises(UsageError, match="did you mean 'rate'"):
         serve.tune(MODEL, "p99 < 30ms", slow, rat=200)  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="there is no goal"):
