@@ -219,7 +219,8 @@ def test_python_calls_it_alike(slow: Path, tmp_path: Path, monkeypatch: pytest.M
 
 HURRIED = """
 import sys
-from serve.tuning import confirm, cores, measure, measuring
+from serve.tuning import confirm, cores, grid, measure, measuring
+grid.DELAYS, grid.REQUESTS, grid.LONGEST = (0.0, 0.001), 300, 1.0
 cores.BUSY, measure.AGAIN, measure.SECONDS, measure.WARM = 10.0, 50.0, 0.02, 0.01
 measuring.FIT_SECONDS, measuring.PRESSED, confirm.SHORTEST, confirm.REQUESTS = 1.0, 0.5, 1.0, 100
 from serve.cli import main
