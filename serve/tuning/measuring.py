@@ -21,6 +21,8 @@ SHARES = (0.3, 0.7)
 """How many requests should come during a call of one sample in that run, at the least and at the most."""
 CLIENTS, PRESSED = 64, 2.0
 """Clients that ask without a pause to learn what a request takes of the cores, and for how many seconds."""
+RUNS = 2
+"""Live runs that it makes."""
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def test_what_is_held_back_ends_with_3_and_its_figures(
     # Live, it is better than it was predicted each time.
     world = live(monkeypatch, World(odd={(2, 1): 0.5, (2, 2): 0.5}))
     monkeypatch.setattr("serve.tuning.tune.AFTER", 0)
-    monkeypatch.setattr("serve.tuning.confirm.RUNS", 3)
+    monkeypatch.setattr("serve.tuning.confirm.RUNS", 4)
     done = tune(slow, *ASKED, "--measured", str(tmp_path / "out" / "measured.json"), "--apply", "--json")
     told = json.loads(done.stdout)
     assert done.exit_code == 3, world.runs
