@@ -22,8 +22,8 @@ from serve.tuning.measuring import Place, part
 from serve.tuning.trial import Subject
 
 MEASURED, SIMULATED, TRIED, AGAIN = 0.25, 0.45, 0.7, 0.4
-"""The share of the time until the end of each stage: measuring, simulating, the first live runs; and of what is left then,
-the share of simulating again."""
+"""The share of the time until the end of each stage: measuring, simulating, the first live runs; and of what is left
+then, the share of simulating again."""
 AFTER = 1
 """Live runs that are left for what is best once the first have corrected the simulation."""
 
