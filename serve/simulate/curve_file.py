@@ -56,8 +56,8 @@ class Measured:
     def curve(self) -> Curve:
         """Return the times of a call."""
         calls = {size: np.array(times) for size, times in self.calls.items()}
-        more = {"race": self.race, "handover": self.handover, "spread": np.array(self.spread)}
-        return Curve(calls, self.together, self.inside, self.outside, **more)
+        spread = np.array(self.spread, np.float64)
+        return Curve(calls, self.together, self.inside, self.outside, self.race, self.handover, spread)
 
     def document(self) -> dict[str, Any]:
         """Return the JSON form."""

@@ -17,7 +17,7 @@ from serve.tuning.measuring import Place
 from serve.tuning.trial import inputs
 
 RUNS = 5
-"""Live runs at the most, that for the overheads included."""
+"""Live runs at the most, those for the overheads included."""
 REQUESTS, SHORTEST, LONGEST = 4000, 8.0, 25.0
 """Requests that a run should send, and its seconds at the least and at the most; a warm-up of one comes before."""
 MARGIN = 0.9

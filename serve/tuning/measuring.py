@@ -21,6 +21,8 @@ SHARES = (0.3, 0.7)
 """How many requests should come during a call of one sample in that run, at the least and at the most."""
 CLIENTS, PRESSED = 64, 2.0
 """Clients that ask without a pause to learn what a request takes of the cores, and for how many seconds."""
+RUNS = 2
+"""Live runs that it makes."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def measured(place: Place, traffic: Traffic, tell: Tell) -> Known:
     if not missing and known.first:
         return known
     whole = replace(today, max_batch=max(1, most), delay=0.0, preferred=(), dynamic=False)
-    busy = replace(whole, dynamic=most > 0, instances=1)
+    # With one thread a call takes the most even times, and a core while it lasts.
+    busy = replace(whole, dynamic=most > 0, instances=1, threads=1)
     counts = {number: min(MOST_INSTANCES, max(2, place.cores // number)) for number in missing}
     configs = {
         f"threads-{number}": trial.edited(subject.config, replace(whole, threads=number, instances=count))

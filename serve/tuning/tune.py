@@ -21,8 +21,9 @@ from serve.tuning.measure import Tell
 from serve.tuning.measuring import Place, part
 from serve.tuning.trial import Subject
 
-MEASURED, SIMULATED, TRIED, AGAIN = 0.25, 0.45, 0.75, 0.85
-"""The share of the time until the end of each stage: measuring, simulating, the first live runs, simulating again."""
+MEASURED, SIMULATED, TRIED, AGAIN = 0.25, 0.45, 0.7, 0.4
+"""The share of the time until the end of each stage: measuring, simulating, the first live runs; and of what is left
+then, the share of simulating again."""
 AFTER = 1
 """Live runs that are left for what is best once the first have corrected the simulation."""
 
@@ -60,7 +61,7 @@ def tune(subject: Subject, wanted: Wanted, tell: Tell) -> dict[str, Any]:
     space = Space(known, today, measuring.largest(subject), wanted.traffic, wanted.objective)
     _check_reachable(space)
     outcomes = _ranked(space, goal, part(tell, MEASURED, SIMULATED))
-    live = Live(place, known, goal, confirm.RUNS - fresh)
+    live = Live(place, known, goal, confirm.RUNS - fresh * measuring.RUNS)
     first = confirm.few(outcomes, today, live.left - 1 - AFTER)
     names = {f"best-{number}": one for number, one in enumerate(first, 1)}
     live.run(space, {"today": _today(space, goal, outcomes), **names}, part(tell, SIMULATED, TRIED))
@@ -73,16 +74,18 @@ def tune(subject: Subject, wanted: Wanted, tell: Tell) -> dict[str, Any]:
 
 def _again(space: Space, live: Live, outcomes: list[Outcome], tell: Tell) -> tuple[Space, list[Outcome]]:
     """Correct the simulation by the live runs, rank the grid again, and try what is best now, while runs are left."""
-    shares = part(tell, TRIED, AGAIN), part(tell, AGAIN, 1.0)
+    done = TRIED
     while True:
         space = space.refitted([one.tried for one in live.confirmed])
         if not live.left:
             return space, outcomes
-        outcomes = grid.ranked(space, live.goal, shares[0])
+        simulated = done + AGAIN * (1 - done)
+        outcomes = grid.ranked(space, live.goal, part(tell, done, simulated))
         following = live.next(outcomes)
         if following is None:
             return space, outcomes
-        live.run(space, {f"best-{len(live.confirmed)}": following}, shares[1])
+        done = simulated + AGAIN * (1 - simulated)
+        live.run(space, {f"best-{len(live.confirmed)}": following}, part(tell, simulated, done))
 
 
 def checked(subject: Subject) -> Configuration:

@@ -37,6 +37,8 @@ NOT_RUN = collections.Counter(
         "minutes to hours of load": 1,
         "the rules ask for ten minutes": 1,
         "three minutes of load": 1,
+        "wants a machine on which nothing else runs": 2,
+        "goes on from a tuning": 1,
         "needs a GPU": 1,
         "needs a GPU, and no network": 1,
         "needs the extra tensorrt": 1,
