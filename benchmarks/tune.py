@@ -64,7 +64,7 @@ def main(parts: tuple[str, ...], minutes: float, show: bool) -> None:
         figures[name] = module.figures(kept[name])
         if kept[name] and name in (parts or PARTS):
             console.print(table(name, module.COLUMNS, module.cells(kept[name])))
-    for name in PARTS:
+    for name in parts or PARTS:
         rows = verdicts(figures[name], part(name).WANTED)
         console.print(table(name, ("figure", "measured", "wanted", ""), rows))
     console.print(f"written: {write(figures, kept)}")
