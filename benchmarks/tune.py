@@ -13,7 +13,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
-from tuning.ledger import Figures, Ledger, OutOfTime, Rule, write
+from tuning.ledger import Figures, Ledger, NotMeasured, OutOfTime, Rule, write
 
 PARTS = ("simulation", "best", "default", "analyzer", "cost", "lanes")
 
@@ -58,16 +58,19 @@ def main(parts: tuple[str, ...], minutes: float, show: bool) -> None:
         if not show and name in (parts or PARTS):
             try:
                 module.run(ledger)
+            except NotMeasured as error:
+                console.print(f"{name}: {error}", markup=False)
             except OutOfTime:
                 console.print(f"{name}: {minutes:g} minutes are over; call it again")
         kept[name] = list(module.rows(ledger))
         figures[name] = module.figures(kept[name])
         if kept[name] and name in (parts or PARTS):
             console.print(table(name, module.COLUMNS, module.cells(kept[name])))
-    for name in PARTS:
+    for name in parts or PARTS:
         rows = verdicts(figures[name], part(name).WANTED)
         console.print(table(name, ("figure", "measured", "wanted", ""), rows))
-    console.print(f"written: {write(figures, kept)}")
+    measured = {name: rows for name, rows in kept.items() if rows}
+    console.print(f"written: {write({name: figures[name] for name in measured}, measured)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from serve.simulate.configuration import THREADS, Configuration
 from serve.tuning import trial
 from serve.tuning.live import Traffic
 from tuning import subjects
-from tuning.ledger import OUTPUT, Figures, Ledger, Rule
+from tuning.ledger import OUTPUT, Figures, Ledger, NotMeasured, Rule
 
 BUDGET = 50.0
 """Seconds of a search for the highest rate."""
@@ -58,7 +58,11 @@ def highest(model: str, side: str, tuned: Configuration) -> dict[str, Any]:
 
 
 def rate_of(model: str, config: ModelConfig) -> dict[str, Any]:
-    """Return the highest rate that a configuration holds, with its interval, and the instances that the server has."""
+    """Return the highest rate that a configuration holds, with its interval, and the instances that the server has.
+
+    Raises:
+        NotMeasured: no probe counted, as where something else takes the load generator's time.
+    """
     made = subjects.subject(model)
     with trial.served(made, {model: config}, OUTPUT / model / "rate.log") as endpoint:
         found = loadtest.capacity(
@@ -66,6 +70,8 @@ def rate_of(model: str, config: ModelConfig) -> dict[str, Any]:
         )
         with urllib.request.urlopen(f"{endpoint.http}/v2/models/{model}/config") as answer:  # noqa: S310 - ours
             told = json.load(answer)
+    if found.failure and found.rate != found.rate:
+        raise NotMeasured(f"{model}: {found.failure.what}")
     instances = sum(group["count"] for group in told["instance_group"])
     return {"rate": found.rate, "low": found.low, "high": found.high, "instances": instances}
 

@@ -1,7 +1,6 @@
 """What was measured so far, kept after every cell, so that a part goes on where it was stopped."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,10 @@ Figures = dict[str, float]
 
 class OutOfTime(Exception):
     """The minutes are over; the next call goes on."""
+
+
+class NotMeasured(Exception):
+    """A cell could not be measured, as on a machine that is too busy; it says why, and the next call tries again."""
 
 
 class Ledger:
@@ -76,8 +79,7 @@ def write(figures: Mapping[str, Figures], rows: Mapping[str, Any]) -> Path:
         rows: what they were read from, by part.
     """
     day = time.strftime("%F")
-    machine = page.environment() | {"load average": f"{os.getloadavg()[0]:.1f}"}
-    document = {"date": day, "machine": machine, "figures": figures, "cells": rows}
+    document = {"date": day, "machine": page.environment(), "figures": figures, "cells": rows}
     path = RESULTS / f"tune-{day}-cpu.json"
     files.write(path, json.dumps(finite(document), indent=1) + "\n")
     return path

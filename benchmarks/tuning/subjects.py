@@ -19,7 +19,7 @@ from serve.tuning import confirm, kept, trial
 from serve.tuning.grid import Space
 from serve.tuning.live import Model, Seen, Traffic
 from serve.tuning.trial import Subject
-from tuning.ledger import OUTPUT, Ledger
+from tuning.ledger import OUTPUT, Ledger, NotMeasured
 
 DIGITS, TEXTS = serving.MODEL, serving.TEXTS
 MODELS = (DIGITS, TEXTS)
@@ -34,11 +34,11 @@ def run(*words: str) -> str:
     """Run a command of ours and return what it prints; what it says of its progress goes on to the terminal.
 
     Raises:
-        SystemExit: it failed.
+        NotMeasured: it failed.
     """
     done = subprocess.run([sys.executable, "-m", *words], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode not in (0, 3):
-        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}: {done.stdout[-1000:]}")
+        raise NotMeasured(f"{' '.join(words)} ended with {done.returncode}")
     return done.stdout
 
 
@@ -93,7 +93,7 @@ def space(model: str) -> Space:
     made = subject(model)
     curves = kept.read(OUTPUT / model / "measured.json", made, len(os.sched_getaffinity(0)))
     if not curves:
-        raise SystemExit(f"{model} was not measured yet: run the part `simulation` first")
+        raise NotMeasured(f"{model} was not measured yet: run the part `simulation` first")
     return Space(curves, default(model), int(made.config.max_batch_size), Traffic(FASTEST), objective.parse(SLO))
 
 

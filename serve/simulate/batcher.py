@@ -118,11 +118,10 @@ class Batcher:
         if not self.instances.idle if self.patient else not self.slot():
             return max(first + 1, bisect_left(self.at, before, first))
         state = self.current.state
-        # What comes as the batcher's time has come finds it awake.
-        asleep = self.at[first] < before and not self.full
-        if self.alike and asleep and (state == NEW or (self.fixed and state != EXECUTING)):
+        if self.alike and not self.full and (state == NEW or (self.fixed and state != EXECUTING)):
             most = first + self.wanted - self.queued - 1
-            return min(most, max(first + 1, bisect_left(self.at, before, first)))
+            # Who comes at the very moment at which the delay is over is heard.
+            return min(most, bisect_left(self.at, before, first))
         return first
 
     def _add(self, first: int, last: int) -> None:
@@ -180,14 +179,20 @@ class Batcher:
             payload.shape = self.shape[taken[0]]
             self.instances.scheduled.append(payload)
         if self.delay:
-            payload.oldest = min(payload.oldest, min([self.at[request] for request in taken]))
+            oldest = self.at[taken[0]] if self.alike else min([self.at[request] for request in taken])
+            payload.oldest = min(payload.oldest, oldest)
         payload.requests += taken
         payload.items += items
         self.queued -= items
 
     def _scan(self, now: float) -> Scan:
         """Look through the waiting requests for what fits the current payload."""
-        size, found = self.current.items, self._count() if self.alike else self._each(now)
+        size = self.current.items
+        if self.patient and self.alike:
+            count = min(self.waiting.count, self.max_batch - size)
+            self.full = size + count == self.max_batch
+            return 0.0, count, count
+        found = self._count() if self.alike else self._each(now)
         count, items, best = found.requests, found.items, found.best
         over = bool(self.delay) and (not count or now >= found.oldest + self.delay)
         if best and not over:

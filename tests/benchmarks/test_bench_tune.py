@@ -1,4 +1,4 @@
-"""`make bench-tune`: what is measured is kept, figures are read from cells, nothing that misses is called reached."""
+"""`make bench-tune`: what is measured is kept, figures are read from cells, what misses is not called reached."""
 
 import importlib
 from pathlib import Path
