@@ -122,9 +122,9 @@ def tune(
 def _failure(values: dict[str, Any]) -> Refused | None:
     """Return what the command ends with where the best that held live is not what is proposed."""
     chosen, best = values["chosen"], values["best"]
-    if chosen is None:
+    if best is None:
         found = Refused("no configuration held live", fix="allow more time, or ask for a lower rate")
-    elif chosen["name"] == "today" and best != "today":
+    elif best != "today" and (chosen is None or chosen["name"] == "today"):
         row = next(one for one in values["confirmed"] if one["name"] == best)
         found = Refused(
             f"{best} is better live, and its prediction is off by {report.percent(row['off'])}: not applied",

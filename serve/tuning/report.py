@@ -69,7 +69,13 @@ def end(values: dict[str, Any]) -> Iterator[str]:
             )
     chosen = values["chosen"]
     if chosen is None:
-        yield "no configuration held live"
+        yield (
+            "nothing held live as it was predicted: nothing to apply"
+            if values["best"]
+            else "no configuration held live"
+        )
+    elif chosen["name"] == "today" != values["best"]:
+        yield f"{values['best']} is better live, and not applied: today's configuration stays"
     elif chosen["name"] == "today":
         yield "today's configuration is as good as the best that was confirmed: nothing to change"
     else:

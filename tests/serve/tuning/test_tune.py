@@ -49,7 +49,7 @@ def test_the_better_configuration_is_proposed_once_it_held_as_predicted(
     for one in values["confirmed"]:
         # What the runs saw had its own luck, and is predicted all the same.
         assert one["off"] < 0.2, one
-    assert values["overheads"]["inside_ms"] == pytest.approx(0.3, abs=0.2)
+    assert values["overheads"]["inside_ms"] + values["overheads"]["outside_ms"] == pytest.approx(1.1, abs=0.3)
     assert curve_file.read(tmp_path / "out" / "measured.json").configuration.threads == 2  # type: ignore[union-attr]
 
 
@@ -82,8 +82,8 @@ def test_what_is_not_as_predicted_is_said_with_its_figures_and_tried_again(
 def test_todays_stays_where_it_is_as_good_as_the_best(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Live, all others are slower by as much as they were measured to be faster.
-    installed(monkeypatch, World(odd={(2, 1): 3.0, (2, 2): 3.0, (1, 2): 3.0}))
+    # Live, all others are slower by more than they were measured to be faster.
+    installed(monkeypatch, World(odd={(2, 1): 4.0, (2, 2): 8.0, (1, 2): 4.0}))
     values = tuned(subject, wanted(tmp_path / "out"))
     assert values["chosen"]["name"] == "today"
     assert values["diff"] == ""
@@ -92,9 +92,9 @@ def test_todays_stays_where_it_is_as_good_as_the_best(
 def test_where_nothing_holds_live_nothing_is_proposed(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = {(threads, instances): 20.0 for threads in (1, 2) for instances in (1, 2)}
-    installed(monkeypatch, World(odd=every))
-    values = tuned(subject, wanted(tmp_path / "out"))
+    # The overheads are fitted with one instance of one thread, and do not tell of it.
+    installed(monkeypatch, World(odd={(1, 2): 20.0, (2, 1): 20.0, (2, 2): 20.0}))
+    values = tuned(subject, wanted(tmp_path / "out", "p99 < 7ms"))
     assert (values["chosen"], values["best"], values["diff"]) == (None, None, "")
 
 

@@ -20,13 +20,14 @@ from serve.simulate.service import Curve
 from serve.simulate.simulation import simulate
 from serve.tuning import confirm, grid, known, live, measure, measuring, trial
 from serve.tuning.cores import Used
+from serve.tuning.known import Known
 from serve.tuning.live import Model, Seen, Traffic
 from serve.tuning.trial import Subject
 from serve.tuning.tune import Wanted
 from tests.serve.planning.curves import drawn
 
 LUCK = 77
-SLOWER = 3.0
+SLOWER, CORES = 3.0, 2
 
 
 def scaled(curve: Curve, times: float) -> Curve:
@@ -77,12 +78,13 @@ class World:
         return self._seen(configuration, at, seconds)
 
     def pressed(self, model: Model, clients: int, seconds: float) -> Seen:
-        rate = 2 / (self.request + float(curves()[2].calls[32].mean()) / 32)
-        seen = self._seen(self.configs[model.name], np.arange(int(rate * seconds)) / rate, seconds)
-        return replace(seen, used=Used(2.0, 0.0, seconds))
+        configuration = self.configs[model.name]
+        rate = Known(CORES, curves(), self.request).ceiling(configuration)
+        seen = self._seen(configuration, np.arange(int(rate * seconds)) / rate, seconds)
+        return replace(seen, used=Used(float(CORES), 0.0, seconds))
 
     def _seen(self, configuration: Configuration, at: np.ndarray, seconds: float) -> Seen:
-        received = known.queued(at, self.request / 2)
+        received = known.queued(at, 1 / Known(CORES, curves(), self.request).ceiling(configuration))
         made = simulate(live.Arrivals(received), self.truth(configuration), configuration, seed=LUCK)
         took = made.latencies + received - at
         call = float((made.batches["end"] - made.batches["start"]).mean())
@@ -100,7 +102,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, world: World) -> World:
     monkeypatch.setattr(grid, "DELAYS", (0.0, 0.001))
     monkeypatch.setattr(confirm, "REQUESTS", 1000)
     monkeypatch.setattr(confirm, "SHORTEST", 3.0)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(CORES)))
     monkeypatch.setattr(trial, "served", world.served)
     for module in (measuring, confirm):
         monkeypatch.setattr(module, "inputs", lambda *_: [])
