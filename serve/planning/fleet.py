@@ -186,7 +186,8 @@ def simulate(fleet: Fleet, replicas: int, rate: float) -> Outcome:
         replace(one, low=low.measured, high=high.measured) for one, low, high in zip(judged, *bounds, strict=True)
     ]
     answered = done.latencies[~failed]
-    inside = rate / replicas * float((answered.sum() - len(answered) * fleet.curve.outside) / len(failed))
+    outside = float(np.maximum(0.0, fleet.curve.outside + fleet.curve.spread).mean())
+    inside = rate / replicas * float((answered.sum() - len(answered) * outside) / len(failed))
     load = rate / (replicas * fleet.capacity)
     figures = (latency_ms, busiest, load, done.busy, done.batch)
     return Outcome(replicas, rate, len(failed), *figures, tuple(judged), between, inside)
@@ -247,7 +248,8 @@ def _in_lanes(run: _Run) -> _Done:
 
     def keep(answered: tuple[Seconds, Seconds]) -> None:
         at, latency = answered
-        kept.append(latency[at >= warm] + fleet.curve.outside)
+        latency = latency[at >= warm]
+        kept.append(latency + fleet.curve.beside(len(latency), run.generator))
         when.append(intervals.slices(at[at >= warm], warm, whole))
 
     for size in blocks(run.count, max(1, BLOCK // run.clusters)):
@@ -287,5 +289,5 @@ def _in_loop(run: _Run, at: Seconds) -> tuple[Seconds, float, float]:
     fleet, largest = run.fleet, largest_batch(run.fleet.configuration)
     calls = Calls(fleet.curve, largest, run.generator)
     loop = Loop(calls, run.replicas, largest, fleet.configuration, run.generator)
-    latency = loop.run(at) + fleet.curve.outside
+    latency = loop.run(at) + fleet.curve.beside(len(at), run.generator)
     return latency, loop.busy, len(at) / loop.batches

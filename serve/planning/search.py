@@ -130,8 +130,8 @@ def check_alone(fleet: Fleet) -> None:
 
 def alone(fleet: Fleet) -> list[Judged]:
     """Return what the conditions say of requests that each find their replica idle."""
-    ones = np.ones(100_000, np.int64)
-    took = Calls(fleet.curve, 1, np.random.default_rng(fleet.seed)).draw(ones, ones) + fleet.curve.outside
+    ones, generator = np.ones(100_000, np.int64), np.random.default_rng(fleet.seed)
+    took = Calls(fleet.curve, 1, generator).draw(ones, ones) + fleet.curve.beside(len(ones), generator)
     return fleet.objective.judge(statistics.milliseconds(took), len(took))
 
 

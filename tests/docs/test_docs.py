@@ -100,7 +100,8 @@ def test_every_block_is_run_or_says_why_not() -> None:
 
 
 @pytest.mark.parametrize("block", of("sh"), ids=name)
-def test_click_takes_every_command(block: Block) -> None:
+def test_click_takes_every_command(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # where no server of the reader's runs
     for line in lines(block.text):
         for words in calls(line):
             check(words)

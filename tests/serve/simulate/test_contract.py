@@ -82,7 +82,7 @@ CASES = {
     "preferred": Case(f"preferred_batch_size: 4 {QUEUE % 20000}", 125),
     "default scheduler": Case(None, 10),
     "queue size": Case("default_queue_policy { max_queue_size: 500 }", 125),
-    "closed loop": Case("", clients=32),
+    "closed loop": Case("", clients=8),
 }
 MORE = {
     "two instances, delay": Case(QUEUE % 8000, 125, instances=2),
@@ -183,12 +183,13 @@ def check(name: str, seen: Mapping[str, Measured], seconds: float) -> None:
     assert made.quantile(0.5) == pytest.approx(seen[name].p50, rel=0.2)
     if EVERY[name].clients:
         # Clients that wait for their answers fall into groups that take turns, as large as chance made them.
-        assert made.mean_batch == pytest.approx(seen[name].mean_batch, rel=0.15)
+        assert made.mean_batch == pytest.approx(seen[name].mean_batch, rel=0.2)
     else:
         assert apart < 0.15 * seen[name].mean_batch
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @pytest.mark.parametrize("name", [name for name in CASES if name != FITTED])
 def test_batches_and_median_are_those_of_the_real_server(name: str, seen: Mapping[str, Measured]) -> None:
     check(name, seen, SECONDS)
