@@ -67,6 +67,12 @@ def promised(this: Run, last: Bundle, timing: Timing) -> list[Gate]:
     return gates
 
 
+def why(refused: Gate) -> str:
+    """Return why a gate said no, in short; what was not decided is not called worse."""
+    open_ = "undecided: the machine is too busy, " if refused.machine else "undecided, " if refused.undecided else ""
+    return f"{refused.name}: {open_}{refused.measured}"
+
+
 def instead(recipe: Recipe, refused: Sequence[Gate]) -> str:
     """Return the preset that may pass where quantized computation lost speed on a CPU; empty elsewhere."""
     method = METHODS[type(recipe.steps[-1])]

@@ -147,7 +147,7 @@ def _attempt(this: Run, key: Key, repository: Path | None) -> tuple[dict[str, An
         return {}, failure.what
     refused = [entry for entry in judged if not entry.passed]
     if refused and following and all(entry.name.startswith(("quality", "promise")) for entry in refused):
-        return result, "; ".join(f"{entry.name}: {entry.measured}" for entry in refused)
+        return result, "; ".join(map(judging.why, refused))
     if not this.terms.force:
         judging.stop(judged, this.folder, result, judging.instead(this.recipe, refused))
     return result, ""

@@ -122,7 +122,13 @@ def tune(
 def _failure(values: dict[str, Any]) -> Refused | None:
     """Return what the command ends with where the best that held live is not what is proposed."""
     chosen, best = values["chosen"], values["best"]
-    if best is None:
+    few = [one["measured"]["requests"] for one in values["confirmed"]]
+    if best is None and max(few) < (enough := objective.parse(values["objective"]).requests):
+        found = Refused(
+            f"no configuration held live: {max(few):,} requests are too few to tell, {enough:,} are needed",
+            fix="ask for a lower percentile",
+        )
+    elif best is None:
         found = Refused("no configuration held live", fix="allow more time, or ask for a lower rate")
     elif best != "today" and (chosen is None or chosen["name"] == "today"):
         row = next(one for one in values["confirmed"] if one["name"] == best)

@@ -20,6 +20,8 @@ RUNS = 5
 """Live runs at the most, those for the overheads included."""
 REQUESTS, SHORTEST, LONGEST = 4000, 8.0, 25.0
 """Requests that a run should send, and its seconds at the least and at the most; a warm-up of one comes before."""
+ENOUGH = 1.1
+"""How many times the requests that it takes to tell a percentile a run should send: arrivals vary."""
 MARGIN = 0.9
 """The share of the highest predicted rate at which a configuration is tried: just below it, latency says nothing."""
 OFF = 0.2
@@ -46,10 +48,12 @@ class Confirmed:
 
     @property
     def measured(self) -> Outcome:
-        """What was seen, as the simulation says it."""
+        """What was seen, as the simulation says it; too few requests for the objective's percentile hold nothing."""
         seen = self.tried.seen
         figures = statistics.milliseconds(seen.latencies)
         judged = self.objective.judge(figures, len(seen.latencies), seen.failed)
+        if len(seen.latencies) < self.objective.requests:
+            judged = [replace(one, passed=False) for one in judged]
         return Outcome(self.predicted.configuration, self.predicted.rate, figures, tuple(judged), self.predicted.busy)
 
     @property
@@ -176,7 +180,8 @@ class Live:
         """Return the run, with what is predicted of the very requests that will be sent."""
         again = sum(one.predicted.configuration == outcome.configuration for one in self.confirmed)
         rate = outcome.rate * MARGIN if self.goal == "throughput" else outcome.rate
-        seconds = min(LONGEST, max(SHORTEST, REQUESTS / rate))
+        wanted = max(REQUESTS, ENOUGH * space.objective.requests)
+        seconds = min(LONGEST, max(SHORTEST, wanted / rate))
         traffic = replace(space.traffic.at(rate), seed=space.traffic.seed + again)
         predicted = replace(space, traffic=traffic).outcome(outcome.configuration, rate, seconds)
         return Asked(name, predicted, traffic, seconds)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def _knobs(space: Space, shown: Confirmed) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for knob in ("threads", "instances", "max_batch", "delay"):
         near = [one for one in every if replace(one, **{knob: getattr(now, knob)}) == now]
-        turned = sorted({*near, now}, key=lambda one, knob=knob: getattr(one, knob))  # type: ignore[misc]
+        turned = sorted({*near, now}, key=attrgetter(knob))
         found["delay_us" if knob == "delay" else knob] = [space.outcome(one, rate).document() for one in turned]
     return found
 

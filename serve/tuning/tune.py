@@ -49,11 +49,12 @@ def tune(subject: Subject, wanted: Wanted, tell: Tell) -> dict[str, Any]:
     """Return the document: what was predicted and measured, which configuration is the best, and the difference.
 
     Raises:
-        BadInput: the model is not one that is tuned.
+        BadInput: the model is not one that is tuned, or the traffic is too thin to tell whether the objective holds.
         Refused: no configuration holds; it names the nearest misses.
         MachineError: the machine is too busy to measure, or the server died.
     """
     today, goal = checked(subject), wanted.goal
+    _check_enough(wanted)
     wanted.measured.parent.mkdir(parents=True, exist_ok=True)
     place = Place(subject, today, len(os.sched_getaffinity(0)), wanted.measured)
     fresh = not measuring.complete(place)
@@ -104,6 +105,23 @@ def checked(subject: Subject) -> Configuration:
             fix="tune a model of onnxruntime on the CPU",
         )
     return found
+
+
+def _check_enough(wanted: Wanted) -> None:
+    """Refuse an objective of which no live run tells whether it holds.
+
+    Raises:
+        BadInput: the longest one sends too few requests.
+    """
+    if wanted.goal == "throughput":
+        return
+    sent, enough = len(wanted.traffic.simulated(confirm.LONGEST)), wanted.objective.requests
+    if sent < enough:
+        raise BadInput(
+            f"{wanted.objective.text}: the longest live run, {confirm.LONGEST:g} s, sends {sent:,} requests, and"
+            f" {enough:,} are needed to tell",
+            fix="ask for a lower percentile, or tune for a higher rate",
+        )
 
 
 def _check_reachable(space: Space) -> None:

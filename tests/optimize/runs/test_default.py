@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from torch import nn
 from loadtest.judge import validity
 from optimize import Workload, run
 from optimize.judge import ruler
+from optimize.judge.gate import Gate
 from optimize.judge.ruler import CONTROL, Speeds
 from optimize.model.errors import GateRefused
-from optimize.runs import baseline, pipeline, recipe
+from optimize.runs import baseline, judging, pipeline, recipe
 from optimize.runs.run import Terms
 from optimize.source.load import load_workload
 from tests.optimize.conftest import Optimize
@@ -114,6 +116,14 @@ def int8_is_slower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(recipe, "PRESETS", presets)
         patch.chdir(tmp_path_factory.mktemp("default"))
         yield
+
+
+def test_what_was_not_decided_is_not_called_slower() -> None:
+    told = Gate("promise: faster at batch 1", False, "0.98× [0.90, 1.06]", "interval above 0.97×", undecided=True)
+    assert judging.why(told) == "promise: faster at batch 1: undecided, 0.98× [0.90, 1.06]"
+    busy = replace(told, machine=True)
+    assert judging.why(busy) == "promise: faster at batch 1: undecided: the machine is too busy, 0.98× [0.90, 1.06]"
+    assert judging.why(replace(told, undecided=False)) == "promise: faster at batch 1: 0.98× [0.90, 1.06]"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modelathe.errors import Refused
+from modelathe.errors import BadInput, Refused
 from serve.simulate import curve_file
 from serve.tuning import confirm, page, trial
 from serve.tuning.trial import Subject
@@ -51,6 +51,29 @@ def test_the_better_configuration_is_proposed_once_it_held_as_predicted(
         assert one["off"] < 0.2, one
     assert values["overheads"]["inside_ms"] + values["overheads"]["outside_ms"] == pytest.approx(1.1, abs=0.3)
     assert curve_file.read(tmp_path / "out" / "measured.json").configuration.threads == 2  # type: ignore[union-attr]
+
+
+def test_traffic_too_thin_to_tell_a_percentile_is_refused_before_anything_runs(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty requests held `p99 < 30ms`."""
+    world = installed(monkeypatch, World())
+    with pytest.raises(BadInput, match=r"25 s, sends [45]\d requests, and 299 are needed to tell"):
+        tuned(subject, wanted(tmp_path / "out", rate=2.0))
+    assert not world.runs
+
+
+def test_a_live_run_of_too_few_requests_holds_nothing(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the rate is looked for, nobody knows before how many come."""
+    installed(monkeypatch, World())
+    for name in ("REQUESTS", "ENOUGH", "SHORTEST"):
+        monkeypatch.setattr(confirm, name, 0.1)
+    values = tuned(subject, wanted(tmp_path / "out", goal="throughput"))
+    assert all(one["measured"]["requests"] < 299 for one in values["confirmed"])
+    assert not any(one["measured"]["holds"] or one["sound"] for one in values["confirmed"])
+    assert (values["best"], values["chosen"]) == (None, None)
 
 
 @pytest.mark.parametrize("goal", ["throughput", "cores"])
